@@ -1,0 +1,1 @@
+"""One file a source: rows of a foreign system in, canonical events out."""

@@ -1,0 +1,71 @@
+"""What the shop has to show: items, offers, and where each item is promoted in which week."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.home import Home, MissingStateError
+
+_TIME = pa.timestamp("us", tz="UTC")
+ITEM_ATTRIBUTES = ("department", "category", "type", "brand", "manufacturer", "size")
+ITEMS = pa.schema(
+    [("item_id", pa.string()), *((name, pa.string()) for name in ITEM_ATTRIBUTES), ("recommendable", pa.bool_())]
+)
+OFFERS = pa.schema(
+    [
+        ("offer_id", pa.string()),
+        ("campaign_id", pa.string()),
+        ("campaign_type", pa.string()),
+        ("channel", pa.string()),
+        ("valid_from", _TIME),
+        ("valid_until", _TIME),
+        ("item_ids", pa.list_(pa.string())),
+    ]
+)
+ITEM_CONTEXT = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("valid_from", _TIME),
+        ("valid_until", _TIME),
+        ("mailer_stores", pa.int64()),
+        ("display_stores", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The door to the catalogue tables of one home; each is one Parquet file, replaced as a whole."""
+
+    home: Home
+
+    def save(self, name: str, table: pa.Table, schema: pa.Schema) -> None:
+        """Replace one table.
+
+        Raises:
+            pyarrow.ArrowInvalid: the table does not fit the schema.
+        """
+        self.home.catalogue.mkdir(parents=True, exist_ok=True)
+        part = self.home.catalogue / f".{name}.part"
+        pq.write_table(table.select(schema.names).cast(schema), part)
+        part.replace(self.path(name))
+
+    def path(self, name: str) -> Path:
+        """Where a table lies: ``items``, ``offers`` or ``item_context``."""
+        return self.home.catalogue / f"{name}.parquet"
+
+    def read(self, name: str) -> pa.Table:
+        """Read one table.
+
+        Raises:
+            MissingStateError: it was never written.
+        """
+        if not self.path(name).exists():
+            raise MissingStateError(
+                f"the catalogue has no {name}: import a source first (python -m features import complete-journey)"
+            )
+        return pq.read_table(self.path(name))

@@ -1,0 +1,255 @@
+"""The durable, append-only, de-duplicated log of events, and the dead letters of what could not be taken."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+import duckdb
+import msgspec
+import pyarrow as pa
+from deltalake import DeltaTable, write_deltalake
+
+from features.events import Event, content_hash, identity_key
+from features.home import Home, MissingStateError
+from features.identity import Identities
+
+_TIME = pa.timestamp("us", tz="UTC")
+_ITEM = pa.struct(
+    [
+        ("item_id", pa.string()),
+        ("quantity", pa.int64()),
+        ("amount_minor", pa.int64()),
+        ("discount_minor", pa.int64()),
+        ("coupon_minor", pa.int64()),
+    ]
+)
+_PAIR = pa.struct([("key", pa.string()), ("value", pa.string())])
+EVENT_SCHEMA = pa.schema(
+    [
+        ("event_id", pa.string()),
+        ("name", pa.string()),
+        ("occurred_at", _TIME),
+        ("known_at", _TIME),
+        ("received_at", _TIME),
+        ("local_date", pa.date32()),
+        ("local_hour", pa.int32()),
+        ("identity_key", pa.string()),
+        ("identifiers", pa.list_(_PAIR)),
+        ("channel", pa.string()),
+        ("store_id", pa.string()),
+        ("session_id", pa.string()),
+        ("currency", pa.string()),
+        ("items", pa.list_(_ITEM)),
+        ("offer_id", pa.string()),
+        ("campaign_id", pa.string()),
+        ("query", pa.string()),
+        ("decision_id", pa.string()),
+        ("traits", pa.list_(_PAIR)),
+        ("source", pa.string()),
+        ("content_hash", pa.string()),
+    ]
+)
+DEAD_LETTER_SCHEMA = pa.schema(
+    [
+        ("letter_id", pa.string()),
+        ("received_at", _TIME),
+        ("source", pa.string()),
+        ("field", pa.string()),
+        ("reason", pa.string()),
+        ("raw", pa.string()),
+    ]
+)
+COMPACT_ABOVE_FILES = 64
+
+
+class Incoming(NamedTuple):
+    """A checked event on its way into the log."""
+
+    event: Event
+    known_at: datetime
+    """From when on a feature or a training set may use it: its receipt if live, its import's declaration otherwise."""
+    received_at: datetime
+    source: str
+
+
+class DeadLetter(NamedTuple):
+    """A row that could not be taken, whole, with the field at fault and the reason."""
+
+    received_at: datetime
+    source: str
+    field: str
+    reason: str
+    raw: str
+
+
+@dataclass(frozen=True)
+class AppendReport:
+    """What one append did: every incoming event is counted in exactly one field."""
+
+    appended: int
+    repeated: int
+    conflicting: int
+
+
+def connect() -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection in memory that reads and prints times in UTC."""
+    connection = duckdb.connect()
+    connection.execute("SET TimeZone='UTC'")
+    return connection
+
+
+class EventLog:
+    """The Delta table of events of one home. Appends from several processes take turns by a file lock."""
+
+    def __init__(self, home: Home, timezone: str) -> None:
+        self._home = home
+        self._zone = ZoneInfo(timezone)
+
+    def append(self, batch: Sequence[Incoming], identities: Identities) -> AppendReport:
+        """Store the events not stored yet, in one atomic commit; safe to repeat after a crash at any point.
+
+        An event whose id is stored with other content becomes a dead letter; a faithful repeat is only counted.
+        Identifiers are written first: without their events they mean nothing, whereas events need them.
+        """
+        if not batch:
+            return AppendReport(0, 0, 0)
+        with self._home.locked("log"):
+            hashes = [content_hash(row.event) for row in batch]
+            stored = self._stored_hashes([row.event.event_id for row in batch])
+            fresh: list[tuple[Incoming, str]] = []
+            conflicts: list[DeadLetter] = []
+            for row, digest in zip(batch, hashes, strict=True):
+                if row.event.event_id not in stored:
+                    stored[row.event.event_id] = digest
+                    fresh.append((row, digest))
+                elif stored[row.event.event_id] != digest:
+                    conflicts.append(_conflict(row))
+            identities.learn_all((row.event, row.known_at) for row, _ in fresh)
+            identities.flush()
+            if fresh:
+                write_deltalake(str(self._home.events), self._to_arrow(fresh), mode="append")
+            self.reject(conflicts)
+            self._compact_if_fragmented()
+        return AppendReport(len(fresh), len(batch) - len(fresh) - len(conflicts), len(conflicts))
+
+    def reject(self, letters: Sequence[DeadLetter]) -> None:
+        """Keep rows that could not be taken; the same letter from a repeated import is kept once."""
+        if not letters:
+            return
+        path = str(self._home.dead_letters)
+        ids = [hashlib.blake2b("\0".join(x[1:]).encode(), digest_size=16).hexdigest() for x in letters]
+        known: set[str] = set()
+        if DeltaTable.is_deltatable(path):
+            known = set(DeltaTable(path).to_pyarrow_table(columns=["letter_id"])["letter_id"].to_pylist())
+        rows = {i: dict(letter_id=i, **x._asdict()) for i, x in zip(ids, letters, strict=True) if i not in known}
+        if rows:
+            write_deltalake(path, pa.Table.from_pylist(list(rows.values()), DEAD_LETTER_SCHEMA), mode="append")
+
+    def dead_letters(self) -> list[dict[str, Any]]:
+        """Every rejected row, oldest first."""
+        if not DeltaTable.is_deltatable(str(self._home.dead_letters)):
+            return []
+        rows: list[dict[str, Any]] = DeltaTable(str(self._home.dead_letters)).to_pyarrow_table().to_pylist()
+        return sorted(rows, key=lambda row: (row["received_at"], row["letter_id"]))
+
+    @property
+    def exists(self) -> bool:
+        """Whether any event was ever stored."""
+        return DeltaTable.is_deltatable(str(self._home.events))
+
+    def version(self) -> int:
+        """The Delta version of the log, which names its exact content.
+
+        Raises:
+            MissingStateError: the log is empty.
+        """
+        return self._table().version()
+
+    def files(self) -> list[str]:
+        """The Parquet files that make up the current version."""
+        return [uri.removeprefix("file://") for uri in self._table().file_uris()]
+
+    def count(self) -> int:
+        """How many events are stored."""
+        if not self.exists:
+            return 0
+        [(count,)] = connect().execute("SELECT count(*) FROM read_parquet(?)", [self.files()]).fetchall()
+        return int(count)
+
+    def latest_received(self) -> datetime | None:
+        """The last moment at which an event was known or received by the shop's clock, or None for an empty log."""
+        if not self.exists:
+            return None
+        query = "SELECT max(greatest(known_at, occurred_at)) FROM read_parquet(?)"
+        [(latest,)] = connect().execute(query, [self.files()]).fetchall()
+        return latest if latest is None else latest.astimezone(UTC)
+
+    def _table(self) -> DeltaTable:
+        if not self.exists:
+            raise MissingStateError(
+                f"the event log {self._home.events} is empty: import events first (python -m features import complete-journey)"
+            )
+        return DeltaTable(str(self._home.events))
+
+    def stored_among(self, event_ids: Sequence[str]) -> set[str]:
+        """Those of *event_ids* that the log holds."""
+        return set(self._stored_hashes(event_ids))
+
+    def _stored_hashes(self, event_ids: Sequence[str]) -> dict[str, str]:
+        if not self.exists:
+            return {}
+        connection = connect()
+        connection.register("batch", pa.table({"event_id": pa.array(event_ids, pa.string())}))
+        rows = connection.execute(
+            "SELECT event_id, content_hash FROM read_parquet(?) SEMI JOIN batch USING (event_id)", [self.files()]
+        ).fetchall()
+        return dict(rows)
+
+    def _compact_if_fragmented(self) -> None:
+        if self.exists and len(self.files()) > COMPACT_ABOVE_FILES:
+            self._table().optimize.compact()
+
+    def _to_arrow(self, rows: Sequence[tuple[Incoming, str]]) -> pa.Table:
+        events = [row.event for row, _ in rows]
+        local = [event.occurred_at.astimezone(self._zone) for event in events]
+        columns = {
+            "known_at": [row.known_at for row, _ in rows],
+            "received_at": [row.received_at for row, _ in rows],
+            "local_date": [moment.date() for moment in local],
+            "local_hour": [moment.hour for moment in local],
+            "identity_key": [identity_key(event) for event in events],
+            "identifiers": [list(event.identifiers.items()) for event in events],
+            "traits": [list(event.traits.items()) for event in events],
+            "source": [row.source for row, _ in rows],
+            "content_hash": [digest for _, digest in rows],
+        }
+        arrays = {name: pa.array(values, EVENT_SCHEMA.field(name).type) for name, values in columns.items()}
+        arrays["items"] = _items_to_arrow(events)
+        for name in set(EVENT_SCHEMA.names) - set(arrays):
+            arrays[name] = pa.array([getattr(event, name) for event in events], EVENT_SCHEMA.field(name).type)
+        return pa.table([arrays[name] for name in EVENT_SCHEMA.names], schema=EVENT_SCHEMA)
+
+
+def _items_to_arrow(events: Sequence[Event]) -> pa.Array:
+    """The events' items as one list array, built column by column: ten times faster than from a dict a line."""
+    offsets = [0]
+    for event in events:
+        offsets.append(offsets[-1] + len(event.items))
+    lines = [item for event in events for item in event.items]
+    children = [pa.array([getattr(line, f.name) for line in lines], f.type) for f in _ITEM]
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.StructArray.from_arrays(children, fields=list(_ITEM)))
+
+
+def _conflict(row: Incoming) -> DeadLetter:
+    return DeadLetter(
+        received_at=row.received_at,
+        source=row.source,
+        field="event_id",
+        reason=f"{row.event.event_id!r} is already stored with other content: give a corrected event an id of its own",
+        raw=msgspec.json.encode(row.event).decode(),
+    )

@@ -1,0 +1,135 @@
+"""The canonical event: its vocabulary, parsing and validation."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+
+EventName = Literal[
+    "view_item_list", "select_item", "view_item", "search", "add_to_cart", "remove_from_cart", "view_cart",
+    "begin_checkout", "purchase", "refund", "view_promotion", "select_promotion", "sign_up", "login",
+    "identify", "alias", "consent_update", "message_sent", "message_open", "message_click", "message_unsubscribe",
+    "ad_impression", "ad_click", "offer_view", "offer_redeem", "store_visit", "booking", "call", "feedback", "erasure",
+]  # fmt: skip
+"""GA4's e-commerce names and the omnichannel ones."""
+
+IdentifierKind = Literal["loyalty_card", "user_id", "device", "cookie", "receipt"]
+"""Identifiers from the strongest to the weakest; e-mail and phone are clear personal data and not taken here."""
+
+Channel = Literal["store", "web", "app", "email", "sms", "push", "mail", "call_centre", "ads"]
+
+FUTURE_TOLERANCE = timedelta(minutes=5)
+"""How far a client's clock may run ahead before its event is rejected."""
+
+Text = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+Money = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
+class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One line of an event: an item, how many, and its money in minor units."""
+
+    item_id: Text
+    quantity: Count = 1
+    amount_minor: Money = 0
+    """What the retailer received for the whole line."""
+    discount_minor: Money = 0
+    """What the retailer took off the line's shelf price."""
+    coupon_minor: Money = 0
+    """What a manufacturer's coupon paid of the line."""
+
+
+class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One thing that one customer did, or that was done to her, in any channel."""
+
+    event_id: Text
+    name: EventName
+    occurred_at: Annotated[datetime, msgspec.Meta(tz=True)]
+    identifiers: dict[IdentifierKind, Text] = {}
+    channel: Channel | None = None
+    store_id: Text | None = None
+    session_id: Text | None = None
+    currency: Annotated[str, msgspec.Meta(pattern="^[A-Z]{3}$")] | None = None
+    items: list[Item] = []
+    offer_id: Text | None = None
+    campaign_id: Text | None = None
+    query: Annotated[str, msgspec.Meta(max_length=1024)] | None = None
+    decision_id: Text | None = None
+    traits: dict[Text, Annotated[str, msgspec.Meta(max_length=1024)]] = {}
+
+
+REQUIRED_FIELDS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("select_item", "view_item", "add_to_cart", "remove_from_cart", "purchase", "refund"), ("items",)),
+    **dict.fromkeys(("offer_view", "offer_redeem"), ("offer_id",)),
+    **dict.fromkeys(("message_sent", "message_open", "message_click"), ("campaign_id",)),
+    "search": ("query",),
+    "identify": ("identifiers",),
+}
+"""What an event of this name must carry to mean anything."""
+
+_decoder = msgspec.json.Decoder(Event)
+_PATH = re.compile(r" - at `(?:key in )?\$\.?([^`]*)`$")
+_NAMED_FIELD = re.compile(r"(?:missing required|unknown) field `([^`]+)`")
+
+
+class RejectedEvent(ValueError):
+    """An event that cannot be taken; ``field`` names the culprit and ``reason`` the mend."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+        self.reason = reason
+
+
+def parse_event(raw: bytes | dict[str, Any], received_at: datetime) -> Event:
+    """Read and check one event.
+
+    Raises:
+        RejectedEvent: the JSON is broken, a field is missing, unknown, of a wrong type or out of range, the event lacks
+            what its name requires, carries money without a currency, or lies in the future of *received_at*.
+    """
+    try:
+        event = _decoder.decode(raw) if isinstance(raw, bytes) else msgspec.convert(raw, Event)
+    except msgspec.ValidationError as error:
+        raise RejectedEvent(*explain(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RejectedEvent("$", f"not valid JSON: {error}") from None
+    for field in REQUIRED_FIELDS.get(event.name, ()):
+        if not getattr(event, field):
+            raise RejectedEvent(field, f"an event named {event.name} needs it")
+    if event.currency is None and any(i.amount_minor or i.discount_minor or i.coupon_minor for i in event.items):
+        raise RejectedEvent("currency", "items carry money, so an ISO 4217 currency such as 'USD' is needed")
+    if event.occurred_at > received_at + FUTURE_TOLERANCE:
+        raise RejectedEvent(
+            "occurred_at", f"{event.occurred_at.isoformat()} lies after it was received ({received_at.isoformat()}): check the clock"
+        )
+    return msgspec.structs.replace(event, occurred_at=event.occurred_at.astimezone(UTC))
+
+
+def explain(error: msgspec.ValidationError) -> tuple[str, str]:
+    """Split a msgspec message into the field's path (``$`` for the whole body) and the reason."""
+    text = str(error)
+    at = _PATH.search(text)
+    reason = text[: at.start()] if at else text
+    path = at.group(1) if at else ""
+    named = _NAMED_FIELD.search(text)
+    if named:
+        path = f"{path}.{named.group(1)}" if path else named.group(1)
+    return path or "$", reason
+
+
+def identity_key(event: Event) -> str | None:
+    """The event's strongest identifier as ``kind:value``, or None for an anonymous event."""
+    for kind in get_args(IdentifierKind):
+        if kind in event.identifiers:
+            return f"{kind}:{event.identifiers[kind]}"
+    return None
+
+
+def content_hash(event: Event) -> str:
+    """A digest of everything the event says; equal for a faithful repeat, different for a conflict."""
+    return hashlib.blake2b(msgspec.json.encode(event, order="sorted"), digest_size=16).hexdigest()

@@ -1,0 +1,110 @@
+"""Where ubiquo keeps its state on disk, and the process settings that every command shares."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class MissingStateError(RuntimeError):
+    """A table, snapshot or model that a command needs does not exist yet; the message names the mend."""
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder that holds all data, stores and models of one ubiquo installation."""
+
+    root: Path
+
+    @classmethod
+    def from_environment(cls) -> Home:
+        """The home named by ``UBIQUO_HOME``, or ``var`` under the working directory."""
+        return cls(Path(os.environ.get("UBIQUO_HOME", "var")).resolve())
+
+    @property
+    def events(self) -> Path:
+        """The Delta table of events."""
+        return self.root / "log" / "events"
+
+    @property
+    def dead_letters(self) -> Path:
+        """The Delta table of rejected rows."""
+        return self.root / "log" / "dead_letters"
+
+    @property
+    def identifiers(self) -> Path:
+        """The Delta table that maps identifiers to customers."""
+        return self.root / "log" / "identifiers"
+
+    @property
+    def decisions(self) -> Path:
+        """The folder of the decision log: its Delta table and the spool not yet flushed to it."""
+        return self.root / "decisions"
+
+    @property
+    def catalogue(self) -> Path:
+        """The folder of item, offer, campaign and item-context tables."""
+        return self.root / "catalogue"
+
+    @property
+    def snapshots(self) -> Path:
+        """The folder of feature snapshots: one folder a feature view, one Parquet file an ``as_of``."""
+        return self.root / "features"
+
+    @property
+    def feast(self) -> Path:
+        """The folder of Feast's registry and SQLite online store."""
+        return self.root / "feast"
+
+    @property
+    def inbox(self) -> Path:
+        """The SQLite file that holds accepted events until they reach the log."""
+        return self.root / "inbox.db"
+
+    @property
+    def shop(self) -> Path:
+        """The JSON file that describes the shop whose events the log holds."""
+        return self.root / "shop.json"
+
+    @contextlib.contextmanager
+    def locked(self, name: str) -> Iterator[None]:
+        """Hold the exclusive inter-process lock *name*; the operating system frees it if the process dies."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with open(self.root / f"{name}.lock", "w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace *path* with *content* so that a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def configure_process() -> None:
+    """Switch off the telemetry of every part and pin BLAS to one thread; call before heavy imports.
+
+    implicit's small solves are 40 times slower when OpenBLAS spawns threads inside its own.
+    """
+    for name, value in {
+        "DO_NOT_TRACK": "true",
+        "BENTOML_DO_NOT_TRACK": "True",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "FEAST_USAGE": "False",
+        "OTEL_SDK_DISABLED": "true",
+        "OPENBLAS_NUM_THREADS": "1",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,1 @@
+"""The outside: the HTTP service, event intake and batch scoring."""

@@ -1,0 +1,1 @@
+"""Jobs and judgement: labels, temporal splits, metrics, tracked runs and promotion."""
