@@ -1,0 +1,162 @@
+"""The only door to Feast: apply, materialize, push, historical, online. It owns Feast's traps, named where they are met."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from features.home import Home, MissingStateError, configure_process
+from features.snapshots import Wanted, backfill, snapshot_path
+
+if TYPE_CHECKING:
+    import feast
+
+Row = dict[str, Any]
+
+
+class StaleFeaturesError(RuntimeError):
+    """A training row would have been joined to a snapshot other than its own; the message names view and time."""
+
+
+class FeatureStore:
+    """Feast over DuckDB (offline) and SQLite or Redis (online), for one home.
+
+    Set ``UBIQUO_REDIS`` to a connection string such as ``localhost:6379`` to keep the online rows in Redis.
+    """
+
+    def __init__(self, home: Home) -> None:
+        configure_process()
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(ibis|feast)\.")
+        import feast
+        from feast.repo_config import RegistryConfig, RepoConfig
+
+        from features.views import SERVICES, VIEWS
+
+        self._home = home
+        self._views = VIEWS
+        self._services = SERVICES
+        redis = os.environ.get("UBIQUO_REDIS")
+        home.feast.mkdir(parents=True, exist_ok=True)
+        self._feast: feast.FeatureStore = feast.FeatureStore(
+            config=RepoConfig(
+                project="ubiquo",
+                provider="local",
+                # cache_mode thread: an expiring registry must not stall a request
+                registry=RegistryConfig(path=str(home.feast / "registry.db"), cache_mode="thread", cache_ttl_seconds=3600),
+                offline_store={"type": "duckdb"},
+                online_store={"type": "redis", "connection_string": redis}
+                if redis
+                else {"type": "sqlite", "path": str(home.feast / "online.db")},
+                entity_key_serialization_version=3,
+            )
+        )
+        self._feature_services: dict[str, feast.FeatureService] = {}
+
+    def apply(self) -> None:
+        """Register entities, views and services; what Feast's own ``apply`` would find by importing every file."""
+        from features.views import feast_objects
+
+        self._feast.apply(feast_objects(self._home))
+
+    def backfill(self, view: str, wanted: Wanted, advance: Any = lambda n: None) -> int:
+        """Make the missing snapshots of *view*; see ``features.snapshots.backfill``."""
+        return backfill(self._home, view, wanted, advance)
+
+    def historical(self, spine: pd.DataFrame, service: str) -> pd.DataFrame:
+        """The spine with the features of *service* as they stood at each row's ``event_timestamp``.
+
+        Args:
+            spine: the entity's key, ``event_timestamp`` (UTC) and any columns to carry along; a unique key per row.
+            service: the name of a FeatureService.
+
+        Returns:
+            One row a spine row, in the spine's order. An entity unknown at the time has nulls.
+
+        Raises:
+            StaleFeaturesError: a snapshot for one of the spine's times is missing, so Feast joined an older one.
+            ValueError: the spine repeats a key.
+        """
+        key = self._views[self._services[service][0]].key
+        if spine.duplicated([key, "event_timestamp"]).any():
+            raise ValueError(f"the spine repeats ({key}, event_timestamp): Feast would silently drop such rows")
+        for view in self._services[service]:
+            for moment in spine["event_timestamp"].unique():
+                if not snapshot_path(self._home, view, pd.Timestamp(moment).to_pydatetime()).exists():
+                    raise StaleFeaturesError(f"no snapshot of {view} at {moment}: backfill it first")
+        entities = spine[[key, "event_timestamp"]]
+        joined = self._feast.get_historical_features(entities, features=self._service(service)).to_df()
+        # Feast drops spine rows that lie before an entity's first feature row: join the spine again, in its order
+        joined["event_timestamp"] = pd.to_datetime(joined["event_timestamp"], utc=True).astype("datetime64[us, UTC]")
+        left = spine.assign(event_timestamp=spine["event_timestamp"].astype("datetime64[us, UTC]"))
+        full = left.merge(joined, on=[key, "event_timestamp"], how="left", validate="one_to_one")
+        if len(full) != len(spine):
+            raise StaleFeaturesError(f"the join of {service} gave {len(full)} rows for a spine of {len(spine)}")
+        for view in self._services[service]:
+            at = full.pop(self._views[view].at_column)
+            wanted = full["event_timestamp"].astype("int64")
+            wrong = at.notna() & (at.fillna(0).astype("int64") != wanted)
+            if wrong.any():
+                late = full.loc[wrong, "event_timestamp"].iloc[0]
+                raise StaleFeaturesError(f"{view}: {int(wrong.sum())} rows joined to an older snapshot than {late}: backfill it")
+        return full
+
+    def materialize(self, view: str, as_of: datetime) -> int:
+        """Bring the snapshot of *view* at *as_of* online; returns the number of rows written.
+
+        Rows that are already newer online stay: on SQLite Feast lets the last writer win, whatever its timestamp.
+        """
+        path = snapshot_path(self._home, view, as_of)
+        if not path.exists():
+            raise MissingStateError(f"no snapshot of {view} at {as_of.isoformat()}: backfill it first")
+        return self._write(view, pq.ParquetFile(path).read().to_pandas())
+
+    def push(self, view: str, rows: Sequence[Row], as_of: datetime) -> int:
+        """Write fresh rows of *view*, true as of *as_of*, online at once; newer rows stay."""
+        at = int(as_of.timestamp()) * 1_000_000 + as_of.microsecond
+        stamped = [{**row, "event_timestamp": as_of, self._views[view].at_column: at} for row in rows]
+        return self._write(view, pd.DataFrame(stamped, columns=self._views[view].arrow_schema().names))
+
+    def online(self, service: str, keys: Sequence[str]) -> list[Row]:
+        """The newest rows of *service* for *keys*, in their order; an unknown key's values are all None.
+
+        Each row holds, beside the features, ``<view>_at``: the moment (Unix microseconds) that the view's values are of.
+        """
+        key = self._views[self._services[service][0]].key
+        answer = self._feast.get_online_features(
+            features=self._service(service), entity_rows=[{key: value} for value in keys]
+        ).to_dict()
+        names = list(answer)
+        return [dict(zip(names, values, strict=True)) for values in zip(*answer.values(), strict=True)]
+
+
+    def _service(self, name: str) -> feast.FeatureService:
+        # a look-up in Feast's registry costs more than the read itself
+        if name not in self._feature_services:
+            self._feature_services[name] = self._feast.get_feature_service(name)
+        return self._feature_services[name]
+
+    def _write(self, view: str, frame: pd.DataFrame) -> int:
+        if frame.empty:
+            return 0
+        key, at_column = self._views[view].key, self._views[view].at_column
+        held = self._online_times(view, frame[key].tolist())
+        fresh = frame[frame[at_column].to_numpy() >= [held.get(k, 0) for k in frame[key]]]
+        if not fresh.empty:
+            self._feast.write_to_online_store(view, fresh)
+        return len(fresh)
+
+    def _online_times(self, view: str, keys: list[str]) -> Mapping[str, int]:
+        key, at_column = self._views[view].key, self._views[view].at_column
+        answer = self._feast.get_online_features(features=[f"{view}:{at_column}"], entity_rows=[{key: k} for k in keys]).to_dict()
+        return {k: at for k, at in zip(answer[key], answer[at_column], strict=True) if at is not None}
+
+
+def moment_of(microseconds: int) -> datetime:
+    """The UTC time that a view's ``_at`` column holds."""
+    return datetime.fromtimestamp(microseconds / 1_000_000, UTC)

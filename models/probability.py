@@ -1,0 +1,142 @@
+"""Two ways to a probability from a row of numbers: a regularised logistic model and boosted trees.
+
+Both take ``(rows, features)`` float arrays in which NaN means unknown, and both say which feature moved an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightgbm as lgb
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+
+Floats = NDArray[np.float64]
+
+
+class ProbabilityModel(Protocol):
+    """What churn and next best offer ask of the model beneath them."""
+
+    kind: str
+
+    def predict(self, rows: Floats) -> Floats:
+        """One probability a row."""
+        ...
+
+    def contributions(self, rows: Floats) -> Floats:
+        """What each feature adds to the log-odds of each row, against the average training row; shape as *rows*."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write plain files (JSON, LightGBM text) into *folder*."""
+        ...
+
+
+class Logistic:
+    """L2-regularised logistic regression on standardised signed logarithms; unknown values count as the median.
+
+    Args:
+        medians, means, scales, weights: one number a feature.
+        intercept: the log-odds of the average row.
+    """
+
+    kind = "logistic"
+
+    def __init__(self, medians: Floats, means: Floats, scales: Floats, weights: Floats, intercept: float) -> None:
+        self.medians, self.means, self.scales, self.weights, self.intercept = medians, means, scales, weights, intercept
+
+    @classmethod
+    def fit(cls, rows: Floats, labels: NDArray[Any], strength: float = 0.05) -> Logistic:
+        """Fit with scikit-learn; *strength* is its C, the inverse of the penalty."""
+        logs = _signed_log(rows)
+        with np.errstate(all="ignore"):
+            medians = np.nan_to_num(np.nanmedian(np.where(np.isfinite(logs).any(axis=0), logs, 0.0), axis=0))
+        filled = np.where(np.isnan(logs), medians, logs)
+        means, scales = filled.mean(axis=0), filled.std(axis=0)
+        scales[scales < 1e-12] = 1.0
+        model = LogisticRegression(C=strength, max_iter=2000).fit((filled - means) / scales, labels)
+        return cls(medians, means, scales, model.coef_[0].astype(np.float64), float(model.intercept_[0]))
+
+    def predict(self, rows: Floats) -> Floats:
+        """One probability a row."""
+        logit = self.contributions(rows).sum(axis=1) + self.intercept
+        return np.asarray(1.0 / (1.0 + np.exp(-logit)))
+
+    def contributions(self, rows: Floats) -> Floats:
+        """Weight times standardised value."""
+        logs = _signed_log(rows)
+        standard = (np.where(np.isnan(logs), self.medians, logs) - self.means) / self.scales
+        return np.asarray(standard * self.weights)
+
+    def save(self, folder: Path) -> None:
+        """Write ``logistic.json``."""
+        state = {name: getattr(self, name).tolist() for name in ("medians", "means", "scales", "weights")}
+        (folder / "logistic.json").write_bytes(msgspec.json.encode({**state, "intercept": self.intercept}))
+
+    @classmethod
+    def load(cls, folder: Path) -> Logistic:
+        """Read what ``save`` wrote."""
+        state = msgspec.json.decode((folder / "logistic.json").read_bytes())
+        arrays = [np.asarray(state[name]) for name in ("medians", "means", "scales", "weights")]
+        return cls(*arrays, intercept=state["intercept"])
+
+
+class Boosted:
+    """The mean of LightGBM models that differ only in their seed."""
+
+    kind = "lightgbm"
+
+    def __init__(self, boosters: Sequence[lgb.Booster]) -> None:
+        self.boosters = list(boosters)
+
+    @classmethod
+    def fit(
+        cls,
+        rows: Floats,
+        labels: NDArray[Any],
+        seed: int = 0,
+        seeds: int = 5,
+        leaves: int = 8,
+        trees: int = 250,
+        monotone: Sequence[int] | None = None,
+    ) -> Boosted:
+        """Fit *seeds* small, strongly regularised forests; *monotone* forces the direction (-1, 0, 1) of a feature."""
+        parameters = {
+            "objective": "binary", "num_leaves": leaves, "learning_rate": 0.03, "min_data_in_leaf": 50, "lambda_l2": 10.0,
+            "feature_fraction": 0.5, "bagging_fraction": 0.7, "bagging_freq": 1, "verbosity": -1, "num_threads": 2,
+            "deterministic": True, "force_row_wise": True, "monotone_constraints": list(monotone) if monotone else None,
+        }  # fmt: skip
+        data = lgb.Dataset(rows, labels, params={"verbosity": -1}, free_raw_data=False)
+        return cls([lgb.train({**parameters, "seed": seed + k}, data, trees) for k in range(seeds)])
+
+    def predict(self, rows: Floats) -> Floats:
+        """One probability a row; on one thread, as a request has only one row."""
+        return np.asarray(np.mean([b.predict(rows, num_threads=1) for b in self.boosters], axis=0))
+
+    def contributions(self, rows: Floats) -> Floats:
+        """Mean SHAP values of the trees, without the constant."""
+        parts = [b.predict(rows, pred_contrib=True, num_threads=1) for b in self.boosters]
+        return np.asarray(np.mean(parts, axis=0)[:, :-1])
+
+    def save(self, folder: Path) -> None:
+        """Write one LightGBM text file a seed."""
+        for k, booster in enumerate(self.boosters):
+            booster.save_model(folder / f"lightgbm-{k}.txt")
+
+    @classmethod
+    def load(cls, folder: Path) -> Boosted:
+        """Read what ``save`` wrote."""
+        return cls([lgb.Booster(model_file=path) for path in sorted(folder.glob("lightgbm-*.txt"))])
+
+
+def load_probability_model(kind: str, folder: Path) -> ProbabilityModel:
+    """The saved model of that kind."""
+    return {"logistic": Logistic.load, "lightgbm": Boosted.load}[kind](folder)
+
+
+def _signed_log(rows: Floats) -> Floats:
+    return np.asarray(np.sign(rows) * np.log1p(np.abs(rows)))

@@ -1,0 +1,388 @@
+"""The recommender: personal frequency, EASE, ALS and popularity, scored over the whole catalogue and added up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import scipy.sparse as sp
+from implicit.cpu.als import AlternatingLeastSquares
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from models.artifact import read_arrays, read_ids, seal, verify, write_arrays, write_ids
+from models.decision import LastSlotExplorer, Pipeline, Positions, Query, Scores
+from models.recommender.ease import Neighbours, fit_ease
+
+KIND = "recommendations"
+DAY = 86_400.0
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Blend:
+    """What each part adds to the score of one list; parts are scaled to a customer's own strongest signal."""
+
+    frequency: float
+    ease: float
+    als: float
+    popularity: float
+    repeat_exponent: float = 0.25
+    """How much an item's own repeat rate (purchases a buyer) bends personal frequency: 0 not at all."""
+
+
+@dataclass(frozen=True)
+class RecommenderConfig:
+    """Settings of a fit; the blends are tuned on an earlier cut than any that is reported."""
+
+    history_half_life_days: float = 90.0
+    interest_half_life_days: float = 2.0
+    min_households: int = 5
+    """An item belongs to the catalogue once so many customers bought it."""
+    ease_penalty: float = 30.0
+    ease_neighbours: int = 100
+    als_factors: int = 64
+    als_regularization: float = 10.0
+    als_iterations: int = 15
+    seed: int = 1
+    blends: Mapping[str, Blend] = field(
+        default_factory=lambda: {
+            "for_you": Blend(frequency=1.0, ease=0.1, als=0.1, popularity=0.05),
+            "also_like": Blend(frequency=0.0, ease=1.0, als=0.3, popularity=0.0),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A query's context: the customer's weights by catalogue position, and each part's scores over the catalogue."""
+
+    query: Query
+    positions: Positions
+    weights: Floats
+    bought: Positions
+    parts: Mapping[str, Floats]
+    blend: Blend
+    spoken_by: Mapping[int, tuple[int, int]]
+    """Position to (purchases, Unix seconds of the last), for reasons."""
+    gathered: tuple[NDArray[np.int32], Floats, NDArray[np.intp]]
+    anchor: str = ""
+    """Why the answer is general, if it is."""
+
+
+class Recommender:
+    """Everything needed to recommend from a catalogue, and its id map.
+
+    Attributes:
+        item_ids: catalogue position to item id.
+        attributes: attribute name to (codes a position, vocabulary); code -1 is unknown.
+    """
+
+    def __init__(
+        self,
+        config: RecommenderConfig,
+        item_ids: Sequence[str],
+        neighbours: Neighbours,
+        als: AlternatingLeastSquares,
+        popularity: Floats,
+        repeat_rate: Floats,
+        attributes: Mapping[str, tuple[NDArray[np.int32], list[str]]],
+    ) -> None:
+        self.config = config
+        self.item_ids = list(item_ids)
+        self.neighbours = neighbours
+        self.popularity = popularity
+        self.repeat_rate = repeat_rate
+        self.attributes = dict(attributes)
+        self._als = als
+        self._position = {item_id: k for k, item_id in enumerate(self.item_ids)}
+        self._all = np.arange(len(self.item_ids), dtype=np.intp)
+        norms = np.linalg.norm(als.item_factors, axis=1, keepdims=True)
+        self._directions: Floats = als.item_factors / np.maximum(norms, 1e-9)
+        self.pipeline: Pipeline[Profile] = self._pipeline(self._profile, ["frequency", "ease", "als", "popularity"])
+        self.similar: Pipeline[Profile] = self._pipeline(self._likeness, ["ease", "als", "popularity"])
+
+    @classmethod
+    def fit(
+        cls,
+        histories: Iterable[Mapping[str, Any]],
+        items: Mapping[str, Sequence[Any]],
+        as_of: datetime,
+        config: RecommenderConfig,
+    ) -> Recommender:
+        """Fit every part on the customers' histories at *as_of*.
+
+        Args:
+            histories: one ``customer_history`` feature row a customer.
+            items: columns of equal length: ``item_id``, ``popularity``, ``households``, ``purchases`` and the attributes
+                ``department, category, type, brand, manufacturer, size``; only items that may be recommended.
+            as_of: the moment to which purchases decay.
+
+        Raises:
+            ValueError: no item has enough buyers.
+        """
+        households = np.asarray(items["households"])
+        keep = np.flatnonzero(households >= config.min_households)
+        if not len(keep):
+            raise ValueError(f"no item was bought by {config.min_households} customers before {as_of}: the window is too short")
+        ids = [items["item_id"][k] for k in keep]
+        matrix = interactions(histories, {item: k for k, item in enumerate(ids)}, as_of, config.history_half_life_days)
+        als = AlternatingLeastSquares(
+            factors=min(config.als_factors, max(2, min(matrix.shape) - 1)),
+            regularization=config.als_regularization,
+            iterations=config.als_iterations,
+            random_state=config.seed,
+            num_threads=2,
+        )
+        with threadpool_limits(1, "blas"):
+            als.fit(matrix, show_progress=False)
+        popularity = np.log1p(np.asarray(items["popularity"], dtype=np.float64)[keep])
+        repeat_rate = np.asarray(items["purchases"], dtype=np.float64)[keep] / np.maximum(households[keep], 1)
+        return cls(
+            config=config,
+            item_ids=ids,
+            neighbours=fit_ease(matrix, config.ease_penalty, config.ease_neighbours),
+            als=als,
+            popularity=(popularity / max(popularity.max(), 1e-9)).astype(np.float32),
+            repeat_rate=repeat_rate.astype(np.float32),
+            attributes={
+                name: _encode([items[name][k] for k in keep])
+                for name in ("department", "category", "type", "brand", "manufacturer", "size")
+            },
+        )
+
+    def knows(self, item_id: str) -> bool:
+        """Whether the item is in the catalogue."""
+        return item_id in self._position
+
+    def label(self, item_id: str) -> str:
+        """What to call an item in a reason."""
+        position = self._position.get(item_id)
+        if position is None:
+            return item_id
+        codes, words = self.attributes["type"]
+        return words[codes[position]].title() if codes[position] >= 0 else item_id
+
+    def with_blends(self, blends: Mapping[str, Blend]) -> Recommender:
+        """The same fitted parts, joined otherwise."""
+        config = RecommenderConfig(**{**self.config.__dict__, "blends": dict(blends)})
+        return Recommender(
+            config, self.item_ids, self.neighbours, self._als, self.popularity, self.repeat_rate, self.attributes
+        )
+
+    def part_scores(self, query: Query) -> Mapping[str, Floats]:
+        """Each part's scores over the whole catalogue before blending, for tuning and for judging parts alone."""
+        return self._profile(query).parts
+
+    def save(self, folder: Path) -> None:
+        """Write a sealed folder of JSON and npz files."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_ids(folder / "item_ids.json", self.item_ids)
+        (folder / "config.json").write_bytes(msgspec.json.encode(asdict(self.config)))
+        (folder / "vocabularies.json").write_bytes(msgspec.json.encode({k: v[1] for k, v in self.attributes.items()}))
+        write_arrays(
+            folder / "arrays.npz",
+            offsets=self.neighbours.offsets,
+            targets=self.neighbours.targets,
+            weights=self.neighbours.weights,
+            popularity=self.popularity,
+            repeat_rate=self.repeat_rate,
+            **{f"codes_{name}": codes for name, (codes, _) in self.attributes.items()},
+        )
+        self._als.save(str(folder / "als.npz"))
+        seal(folder, KIND)
+
+    @classmethod
+    def load(cls, folder: Path) -> Recommender:
+        """Read what ``save`` wrote.
+
+        Raises:
+            DamagedArtifactError: a file is missing or altered.
+        """
+        verify(folder, KIND)
+        arrays = read_arrays(folder / "arrays.npz")
+        words = msgspec.json.decode((folder / "vocabularies.json").read_bytes(), type=dict[str, list[str]])
+        als = AlternatingLeastSquares.load(str(folder / "als.npz"))
+        als.num_threads = 1
+        return cls(
+            config=msgspec.json.decode((folder / "config.json").read_bytes(), type=RecommenderConfig),
+            item_ids=read_ids(folder / "item_ids.json"),
+            neighbours=Neighbours(arrays["offsets"], arrays["targets"], arrays["weights"]),
+            als=als,
+            popularity=arrays["popularity"],
+            repeat_rate=arrays["repeat_rate"],
+            attributes={name: (arrays[f"codes_{name}"], vocabulary) for name, vocabulary in words.items()},
+        )
+
+    def _pipeline(self, prepare: Any, parts: Sequence[str]) -> Pipeline[Profile]:
+        return Pipeline(
+            ids=self.item_ids,
+            prepare=prepare,
+            source=lambda profile: self._all,
+            filters=[
+                ("attribute", self._has_attributes),
+                ("excluded", self._not_excluded),
+                ("already bought", self._not_bought),
+            ],
+            scorers=[(part, _part_scorer(part)) for part in parts],
+            selector=LastSlotExplorer(),
+            explain=lambda profile, chosen, shares: self._explain(profile, chosen, shares, parts),
+            fallback=lambda profile: profile.anchor or None,
+        )
+
+    def _profile(self, query: Query) -> Profile:
+        row, as_of = query.row, query.as_of.timestamp()
+        dense = np.zeros(len(self.item_ids), np.float32)
+        told: dict[int, tuple[int, int]] = {}
+        if row.get("bought_item_ids") is not None:
+            where = self._positions_of(row["bought_item_ids"])
+            ages = as_of - np.asarray(row["bought_last_at"], dtype=np.float64)
+            decayed = np.asarray(row["bought_weights"]) * np.exp2(-ages / (DAY * self.config.history_half_life_days))
+            known = where >= 0
+            dense[where[known]] = np.sqrt(decayed[known])
+            counts, lasts = row["bought_counts"], row["bought_last_at"]
+            told = {int(where[k]): (int(counts[k]), int(lasts[k])) for k in np.flatnonzero(known)}
+        bought = np.flatnonzero(dense)
+        if row.get("recent_item_ids") is not None and len(row["recent_item_ids"]):
+            where = self._positions_of(row["recent_item_ids"])
+            ages = as_of - np.asarray(row["recent_at"], dtype=np.float64)
+            interest = np.asarray(row["recent_weights"]) * np.exp2(-ages / (DAY * self.config.interest_half_life_days))
+            np.add.at(dense, where[where >= 0], interest[where >= 0].astype(np.float32))
+        positions = np.flatnonzero(dense)
+        blend = self.config.blends[query.listing]
+        return self._scored(query, positions, dense, bought, blend, told)
+
+    def _scored(
+        self,
+        query: Query,
+        positions: Positions,
+        dense: Floats,
+        bought: Positions,
+        blend: Blend,
+        told: Mapping[int, tuple[int, int]],
+    ) -> Profile:
+        size = len(self.item_ids)
+        weights = dense[positions] / max(float(dense.max(initial=0.0)), 1e-9)
+        targets, links, owner = self.neighbours.gather(positions)
+        parts = {"popularity": self.popularity}
+        for part in ("frequency", "ease", "als"):
+            parts[part] = np.zeros(size, np.float32)
+        if len(positions):
+            frequency = np.zeros(size, np.float32)
+            frequency[positions] = weights * self.repeat_rate[positions] ** np.float32(blend.repeat_exponent)
+            parts["frequency"] = frequency / frequency.max()
+            parts["ease"] = np.bincount(targets, weights[owner] * links, minlength=size).astype(np.float32)
+            one = sp.csr_matrix((dense[positions], positions.astype(np.int32), np.array([0, len(positions)])), shape=(1, size))
+            likes = self._als.item_factors @ self._als.recalculate_user(0, one)
+            parts["als"] = likes / max(float(likes.max()), 1e-9)
+        anchor = "" if len(positions) else "nothing is known of this customer yet: popular items"
+        return Profile(query, positions, weights, bought, parts, blend, told, (targets, links, owner), anchor)
+
+    def _likeness(self, query: Query) -> Profile:
+        """The context of "similar to this item": the item is the one thing liked, and ALS compares directions."""
+        item_id = str(query.row.get("item_id", ""))
+        size = len(self.item_ids)
+        position = self._position.get(item_id)
+        parts = {"popularity": self.popularity, "ease": np.zeros(size, np.float32), "als": np.zeros(size, np.float32)}
+        if position is None:
+            anchor = f"item {item_id!r} is not in the model's catalogue: popular items"
+            nothing = np.empty(0, np.intp)
+            gathered = self.neighbours.gather(nothing)
+            return Profile(query, nothing, np.empty(0, np.float32), nothing, parts, Blend(0, 0, 0, 1), {}, gathered, anchor)
+        here = np.array([position])
+        targets, links, owner = self.neighbours.gather(here)
+        parts["ease"][targets] = links / max(float(links.max(initial=0.0)), 1e-9)
+        parts["als"] = self._directions @ self._directions[position]
+        return Profile(
+            query, here, np.ones(1, np.float32), here, parts, Blend(0, 0.5, 1, 0.0), {}, (targets, links, owner)
+        )
+
+    def _positions_of(self, item_ids: Iterable[str]) -> Positions:
+        lookup = self._position.get
+        return np.array([lookup(item, -1) for item in item_ids], dtype=np.intp)
+
+    def _has_attributes(self, profile: Profile, candidates: Positions) -> NDArray[np.bool_]:
+        keep = np.ones(len(candidates), bool)
+        for wanted, must in ((profile.query.include, True), (profile.query.exclude, False)):
+            for name, values in wanted.items():
+                codes, words = self.attributes[name]
+                allowed = np.array([word in values for word in words] + [False])
+                keep &= allowed[codes[candidates]] == must
+        return keep
+
+    def _not_excluded(self, profile: Profile, candidates: Positions) -> NDArray[np.bool_]:
+        excluded = self._positions_of(profile.query.exclude_ids)
+        return ~np.isin(candidates, excluded) if len(excluded) else np.ones(len(candidates), bool)
+
+    def _not_bought(self, profile: Profile, candidates: Positions) -> NDArray[np.bool_]:
+        if profile.query.listing == "for_you":
+            return np.ones(len(candidates), bool)
+        keep = np.ones(len(self.item_ids), bool)
+        keep[profile.bought] = False
+        return keep[candidates]
+
+    def _explain(
+        self, profile: Profile, chosen: Positions, shares: Scores, parts: Sequence[str]
+    ) -> list[tuple[str, str, Mapping[str, Any]]]:
+        loudest = [parts[k] for k in np.argmax(shares, axis=0)] if len(chosen) else []
+        return [(part, self._reason(profile, int(where), part), {}) for where, part in zip(chosen, loudest, strict=True)]
+
+    def _reason(self, profile: Profile, where: int, part: str) -> str:
+        if part == "frequency" and where in profile.spoken_by:
+            count, last = profile.spoken_by[where]
+            days = int((profile.query.as_of.timestamp() - last) // DAY)
+            return f"bought {count} {'time' if count == 1 else 'times'}, last {days} days ago"
+        if part == "frequency":
+            return "looked at recently"
+        if part == "ease":
+            targets, links, owner = profile.gathered
+            mine = np.flatnonzero(targets == where)
+            if len(mine):
+                best = mine[np.argmax(profile.weights[owner[mine]] * links[mine])]
+                source = int(profile.positions[owner[best]])
+                verb = "bought" if source in profile.spoken_by else "looked at"
+                item_id = self.item_ids[source]
+                named = f"{self.label(item_id)} ({item_id})"
+                return f"often bought with {named}" + ("" if "item_id" in profile.query.row else f", which she {verb}")
+        return "popular now" if part == "popularity" else "bought by customers with similar baskets"
+
+
+def interactions(
+    histories: Iterable[Mapping[str, Any]], position: Mapping[str, int], as_of: datetime, half_life_days: float
+) -> sp.csr_matrix:
+    """Customers by items: the square root of the decayed number of purchases at *as_of*."""
+    now = as_of.timestamp()
+    indptr, indices, data = [0], [], []
+    for row in histories:
+        items = row["bought_item_ids"] if row["bought_item_ids"] is not None else []
+        where = np.array([position.get(item, -1) for item in items], dtype=np.int64)
+        known = where >= 0
+        if len(where):
+            ages = now - np.asarray(row["bought_last_at"], dtype=np.float64)[known]
+            data.append(np.sqrt(np.asarray(row["bought_weights"])[known] * np.exp2(-ages / (DAY * half_life_days))))
+            indices.append(where[known])
+        indptr.append(indptr[-1] + int(known.sum()))
+    flat = np.concatenate(data) if data else np.empty(0)
+    columns = np.concatenate(indices) if indices else np.empty(0, np.int64)
+    matrix = sp.csr_matrix((flat.astype(np.float32), columns, indptr), shape=(len(indptr) - 1, len(position)))
+    matrix.sort_indices()
+    return matrix
+
+
+def _part_scorer(part: str) -> Any:
+    def score(profile: Profile, candidates: Positions) -> Floats:
+        weight = np.float32(getattr(profile.blend, part))
+        return profile.parts[part][candidates] * weight
+
+    return score
+
+
+def _encode(values: Sequence[str | None]) -> tuple[NDArray[np.int32], list[str]]:
+    words = sorted({value for value in values if value is not None})
+    code = {word: k for k, word in enumerate(words)}
+    return np.array([-1 if value is None else code[value] for value in values], np.int32), words
