@@ -64,6 +64,7 @@ def _volume(past: Timeline, as_of: datetime, today: date) -> ir.Table:
     measures: dict[str, ir.Value] = {
         "tenure_days": ibis.literal(today).delta(baskets.local_date.min(), unit="day").cast("int64"),
         "recency_days": ibis.literal(today).delta(baskets.local_date.max(), unit="day").cast("int64"),
+        "visit_days_total": baskets.local_date.nunique(),
         "discount_minor_91": baskets.discount_minor.sum(where=in_91),
         "coupon_minor_182": baskets.coupon_minor.sum(where=_since(baskets, as_of, 182)),
         "weekend_baskets_91": baskets.count(where=in_91 & (baskets.local_date.day_of_week.index() >= 5)),

@@ -35,8 +35,8 @@ def eligible(row: Mapping[str, Any]) -> str | None:
         return "no purchase is known of this customer"
     if row["recency_days"] > MAX_RECENCY_DAYS:
         return f"no visit in the last {MAX_RECENCY_DAYS} days: already gone"
-    if row["visit_days_182"] < MIN_VISIT_DAYS:
-        return f"fewer than {MIN_VISIT_DAYS} visit days in half a year: too new to tell"
+    if row["visit_days_total"] < MIN_VISIT_DAYS:
+        return f"fewer than {MIN_VISIT_DAYS} visit days so far: too new to tell"
     return None
 
 

@@ -1,0 +1,205 @@
+"""Next best offer: which campaign a customer is likely to answer, which of its coupons fits her, and what that is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from models.artifact import read_arrays, read_ids, seal, verify, write_arrays, write_ids
+from models.decision import LastSlotExplorer, Pipeline, Positions, Query
+from models.offers import OfferBook, Worth
+from models.probability import Boosted, Floats, Logistic, ProbabilityModel, load_probability_model
+from models.reasons import strongest
+
+KIND = "next-best-offer"
+HALF_LIFE_DAYS = 90.0
+CUSTOMER_FEATURES: tuple[str, ...] = (
+    "recency_days", "tenure_days", "visit_days_28", "visit_days_91", "visit_days_182", "baskets_91", "spend_minor_28",
+    "spend_minor_91", "spend_minor_182", "lines_91", "basket_minor_91", "discount_share_91", "coupon_minor_182",
+    "private_share_91", "departments_91", "categories_91", "items_91", "stores_91", "messages_total", "messages_91",
+    "redemptions_total", "redemptions_182", "campaigns_redeemed_a", "campaigns_redeemed_bc", "campaigns_sent_a",
+    "campaigns_sent_bc", "days_since_redemption",
+)  # fmt: skip
+PAIR_FEATURES: tuple[str, ...] = (
+    "affinity", "affinity_share", "best_affinity", "items_bought", "purchases_of_items", "items_offered", "coupons",
+    "duration_days", "type_a", "type_b", "type_c",
+)  # fmt: skip
+FEATURES = (*CUSTOMER_FEATURES, *PAIR_FEATURES)
+ATTRIBUTES = ("channel", "campaign_id", "campaign_type")
+
+
+@dataclass(frozen=True)
+class OfferContext:
+    """A query's context: how well each offer fits, and the model's answer for each campaign in force."""
+
+    query: Query
+    candidates: Positions
+    affinity: Floats
+    probability: Floats
+    """By campaign position; zero where the campaign is not in force."""
+    rows: Floats
+    """By campaign position; the model's input."""
+    known: bool
+
+
+class NextBestOffer:
+    """One fitted probability model over ``FEATURES`` and what items were worth when it was trained."""
+
+    def __init__(self, model: ProbabilityModel, worth: Worth, currency: str) -> None:
+        self.model, self.worth, self.currency = model, worth, currency
+
+    @classmethod
+    def fit(cls, kind: str, rows: Floats, labels: NDArray[Any], worth: Worth, currency: str, seed: int = 0) -> NextBestOffer:
+        """Fit the model of that *kind*: ``logistic`` or ``lightgbm``."""
+        if kind == "logistic":
+            return cls(Logistic.fit(rows, labels), worth, currency)
+        return cls(Boosted.fit(rows, labels, seed, leaves=6, trees=150), worth, currency)
+
+    def predict(self, rows: Floats) -> Floats:
+        """The probability that the campaign of each row is redeemed."""
+        return self.model.predict(rows)
+
+    def pipeline(self, book: OfferBook) -> Pipeline[OfferContext]:
+        """The pipeline over the offers of *book*: in force, the best coupon of each campaign, probability times margin."""
+        return Pipeline(
+            ids=book.offer_ids,
+            prepare=lambda query: self._context(book, query),
+            source=lambda context: context.candidates,
+            filters=[
+                ("attribute", lambda context, candidates: _has_attributes(book, context, candidates)),
+                ("excluded", lambda context, candidates: _not_excluded(book, context, candidates)),
+                ("another coupon of its campaign fits better", lambda context, candidates: _best_coupon(book, context, candidates)),
+            ],
+            scorers=[
+                (
+                    "priority",
+                    lambda context, candidates: context.probability[book.campaign_of[candidates]] * book.margin_minor[candidates],
+                )
+            ],
+            selector=LastSlotExplorer(),
+            explain=lambda context, chosen, shares: self._explain(book, context, chosen),
+            fallback=lambda context: None if context.known else "nothing is known of this customer yet: average probabilities",
+        )
+
+    def _context(self, book: OfferBook, query: Query) -> OfferContext:
+        candidates = book.in_force(query.as_of)
+        campaigns = np.unique(book.campaign_of[candidates])
+        rows = np.zeros((len(book.campaign_ids), len(FEATURES)))
+        probability = np.zeros(len(book.campaign_ids))
+        if len(campaigns):
+            rows[campaigns] = pair_rows(book, query.row, query.as_of, campaigns)
+            probability[campaigns] = self.model.predict(rows[campaigns])
+        return OfferContext(
+            query, candidates, coupon_affinity(book, query.row, query.as_of), probability, rows, query.row.get("tenure_days") is not None
+        )
+
+    def _explain(self, book: OfferBook, context: OfferContext, chosen: Positions) -> list[tuple[str, str, Mapping[str, Any]]]:
+        told: list[tuple[str, str, Mapping[str, Any]]] = []
+        for position in chosen:
+            offer, campaign = book.offers[position], book.campaign_of[position]
+            row = context.rows[campaign : campaign + 1]
+            reasons = strongest(FEATURES, row[0], self.model.contributions(row)[0], self.currency)
+            said = [str(r["text"]) for r in reasons if r["effect"] == "raises"] or [str(r["text"]) for r in reasons]
+            details = {
+                "campaign_id": offer.campaign_id,
+                "channel": offer.channel,
+                "probability": float(context.probability[campaign]),
+                "margin_minor": round(float(book.margin_minor[position])),
+                "affinity": float(context.affinity[position]),
+                "reasons": reasons,
+            }
+            told.append(("priority", "; ".join(said), details))
+        return told
+
+    def save(self, folder: Path) -> None:
+        """Write a sealed folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.save(folder)
+        write_ids(folder / "item_ids.json", self.worth.item_ids)
+        write_arrays(folder / "worth.npz", price_minor=self.worth.price_minor, purchases=self.worth.purchases)
+        about = {
+            "model": self.model.kind, "features": FEATURES, "currency": self.currency, "margin_rate": self.worth.margin_rate,
+        }  # fmt: skip
+        (folder / "next_best_offer.json").write_bytes(msgspec.json.encode(about))
+        seal(folder, KIND)
+
+    @classmethod
+    def load(cls, folder: Path) -> NextBestOffer:
+        """Read what ``save`` wrote.
+
+        Raises:
+            DamagedArtifactError: a file is missing or altered.
+            ValueError: the model was trained on other features than this code computes.
+        """
+        verify(folder, KIND)
+        about = msgspec.json.decode((folder / "next_best_offer.json").read_bytes())
+        if tuple(about["features"]) != FEATURES:
+            raise ValueError("the next-best-offer model was trained on other features than this version computes: train again")
+        arrays = read_arrays(folder / "worth.npz")
+        worth = Worth(read_ids(folder / "item_ids.json"), arrays["price_minor"], arrays["purchases"], about["margin_rate"])
+        return cls(load_probability_model(about["model"], folder), worth, about["currency"])
+
+
+def pair_rows(book: OfferBook, row: Mapping[str, Any], as_of: datetime, campaigns: Sequence[int] | NDArray[np.intp]) -> Floats:
+    """The model's input for one customer and each of *campaigns* (positions), in the order of ``FEATURES``."""
+    chosen = np.asarray(campaigns, dtype=np.intp)
+    weights, counts, everything = book.history_on_items(row, as_of, HALF_LIFE_DAYS)
+    incidence = book.by_campaign[chosen]
+    affinity = np.asarray(incidence @ weights)
+    per_offer = np.asarray(book.by_offer @ weights)
+    best = np.array([per_offer[book.campaign_of == c].max() for c in chosen])
+    pairs = {
+        "affinity": affinity,
+        "affinity_share": affinity / everything if everything else np.zeros(len(chosen)),
+        "best_affinity": best,
+        "items_bought": np.asarray(incidence @ (counts > 0)),
+        "purchases_of_items": np.asarray(incidence @ counts),
+        "items_offered": book.items_offered[chosen],
+        "coupons": book.coupons[chosen],
+        "duration_days": book.duration_days[chosen],
+        **{f"type_{t.lower()}": np.array([float(book.types[c] == t) for c in chosen]) for t in "ABC"},
+    }
+    customer = [np.nan if row.get(name) is None else float(row[name]) for name in CUSTOMER_FEATURES]
+    rows = np.empty((len(chosen), len(FEATURES)))
+    rows[:, : len(customer)] = customer
+    rows[:, len(customer) :] = np.column_stack([pairs[name] for name in PAIR_FEATURES])
+    return rows
+
+
+def coupon_affinity(book: OfferBook, row: Mapping[str, Any], as_of: datetime) -> Floats:
+    """How much the customer buys each offer's items, by offer position; how well they sell at all breaks ties."""
+    weights, _, _ = book.history_on_items(row, as_of, HALF_LIFE_DAYS)
+    return np.asarray(book.by_offer @ weights + 1e-3 * book.popularity / max(float(book.popularity.max(initial=0.0)), 1.0))
+
+
+def _best_coupon(book: OfferBook, context: OfferContext, candidates: Positions) -> NDArray[np.bool_]:
+    campaign, affinity = book.campaign_of[candidates], context.affinity[candidates]
+    order = np.lexsort((candidates, -affinity, campaign))
+    first = np.ones(len(order), bool)
+    first[1:] = campaign[order][1:] != campaign[order][:-1]
+    keep = np.zeros(len(candidates), bool)
+    keep[order[first]] = True
+    return keep
+
+
+def _has_attributes(book: OfferBook, context: OfferContext, candidates: Positions) -> NDArray[np.bool_]:
+    def fits(position: int) -> bool:
+        offer = book.offers[position]
+        return all(getattr(offer, n) in v for n, v in context.query.include.items()) and not any(
+            getattr(offer, n) in v for n, v in context.query.exclude.items()
+        )
+
+    return np.array([fits(int(p)) for p in candidates], dtype=bool)
+
+
+def _not_excluded(book: OfferBook, context: OfferContext, candidates: Positions) -> NDArray[np.bool_]:
+    return np.array([book.offer_ids[p] not in context.query.exclude_ids for p in candidates], dtype=bool)
+
+

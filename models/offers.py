@@ -1,0 +1,107 @@
+"""Offers: what can be offered, when it is in force, on which items, and what it is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+DAY = 86_400.0
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One coupon of one campaign, in force in ``[valid_from, valid_until)``."""
+
+    offer_id: str
+    campaign_id: str
+    campaign_type: str
+    channel: str
+    valid_from: datetime
+    valid_until: datetime
+    item_ids: tuple[str, ...]
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Offer:
+        """An offer from a row of the catalogue."""
+        return cls(**{**row, "item_ids": tuple(row["item_ids"])})
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What items bring in: mean price (minor units) and number of purchases by item, and the assumed margin rate."""
+
+    item_ids: Sequence[str]
+    price_minor: NDArray[np.float64]
+    purchases: NDArray[np.float64]
+    margin_rate: float
+
+
+class OfferBook:
+    """All offers, with the arrays that fit a customer's history to them."""
+
+    def __init__(self, offers: Iterable[Offer], worth: Worth) -> None:
+        self.offers = sorted(offers, key=lambda offer: (offer.campaign_id, offer.offer_id))
+        self.offer_ids = [offer.offer_id for offer in self.offers]
+        self.campaign_ids = sorted({offer.campaign_id for offer in self.offers})
+        self._campaign = {c: k for k, c in enumerate(self.campaign_ids)}
+        self.campaign_of = np.array([self._campaign[offer.campaign_id] for offer in self.offers], dtype=np.intp)
+        self._item = {i: k for k, i in enumerate(sorted({i for offer in self.offers for i in offer.item_ids}))}
+        self.by_offer = self._incidence([offer.item_ids for offer in self.offers])
+        self.by_campaign = (self._campaign_rows() @ self.by_offer).sign().tocsr()
+        self.valid_from = np.array([offer.valid_from.timestamp() for offer in self.offers])
+        self.valid_until = np.array([offer.valid_until.timestamp() for offer in self.offers])
+        self.coupons = np.bincount(self.campaign_of, minlength=len(self.campaign_ids)).astype(np.float64)
+        self.items_offered = np.diff(self.by_campaign.indptr).astype(np.float64)
+        first = [int(np.argmax(self.campaign_of == c)) for c in range(len(self.campaign_ids))]
+        self.duration_days = (self.valid_until[first] - self.valid_from[first]) / DAY
+        self.types = [self.offers[k].campaign_type for k in first]
+        self.starts = [self.offers[k].valid_from for k in first]
+        self.margin_minor, self.popularity = self._value(worth)
+
+    def campaign_position(self, campaign_id: str) -> int:
+        """Where a campaign stands among ``campaign_ids``."""
+        return self._campaign[campaign_id]
+
+    def in_force(self, as_of: datetime) -> NDArray[np.intp]:
+        """Positions of the offers in force at *as_of*."""
+        now = as_of.timestamp()
+        return np.flatnonzero((self.valid_from <= now) & (self.valid_until > now))
+
+    def history_on_items(self, row: Mapping[str, Any], as_of: datetime, half_life_days: float) -> tuple[Any, Any, float]:
+        """The customer's decayed purchase weights and purchase counts on the offered items, and her weight on all items."""
+        weights, counts = np.zeros(len(self._item)), np.zeros(len(self._item))
+        if row.get("bought_item_ids") is None:
+            return weights, counts, 0.0
+        ages = as_of.timestamp() - np.asarray(row["bought_last_at"], dtype=np.float64)
+        decayed = np.asarray(row["bought_weights"]) * np.exp2(-ages / (DAY * half_life_days))
+        where = np.array([self._item.get(item, -1) for item in row["bought_item_ids"]], dtype=np.intp)
+        known = where >= 0
+        weights[where[known]] = decayed[known]
+        counts[where[known]] = np.asarray(row["bought_counts"], dtype=np.float64)[known]
+        return weights, counts, float(decayed.sum())
+
+    def _incidence(self, item_sets: Sequence[Sequence[str]]) -> sp.csr_matrix:
+        indices = [self._item[item] for items in item_sets for item in items]
+        indptr = np.cumsum([0, *(len(items) for items in item_sets)])
+        return sp.csr_matrix((np.ones(len(indices)), indices, indptr), shape=(len(item_sets), len(self._item)))
+
+    def _campaign_rows(self) -> sp.csr_matrix:
+        offers = len(self.offers)
+        return sp.csr_matrix((np.ones(offers), (self.campaign_of, np.arange(offers))), shape=(len(self.campaign_ids), offers))
+
+    def _value(self, worth: Worth) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Margin of one redemption: the margin rate on the mean price of the offer's items, weighted by their sales."""
+        price, sales = np.zeros(len(self._item)), np.zeros(len(self._item))
+        for item_id, item_price, purchases in zip(worth.item_ids, worth.price_minor, worth.purchases, strict=True):
+            position = self._item.get(item_id)
+            if position is not None:
+                price[position], sales[position] = item_price, purchases
+        sold = np.asarray(self.by_offer @ sales)
+        mean_price = np.divide(self.by_offer @ (price * sales), sold, out=np.zeros(len(sold)), where=sold > 0)
+        return mean_price * worth.margin_rate, sold
