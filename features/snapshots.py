@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import ibis
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from features import definitions, folds, timeline
+from features import definitions, folds, timeline, views
 from features.definitions import DEFINITIONS
 from features.folds import History, Touch, fold_history
 from features.home import Home
@@ -39,13 +40,12 @@ def backfill(home: Home, view: str, wanted: Wanted, advance: Callable[[int], Non
     if not wanted:
         return 0
     opened = open_timeline(home, identified_by=max(wanted))
-    stale = {}
+    stamps, stale = _stamps(opened, wanted), {}
     for as_of, entities in sorted(wanted.items()):
-        stamp = _stamp(opened, as_of)
-        if _stands(snapshot_path(home, view, as_of), VIEWS[view], stamp, entities):
+        if _stands(snapshot_path(home, view, as_of), VIEWS[view], stamps[as_of], entities):
             advance(1)
         else:
-            stale[as_of] = stamp
+            stale[as_of] = stamps[as_of]
     for as_of, table in compute(opened, view, {as_of: wanted[as_of] for as_of in stale}):
         _write(snapshot_path(home, view, as_of), table, stale[as_of], complete=wanted[as_of] is None)
         advance(1)
@@ -121,12 +121,18 @@ def _shape(view: View, as_of: datetime, table: pa.Table, entities: Iterable[str]
     return table.select(schema.names).cast(schema).sort_by(view.key)
 
 
-def _stamp(opened: Timeline, as_of: datetime) -> bytes:
-    source = "".join(inspect.getsource(module) for module in (definitions, folds, timeline))
-    known = opened.before(as_of).events
-    count = known.count().execute()
-    context = opened.item_context.filter(opened.item_context.valid_from <= ibis.timestamp(as_of)).count().execute()
-    return hashlib.sha256(f"{source}{count}{context}".encode()).hexdigest().encode()
+def _stamps(opened: Timeline, moments: Iterable[datetime]) -> dict[datetime, bytes]:
+    """What each snapshot depends on: the definitions' source, how many events count at its moment, and the plan."""
+    source = "".join(inspect.getsource(module) for module in (definitions, folds, timeline, views))
+    known = opened.events.select(at=ibis.greatest(opened.events.occurred_at, opened.events.known_at)).to_pandas()["at"]
+    planned = opened.item_context.select("valid_from").to_pandas()["valid_from"]
+    since_epoch = [np.sort(column.astype("datetime64[us, UTC]").astype("int64").to_numpy()) for column in (known, planned)]
+
+    def stamp(as_of: datetime) -> bytes:
+        counts = [int(np.searchsorted(column, int(as_of.timestamp() * 1e6))) for column in since_epoch]
+        return hashlib.sha256(f"{source}{counts}".encode()).hexdigest().encode()
+
+    return {as_of: stamp(as_of) for as_of in moments}
 
 
 def _stands(path: Path, view: View, stamp: bytes, entities: Sequence[str] | None) -> bool:

@@ -166,6 +166,10 @@ class Registry:
         """The tags of one version."""
         return dict(self._client.get_model_version(self.settings.models[kind].registered_name, str(version)).tags)
 
+    def run_of(self, kind: str, version: int) -> str:
+        """The id of the run that made one version."""
+        return str(self._client.get_model_version(self.settings.models[kind].registered_name, str(version)).run_id)
+
     def promote(self, kind: str, version: int, reason: str) -> None:
         """Point the champion alias at *version* and note why."""
         name = self.settings.models[kind].registered_name

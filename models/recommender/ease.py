@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,21 +21,30 @@ Block = Callable[[int, int], Floats]
 BLOCK = 512
 
 
-@dataclass(frozen=True)
 class Neighbours:
-    """Which items speak for which, by source item: ``targets[offsets[i]:offsets[i + 1]]`` gain ``weights`` from item i."""
+    """Which items speak for which: a sparse ``(items, items)`` matrix, sources by targets, and its transpose."""
 
-    offsets: NDArray[np.int64]
-    targets: NDArray[np.int32]
-    weights: Floats
+    def __init__(self, weights: sp.csr_matrix) -> None:
+        self.by_source = weights
+        self.by_target: sp.csr_matrix = weights.T.tocsr()
 
-    def gather(self, sources: NDArray[np.intp]) -> tuple[NDArray[np.int32], Floats, NDArray[np.intp]]:
-        """The targets and weights of all *sources* in a row, and for each which source (its place in *sources*) it is of."""
-        starts, lengths = self.offsets[sources], self.offsets[sources + 1] - self.offsets[sources]
-        owner = np.repeat(np.arange(len(sources)), lengths)
-        within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        index = starts[owner] + within
-        return self.targets[index], self.weights[index], owner
+    def scores(self, sources: NDArray[np.intp], strengths: Floats) -> Floats:
+        """What *sources*, liked by *strengths*, say together of every item; costs as much as they have neighbours."""
+        items = self.by_source.shape[0]
+        liked = sp.csr_matrix((strengths, sources.astype(np.int32), np.array([0, len(sources)], np.int32)), shape=(1, items))
+        said = liked @ self.by_source
+        dense = np.zeros(items, np.float32)
+        dense[said.indices] = said.data
+        return dense
+
+    def loudest_source(self, target: int, liked: Floats) -> int | None:
+        """The item that speaks most for *target*, given how much each item is liked; None if none speaks for it."""
+        row = slice(self.by_target.indptr[target], self.by_target.indptr[target + 1])
+        sources = self.by_target.indices[row]
+        said = self.by_target.data[row] * liked[sources]
+        if not len(said) or said.max() <= 0:
+            return None
+        return int(sources[np.argmax(said)])
 
 
 def columns_primal(matrix: sp.csr_matrix, penalty: float) -> Block:
@@ -97,7 +105,7 @@ def fit_ease(matrix: sp.csr_matrix, penalty: float, neighbours: int) -> Neighbou
     )
     by_source = by_target.T.tocsr()
     by_source.eliminate_zeros()
-    return Neighbours(by_source.indptr.astype(np.int64), by_source.indices.astype(np.int32), by_source.data.astype(np.float32))
+    return Neighbours(by_source)
 
 
 def dense_weights(matrix: sp.csr_matrix, penalty: float, form: Callable[[sp.csr_matrix, float], Block]) -> Floats:

@@ -22,6 +22,7 @@ from models.recommender.ease import Neighbours, fit_ease
 KIND = "recommendations"
 DAY = 86_400.0
 Floats = NDArray[np.float32]
+PARTS = ("frequency", "ease", "als", "popularity")
 
 
 @dataclass(frozen=True)
@@ -63,16 +64,13 @@ class Profile:
     """A query's context: the customer's weights by catalogue position, and each part's scores over the catalogue."""
 
     query: Query
-    positions: Positions
-    weights: Floats
-    bought: Positions
+    liked: Floats
+    """By catalogue position: how strongly each item speaks for the customer, 1 at most."""
+    history: Positions
+    """Where each item of her history stands in the catalogue, -1 for those outside it."""
     parts: Mapping[str, Floats]
     blend: Blend
-    spoken_by: Mapping[int, tuple[int, int]]
-    """Position to (purchases, Unix seconds of the last), for reasons."""
-    gathered: tuple[NDArray[np.int32], Floats, NDArray[np.intp]]
-    anchor: str = ""
-    """Why the answer is general, if it is."""
+    fallback: str | None = None
 
 
 class Recommender:
@@ -104,7 +102,7 @@ class Recommender:
         self._all = np.arange(len(self.item_ids), dtype=np.intp)
         norms = np.linalg.norm(als.item_factors, axis=1, keepdims=True)
         self._directions: Floats = als.item_factors / np.maximum(norms, 1e-9)
-        self.pipeline: Pipeline[Profile] = self._pipeline(self._profile, ["frequency", "ease", "als", "popularity"])
+        self.pipeline: Pipeline[Profile] = self._pipeline(self._profile, PARTS)
         self.similar: Pipeline[Profile] = self._pipeline(self._likeness, ["ease", "als", "popularity"])
 
     @classmethod
@@ -168,16 +166,16 @@ class Recommender:
         codes, words = self.attributes["type"]
         return words[codes[position]].title() if codes[position] >= 0 else item_id
 
-    def with_blends(self, blends: Mapping[str, Blend]) -> Recommender:
-        """The same fitted parts, joined otherwise."""
-        config = RecommenderConfig(**{**self.config.__dict__, "blends": dict(blends)})
-        return Recommender(
-            config, self.item_ids, self.neighbours, self._als, self.popularity, self.repeat_rate, self.attributes
-        )
+    def profile(self, query: Query) -> Profile:
+        """All parts' scores over the whole catalogue before blending, for tuning and for judging parts alone."""
+        return self._profile(query, everything=True)
 
-    def part_scores(self, query: Query) -> Mapping[str, Floats]:
-        """Each part's scores over the whole catalogue before blending, for tuning and for judging parts alone."""
-        return self._profile(query).parts
+    def frequency(self, liked: Floats, repeat_exponent: float) -> Floats:
+        """What the customer likes, bent by how often the buyers of each item buy it again; at most 1."""
+        bought = np.flatnonzero(liked)
+        bent = np.zeros_like(liked)
+        bent[bought] = liked[bought] * self.repeat_rate[bought] ** np.float32(repeat_exponent)
+        return bent / max(float(bent.max(initial=0.0)), 1e-9)
 
     def save(self, folder: Path) -> None:
         """Write a sealed folder of JSON and npz files."""
@@ -187,9 +185,9 @@ class Recommender:
         (folder / "vocabularies.json").write_bytes(msgspec.json.encode({k: v[1] for k, v in self.attributes.items()}))
         write_arrays(
             folder / "arrays.npz",
-            offsets=self.neighbours.offsets,
-            targets=self.neighbours.targets,
-            weights=self.neighbours.weights,
+            offsets=self.neighbours.by_source.indptr,
+            targets=self.neighbours.by_source.indices,
+            weights=self.neighbours.by_source.data,
             popularity=self.popularity,
             repeat_rate=self.repeat_rate,
             **{f"codes_{name}": codes for name, (codes, _) in self.attributes.items()},
@@ -209,10 +207,12 @@ class Recommender:
         words = msgspec.json.decode((folder / "vocabularies.json").read_bytes(), type=dict[str, list[str]])
         als = AlternatingLeastSquares.load(str(folder / "als.npz"))
         als.num_threads = 1
+        item_ids = read_ids(folder / "item_ids.json")
+        shape = (len(item_ids), len(item_ids))
         return cls(
             config=msgspec.json.decode((folder / "config.json").read_bytes(), type=RecommenderConfig),
-            item_ids=read_ids(folder / "item_ids.json"),
-            neighbours=Neighbours(arrays["offsets"], arrays["targets"], arrays["weights"]),
+            item_ids=item_ids,
+            neighbours=Neighbours(sp.csr_matrix((arrays["weights"], arrays["targets"], arrays["offsets"]), shape=shape)),
             als=als,
             popularity=arrays["popularity"],
             repeat_rate=arrays["repeat_rate"],
@@ -232,75 +232,58 @@ class Recommender:
             scorers=[(part, _part_scorer(part)) for part in parts],
             selector=LastSlotExplorer(),
             explain=lambda profile, chosen, shares: self._explain(profile, chosen, shares, parts),
-            fallback=lambda profile: profile.anchor or None,
+            fallback=lambda profile: profile.fallback,
         )
 
-    def _profile(self, query: Query) -> Profile:
-        row, as_of = query.row, query.as_of.timestamp()
-        dense = np.zeros(len(self.item_ids), np.float32)
-        told: dict[int, tuple[int, int]] = {}
+    def _profile(self, query: Query, everything: bool = False) -> Profile:
+        """The context of a customer's query; parts that her list does not use are left out unless *everything* is asked."""
+        row, now = query.row, query.as_of.timestamp()
+        liked = np.zeros(len(self.item_ids), np.float32)
+        history = np.empty(0, np.intp)
         if row.get("bought_item_ids") is not None:
-            where = self._positions_of(row["bought_item_ids"])
-            ages = as_of - np.asarray(row["bought_last_at"], dtype=np.float64)
-            decayed = np.asarray(row["bought_weights"]) * np.exp2(-ages / (DAY * self.config.history_half_life_days))
-            known = where >= 0
-            dense[where[known]] = np.sqrt(decayed[known])
-            counts, lasts = row["bought_counts"], row["bought_last_at"]
-            told = {int(where[k]): (int(counts[k]), int(lasts[k])) for k in np.flatnonzero(known)}
-        bought = np.flatnonzero(dense)
+            history = self._positions_of(row["bought_item_ids"])
+            decayed = _decayed(row["bought_weights"], row["bought_last_at"], now, self.config.history_half_life_days)
+            liked[history[history >= 0]] = np.sqrt(decayed[history >= 0])
         if row.get("recent_item_ids") is not None and len(row["recent_item_ids"]):
             where = self._positions_of(row["recent_item_ids"])
-            ages = as_of - np.asarray(row["recent_at"], dtype=np.float64)
-            interest = np.asarray(row["recent_weights"]) * np.exp2(-ages / (DAY * self.config.interest_half_life_days))
-            np.add.at(dense, where[where >= 0], interest[where >= 0].astype(np.float32))
-        positions = np.flatnonzero(dense)
+            interest = _decayed(row["recent_weights"], row["recent_at"], now, self.config.interest_half_life_days)
+            np.add.at(liked, where[where >= 0], interest[where >= 0].astype(np.float32))
         blend = self.config.blends[query.listing]
-        return self._scored(query, positions, dense, bought, blend, told)
-
-    def _scored(
-        self,
-        query: Query,
-        positions: Positions,
-        dense: Floats,
-        bought: Positions,
-        blend: Blend,
-        told: Mapping[int, tuple[int, int]],
-    ) -> Profile:
-        size = len(self.item_ids)
-        weights = dense[positions] / max(float(dense.max(initial=0.0)), 1e-9)
-        targets, links, owner = self.neighbours.gather(positions)
-        parts = {"popularity": self.popularity}
-        for part in ("frequency", "ease", "als"):
-            parts[part] = np.zeros(size, np.float32)
-        if len(positions):
-            frequency = np.zeros(size, np.float32)
-            frequency[positions] = weights * self.repeat_rate[positions] ** np.float32(blend.repeat_exponent)
-            parts["frequency"] = frequency / frequency.max()
-            parts["ease"] = np.bincount(targets, weights[owner] * links, minlength=size).astype(np.float32)
-            one = sp.csr_matrix((dense[positions], positions.astype(np.int32), np.array([0, len(positions)])), shape=(1, size))
+        used = PARTS if everything else tuple(part for part in PARTS if getattr(blend, part))
+        parts = dict.fromkeys(PARTS, np.zeros(len(self.item_ids), np.float32))
+        parts["popularity"] = self.popularity
+        positions = np.flatnonzero(liked)
+        if not len(positions):
+            # with no part but popularity weighing anything, a list without it would have nothing to go by
+            blend = Blend(0.0, 0.0, 0.0, popularity=1.0)
+            return Profile(query, liked, history, parts, blend, "nothing is known of this customer yet: popular items")
+        if "als" in used:
+            one = sp.csr_matrix((liked[positions], positions.astype(np.int32), np.array([0, len(positions)])), shape=(1, len(liked)))
             likes = self._als.item_factors @ self._als.recalculate_user(0, one)
             parts["als"] = likes / max(float(likes.max()), 1e-9)
-        anchor = "" if len(positions) else "nothing is known of this customer yet: popular items"
-        return Profile(query, positions, weights, bought, parts, blend, told, (targets, links, owner), anchor)
+        liked /= liked.max()
+        if "frequency" in used:
+            parts["frequency"] = self.frequency(liked, blend.repeat_exponent)
+        if "ease" in used:
+            parts["ease"] = self.neighbours.scores(positions, liked[positions])
+        return Profile(query, liked, history, parts, blend)
 
     def _likeness(self, query: Query) -> Profile:
         """The context of "similar to this item": the item is the one thing liked, and ALS compares directions."""
         item_id = str(query.row.get("item_id", ""))
-        size = len(self.item_ids)
+        liked = np.zeros(len(self.item_ids), np.float32)
+        parts = dict.fromkeys(PARTS, np.zeros(len(self.item_ids), np.float32))
         position = self._position.get(item_id)
-        parts = {"popularity": self.popularity, "ease": np.zeros(size, np.float32), "als": np.zeros(size, np.float32)}
         if position is None:
-            anchor = f"item {item_id!r} is not in the model's catalogue: popular items"
-            nothing = np.empty(0, np.intp)
-            gathered = self.neighbours.gather(nothing)
-            return Profile(query, nothing, np.empty(0, np.float32), nothing, parts, Blend(0, 0, 0, 1), {}, gathered, anchor)
+            parts["popularity"] = self.popularity
+            fallback = f"item {item_id!r} is not in the model's catalogue: popular items"
+            return Profile(query, liked, np.empty(0, np.intp), parts, Blend(0, 0, 0, 1), fallback)
+        liked[position] = 1.0
         here = np.array([position])
-        targets, links, owner = self.neighbours.gather(here)
-        parts["ease"][targets] = links / max(float(links.max(initial=0.0)), 1e-9)
+        near = self.neighbours.scores(here, np.ones(1, np.float32))
+        parts["ease"] = near / max(float(near.max(initial=0.0)), 1e-9)
         parts["als"] = self._directions @ self._directions[position]
-        return Profile(
-            query, here, np.ones(1, np.float32), here, parts, Blend(0, 0.5, 1, 0.0), {}, (targets, links, owner)
-        )
+        return Profile(query, liked, here, parts, Blend(frequency=0, ease=0.5, als=1.0, popularity=0))
 
     def _positions_of(self, item_ids: Iterable[str]) -> Positions:
         lookup = self._position.get
@@ -320,10 +303,9 @@ class Recommender:
         return ~np.isin(candidates, excluded) if len(excluded) else np.ones(len(candidates), bool)
 
     def _not_bought(self, profile: Profile, candidates: Positions) -> NDArray[np.bool_]:
-        if profile.query.listing == "for_you":
-            return np.ones(len(candidates), bool)
         keep = np.ones(len(self.item_ids), bool)
-        keep[profile.bought] = False
+        if profile.query.listing == "also_like":
+            keep[profile.history[profile.history >= 0]] = False
         return keep[candidates]
 
     def _explain(
@@ -333,22 +315,19 @@ class Recommender:
         return [(part, self._reason(profile, int(where), part), {}) for where, part in zip(chosen, loudest, strict=True)]
 
     def _reason(self, profile: Profile, where: int, part: str) -> str:
-        if part == "frequency" and where in profile.spoken_by:
-            count, last = profile.spoken_by[where]
-            days = int((profile.query.as_of.timestamp() - last) // DAY)
-            return f"bought {count} {'time' if count == 1 else 'times'}, last {days} days ago"
+        row = profile.query.row
         if part == "frequency":
-            return "looked at recently"
+            mine = np.flatnonzero(profile.history == where)
+            if not len(mine):
+                return "looked at recently"
+            count, last_at = row["bought_counts"][mine[0]], row["bought_last_at"][mine[0]]
+            days = int((profile.query.as_of.timestamp() - last_at) // DAY)
+            return f"bought {count} {'time' if count == 1 else 'times'}, last {days} days ago"
         if part == "ease":
-            targets, links, owner = profile.gathered
-            mine = np.flatnonzero(targets == where)
-            if len(mine):
-                best = mine[np.argmax(profile.weights[owner[mine]] * links[mine])]
-                source = int(profile.positions[owner[best]])
-                verb = "bought" if source in profile.spoken_by else "looked at"
-                item_id = self.item_ids[source]
-                named = f"{self.label(item_id)} ({item_id})"
-                return f"often bought with {named}" + ("" if "item_id" in profile.query.row else f", which she {verb}")
+            source = self.neighbours.loudest_source(where, profile.liked)
+            if source is not None:
+                how = "" if "item_id" in row else ", bought before" if source in profile.history else ", looked at recently"
+                return f"often bought with {self.label(self.item_ids[source])} ({self.item_ids[source]}{how})"
         return "popular now" if part == "popularity" else "bought by customers with similar baskets"
 
 
@@ -363,8 +342,8 @@ def interactions(
         where = np.array([position.get(item, -1) for item in items], dtype=np.int64)
         known = where >= 0
         if len(where):
-            ages = now - np.asarray(row["bought_last_at"], dtype=np.float64)[known]
-            data.append(np.sqrt(np.asarray(row["bought_weights"])[known] * np.exp2(-ages / (DAY * half_life_days))))
+            decayed = _decayed(row["bought_weights"], row["bought_last_at"], now, half_life_days)
+            data.append(np.sqrt(decayed[known]))
             indices.append(where[known])
         indptr.append(indptr[-1] + int(known.sum()))
     flat = np.concatenate(data) if data else np.empty(0)
@@ -372,6 +351,12 @@ def interactions(
     matrix = sp.csr_matrix((flat.astype(np.float32), columns, indptr), shape=(len(indptr) - 1, len(position)))
     matrix.sort_indices()
     return matrix
+
+
+def _decayed(weights: Sequence[float], last_at: Sequence[int], now: float, half_life_days: float) -> NDArray[np.float64]:
+    """Weights as they stand now, given each one's value at its own last moment (Unix seconds)."""
+    ages = now - np.asarray(last_at, dtype=np.float64)
+    return np.asarray(weights, dtype=np.float64) * np.exp2(-ages / (DAY * half_life_days))
 
 
 def _part_scorer(part: str) -> Any:

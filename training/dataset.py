@@ -1,0 +1,151 @@
+"""Spines and labels: who is asked about, as of when, and what then happened. Everything comes from the log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pandas as pd
+
+from features.clock import local_midnight
+from features.home import Home
+from features.shop import Shop
+from features.timeline import Timeline, open_timeline
+
+HORIZON_DAYS = 28
+CUTOFF_STEP_DAYS = 14
+MIN_HISTORY_DAYS = 84
+Advance = Callable[[str], None]
+"""Told the name of each step as a job takes it."""
+
+
+class EmptyWindowError(ValueError):
+    """There is nothing to learn from or to judge on; the message names the window and the mend."""
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """The moments of one experiment: everything before a cut may be learnt from, the horizon after it is judged.
+
+    Attributes:
+        tuning: the cut on which choices are made.
+        tests: the cuts that are reported.
+        final: where the data ends; the registered model learns from everything before it.
+        start: the first moment of the data.
+    """
+
+    start: datetime
+    tuning: datetime
+    tests: tuple[datetime, ...]
+    final: datetime
+    timezone: str
+
+    @classmethod
+    def before(cls, final: datetime, start: datetime, timezone: str, horizon_days: int = HORIZON_DAYS) -> Cuts:
+        """Three horizons before *final*: the first to tune on, the last two to report.
+
+        Raises:
+            EmptyWindowError: the data is too short for a history and three horizons.
+        """
+        cuts = [days_before(final, horizon_days * k, timezone) for k in (3, 2, 1)]
+        if days_before(cuts[0], horizon_days + MIN_HISTORY_DAYS, timezone) < start:
+            need = horizon_days * 4 + MIN_HISTORY_DAYS
+            raise EmptyWindowError(
+                f"the data from {start:%Y-%m-%d} to {final:%Y-%m-%d} is too short: {need} days are needed before the as-of date"
+            )
+        return cls(start, cuts[0], (cuts[1], cuts[2]), final, timezone)
+
+
+def open_experiment(home: Home, as_of: datetime | None) -> tuple[Truth, Cuts]:
+    """The log's truth and the cuts before *as_of* (by default, where the data ends)."""
+    shop = Shop.load(home)
+    final = as_of or shop.data_end.astimezone(UTC)
+    truth = Truth(home, final)
+    return truth, Cuts.before(final, truth.start, shop.timezone)
+
+
+def days_before(moment: datetime, days: int, timezone: str) -> datetime:
+    """The same time of day in the shop's zone, *days* earlier; across a change of the clocks that is not 24 hours each."""
+    local = moment.astimezone(ZoneInfo(timezone)) - timedelta(days=days)
+    return local_midnight(local.date(), timezone)
+
+
+def training_cutoffs(until: datetime, start: datetime, timezone: str, horizon_days: int = HORIZON_DAYS) -> list[datetime]:
+    """Cutoffs every two weeks whose label window had closed by *until*, oldest first."""
+    cutoffs: list[datetime] = []
+    days = horizon_days
+    while (cutoff := days_before(until, days, timezone)) >= days_before(start, -MIN_HISTORY_DAYS, timezone):
+        cutoffs.append(cutoff)
+        days += CUTOFF_STEP_DAYS
+    return cutoffs[::-1]
+
+
+class Truth:
+    """What customers did, for labels; reads the log once."""
+
+    def __init__(self, home: Home, until: datetime) -> None:
+        self.shop = Shop.load(home)
+        self.timeline: Timeline = open_timeline(home, identified_by=until)
+        past = self.timeline.before(until)
+        baskets = past.baskets.filter(past.baskets.customer_id.notnull())
+        self._visits = baskets.select("customer_id", "occurred_at").to_pandas()
+        if self._visits.empty:
+            raise EmptyWindowError(f"no purchase is known before {until:%Y-%m-%d}: choose a later --as-of or import purchases")
+        lines = past.lines
+        bought = lines.filter(lines.customer_id.notnull(), lines.quantity > 0, lines.recommendable.fill_null(False))
+        self._bought = bought.select("customer_id", "item_id", "occurred_at").to_pandas()
+        events = past.events
+        sent = events.filter(events.name.isin(["message_sent", "offer_redeem"]), events.customer_id.notnull())
+        self._messages = sent.select("customer_id", "name", "campaign_id", "offer_id", "occurred_at").to_pandas()
+
+    @property
+    def start(self) -> datetime:
+        """The first moment of purchase data, as a local midnight."""
+        first = self._visits["occurred_at"].min().to_pydatetime()
+        return local_midnight(first.astimezone(ZoneInfo(self.shop.timezone)).date(), self.shop.timezone)
+
+    def churn_spine(self, cutoffs: Sequence[datetime], horizon_days: int = HORIZON_DAYS) -> pd.DataFrame:
+        """Each customer with a purchase before each cutoff, and whether none followed within the horizon (``label``)."""
+        parts = []
+        for cutoff in cutoffs:
+            end = days_before(cutoff, -horizon_days, self.shop.timezone)
+            before = self._visits.loc[self._visits["occurred_at"] < cutoff, "customer_id"].unique()
+            window = self._visits["occurred_at"].between(cutoff, end, inclusive="left")
+            came = set(self._visits.loc[window, "customer_id"])
+            parts.append(
+                pd.DataFrame(
+                    {"customer_id": sorted(before), "event_timestamp": cutoff, "label": [c not in came for c in sorted(before)]}
+                )
+            )
+        return pd.concat(parts, ignore_index=True)
+
+    def bought(self, start: datetime, end: datetime) -> dict[str, set[str]]:
+        """The merchandise that each customer bought in ``[start, end)``."""
+        rows = self._bought[self._bought["occurred_at"].between(start, end, inclusive="left")]
+        return {customer: set(items) for customer, items in rows.groupby("customer_id")["item_id"]}
+
+    def campaign_spine(self, campaigns: pd.DataFrame) -> pd.DataFrame:
+        """Each customer that each campaign was sent to, at its start, and whether she redeemed one of its coupons in time.
+
+        Args:
+            campaigns: ``campaign_id, campaign_type, valid_from, valid_until``.
+        """
+        sent = self._messages[self._messages["name"] == "message_sent"].drop_duplicates(["customer_id", "campaign_id"])
+        spine = sent[["customer_id", "campaign_id"]].merge(campaigns, on="campaign_id")
+        redeemed = self.redemptions().merge(campaigns, on="campaign_id")
+        redeemed = redeemed[redeemed["occurred_at"].between(redeemed["valid_from"], redeemed["valid_until"], inclusive="left")]
+        pairs = set(zip(redeemed["customer_id"], redeemed["campaign_id"], strict=True))
+        spine["label"] = [pair in pairs for pair in zip(spine["customer_id"], spine["campaign_id"], strict=True)]
+        return spine.rename(columns={"valid_from": "event_timestamp"}).sort_values(["event_timestamp", "campaign_id", "customer_id"])
+
+    def redemptions(self) -> pd.DataFrame:
+        """Every redemption: ``customer_id, campaign_id, offer_id, occurred_at``."""
+        rows = self._messages[self._messages["name"] == "offer_redeem"]
+        return rows[["customer_id", "campaign_id", "offer_id", "occurred_at"]]
+
+
+def moments(values: Iterable[datetime]) -> dict[datetime, None]:
+    """The distinct moments, each wanted for every entity."""
+    return dict.fromkeys(sorted(values))

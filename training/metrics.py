@@ -1,0 +1,178 @@
+"""Measures of ranking and calibration, and bootstrap intervals paired over customers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+
+Floats = NDArray[np.float64]
+DRAWS = 1000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def bootstrap(
+    customers: Sequence[str], statistic: Callable[[Floats], Floats], draws: int = DRAWS, seed: int = 0
+) -> tuple[Floats, Floats]:
+    """The statistic on all rows, and on *draws* resamples of customers.
+
+    A customer is drawn with all her rows, so that rows of several cuts stay together and models stay paired.
+
+    Args:
+        customers: whose each row is.
+        statistic: row weights to a vector of measures.
+
+    Returns:
+        ``(measures,)`` and ``(draws, measures)``.
+    """
+    _, codes = np.unique(np.asarray(customers), return_inverse=True)
+    count = int(codes.max()) + 1
+    rng = np.random.default_rng(seed)
+    drawn = np.stack([statistic(np.bincount(rng.integers(count, size=count), minlength=count)[codes].astype(float)) for _ in range(draws)])
+    return statistic(np.ones(len(codes))), drawn
+
+
+def estimates(values: Floats, drawn: Floats, names: Sequence[str]) -> dict[str, Estimate]:
+    """Percentile intervals of a bootstrap's measures, by name."""
+    low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return {name: Estimate(float(v), float(lo), float(hi)) for name, v, lo, hi in zip(names, values, low, high, strict=True)}
+
+
+def difference(values: Floats, drawn: Floats, names: Sequence[str], ours: str, theirs: str) -> Estimate:
+    """How far one measure lies above another, paired draw by draw."""
+    a, b = names.index(ours), names.index(theirs)
+    return estimates(values[[a]] - values[[b]], drawn[:, [a]] - drawn[:, [b]], ["difference"])["difference"]
+
+
+class BinaryScores:
+    """One model's scores of labelled rows, sorted once so that each re-weighting is cheap. Ties share their credit."""
+
+    def __init__(self, labels: NDArray[np.bool_], scores: Floats, is_probability: bool) -> None:
+        distinct, self._level = np.unique(-scores, return_inverse=True)
+        self._levels = len(distinct)
+        self._labels = labels.astype(float)
+        self._scores = scores
+        self.is_probability = is_probability
+
+    def measures(self, weights: Floats) -> dict[str, float]:
+        """Weighted AUC, average precision, lift in the top tenth, and Brier score (NaN if not a probability)."""
+        positive = np.bincount(self._level, weights * self._labels, self._levels)
+        total = np.bincount(self._level, weights, self._levels)
+        found, seen = np.cumsum(positive), np.cumsum(total)
+        positives, everyone = found[-1], seen[-1]
+        negatives = everyone - positives
+        auc = float(((found - positive / 2) * (total - positive)).sum() / max(positives * negatives, 1e-12))
+        precision = np.divide(found, seen, out=np.zeros_like(found), where=seen > 0)
+        share = np.interp(everyone / 10, np.concatenate([[0.0], seen]), np.concatenate([[0.0], found])) / (everyone / 10)
+        brier = np.average((self._scores - self._labels) ** 2, weights=weights) if self.is_probability else np.nan
+        return {
+            "auc": auc,
+            "average_precision": float((positive * precision).sum() / max(positives, 1e-12)),
+            "lift_at_10pct": float(share / max(positives / everyone, 1e-12)),
+            "brier": float(brier),
+        }
+
+
+BINARY_MEASURES = ("auc", "average_precision", "lift_at_10pct", "brier")
+
+
+def compare_binary(
+    customers: Sequence[str],
+    groups: NDArray[np.str_],
+    labels: NDArray[np.bool_],
+    scores: Mapping[str, tuple[Floats, bool]],
+    draws: int = DRAWS,
+) -> tuple[list[str], Floats, Floats]:
+    """Every measure of every model, as the mean over *groups* and for each group; see ``bootstrap``.
+
+    Names are ``model/measure`` for the mean and ``model/measure/group``.
+    """
+    kinds = sorted(set(groups))
+    rows = {g: np.flatnonzero(groups == g) for g in kinds}
+    sorted_scores = {
+        (model, g): BinaryScores(labels[rows[g]], values[rows[g]], probable)
+        for model, (values, probable) in scores.items()
+        for g in kinds
+    }
+    names = [f"{m}/{k}" for m in scores for k in BINARY_MEASURES]
+    names += [f"{m}/{k}/{g}" for m in scores for k in BINARY_MEASURES for g in kinds]
+
+    def statistic(weights: Floats) -> Floats:
+        found = {key: each.measures(weights[rows[key[1]]]) for key, each in sorted_scores.items()}
+        means = [float(np.mean([found[m, g][k] for g in kinds])) for m in scores for k in BINARY_MEASURES]
+        return np.array(means + [found[m, g][k] for m in scores for k in BINARY_MEASURES for g in kinds])
+
+    values, drawn = bootstrap(customers, statistic, draws)
+    return names, values, drawn
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How honest probabilities are: recalibrated slope and intercept with their tests, and the calibration error."""
+
+    slope: float
+    intercept: float
+    p_value: float
+    """Of the joint hypothesis slope 1, intercept 0 (Wald test)."""
+    ece: float
+    ece_floor: float
+    """The error that a perfect model of as many customers shows in the median: noise alone."""
+
+
+def calibration(labels: NDArray[np.bool_], probabilities: Floats, bands: int = 10, seed: int = 0) -> Calibration:
+    """Judge probabilities by logistic recalibration (Cox 1958) and by the error over equally large bands."""
+    from scipy.stats import chi2
+
+    logit = np.log(np.clip(probabilities, 1e-6, 1 - 1e-6) / (1 - np.clip(probabilities, 1e-6, 1 - 1e-6)))
+    model = LogisticRegression(C=1e12, max_iter=1000).fit(logit[:, None], labels)
+    intercept, slope = float(model.intercept_[0]), float(model.coef_[0, 0])
+    fitted = model.predict_proba(logit[:, None])[:, 1]
+    design = np.column_stack([np.ones(len(logit)), logit])
+    information = design.T @ (design * (fitted * (1 - fitted))[:, None])
+    gap = np.array([intercept, slope - 1.0])
+    rng = np.random.default_rng(seed)
+    perfect = [_ece(rng.random(len(labels)) < probabilities, probabilities, bands) for _ in range(200)]
+    return Calibration(
+        slope, intercept, float(chi2.sf(gap @ information @ gap, 2)), _ece(labels, probabilities, bands), float(np.median(perfect))
+    )
+
+
+def _ece(labels: NDArray[np.bool_], probabilities: Floats, bands: int) -> float:
+    order = np.argsort(probabilities, kind="stable")
+    parts = [part for part in np.array_split(order, bands) if len(part)]
+    return float(sum(abs(labels[p].mean() - probabilities[p].mean()) * len(p) for p in parts) / len(labels))
+
+
+RANKING_MEASURES = ("recall_at_10", "ndcg_at_10", "mrr")
+_DISCOUNTS = 1.0 / np.log2(np.arange(2, 12))
+
+
+def ranking_measures(scores: Floats, picks: NDArray[np.intp], truth: NDArray[np.intp]) -> tuple[float, float, float]:
+    """Recall@10, NDCG@10 and reciprocal rank of the first hit, over the full catalogue.
+
+    Args:
+        scores: one a catalogue item; minus infinity for items that the list may not show.
+        picks: the ten items shown, best first.
+        truth: the items bought; recall and the ideal DCG count at most ten of them.
+    """
+    hits = np.isin(picks, truth)
+    ideal = min(10, len(truth))
+    best = scores[truth].max()
+    # of equal scores any may come first: take the middle rank
+    first = float((scores > best).sum() + ((scores == best).sum() + 1) / 2)
+    return hits.sum() / ideal, float(hits @ _DISCOUNTS[: len(picks)] / _DISCOUNTS[:ideal].sum()), 1.0 / first

@@ -1,0 +1,265 @@
+"""The recommendations job: what will each customer buy, and what of it is new to her?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from features.home import Home
+from features.store import FeatureStore
+from features.catalogue import ITEM_ATTRIBUTES, Catalogue
+from models.decision import Query, top
+from models.recommender.recommender import PARTS, Blend, Profile, Recommender, RecommenderConfig
+from training.dataset import HORIZON_DAYS, Advance, Cuts, EmptyWindowError, Truth, days_before, moments, open_experiment
+from training.metrics import RANKING_MEASURES, Floats, bootstrap, difference, estimates, ranking_measures
+from training.plots import bar_plot
+from training.run import Report, TrackedRun, mean_over_units
+
+LISTINGS = ("for_you", "also_like")
+SINGLES: dict[str, Blend] = {
+    "popularity": Blend(0, 0, 0, 1),
+    "personal frequency": Blend(1, 0, 0, 0, repeat_exponent=0),
+    "EASE": Blend(0, 1, 0, 0),
+    "ALS": Blend(0, 0, 1, 0),
+}
+"""The parts alone, to be compared with their join. Popularity is weighted by recency, frequency decays in 90 days."""
+MEANINGLESS = {("personal frequency", "also_like")}
+"""What a customer never bought she has bought never."""
+GRID: dict[str, list[Blend]] = {
+    "for_you": [
+        Blend(1, ease, als, popularity, exponent)
+        for exponent in (0.0, 0.25, 0.4)
+        for ease in (0.1, 0.25)
+        for als in (0.0, 0.1)
+        for popularity in (0.0, 0.05, 0.1)
+    ],
+    "also_like": [Blend(0, 1, als, popularity) for als in (0.1, 0.3, 0.6, 1.0) for popularity in (0.0, 0.05, 0.1)],
+}
+JOINED = "joined"
+TUNING_CUSTOMERS = 800
+"""Enough to tell blends apart; customers are in the order of their opaque ids, so these are as good as drawn."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is known at one cut, and what was bought in the horizon after it (empty for the final one)."""
+
+    cut: datetime
+    histories: pd.DataFrame
+    items: dict[str, list[Any]]
+    bought: Mapping[str, set[str]]
+
+
+def main(home: Home, as_of: datetime | None = None, seed: int = 0, advance: Advance = lambda step: None) -> str:
+    """Train, judge and register; returns the report. Inputs already trained on are not trained on again."""
+    truth, cuts = open_experiment(home, as_of)
+    run = TrackedRun(home, "recommendations", cuts.final, seed)
+    if run.standing_version() is not None:
+        return (home.root / "reports" / "recommendations.md").read_text()
+    at = dataset(home, truth, cuts, advance)
+    config = RecommenderConfig(seed=seed + 1)
+    with run.started({k: str(v) for k, v in asdict(config).items() if k != "blends"} | {"horizon_days": HORIZON_DAYS}):
+        advance("tuning the blend")
+        config = replace(config, blends=choose(fit(at[cuts.tuning], config), at[cuts.tuning]))
+        scored = []
+        for cut in cuts.tests:
+            advance("evaluating")
+            scored.append(evaluate(fit(at[cut], config), at[cut]))
+        looks = run.look([f"{cut:%Y-%m-%d}" for cut in cuts.tests])
+        report, figures = judge(pd.concat(scored, ignore_index=True), config, looks)
+        advance("fitting the final model")
+        model = fit(at[cuts.final], config)
+        example = synthetic_example(model)
+        picks = [[c.id for c in model.pipeline.decide(query_of(row, cuts.final), np.random.default_rng(0)).choices] for row in rows_of(example)]
+        frame = pd.concat(scored, ignore_index=True)
+        mine = frame[(frame["model"] == JOINED) & (frame["listing"] == "for_you")]
+        unit = mine.rename(columns={"ndcg_at_10": "score"})[["customer_id", "unit", "score"]]
+        run.finish(model, report, unit, example, pd.Series(picks), figures)
+    return report.text()
+
+
+def dataset(home: Home, truth: Truth, cuts: Cuts, advance: Advance) -> dict[datetime, Moment]:
+    """Histories and item statistics at every cut, through the feature store."""
+    store = FeatureStore(home)
+    store.apply()
+    when = [cuts.tuning, *cuts.tests, cuts.final]
+    for view in ("customer_history", "item_stats"):
+        store.backfill(view, moments(when), lambda n: advance("backfilling features"))
+    attributes = Catalogue(home).read("items").to_pandas().astype(object).where(lambda f: f.notna(), None)
+    found: dict[datetime, Moment] = {}
+    for cut in when:
+        advance("joining features")
+        customers = truth.churn_spine([cut])[["customer_id", "event_timestamp"]]
+        histories = store.historical(customers, "recommendations_v1")
+        spine = pd.DataFrame({"item_id": attributes["item_id"], "event_timestamp": cut})
+        stats = store.historical(spine, "items_v1").dropna(subset=["households"])
+        stats = stats[stats["recommendable"].astype(bool)].merge(attributes.drop(columns="recommendable"), on="item_id")
+        columns = ("item_id", "households", "popularity", "purchases", *ITEM_ATTRIBUTES)
+        after = truth.bought(cut, days_before(cut, -HORIZON_DAYS, cuts.timezone)) if cut < cuts.final else {}
+        found[cut] = Moment(cut, histories, {name: stats[name].tolist() for name in columns}, after)
+    return found
+
+
+def fit(moment: Moment, config: RecommenderConfig) -> Recommender:
+    """The recommender as it would have been trained at the cut."""
+    return Recommender.fit(rows_of(moment.histories), moment.items, moment.cut, config)
+
+
+def choose(model: Recommender, moment: Moment) -> dict[str, Blend]:
+    """For each list the blend with the best NDCG@10 on the tuning cut, which no report shows."""
+    chosen: dict[str, Blend] = {}
+    for listing in LISTINGS:
+        totals = np.zeros(len(GRID[listing]))
+        for query, truth, shown in islice(questions(model, moment, listing), TUNING_CUSTOMERS):
+            profile = model.profile(query)
+            for k, blend in enumerate(GRID[listing]):
+                scores = np.where(shown, joined(model, profile, blend), -np.inf)
+                totals[k] += ranking_measures(scores, top(scores, 10), truth)[1]
+        chosen[listing] = GRID[listing][int(np.argmax(totals))]
+    return chosen
+
+
+def evaluate(model: Recommender, moment: Moment) -> pd.DataFrame:
+    """One row a customer, list and model: its measures over the full catalogue, and what was shown."""
+    rows = []
+    households = np.asarray(pd.Series(moment.items["households"], index=moment.items["item_id"]).loc[model.item_ids], dtype=float)
+    rarity = -np.log2(households / len(moment.histories))
+    for listing in LISTINGS:
+        models = {name: blend for name, blend in SINGLES.items() if (name, listing) not in MEANINGLESS}
+        models[JOINED] = model.config.blends[listing]
+        for query, truth, shown in questions(model, moment, listing):
+            profile = model.profile(query)
+            for name, blend in models.items():
+                scores = np.where(shown, joined(model, profile, blend), -np.inf)
+                picks = top(scores, 10)
+                measures = dict(zip(RANKING_MEASURES, ranking_measures(scores, picks, truth), strict=True))
+                rows.append(
+                    {
+                        "customer_id": query.customer_id, "unit": f"{moment.cut:%Y-%m-%d}", "listing": listing, "model": name,
+                        **measures, "novelty": float(rarity[picks].mean()), "picks": picks, "catalogue": len(model.item_ids),
+                    }
+                )  # fmt: skip
+    if not rows:
+        raise EmptyWindowError(f"nobody bought anything of the catalogue in the {HORIZON_DAYS} days after {moment.cut:%Y-%m-%d}")
+    return pd.DataFrame(rows)
+
+
+def questions(
+    model: Recommender, moment: Moment, listing: str
+) -> Iterator[tuple[Query, NDArray[np.intp], NDArray[np.bool_]]]:
+    """Each customer who counts: her query, what she bought of the catalogue, and which items the list may show.
+
+    She counts if she had bought something of the catalogue before the cut and then bought something that the list may show.
+    """
+    position = {item: k for k, item in enumerate(model.item_ids)}
+    for row in rows_of(moment.histories):
+        after = moment.bought.get(row["customer_id"])
+        before = np.array([position[i] for i in row["bought_item_ids"] if i in position], dtype=np.intp)
+        if not after or not len(before):
+            continue
+        truth = np.array(sorted(position[i] for i in after if i in position), dtype=np.intp)
+        shown = np.ones(len(model.item_ids), bool)
+        if listing == "also_like":
+            shown[before] = False
+            truth = truth[shown[truth]]
+        if len(truth):
+            yield replace(query_of(row, moment.cut), listing=listing), truth, shown
+
+
+def joined(model: Recommender, profile: Profile, blend: Blend) -> Floats:
+    """The sum that the pipeline serves, over the whole catalogue."""
+    total = np.zeros(len(model.item_ids))
+    for name in PARTS:
+        weight = np.float32(getattr(blend, name))
+        if weight:
+            part = model.frequency(profile.liked, blend.repeat_exponent) if name == "frequency" else profile.parts[name]
+            total += part * weight
+    return total
+
+
+def judge(scored: pd.DataFrame, config: RecommenderConfig, looks: int) -> tuple[Report, Mapping[str, object]]:
+    """The table beside its baselines, the leads and the pictures."""
+    wide = scored.pivot(index=["customer_id", "unit", "listing"], columns="model", values=list(RANKING_MEASURES)).reset_index()
+    names, values, drawn = [], [], []
+    for listing in LISTINGS:
+        part = wide[wide["listing"] == listing]
+        units = part["unit"].to_numpy(dtype=str)
+        keys = [(measure, m) for measure in RANKING_MEASURES for m in (*SINGLES, JOINED) if (m, listing) not in MEANINGLESS]
+        columns = [part[key].to_numpy(dtype=float) for key in keys]
+        found, resampled = bootstrap(
+            part["customer_id"].tolist(), lambda w, c=columns, u=units: np.array([mean_over_units(u, x, w) for x in c]), draws=500
+        )
+        names += [f"{model}/{measure}/{listing}" for measure, model in keys]
+        values.append(found)
+        drawn.append(resampled)
+    value, draws = np.concatenate(values), np.concatenate(drawn, axis=1)
+    told = estimates(value, draws, names)
+    table: dict[str, dict[str, str]] = {}
+    columns_told = [f"{listing} {m}" for listing in LISTINGS for m in ("R@10", "N@10", "MRR", "coverage", "novelty")]
+    for model in (*SINGLES, JOINED):
+        table[model] = {}
+        for listing in (each for each in LISTINGS if (model, each) not in MEANINGLESS):
+            for short, measure in zip(("R@10", "N@10", "MRR"), RANKING_MEASURES, strict=True):
+                table[model][f"{listing} {short}"] = f"{told[f'{model}/{measure}/{listing}']}"
+            mine = scored[(scored["model"] == model) & (scored["listing"] == listing)]
+            table[model][f"{listing} coverage"] = f"{coverage(mine):.3f}"
+            table[model][f"{listing} novelty"] = f"{mine['novelty'].mean():.1f}"
+    lead = difference(value, draws, names, f"{JOINED}/ndcg_at_10/for_you", "popularity/ndcg_at_10/for_you")
+    over = [
+        f"Lead of the join over {model} ({listing}, NDCG@10), paired: "
+        f"{difference(value, draws, names, f'{JOINED}/ndcg_at_10/{listing}', f'{model}/ndcg_at_10/{listing}')}."
+        for listing, model in (("for_you", "personal frequency"), ("also_like", "popularity"), ("also_like", "EASE"), ("also_like", "ALS"))
+    ]
+    households = wide.groupby(["listing", "unit"]).size()
+    report = Report(
+        kind="recommendations",
+        title=f"Recommendations over the full catalogue, {HORIZON_DAYS} days; mean of the cuts {' and '.join(sorted(set(scored['unit'])))}; "
+        f"{int(households.min())} to {int(households.max())} customers a cut",
+        served=JOINED,
+        baseline="popularity",
+        columns=columns_told,
+        table=table,
+        lead=lead,
+        notes=[*over, f"Blends, chosen on an earlier cut: {dict(config.blends)}.", f"These cuts were looked at {looks} times."],
+        metrics={name.replace("/", "_").replace(" ", "_"): float(v) for name, v in zip(names, value, strict=True)},
+    )
+    bars = {m: told[f"{m}/ndcg_at_10/for_you"] for m in (*SINGLES, JOINED)}
+    new = {m: told[f"{m}/ndcg_at_10/also_like"] for m in (*SINGLES, JOINED) if (m, "also_like") not in MEANINGLESS}
+    return report, {"ndcg_for_you": bar_plot("NDCG@10, for you", bars), "ndcg_also_like": bar_plot("NDCG@10, new items", new)}
+
+
+def coverage(rows: pd.DataFrame) -> float:
+    """Distinct items in all top tens as a share of the catalogue, the mean of the cuts."""
+    shares = [len(set(np.concatenate(part["picks"].tolist()))) / part["catalogue"].iloc[0] for _, part in rows.groupby("unit")]
+    return float(np.mean(shares))
+
+
+def query_of(row: Mapping[str, Any], as_of: datetime) -> Query:
+    """The query that serving would make of a feature row."""
+    return Query.from_row(row.get("customer_id"), as_of, row)
+
+
+def rows_of(frame: pd.DataFrame) -> Sequence[Mapping[str, Any]]:
+    """A frame's rows as plain dicts."""
+    rows: list[Mapping[str, Any]] = frame.to_dict("records")
+    return rows
+
+
+def synthetic_example(model: Recommender) -> pd.DataFrame:
+    """An invented customer who bought two of the catalogue's items; no one's data."""
+    items = model.item_ids[:2]
+    return pd.DataFrame(
+        [
+            {
+                "bought_item_ids": items, "bought_counts": [2, 1], "bought_last_at": [1_500_000_000, 1_500_100_000],
+                "bought_weights": [1.5, 1.0], "recent_item_ids": items[:1], "recent_at": [1_500_200_000], "recent_weights": [1.0],
+            }
+        ]
+    )  # fmt: skip
