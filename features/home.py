@@ -106,5 +106,6 @@ def configure_process() -> None:
         "OTEL_SDK_DISABLED": "true",
         "OPENBLAS_NUM_THREADS": "1",
         "GIT_PYTHON_REFRESH": "quiet",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     }.items():
         os.environ.setdefault(name, value)

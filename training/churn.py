@@ -14,7 +14,15 @@ from features.store import FeatureStore
 from models.churn import FEATURES, Churn, eligible, matrix
 from models.probability import Floats, Logistic
 from training.dataset import CUTOFF_STEP_DAYS, HORIZON_DAYS, Advance, Cuts, EmptyWindowError, Truth, days_before, moments, open_experiment, training_cutoffs
-from training.metrics import BINARY_MEASURES, Calibration, calibration, compare_binary, difference, estimates
+from training.metrics import (
+    BINARY_MEASURES,
+    Calibration,
+    calibration,
+    compare_binary,
+    difference,
+    estimates,
+    mean_average_precision,
+)
 from training.plots import bar_plot, calibration_plot, gain_plot
 from training.run import Report, TrackedRun
 
@@ -63,16 +71,15 @@ def closed_before(frame: pd.DataFrame, cut: datetime, timezone: str) -> pd.DataF
 
 
 def choose(frame: pd.DataFrame, cuts: Cuts, currency: str, seed: int) -> str:
-    """The kind of model with the better log loss on the tuning cut, which no report shows."""
+    """The kind of model with the better average precision on the tuning cut, which no report shows."""
     at = frame["event_timestamp"] == pd.Timestamp(cuts.tuning)
     train, rows = closed_before(frame, cuts.tuning, cuts.timezone), matrix(frame[at].to_dict("records"))
     labels = frame.loc[at, "label"].to_numpy(dtype=bool)
-
-    def loss(kind: str) -> float:
-        p = np.clip(_fit(kind, train, currency, seed).predict(rows), 1e-6, 1 - 1e-6)
-        return float(-np.mean(np.where(labels, np.log(p), np.log(1 - p))))
-
-    return min(("logistic", "lightgbm"), key=loss)
+    group = np.zeros(len(labels), dtype=str)
+    return max(
+        ("logistic", "lightgbm"),
+        key=lambda kind: mean_average_precision(labels, _fit(kind, train, currency, seed).predict(rows), group),
+    )
 
 
 def evaluate(frame: pd.DataFrame, cuts: Cuts, currency: str, seed: int) -> pd.DataFrame:

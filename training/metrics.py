@@ -88,6 +88,13 @@ class BinaryScores:
         }
 
 
+def mean_average_precision(labels: NDArray[np.bool_], scores: Floats, groups: NDArray[np.str_]) -> float:
+    """Average precision, the mean over those *groups* that hold both labels."""
+    parts = [groups == g for g in np.unique(groups) if 0 < labels[groups == g].sum() < (groups == g).sum()]
+    found = [BinaryScores(labels[p], scores[p], False).measures(np.ones(int(p.sum()))) for p in parts]
+    return float(np.mean([each["average_precision"] for each in found])) if found else 0.0
+
+
 BINARY_MEASURES = ("auc", "average_precision", "lift_at_10pct", "brier")
 
 
