@@ -120,7 +120,7 @@ class EventLog:
             return AppendReport(0, 0, 0)
         with self._home.locked("log"):
             hashes = [content_hash(row.event) for row in batch]
-            stored = self._stored_hashes([row.event.event_id for row in batch])
+            stored = self.hashes_of([row.event.event_id for row in batch])
             fresh: list[tuple[Incoming, str]] = []
             conflicts: list[DeadLetter] = []
             for row, digest in zip(batch, hashes, strict=True):
@@ -196,12 +196,9 @@ class EventLog:
             )
         return DeltaTable(str(self._home.events))
 
-    def stored_among(self, event_ids: Sequence[str]) -> set[str]:
-        """Those of *event_ids* that the log holds."""
-        return set(self._stored_hashes(event_ids))
-
-    def _stored_hashes(self, event_ids: Sequence[str]) -> dict[str, str]:
-        if not self.exists:
+    def hashes_of(self, event_ids: Sequence[str]) -> dict[str, str]:
+        """The content hash of each of *event_ids* that the log holds."""
+        if not self.exists or not event_ids:
             return {}
         connection = connect()
         connection.register("batch", pa.table({"event_id": pa.array(event_ids, pa.string())}))

@@ -32,10 +32,11 @@ class FeatureStore:
 
     def __init__(self, home: Home) -> None:
         configure_process()
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(ibis|feast)\.")
         import feast
         from feast.repo_config import RegistryConfig, RepoConfig
 
+        # feast's import turns these on again: ibis and DuckDB warn each other of nothing a user could mend
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
         from features.views import SERVICES, VIEWS
 
         self._home = home

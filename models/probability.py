@@ -53,8 +53,8 @@ class Logistic:
     def fit(cls, rows: Floats, labels: NDArray[Any], strength: float = 0.05) -> Logistic:
         """Fit with scikit-learn; *strength* is its C, the inverse of the penalty."""
         logs = _signed_log(rows)
-        with np.errstate(all="ignore"):
-            medians = np.nan_to_num(np.nanmedian(np.where(np.isfinite(logs).any(axis=0), logs, 0.0), axis=0))
+        # a feature that nobody has counts as zero, and so does not count
+        medians = np.nanmedian(np.where(np.isnan(logs).all(axis=0), 0.0, logs), axis=0)
         filled = np.where(np.isnan(logs), medians, logs)
         means, scales = filled.mean(axis=0), filled.std(axis=0)
         scales[scales < 1e-12] = 1.0

@@ -182,4 +182,9 @@ def ranking_measures(scores: Floats, picks: NDArray[np.intp], truth: NDArray[np.
     best = scores[truth].max()
     # of equal scores any may come first: take the middle rank
     first = float((scores > best).sum() + ((scores == best).sum() + 1) / 2)
-    return hits.sum() / ideal, float(hits @ _DISCOUNTS[: len(picks)] / _DISCOUNTS[:ideal].sum()), 1.0 / first
+    return hits.sum() / ideal, dcg(hits) / dcg(np.ones(ideal, bool)), 1.0 / first
+
+
+def dcg(hits: NDArray[np.bool_]) -> float:
+    """Discounted cumulative gain of at most ten places."""
+    return float(hits @ _DISCOUNTS[: len(hits)])
