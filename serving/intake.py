@@ -94,7 +94,9 @@ class Intake:
         """Recompute the windowed features of the customers whose events have just reached the log."""
         customers, self._touched = sorted(self._touched), set()
         if customers:
-            self._push_view("customer_activity", customers, self._next_moment())
+            with self._lock:
+                at = self._next_moment()
+            self._push_view("customer_activity", customers, at)
         return len(customers)
 
     def close(self) -> None:
@@ -150,7 +152,8 @@ class Intake:
     def _push_view(self, view: str, customers: Sequence[str], at: datetime) -> None:
         for _, table in compute(open_timeline(self._home, at, customers), view, {at: None}):
             rows = [{k: v for k, v in row.items() if k != "event_timestamp"} for row in table.to_pylist()]
-            self._store.push(view, rows, at)
+            with self._lock:
+                self._store.push(view, rows, at)
 
     @staticmethod
     def _incoming(letter: Letter) -> Incoming:

@@ -23,7 +23,7 @@ class CustomerRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class RecommendationsRequest(CustomerRequest, kw_only=True, forbid_unknown_fields=True):
     """What will she like? ``for_you`` may repeat what she buys; ``also_like`` shows only what is new to her."""
 
-    list: Literal["for_you", "also_like"] = "for_you"
+    listing: Literal["for_you", "also_like"] = "for_you"
     limit: Limit = 10
     include: Values = {}
     """Attribute to allowed values, e.g. ``{"department": ["PRODUCE"]}``."""

@@ -1,0 +1,173 @@
+"""Scoring in bulk: every customer at one moment, through the very pipelines that answer HTTP, into a file that is whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.home import Home, MissingStateError
+from features.snapshots import snapshot_path
+from features.store import FeatureStore
+from models.registry import Kind
+from serving.engine import SERVICE_OF, VIEWS_OF, Engine
+from serving.schemas import ChurnRequest, NextBestOfferRequest, RecommendationsRequest
+
+CHUNK = 500
+_TIME = pa.timestamp("us", tz="UTC")
+_COMMON = [
+    ("customer_id", pa.string()),
+    ("as_of", _TIME),
+    ("model", pa.string()),
+    ("rank", pa.int64()),
+    ("id", pa.string()),
+    ("score", pa.float64()),
+    ("source", pa.string()),
+    ("reason", pa.string()),
+    ("propensity", pa.float64()),
+    ("fallback", pa.string()),
+]
+SCHEMAS: dict[str, pa.Schema] = {
+    "churn": pa.schema(_COMMON),
+    "recommendations": pa.schema(_COMMON),
+    "next-best-offer": pa.schema(
+        [*_COMMON, ("campaign_id", pa.string()), ("channel", pa.string()), ("probability", pa.float64()), ("margin_minor", pa.int64())]
+    ),
+}
+
+
+def score(
+    home: Home, kind: Kind, as_of: datetime, out: Path, limit: int, advance: Callable[[int, int], None] = lambda done, of: None
+) -> int:
+    """Score every customer known at *as_of* and write *out* whole or not at all; returns the number of rows.
+
+    One row a customer and rank; a customer to whom the question does not apply has one row with a null score and the
+    reason as ``fallback``, so that every customer is in the file. Memory holds one chunk of customers.
+
+    Raises:
+        ValueError: the suffix is neither ``.parquet`` nor ``.jsonl``.
+        MissingStateError: no customer was known then.
+        HttpProblem: the model has no champion.
+    """
+    writer_of = {".parquet": ParquetFile, ".jsonl": JsonLinesFile}.get(out.suffix)
+    if writer_of is None:
+        raise ValueError(f"--out {out}: end the name in .parquet or .jsonl")
+    engine, store = Engine(home), FeatureStore(home)
+    store.apply()
+    for view in VIEWS_OF[kind]:
+        store.backfill(view, {as_of: None})
+    view = VIEWS_OF[kind][0]
+    customers = pq.ParquetFile(snapshot_path(home, view, as_of)).read(columns=["customer_id"])["customer_id"].to_pylist()
+    if not customers:
+        raise MissingStateError(f"no customer was known before {as_of.isoformat()}: choose a later --as-of")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part, written = out.with_name(f".{out.name}.{os.getpid()}.part"), 0
+    try:
+        writer: Writer = writer_of(part, SCHEMAS[kind])
+        with writer:
+            for start in range(0, len(customers), CHUNK):
+                chunk = customers[start : start + CHUNK]
+                rows = [line for row in _rows(store, kind, chunk, as_of) for line in answer(engine, kind, row, as_of, limit)]
+                writer.write(rows)
+                written += len(rows)
+                advance(start + len(chunk), len(customers))
+        os.replace(part, out)
+    finally:
+        part.unlink(missing_ok=True)
+    return written
+
+
+def answer(engine: Engine, kind: Kind, row: Mapping[str, Any], as_of: datetime, limit: int) -> Iterator[dict[str, Any]]:
+    """One customer's lines, best first."""
+    customer = str(row["customer_id"])
+    if kind == "churn":
+        churn, _ = engine.churn(ChurnRequest(), customer, row, as_of)
+        common = {"customer_id": customer, "as_of": as_of, "model": churn.model, "fallback": churn.fallback}
+        yield {**common, "rank": 1, "id": None, "score": churn.score, "source": churn.source, "reason": churn.reason, "propensity": 1.0}
+        return
+    if kind == "recommendations":
+        items, _ = engine.recommendations(RecommendationsRequest(limit=limit), customer, row, as_of)
+        found: Sequence[Any] = items.items
+        common = {"customer_id": customer, "as_of": as_of, "model": items.model, "fallback": items.fallback}
+    else:
+        offers, _ = engine.next_best_offer(NextBestOfferRequest(limit=limit), customer, row, as_of)
+        found = offers.offers
+        common = {"customer_id": customer, "as_of": as_of, "model": offers.model, "fallback": offers.fallback}
+    if not found:
+        nothing = {"rank": 1, "id": None, "score": None, "source": None, "reason": None, "propensity": None}
+        yield {**common, **nothing, "fallback": common["fallback"] or "nothing to offer"}
+    for rank, choice in enumerate(found, 1):
+        line = msgspec.structs.asdict(choice)
+        line["id"] = line.get("item_id") or line.get("offer_id")
+        yield {**common, "rank": rank, **line}
+
+
+def _rows(store: FeatureStore, kind: Kind, customers: Sequence[str], as_of: datetime) -> list[dict[str, Any]]:
+    """Feature rows as the online store would give them: None for unknown, and the moment of each view."""
+    spine = pd.DataFrame({"customer_id": customers, "event_timestamp": pd.Timestamp(as_of)})
+    frame = store.historical(spine, SERVICE_OF[kind]).drop(columns="event_timestamp")
+    frame = frame.astype(object).where(frame.notna(), None)
+    at = int(as_of.timestamp()) * 1_000_000 + as_of.microsecond
+    stamps = {f"{view}_at": at for view in VIEWS_OF[kind]}
+    return [{**{k: _plain(v) for k, v in row.items()}, **stamps} for row in frame.to_dict("records")]
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+class Writer(Protocol):
+    """A file being written."""
+
+    def __enter__(self) -> Writer: ...
+    def __exit__(self, *error: object) -> None: ...
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows."""
+        ...
+
+
+class ParquetFile:
+    """Rows as Parquet, one row group a chunk."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._writer = pq.ParquetWriter(path, schema)
+
+    def __enter__(self) -> ParquetFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._writer.close()
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows."""
+        self._writer.write_table(pa.Table.from_pylist([dict(row) for row in rows], self._schema))
+
+
+class JsonLinesFile:
+    """Rows as JSON, one a line."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._names = schema.names
+        self._file = open(path, "wb")  # noqa: SIM115 - closed by __exit__
+
+    def __enter__(self) -> JsonLinesFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows."""
+        for row in rows:
+            self._file.write(msgspec.json.encode({name: row.get(name) for name in self._names}) + b"\n")

@@ -1,0 +1,272 @@
+"""What HTTP and batch both do with a customer's row: ask a pipeline, and make the answer and the decision to log."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+
+from features.catalogue import ITEM_ATTRIBUTES, Catalogue
+from features.home import Home
+from features.store import FeatureStore, moment_of
+from models.churn import Churn, eligible
+from models.decision import Decision, Pipeline, Query
+from models.next_best_offer import ATTRIBUTES as OFFER_ATTRIBUTES
+from models.next_best_offer import NextBestOffer
+from models.offers import Offer, OfferBook
+from models.recommender.recommender import Recommender
+from models.registry import KINDS, Kind, LoadedModel, NoChampionError, Registry
+from serving.schemas import (
+    ChurnAnswer,
+    ChurnRequest,
+    HttpProblem,
+    ItemChoice,
+    ItemsAnswer,
+    NextBestOfferRequest,
+    OfferChoice,
+    OffersAnswer,
+    RecommendationsRequest,
+    SimilarItemsRequest,
+)
+
+logger = logging.getLogger("ubiquo")
+MAX_FEATURE_AGE = timedelta(days=7)
+"""Beyond this an answer says that its features are old."""
+VIEWS_OF: dict[str, tuple[str, ...]] = {
+    "churn": ("customer_activity",),
+    "recommendations": ("customer_history",),
+    "next-best-offer": ("customer_activity", "customer_history"),
+}
+SERVICE_OF: dict[str, str] = {
+    "churn": "churn_v1",
+    "recommendations": "recommendations_v1",
+    "next-best-offer": "next_best_offer_v1",
+}
+DecisionRecord = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A champion with the pipeline that serves it."""
+
+    model: LoadedModel
+    pipeline: Pipeline[Any] | None
+
+
+class Engine:
+    """The champions of one home. Holds no customer data; a newer champion replaces an older one between two answers."""
+
+    def __init__(self, home: Home, registry: Registry | None = None) -> None:
+        self._home = home
+        self._registry = registry or Registry()
+        self._loaded: dict[str, Loaded] = {}
+        self._rng = np.random.default_rng()
+        self.refresh()
+
+    def refresh(self) -> list[str]:
+        """Load champions that are new since the last call; returns what was loaded."""
+        news = []
+        for kind in KINDS:
+            version = self._registry.version_of(kind, self._registry.settings.champion)
+            held = self._loaded.get(kind)
+            if version is None or (held is not None and held.model.version == version):
+                continue
+            loaded = self._registry.load(f"{kind}@{self._registry.settings.champion}")
+            self._loaded[kind] = Loaded(loaded, self._pipeline(kind, loaded.model))
+            news.append(loaded.label)
+        return news
+
+    def missing(self) -> list[str]:
+        """The kinds that have no champion."""
+        return [kind for kind in KINDS if kind not in self._loaded]
+
+    def versions(self) -> dict[str, str]:
+        """What is served, by kind."""
+        return {kind: loaded.model.label for kind, loaded in self._loaded.items()}
+
+    def recommendations(
+        self, request: RecommendationsRequest, customer_id: str | None, row: Mapping[str, Any], as_of: datetime
+    ) -> tuple[ItemsAnswer, DecisionRecord]:
+        """What she will like."""
+        loaded = self._champion("recommendations")
+        assert loaded.pipeline is not None
+        query = Query.from_row(
+            customer_id,
+            as_of,
+            row,
+            limit=request.limit,
+            listing=request.listing,
+            include=_wanted("include", request.include, ITEM_ATTRIBUTES),
+            exclude=_wanted("exclude", request.exclude, ITEM_ATTRIBUTES),
+            exclude_ids=frozenset(request.exclude_item_ids),
+            explore=request.explore,
+        )
+        decision = loaded.pipeline.decide(query, self._rng)
+        return self._items(loaded, "recommendations", request, query, decision)
+
+    def similar_items(self, request: SimilarItemsRequest, as_of: datetime) -> tuple[ItemsAnswer, DecisionRecord]:
+        """What is like an item."""
+        loaded = self._champion("recommendations")
+        model: Recommender = loaded.model.model
+        query = Query.from_row(
+            None,
+            as_of,
+            {"item_id": request.item_id},
+            limit=request.limit,
+            include=_wanted("include", request.include, ITEM_ATTRIBUTES),
+            exclude=_wanted("exclude", request.exclude, ITEM_ATTRIBUTES),
+            exclude_ids=frozenset([*request.exclude_item_ids, request.item_id]),
+        )
+        return self._items(loaded, "similar-items", request, query, model.similar.decide(query, self._rng))
+
+    def next_best_offer(
+        self, request: NextBestOfferRequest, customer_id: str | None, row: Mapping[str, Any], as_of: datetime
+    ) -> tuple[OffersAnswer, DecisionRecord]:
+        """What to offer her."""
+        loaded = self._champion("next-best-offer")
+        assert loaded.pipeline is not None
+        query = Query.from_row(
+            customer_id,
+            as_of,
+            row,
+            limit=request.limit,
+            include=_wanted("include", request.include, OFFER_ATTRIBUTES),
+            exclude=_wanted("exclude", request.exclude, OFFER_ATTRIBUTES),
+            exclude_ids=frozenset(request.exclude_offer_ids),
+            explore=request.explore,
+        )
+        decision = loaded.pipeline.decide(query, self._rng)
+        fallback = decision.fallback or self._age_note("next-best-offer", row, as_of)
+        about = self._about("next-best-offer", loaded, query, fallback)
+        offers = [
+            OfferChoice(
+                offer_id=c.id, score=c.score, source=c.source, reason=c.reason, propensity=c.propensity, **c.details
+            )
+            for c in decision.choices
+        ]
+        answer = OffersAnswer(**about, offers=offers, removed=dict(decision.removed))
+        return answer, self._record("next-best-offer", request, answer, offers, row)
+
+    def churn(
+        self, request: ChurnRequest, customer_id: str | None, row: Mapping[str, Any], as_of: datetime
+    ) -> tuple[ChurnAnswer, DecisionRecord]:
+        """Whether she is about to leave."""
+        loaded = self._champion("churn")
+        model: Churn = loaded.model.model
+        why_not = eligible(row)
+        query = Query.from_row(customer_id, as_of, row)
+        about = self._about("churn", loaded, query, why_not or self._age_note("churn", row, as_of))
+        probability, reasons = (None, []) if why_not else model.answer(row)
+        said = [str(r["text"]) for r in reasons if r["effect"] == "raises"] or [str(r["text"]) for r in reasons]
+        answer = ChurnAnswer(
+            **about,
+            probability=probability,
+            score=probability,
+            horizon_days=model.horizon_days,
+            source=model.model.kind,
+            reason=why_not or "; ".join(said),
+            reasons=[dict(r) for r in reasons],
+        )
+        return answer, self._record("churn", request, answer, [{"probability": probability, "propensity": 1.0}], row)
+
+    def _pipeline(self, kind: Kind, model: Any) -> Pipeline[Any] | None:
+        if kind == "recommendations":
+            recommender: Recommender = model
+            return recommender.pipeline
+        if kind == "next-best-offer":
+            offers: NextBestOffer = model
+            rows = Catalogue(self._home).read("offers").to_pylist()
+            return offers.pipeline(OfferBook([Offer.from_row(row) for row in rows], offers.worth))
+        return None
+
+    def _champion(self, kind: str) -> Loaded:
+        try:
+            return self._loaded[kind]
+        except KeyError:
+            detail = f"no champion for {kind}: train and promote one (python -m training {kind})"
+            raise HttpProblem(503, "No champion", detail) from NoChampionError(detail)
+
+    def _items(
+        self, loaded: Loaded, kind: str, request: Any, query: Query, decision: Decision
+    ) -> tuple[ItemsAnswer, DecisionRecord]:
+        fallback = decision.fallback or self._age_note(kind, query.row, query.as_of)
+        items = [ItemChoice(c.id, c.score, c.source, c.reason, c.propensity) for c in decision.choices]
+        about = self._about(kind, loaded, query, fallback)
+        answer = ItemsAnswer(**about, items=items, removed=dict(decision.removed))
+        return answer, self._record(kind, request, answer, items, query.row)
+
+    def _about(self, kind: str, loaded: Loaded, query: Query, fallback: str | None) -> dict[str, Any]:
+        times = [query.row[f"{view}_at"] for view in VIEWS_OF.get(kind, ()) if _known(query.row.get(f"{view}_at"))]
+        feature_at = moment_of(int(min(times))) if times else None
+        return {
+            "decision_id": uuid.uuid4().hex,
+            "as_of": query.as_of,
+            "customer_id": query.customer_id,
+            "model": loaded.model.label,
+            "feature_at": feature_at,
+            "feature_age_seconds": None if feature_at is None else max(0.0, (query.as_of - feature_at).total_seconds()),
+            "fallback": fallback,
+        }
+
+    @staticmethod
+    def _age_note(kind: str, row: Mapping[str, Any], as_of: datetime) -> str | None:
+        times = [row[f"{view}_at"] for view in VIEWS_OF.get(kind, ()) if _known(row.get(f"{view}_at"))]
+        # the history is folded as events come in, so only the windowed aggregates grow old by themselves
+        if "customer_activity" not in VIEWS_OF.get(kind, ()) or not times:
+            return None
+        age = as_of - moment_of(int(min(times)))
+        if age <= MAX_FEATURE_AGE:
+            return None
+        return f"the features are {age.days} days old (limit {MAX_FEATURE_AGE.days}): run python -m features materialize"
+
+    @staticmethod
+    def _record(kind: str, request: Any, answer: Any, choices: Any, row: Mapping[str, Any]) -> DecisionRecord:
+        times = [int(row[f"{view}_at"]) for view in VIEWS_OF.get(kind, ()) if _known(row.get(f"{view}_at"))]
+        return {
+            "decision_id": answer.decision_id,
+            "kind": kind,
+            "customer_id": answer.customer_id,
+            "as_of": answer.as_of.astimezone(UTC),
+            "model": answer.model,
+            "feature_at": min(times) if times else None,
+            "fallback": answer.fallback,
+            "request": request,
+            "choices": choices,
+            "features": row,
+        }
+
+
+class OnlineReader:
+    """Feature rows of one customer for the request path: one read, None instead of a row of nulls."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+
+    def row(self, kind: str, customer_id: str | None) -> Mapping[str, Any]:
+        """Her row for that kind of question; empty for nobody."""
+        if customer_id is None:
+            return {}
+        with self._lock:
+            [row] = self._store.online(SERVICE_OF[kind], [customer_id])
+        return row
+
+
+def _wanted(field: str, wishes: Mapping[str, list[str]], allowed: tuple[str, ...]) -> dict[str, frozenset[str]]:
+    for name in wishes:
+        if name not in allowed:
+            raise HttpProblem(
+                400, "Unknown attribute", f"{name!r} is not an attribute to filter by: use one of {', '.join(allowed)}", f"{field}.{name}"
+            )
+    return {name: frozenset(values) for name, values in wishes.items()}
+
+
+def _known(value: Any) -> bool:
+    return value is not None and not (isinstance(value, float) and math.isnan(value))

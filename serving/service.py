@@ -1,0 +1,84 @@
+"""The BentoML service: one process that answers the HTTP surface of ``serving.app`` and BentoML's own client.
+
+The arbiter process imports this module too, so everything heavy waits for the service's construction in the worker.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import bentoml
+
+from features.home import Home, configure_process
+from serving.asgi import application
+
+
+@bentoml.service(
+    name="ubiquo",
+    workers=1,
+    # BentoML's timeout pins each request's memory for its whole length: keep it short
+    traffic={"timeout": 1},
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},
+)
+class Ubiquo:
+    """Churn, next best offer and recommendations, for BentoML's client; browsers and shops use ``/v1``."""
+
+    def __init__(self) -> None:
+        import gc
+
+        configure_process()
+        from serving.app import App, Runtime
+
+        self._app = App()
+        self._app.runtime = Runtime(Home.from_environment())
+        application.delegate = self._app
+        gc.collect()
+        gc.freeze()
+
+    @bentoml.api(route="/bento/recommendations")
+    def recommendations(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Like POST /v1/recommendations."""
+        return self._call("/v1/recommendations", request)
+
+    @bentoml.api(route="/bento/similar-items")
+    def similar_items(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Like POST /v1/similar-items."""
+        return self._call("/v1/similar-items", request)
+
+    @bentoml.api(route="/bento/next-best-offer")
+    def next_best_offer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Like POST /v1/next-best-offer."""
+        return self._call("/v1/next-best-offer", request)
+
+    @bentoml.api(route="/bento/churn")
+    def churn(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Like POST /v1/churn."""
+        return self._call("/v1/churn", request)
+
+    @bentoml.api(route="/bento/events")
+    def events(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Like POST /v1/events."""
+        return self._call("/v1/events", request)
+
+    @bentoml.on_shutdown
+    def close(self) -> None:
+        """Bring everything into the logs."""
+        if self._app.runtime is not None:
+            self._app.runtime.close()
+            self._app.runtime = None
+
+    def _call(self, path: str, request: dict[str, Any]) -> dict[str, Any]:
+        from bentoml.exceptions import BentoMLException, InvalidArgument, ServiceUnavailable
+
+        from serving.schemas import HttpProblem
+
+        try:
+            return self._app.call(path, request)
+        except HttpProblem as error:
+            problem = error.problem
+            kind: type[BentoMLException] = InvalidArgument if problem.status < 500 else ServiceUnavailable
+            raise kind(f"{problem.field + ': ' if problem.field else ''}{problem.detail}") from None
+
+
+Ubiquo.mount_asgi_app(application, path="/")
