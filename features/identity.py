@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterable
 from datetime import datetime
 
@@ -31,6 +32,7 @@ class Identities:
     """The identifiers table: append-only rows of ``identity_key -> customer_id``, each known from a time on.
 
     An event that carries several identifiers joins those not yet known to the customer of the strongest known one.
+    Safe to call from several threads.
     """
 
     def __init__(self, home: Home) -> None:
@@ -38,6 +40,7 @@ class Identities:
         self._customers: dict[str, str] = {}
         self._ids: set[str] = set()
         self._pending: list[tuple[str, str, datetime, str]] = []
+        self._lock = threading.Lock()
         self.refresh()
 
     def refresh(self) -> None:
@@ -65,6 +68,10 @@ class Identities:
         key = identity_key(event)
         if key is None:
             return None
+        with self._lock:
+            return self._learn(key, event, known_at)
+
+    def _learn(self, key: str, event: Event, known_at: datetime) -> str:
         keys = [key, *(f"{kind}:{value}" for kind, value in event.identifiers.items() if f"{kind}:{value}" != key)]
         customer = next((self._customers[k] for k in keys if k in self._customers), None) or mint_customer_id(key)
         for each in keys:
@@ -81,9 +88,10 @@ class Identities:
 
     def flush(self) -> None:
         """Append what was learnt to the table; without news it writes nothing."""
-        if not self._pending:
-            return
-        columns = [list(column) for column in zip(*self._pending, strict=True)]
-        table = pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
-        write_deltalake(str(self._home.identifiers), table, mode="append")
-        self._pending = []
+        with self._lock:
+            if not self._pending:
+                return
+            columns = [list(column) for column in zip(*self._pending, strict=True)]
+            table = pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+            write_deltalake(str(self._home.identifiers), table, mode="append")
+            self._pending = []

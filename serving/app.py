@@ -45,6 +45,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 MAX_BODY_BYTES = 1_000_000
 MAX_EVENTS = 1_000
 TICK_SECONDS = 1.0
+AGGREGATE_SECONDS = 5.0
+"""How often the windowed features of the customers just seen are recomputed."""
 MODEL_CHECK_SECONDS = 30.0
 
 
@@ -83,12 +85,17 @@ class Runtime:
         self.decisions.flush()
 
     def _work(self) -> None:
-        checked = time.monotonic()
+        checked = aggregated = time.monotonic()
         while not self._stop.wait(TICK_SECONDS):
             try:
-                self.settle()
-                if time.monotonic() - checked > MODEL_CHECK_SECONDS:
-                    checked = time.monotonic()
+                now = time.monotonic()
+                self.intake.drain()
+                self.decisions.flush()
+                if now - aggregated > AGGREGATE_SECONDS:
+                    aggregated = now
+                    self.intake.refresh_aggregates()
+                if now - checked > MODEL_CHECK_SECONDS:
+                    checked = now
                     for label in self.engine.refresh():
                         logger.info("now serving %s", label)
             except Exception:

@@ -197,7 +197,8 @@ class Engine:
         self, loaded: Loaded, kind: str, request: Any, query: Query, decision: Decision
     ) -> tuple[ItemsAnswer, DecisionRecord]:
         fallback = decision.fallback or self._age_note(kind, query.row, query.as_of)
-        items = [ItemChoice(c.id, c.score, c.source, c.reason, c.propensity) for c in decision.choices]
+        name = loaded.model.model.label
+        items = [ItemChoice(c.id, name(c.id), c.score, c.source, c.reason, c.propensity) for c in decision.choices]
         about = self._about(kind, loaded, query, fallback)
         answer = ItemsAnswer(**about, items=items, removed=dict(decision.removed))
         return answer, self._record(kind, request, answer, items, query.row)

@@ -83,9 +83,8 @@ class Intake:
             if not letters and not rejected:
                 return moved
             batch = [self._incoming(letter) for letter in letters]
-            with self._lock:
-                self._log.append(batch, self._identities)
-                self._log.reject(rejected)
+            self._log.append(batch, self._identities)
+            self._log.reject(rejected)
             self._inbox.drained(letters, len(rejected))
             moved += len(letters)
             self._touched.update(c for row in batch if (c := self._identities.resolve(dict(row.event.identifiers))))

@@ -75,6 +75,7 @@ class ItemChoice(msgspec.Struct):
     """One recommended item."""
 
     item_id: str
+    name: str
     score: float
     source: str
     reason: str

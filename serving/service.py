@@ -16,8 +16,8 @@ from serving.asgi import application
 @bentoml.service(
     name="ubiquo",
     workers=1,
-    # BentoML's timeout pins each request's memory for its whole length: keep it short
-    traffic={"timeout": 1},
+    # BentoML's timeout pins each request's memory for its whole length: keep it short, yet longer than a disk may stall
+    traffic={"timeout": 5},
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
 )

@@ -247,7 +247,9 @@ class Recommender:
         if row.get("recent_item_ids") is not None and len(row["recent_item_ids"]):
             where = self._positions_of(row["recent_item_ids"])
             interest = _decayed(row["recent_weights"], row["recent_at"], now, self.config.interest_half_life_days)
-            np.add.at(liked, where[where >= 0], interest[where >= 0].astype(np.float32))
+            # what she looks at just now says as much as her strongest habit, however long her history is
+            scale = max(float(liked.max(initial=0.0)), 1.0)
+            np.add.at(liked, where[where >= 0], (scale * interest[where >= 0]).astype(np.float32))
         blend = self.config.blends[query.listing]
         used = PARTS if everything else tuple(part for part in PARTS if getattr(blend, part))
         parts = dict.fromkeys(PARTS, np.zeros(len(self.item_ids), np.float32))

@@ -1,0 +1,42 @@
+# `make demo` runs the whole loop on a real retailer's year; `make test` passes the tests. Both need only python3 and make.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PORT ?= 3000
+TOUR_ONLY ?=
+HOUSEHOLDS ?=
+
+.PHONY: demo test evaluate bench lock clean
+
+demo: $(VENV)/demo.stamp
+	@$(PY) -m serving demo --port $(PORT) $(if $(TOUR_ONLY),--tour-only) $(if $(HOUSEHOLDS),--households $(HOUSEHOLDS))
+
+test: $(VENV)/dev.stamp
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy features models training serving
+	$(PY) -m pytest
+
+# the quality tables of the README, on the whole data
+evaluate: $(VENV)/demo.stamp
+	$(PY) -m features import complete-journey
+	$(PY) -m training all
+
+# speed and memory, as ratios of things measured in one run
+bench: $(VENV)/dev.stamp
+	$(PY) -m tests.bench
+
+$(VENV)/%.stamp: pyproject.toml requirements.lock
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@if command -v uv >/dev/null 2>&1; then \
+		uv pip install --quiet --python $(PY) --constraint requirements.lock --editable '.[$*]'; \
+	else \
+		$(PY) -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[$*]'; \
+	fi
+	@touch $@
+
+lock:
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-emit-index-url --output-file requirements.lock
+
+clean:
+	rm -rf var $(VENV)
