@@ -53,7 +53,9 @@ def dead_letters(limit: Annotated[int, typer.Option(min=1)] = 50) -> None:
     letters = EventLog(Home.from_environment(), "UTC").dead_letters()
     table = Table("received", "source", "field", "reason", "row", title=f"{len(letters)} dead letters")
     for letter in letters[-limit:]:
-        table.add_row(f"{letter['received_at']:%Y-%m-%d %H:%M:%S}", letter["source"], letter["field"], letter["reason"], letter["raw"][:200])
+        table.add_row(
+            f"{letter['received_at']:%Y-%m-%d %H:%M:%S}", letter["source"], letter["field"], letter["reason"], letter["raw"][:200]
+        )
     console.print(table)
 
 

@@ -12,9 +12,7 @@ from features.home import Home, MissingStateError
 
 _TIME = pa.timestamp("us", tz="UTC")
 ITEM_ATTRIBUTES = ("department", "category", "type", "brand", "manufacturer", "size")
-ITEMS = pa.schema(
-    [("item_id", pa.string()), *((name, pa.string()) for name in ITEM_ATTRIBUTES), ("recommendable", pa.bool_())]
-)
+ITEMS = pa.schema([("item_id", pa.string()), *((name, pa.string()) for name in ITEM_ATTRIBUTES), ("recommendable", pa.bool_())])
 OFFERS = pa.schema(
     [
         ("offer_id", pa.string()),
@@ -65,7 +63,5 @@ class Catalogue:
             MissingStateError: it was never written.
         """
         if not self.path(name).exists():
-            raise MissingStateError(
-                f"the catalogue has no {name}: import a source first (python -m features import complete-journey)"
-            )
+            raise MissingStateError(f"the catalogue has no {name}: import a source first (python -m features import complete-journey)")
         return pq.read_table(self.path(name))

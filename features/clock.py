@@ -45,9 +45,7 @@ def clock_from_environment(not_before: datetime | None = None) -> Clock:
     except ValueError:
         moment = None
     if kind not in ("from", "fixed") or moment is None or moment.tzinfo is None:
-        raise ValueError(
-            f"UBIQUO_CLOCK={setting!r}: use 'system', 'from:2018-01-01T05:00:00Z' or 'fixed:2018-01-01T05:00:00Z'"
-        )
+        raise ValueError(f"UBIQUO_CLOCK={setting!r}: use 'system', 'from:2018-01-01T05:00:00Z' or 'fixed:2018-01-01T05:00:00Z'")
     moment = moment.astimezone(UTC)
     if kind == "fixed":
         return fixed_clock(moment)

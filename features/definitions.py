@@ -78,9 +78,7 @@ def _volume(past: Timeline, as_of: datetime, today: date) -> ir.Table:
             measures[f"spend_minor_{days}"] = baskets.amount_minor.sum(where=within).cast("int64")
             measures[f"lines_{days}"] = baskets["lines"].sum(where=within).cast("int64")
     table = baskets.group_by("customer_id").aggregate(**measures)
-    return table.mutate(
-        discount_minor_91=table.discount_minor_91.cast("int64"), coupon_minor_182=table.coupon_minor_182.cast("int64")
-    )
+    return table.mutate(discount_minor_91=table.discount_minor_91.cast("int64"), coupon_minor_182=table.coupon_minor_182.cast("int64"))
 
 
 def _rhythm(past: Timeline, today: date) -> ir.Table:
@@ -158,9 +156,9 @@ def item_stats(timeline: Timeline, as_of: datetime) -> ir.Table:
         purchases=lines.count(),
     )
     moment = ibis.timestamp(as_of)
-    context = timeline.item_context.filter(
-        timeline.item_context.valid_from <= moment, timeline.item_context.valid_until > moment
-    ).select("item_id", "mailer_stores", "display_stores")
+    context = timeline.item_context.filter(timeline.item_context.valid_from <= moment, timeline.item_context.valid_until > moment).select(
+        "item_id", "mailer_stores", "display_stores"
+    )
     table = stats.left_join(context, "item_id").drop("item_id_right")
     return table.mutate(
         price_minor=_ratio(table.amount_minor, table.purchases),

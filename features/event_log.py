@@ -160,7 +160,7 @@ class EventLog:
     @property
     def exists(self) -> bool:
         """Whether any event was ever stored."""
-        return DeltaTable.is_deltatable(str(self._home.events))
+        return bool(DeltaTable.is_deltatable(str(self._home.events)))
 
     def version(self) -> int:
         """The Delta version of the log, which names its exact content.
@@ -168,7 +168,7 @@ class EventLog:
         Raises:
             MissingStateError: the log is empty.
         """
-        return self._table().version()
+        return int(self._table().version())
 
     def files(self) -> list[str]:
         """The Parquet files that make up the current version."""

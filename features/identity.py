@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
+from typing import get_args
 
 import pyarrow as pa
 from deltalake import DeltaTable, write_deltalake
 
-from features.events import Event, identity_key
+from features.events import Event, IdentifierKind, identity_key
 from features.home import Home
 
 SCHEMA = pa.schema(
@@ -51,13 +52,10 @@ class Identities:
         self._customers.update(zip(table["identity_key"].to_pylist(), table["customer_id"].to_pylist(), strict=True))
         self._ids = set(self._customers.values())
 
-    def resolve(self, identifiers: dict[str, str]) -> str | None:
-        """The customer that any of *identifiers* (kind to value, strongest first) is known to belong to."""
-        for kind, value in identifiers.items():
-            customer = self._customers.get(f"{kind}:{value}")
-            if customer:
-                return customer
-        return None
+    def resolve(self, identifiers: Mapping[IdentifierKind, str]) -> str | None:
+        """The customer that the strongest known one of *identifiers* (kind to value) belongs to, or None."""
+        keys = (f"{kind}:{identifiers[kind]}" for kind in get_args(IdentifierKind) if kind in identifiers)
+        return next((self._customers[key] for key in keys if key in self._customers), None)
 
     def is_customer(self, customer_id: str) -> bool:
         """Whether the table names this customer."""

@@ -129,12 +129,9 @@ class FeatureStore:
         Each row holds, beside the features, ``<view>_at``: the moment (Unix microseconds) that the view's values are of.
         """
         key = self._views[self._services[service][0]].key
-        answer = self._feast.get_online_features(
-            features=self._service(service), entity_rows=[{key: value} for value in keys]
-        ).to_dict()
+        answer = self._feast.get_online_features(features=self._service(service), entity_rows=[{key: value} for value in keys]).to_dict()
         names = list(answer)
         return [dict(zip(names, values, strict=True)) for values in zip(*answer.values(), strict=True)]
-
 
     def _service(self, name: str) -> feast.FeatureService:
         # a look-up in Feast's registry costs more than the read itself

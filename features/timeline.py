@@ -114,7 +114,5 @@ def open_timeline(home: Home, identified_by: datetime, customers: Sequence[str] 
 def _as_known(identifiers: ir.Table, moment: datetime) -> ir.Table:
     """The last customer that each key was known to belong to before *moment*; ``row_number`` runs on every engine."""
     known = identifiers.filter(identifiers.known_at < ibis.timestamp(moment))
-    latest = known.mutate(
-        nth=ibis.row_number().over(ibis.window(group_by="identity_key", order_by=[ibis.desc("known_at"), "customer_id"]))
-    )
+    latest = known.mutate(nth=ibis.row_number().over(ibis.window(group_by="identity_key", order_by=[ibis.desc("known_at"), "customer_id"])))
     return latest.filter(latest.nth == 0).select("identity_key", "customer_id")

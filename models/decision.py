@@ -75,25 +75,33 @@ class Decision:
 class Source(Protocol[C_contra]):
     """Gives candidates."""
 
-    def __call__(self, context: C_contra, /) -> Positions: ...
+    def __call__(self, context: C_contra, /) -> Positions:
+        """The positions of the candidates."""
+        ...
 
 
 class Filter(Protocol[C_contra]):
     """Tells which candidates to keep."""
 
-    def __call__(self, context: C_contra, candidates: Positions, /) -> NDArray[np.bool_]: ...
+    def __call__(self, context: C_contra, candidates: Positions, /) -> NDArray[np.bool_]:
+        """True where a candidate stays."""
+        ...
 
 
 class Scorer(Protocol[C_contra]):
     """Gives one finite number a candidate; the pipeline adds up the scorers."""
 
-    def __call__(self, context: C_contra, candidates: Positions, /) -> NDArray[Any]: ...
+    def __call__(self, context: C_contra, candidates: Positions, /) -> NDArray[Any]:
+        """One number a candidate."""
+        ...
 
 
 class Selector(Protocol):
     """Picks from scored candidates: indices into them, best first, and the propensity of each pick."""
 
-    def __call__(self, query: Query, scores: Scores, rng: np.random.Generator, /) -> tuple[Positions, Scores]: ...
+    def __call__(self, query: Query, scores: Scores, rng: np.random.Generator, /) -> tuple[Positions, Scores]:
+        """Indices into the candidates, and propensities."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -201,5 +201,3 @@ def _has_attributes(book: OfferBook, context: OfferContext, candidates: Position
 
 def _not_excluded(book: OfferBook, context: OfferContext, candidates: Positions) -> NDArray[np.bool_]:
     return np.array([book.offer_ids[p] not in context.query.exclude_ids for p in candidates], dtype=bool)
-
-

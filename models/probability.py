@@ -82,7 +82,8 @@ class Logistic:
         """Read what ``save`` wrote."""
         state = msgspec.json.decode((folder / "logistic.json").read_bytes())
         arrays = [np.asarray(state[name]) for name in ("medians", "means", "scales", "weights")]
-        return cls(*arrays, intercept=state["intercept"])
+        medians, means, scales, weights = arrays
+        return cls(medians, means, scales, weights, state["intercept"])
 
 
 class Boosted:
@@ -135,7 +136,7 @@ class Boosted:
 
 def load_probability_model(kind: str, folder: Path) -> ProbabilityModel:
     """The saved model of that kind."""
-    return {"logistic": Logistic.load, "lightgbm": Boosted.load}[kind](folder)
+    return Logistic.load(folder) if kind == "logistic" else Boosted.load(folder)
 
 
 def _signed_log(rows: Floats) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from models.churn import Churn
-from models.next_best_offer import NextBestOffer
-from models.recommender.recommender import Recommender
-
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
@@ -21,7 +18,11 @@ if TYPE_CHECKING:
 
 Kind = Literal["churn", "recommendations", "next-best-offer"]
 KINDS: tuple[Kind, ...] = ("churn", "recommendations", "next-best-offer")
-_LOADERS: dict[str, Any] = {"churn": Churn.load, "recommendations": Recommender.load, "next-best-offer": NextBestOffer.load}
+_CLASSES = {
+    "churn": ("models.churn", "Churn"),
+    "recommendations": ("models.recommender.recommender", "Recommender"),
+    "next-best-offer": ("models.next_best_offer", "NextBestOffer"),
+}
 
 
 class NoChampionError(LookupError):
@@ -68,9 +69,7 @@ def load_settings(path: Path | None = None) -> Settings:
     home = str(Path(os.environ.get("UBIQUO_HOME", "var")).resolve())
     try:
         raw = yaml.safe_load(Template(source.read_text()).safe_substitute(UBIQUO_HOME=home))
-        models = {
-            name: ModelSettings(**{**entry, "promotion": Promotion(**entry["promotion"])}) for name, entry in raw["models"].items()
-        }
+        models = {name: ModelSettings(**{**entry, "promotion": Promotion(**entry["promotion"])}) for name, entry in raw["models"].items()}
         uri = os.environ.get("MLFLOW_TRACKING_URI") or raw["tracking_uri"]
         return Settings(uri, raw["artifact_location"], raw["aliases"]["champion"], raw["aliases"]["challenger"], models)
     except (KeyError, TypeError, AttributeError) as error:
@@ -105,9 +104,7 @@ class Registry:
         mlflow.set_registry_uri(self.settings.tracking_uri)
         self._client: MlflowClient = mlflow.MlflowClient()
 
-    def save(
-        self, kind: Kind, folder: Path, signature: ModelSignature, example: pd.DataFrame, tags: dict[str, str]
-    ) -> int:
+    def save(self, kind: Kind, folder: Path, signature: ModelSignature, example: pd.DataFrame, tags: dict[str, str]) -> int:
         """Log the sealed *folder* to the active run as a pyfunc and register it as the challenger; returns its version."""
         import mlflow
         from mlflow.exceptions import MlflowException
@@ -127,9 +124,7 @@ class Registry:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        version = self._client.create_model_version(
-            name, info.model_uri, run_id=info.run_id, tags=tags, model_id=info.model_id
-        )
+        version = self._client.create_model_version(name, info.model_uri, run_id=info.run_id, tags=tags, model_id=info.model_id)
         self._client.set_registered_model_alias(name, self.settings.challenger, version.version)
         return int(version.version)
 
@@ -151,7 +146,10 @@ class Registry:
         local = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{name}/{version}")
         folder = Path(local) / "artifacts"
         inner = next(p.parent for p in sorted(folder.rglob("manifest.json")))
-        return LoadedModel(_LOADERS[kind](inner), name, version, dict(found.tags))
+        module, model = _CLASSES[kind]
+        # imported only now: to ask which version is the champion must not cost a second's import of LightGBM
+        native = getattr(importlib.import_module(module), model).load(inner)
+        return LoadedModel(native, name, version, dict(found.tags))
 
     def version_of(self, kind: str, alias: str) -> int | None:
         """The version that carries *alias*, or None."""

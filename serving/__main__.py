@@ -97,7 +97,9 @@ def check_bind(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ValueError(f"port {port} on {host} cannot be used ({error.strerror}): end what uses it or choose another --port") from None
+            raise ValueError(
+                f"port {port} on {host} cannot be used ({error.strerror}): end what uses it or choose another --port"
+            ) from None
 
 
 def check_champions(home: Home) -> None:

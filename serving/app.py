@@ -111,8 +111,7 @@ class App:
         self._key = os.environ.get("UBIQUO_API_KEY", "")
         self._encode = msgspec.json.Encoder().encode
         self._decoders = {
-            kind: msgspec.json.Decoder(kind)
-            for kind in (RecommendationsRequest, SimilarItemsRequest, NextBestOfferRequest, ChurnRequest)
+            kind: msgspec.json.Decoder(kind) for kind in (RecommendationsRequest, SimilarItemsRequest, NextBestOfferRequest, ChurnRequest)
         }
         self._answers: dict[str, tuple[Any, Callable[[Any, datetime], Any]]] = {
             "/v1/recommendations": (RecommendationsRequest, self.recommendations),
@@ -239,7 +238,7 @@ class App:
             raise HttpProblem(400, "Ambiguous customer", "send customer_id or identifiers, not both", "customer_id")
         if request.customer_id is not None:
             return request.customer_id
-        return runtime.identities.resolve(dict(request.identifiers))
+        return runtime.identities.resolve(request.identifiers)
 
     @staticmethod
     def _log(runtime: Runtime, decided: tuple[Any, dict[str, Any]]) -> Any:

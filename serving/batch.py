@@ -57,7 +57,8 @@ def score(
         MissingStateError: no customer was known then.
         HttpProblem: the model has no champion.
     """
-    writer_of = {".parquet": ParquetFile, ".jsonl": JsonLinesFile}.get(out.suffix)
+    writers: dict[str, Callable[[Path, pa.Schema], Writer]] = {".parquet": ParquetFile, ".jsonl": JsonLinesFile}
+    writer_of = writers.get(out.suffix)
     if writer_of is None:
         raise ValueError(f"--out {out}: end the name in .parquet or .jsonl")
     engine, store = Engine(home), FeatureStore(home)
@@ -71,8 +72,7 @@ def score(
     out.parent.mkdir(parents=True, exist_ok=True)
     part, written = out.with_name(f".{out.name}.{os.getpid()}.part"), 0
     try:
-        writer: Writer = writer_of(part, SCHEMAS[kind])
-        with writer:
+        with writer_of(part, SCHEMAS[kind]) as writer:
             for start in range(0, len(customers), CHUNK):
                 chunk = customers[start : start + CHUNK]
                 rows = [line for row in _rows(store, kind, chunk, as_of) for line in answer(engine, kind, row, as_of, limit)]

@@ -70,8 +70,12 @@ def run(home: Home, households: int | None, port: int, tour_only: bool, console:
         if tour_only:
             return 0
         ui_port = free_port()
-        ui = subprocess.Popen(_mlflow_ui(home, ui_port), env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        console.print(f"\nThe service runs on http://127.0.0.1:{port}; MLflow's UI on http://127.0.0.1:{ui_port}. Ctrl-C ends both.", highlight=False)
+        ui = subprocess.Popen(
+            _mlflow_ui(home, ui_port), env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        console.print(
+            f"\nThe service runs on http://127.0.0.1:{port}; MLflow's UI on http://127.0.0.1:{ui_port}. Ctrl-C ends both.", highlight=False
+        )
         return service.wait()
     except KeyboardInterrupt:
         console.print("\nending")
@@ -137,7 +141,9 @@ def tour(port: int, console: Console) -> None:
     show("events", event)
     after = show("recommendations", {**her, "listing": "also_like", "limit": 3})
     changed = [i["item_id"] for i in before["items"]] != [i["item_id"] for i in after["items"]]
-    console.print(f"\nShe looked at {liked}, and the next answer {'changed' if changed else 'kept its order, with other scores'}.", highlight=False)
+    console.print(
+        f"\nShe looked at {liked}, and the next answer {'changed' if changed else 'kept its order, with other scores'}.", highlight=False
+    )
     show("similar-items", {"item_id": liked, "limit": 3})
     show("recommendations", {"identifiers": {"cookie": "never-seen-before"}, "limit": 2})
 
@@ -163,7 +169,11 @@ def _someone(base: str) -> str:
 
 def _brief(answer: dict[str, Any]) -> dict[str, Any]:
     """The answer without its longest parts, for a screen."""
-    return {k: [_brief(x) for x in v] if isinstance(v, list) and v and isinstance(v[0], dict) else v for k, v in answer.items() if k != "reasons"}
+    return {
+        k: [_brief(x) for x in v] if isinstance(v, list) and v and isinstance(v[0], dict) else v
+        for k, v in answer.items()
+        if k != "reasons"
+    }
 
 
 def _mlflow_ui(home: Home, port: int) -> list[str]:
@@ -171,7 +181,20 @@ def _mlflow_ui(home: Home, port: int) -> list[str]:
     from models.registry import load_settings
 
     uri = load_settings().tracking_uri
-    return [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    return [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
 
 
 def free_port() -> int:

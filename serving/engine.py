@@ -146,9 +146,7 @@ class Engine:
         fallback = decision.fallback or self._age_note("next-best-offer", row, as_of)
         about = self._about("next-best-offer", loaded, query, fallback)
         offers = [
-            OfferChoice(
-                offer_id=c.id, score=c.score, source=c.source, reason=c.reason, propensity=c.propensity, **c.details
-            )
+            OfferChoice(offer_id=c.id, score=c.score, source=c.source, reason=c.reason, propensity=c.propensity, **c.details)
             for c in decision.choices
         ]
         answer = OffersAnswer(**about, offers=offers, removed=dict(decision.removed))
@@ -193,9 +191,7 @@ class Engine:
             detail = f"no champion for {kind}: train and promote one (python -m training {kind})"
             raise HttpProblem(503, "No champion", detail) from NoChampionError(detail)
 
-    def _items(
-        self, loaded: Loaded, kind: str, request: Any, query: Query, decision: Decision
-    ) -> tuple[ItemsAnswer, DecisionRecord]:
+    def _items(self, loaded: Loaded, kind: str, request: Any, query: Query, decision: Decision) -> tuple[ItemsAnswer, DecisionRecord]:
         fallback = decision.fallback or self._age_note(kind, query.row, query.as_of)
         name = loaded.model.model.label
         items = [ItemChoice(c.id, name(c.id), c.score, c.source, c.reason, c.propensity) for c in decision.choices]

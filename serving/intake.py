@@ -72,8 +72,8 @@ class Intake:
             if fresh or letters:
                 self._inbox.store([letter for _, letter in fresh], letters)
             self._fold([(event, letter.received_at) for event, letter in fresh])
-        counts = [sum(r.status == s for r in receipts) for s in ("accepted", "duplicate", "rejected")]
-        return EventsAnswer(*counts, receipts)
+        accepted, duplicates, rejected = (sum(r.status == s for r in receipts) for s in ("accepted", "duplicate", "rejected"))
+        return EventsAnswer(accepted, duplicates, rejected, receipts)
 
     def drain(self) -> int:
         """Move waiting events and dead letters to the log, in batches; returns how many events."""
@@ -87,7 +87,7 @@ class Intake:
             self._log.reject(rejected)
             self._inbox.drained(letters, len(rejected))
             moved += len(letters)
-            self._touched.update(c for row in batch if (c := self._identities.resolve(dict(row.event.identifiers))))
+            self._touched.update(c for row in batch if (c := self._identities.resolve(row.event.identifiers)))
 
     def refresh_aggregates(self) -> int:
         """Recompute the windowed features of the customers whose events have just reached the log."""
@@ -123,7 +123,7 @@ class Intake:
     def _fold(self, events: Sequence[tuple[Event, datetime]]) -> None:
         by_customer: dict[str, list[tuple[Event, datetime]]] = {}
         for event, at in events:
-            customer = self._identities.resolve(dict(event.identifiers))
+            customer = self._identities.resolve(event.identifiers)
             if customer:
                 by_customer.setdefault(customer, []).append((event, at))
         if not by_customer:
@@ -141,7 +141,7 @@ class Intake:
         """After a crash: what was acknowledged but not folded or logged is brought in now, from the log itself."""
         letters, _ = self._inbox.waiting()
         self.drain()
-        customers = sorted({c for x in letters if (c := self._identities.resolve(dict(self._incoming(x).event.identifiers)))})
+        customers = sorted({c for x in letters if (c := self._identities.resolve(self._incoming(x).event.identifiers))})
         if customers:
             at = self._next_moment()
             for _, histories in replay(open_timeline(self._home, at, customers), [at]):

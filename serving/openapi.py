@@ -25,7 +25,7 @@ ROUTES: dict[str, tuple[str, Any, Any]] = {
     "/v1/similar-items": ("What is like this item?", SimilarItemsRequest, ItemsAnswer),
     "/v1/next-best-offer": ("What should this customer be offered next?", NextBestOfferRequest, OffersAnswer),
     "/v1/churn": ("Is this customer about to leave?", ChurnRequest, ChurnAnswer),
-    "/v1/events": ("Take one event, or a batch in {\"events\": [...]}.", Event, EventsAnswer),
+    "/v1/events": ('Take one event, or a batch in {"events": [...]}.', Event, EventsAnswer),
 }
 
 
@@ -40,7 +40,9 @@ def document() -> dict[str, Any]:
     for path, (summary, request, answer) in ROUTES.items():
         asked = refs[request]
         if request is Event:
-            asked = {"oneOf": [asked, {"type": "object", "required": ["events"], "properties": {"events": {"type": "array", "items": asked}}}]}
+            asked = {
+                "oneOf": [asked, {"type": "object", "required": ["events"], "properties": {"events": {"type": "array", "items": asked}}}]
+            }
         paths[path] = {
             "post": {
                 "summary": summary,

@@ -81,4 +81,4 @@ class Ubiquo:
             raise kind(f"{problem.field + ': ' if problem.field else ''}{problem.detail}") from None
 
 
-Ubiquo.mount_asgi_app(application, path="/")
+Ubiquo.mount_asgi_app(application, path="/")  # type: ignore[attr-defined]

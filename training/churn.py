@@ -13,7 +13,18 @@ from features.home import Home
 from features.store import FeatureStore
 from models.churn import FEATURES, Churn, eligible, matrix
 from models.probability import Floats, Logistic
-from training.dataset import CUTOFF_STEP_DAYS, HORIZON_DAYS, Advance, Cuts, EmptyWindowError, Truth, days_before, moments, open_experiment, training_cutoffs
+from training.dataset import (
+    CUTOFF_STEP_DAYS,
+    HORIZON_DAYS,
+    Advance,
+    Cuts,
+    EmptyWindowError,
+    Truth,
+    days_before,
+    moments,
+    open_experiment,
+    training_cutoffs,
+)
 from training.metrics import (
     BINARY_MEASURES,
     Calibration,
@@ -118,7 +129,8 @@ def judge(scored: pd.DataFrame, served: str, looks: int) -> tuple[Report, Mappin
     cuts = sorted(set(groups))
     report = Report(
         kind="churn",
-        title=f"Churn: no visit in {HORIZON_DAYS} days; mean of the cuts {' and '.join(cuts)}; base rate {labels.mean():.1%}, {len(labels)} rows",
+        title=f"Churn: no visit in {HORIZON_DAYS} days; mean of the cuts {' and '.join(cuts)}; "
+        f"base rate {labels.mean():.1%}, {len(labels)} rows",
         served=served,
         baseline="recency",
         columns=["AUC", "AP", "Brier", "lift@10%", "ECE (noise floor)", "calibration slope / intercept (p)"],
@@ -137,7 +149,11 @@ def judge(scored: pd.DataFrame, served: str, looks: int) -> tuple[Report, Mappin
 
 
 def _row(found: Mapping[str, object], model: str, honesty: Calibration | None) -> dict[str, str]:
-    row = {"AUC": f"{found[f'{model}/auc']}", "AP": f"{found[f'{model}/average_precision']}", "lift@10%": f"{found[f'{model}/lift_at_10pct']}"}
+    row = {
+        "AUC": f"{found[f'{model}/auc']}",
+        "AP": f"{found[f'{model}/average_precision']}",
+        "lift@10%": f"{found[f'{model}/lift_at_10pct']}",
+    }
     if honesty is not None:
         row["Brier"] = f"{found[f'{model}/brier']}"
         row["ECE (noise floor)"] = f"{honesty.ece:.3f} ({honesty.ece_floor:.3f})"
@@ -151,4 +167,3 @@ def _fit(kind: str, train: pd.DataFrame, currency: str, seed: int) -> Churn:
         raise EmptyWindowError("every training customer has the same label: the window before the cut is too short")
     rows: Floats = matrix(train.to_dict("records"))
     return Churn.fit(kind, rows, labels, HORIZON_DAYS, currency, seed)
-

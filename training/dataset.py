@@ -115,9 +115,7 @@ class Truth:
             window = self._visits["occurred_at"].between(cutoff, end, inclusive="left")
             came = set(self._visits.loc[window, "customer_id"])
             parts.append(
-                pd.DataFrame(
-                    {"customer_id": sorted(before), "event_timestamp": cutoff, "label": [c not in came for c in sorted(before)]}
-                )
+                pd.DataFrame({"customer_id": sorted(before), "event_timestamp": cutoff, "label": [c not in came for c in sorted(before)]})
             )
         return pd.concat(parts, ignore_index=True)
 

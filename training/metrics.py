@@ -26,9 +26,7 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def bootstrap(
-    customers: Sequence[str], statistic: Callable[[Floats], Floats], draws: int = DRAWS, seed: int = 0
-) -> tuple[Floats, Floats]:
+def bootstrap(customers: Sequence[str], statistic: Callable[[Floats], Floats], draws: int = DRAWS, seed: int = 0) -> tuple[Floats, Floats]:
     """The statistic on all rows, and on *draws* resamples of customers.
 
     A customer is drawn with all her rows, so that rows of several cuts stay together and models stay paired.
@@ -112,9 +110,7 @@ def compare_binary(
     kinds = sorted(set(groups))
     rows = {g: np.flatnonzero(groups == g) for g in kinds}
     sorted_scores = {
-        (model, g): BinaryScores(labels[rows[g]], values[rows[g]], probable)
-        for model, (values, probable) in scores.items()
-        for g in kinds
+        (model, g): BinaryScores(labels[rows[g]], values[rows[g]], probable) for model, (values, probable) in scores.items() for g in kinds
     }
     names = [f"{m}/{k}" for m in scores for k in BINARY_MEASURES]
     names += [f"{m}/{k}/{g}" for m in scores for k in BINARY_MEASURES for g in kinds]

@@ -85,7 +85,9 @@ def dataset(home: Home, truth: Truth, cuts: Cuts, book: OfferBook, advance: Adva
             "campaign_id": book.campaign_ids,
             "campaign_type": book.types,
             "valid_from": pd.to_datetime(book.starts, utc=True),
-            "valid_until": pd.to_datetime([s + timedelta(days=float(d)) for s, d in zip(book.starts, book.duration_days, strict=True)], utc=True),
+            "valid_until": pd.to_datetime(
+                [s + timedelta(days=float(d)) for s, d in zip(book.starts, book.duration_days, strict=True)], utc=True
+            ),
         }
     )
     campaigns = campaigns[(campaigns["valid_from"] > cuts.start) & (campaigns["valid_from"] <= cuts.final - timedelta(days=MIN_OPEN_DAYS))]
@@ -114,9 +116,7 @@ def choose(frame: pd.DataFrame, rows: np.ndarray, tests_from: datetime, worth: W
     return max(MODELS[1:], key=lambda kind: mean_average_precision(labels, tuned[kind].to_numpy(dtype=float), groups))
 
 
-def evaluate(
-    frame: pd.DataFrame, rows: np.ndarray, start: datetime, end: datetime, worth: Worth, currency: str, seed: int
-) -> pd.DataFrame:
+def evaluate(frame: pd.DataFrame, rows: np.ndarray, start: datetime, end: datetime, worth: Worth, currency: str, seed: int) -> pd.DataFrame:
     """Every model's answers on the campaigns that start in ``[start, end)``, each fitted on those that had ended by then."""
     parts = []
     labels = frame["label"].to_numpy(dtype=bool)
@@ -143,7 +143,9 @@ def evaluate(
 
 def coupon_ndcg(home: Home, truth: Truth, book: OfferBook, scored: pd.DataFrame) -> str:
     """NDCG@5 of the coupon order among those who redeemed one of a B or C campaign's; popularity beside affinity."""
-    redeemed = truth.redemptions().merge(scored[scored["group"] == "B and C"], left_on=["customer_id", "campaign_id"], right_on=["customer_id", "unit"])
+    redeemed = truth.redemptions().merge(
+        scored[scored["group"] == "B and C"], left_on=["customer_id", "campaign_id"], right_on=["customer_id", "unit"]
+    )
     gains: dict[str, list[float]] = {"popularity": [], "affinity": []}
     customers: list[str] = []
     discounts = 1 / np.log2(np.arange(2, 7))
@@ -162,7 +164,9 @@ def coupon_ndcg(home: Home, truth: Truth, book: OfferBook, scored: pd.DataFrame)
     table_of = np.array([gains["popularity"], gains["affinity"]])
     values, drawn = bootstrap(customers, lambda w: np.asarray(np.average(table_of, axis=1, weights=w)))
     told = estimates(values, drawn, ["popularity", "affinity"])
-    return f"Coupon order among {len(customers)} redeemers of B and C, NDCG@5: affinity {told['affinity']}, popularity {told['popularity']}."
+    return (
+        f"Coupon order among {len(customers)} redeemers of B and C, NDCG@5: affinity {told['affinity']}, popularity {told['popularity']}."
+    )
 
 
 def judge(scored: pd.DataFrame, served: str, coupons: str, looks: int) -> tuple[Report, Mapping[str, object]]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from features.catalogue import ITEM_ATTRIBUTES, Catalogue
 from features.home import Home
 from features.store import FeatureStore
-from features.catalogue import ITEM_ATTRIBUTES, Catalogue
 from models.decision import Query, top
 from models.recommender.recommender import PARTS, Blend, Profile, Recommender, RecommenderConfig
 from training.dataset import HORIZON_DAYS, Advance, Cuts, EmptyWindowError, Truth, days_before, moments, open_experiment
@@ -34,7 +35,7 @@ MEANINGLESS = {("personal frequency", "also_like")}
 """What a customer never bought she has bought never."""
 GRID: dict[str, list[Blend]] = {
     "for_you": [
-        Blend(1, ease, als, popularity, exponent)
+        Blend(1, ease, als, popularity, repeat_exponent=exponent)
         for exponent in (0.0, 0.25)
         for ease in (0.05, 0.1, 0.25)
         for als in (0.0, 0.1)
@@ -76,7 +77,9 @@ def main(home: Home, as_of: datetime | None = None, seed: int = 0, advance: Adva
         advance("fitting the final model")
         model = fit(at[cuts.final], config)
         example = synthetic_example(model)
-        picks = [[c.id for c in model.pipeline.decide(query_of(row, cuts.final), np.random.default_rng(0)).choices] for row in rows_of(example)]
+        picks = [
+            [c.id for c in model.pipeline.decide(query_of(row, cuts.final), np.random.default_rng(0)).choices] for row in rows_of(example)
+        ]
         frame = pd.concat(scored, ignore_index=True)
         mine = frame[(frame["model"] == JOINED) & (frame["listing"] == "for_you")]
         unit = mine.rename(columns={"ndcg_at_10": "score"})[["customer_id", "unit", "score"]]
@@ -116,19 +119,16 @@ def choose(model: Recommender, moment: Moment) -> dict[str, Blend]:
 
     Only the items that some part alone ranks high are compared: a sum of the parts hardly puts another one first.
     """
-    chosen: dict[str, Blend] = {}
-    for listing in LISTINGS:
-        totals = np.zeros(len(GRID[listing]))
-        for query, truth, shown in questions(model, moment, listing):
-            profile = model.profile(query)
-            hidden = np.where(shown, 0.0, -np.inf)
-            near = np.unique(np.concatenate([top(profile.parts[part] + hidden, TUNING_DEPTH) for part in PARTS]))
-            hits, found = np.isin(near, truth), min(10, len(truth))
-            for k, blend in enumerate(GRID[listing]):
-                picks = top((joined(model, profile, blend, near) + hidden[near]), 10)
-                totals[k] += dcg(hits[picks]) / dcg(np.ones(found, bool))
-        chosen[listing] = GRID[listing][int(np.argmax(totals))]
-    return chosen
+    totals = {listing: np.zeros(len(GRID[listing])) for listing in LISTINGS}
+    for question in questions(model, moment):
+        hidden = np.where(question.shown, 0.0, -np.inf)
+        parts = question.profile.parts
+        near = np.unique(np.concatenate([top(parts[part] + hidden, TUNING_DEPTH) for part in PARTS]))
+        hits, found = np.isin(near, question.truth), min(10, len(question.truth))
+        for k, blend in enumerate(GRID[question.listing]):
+            picks = top(joined(model, question.profile, blend, near) + hidden[near], 10)
+            totals[question.listing][k] += dcg(hits[picks]) / dcg(np.ones(found, bool))
+    return {listing: GRID[listing][int(np.argmax(total))] for listing, total in totals.items()}
 
 
 def evaluate(model: Recommender, moment: Moment) -> pd.DataFrame:
@@ -136,30 +136,37 @@ def evaluate(model: Recommender, moment: Moment) -> pd.DataFrame:
     rows = []
     households = np.asarray(pd.Series(moment.items["households"], index=moment.items["item_id"]).loc[model.item_ids], dtype=float)
     rarity = -np.log2(households / len(moment.histories))
-    for listing in LISTINGS:
+    for question in questions(model, moment):
+        listing = question.listing
         models = {name: blend for name, blend in SINGLES.items() if (name, listing) not in MEANINGLESS}
-        models[JOINED] = model.config.blends[listing]
-        for query, truth, shown in questions(model, moment, listing):
-            profile = model.profile(query)
-            for name, blend in models.items():
-                scores = np.where(shown, joined(model, profile, blend), -np.inf)
-                picks = top(scores, 10)
-                measures = dict(zip(RANKING_MEASURES, ranking_measures(scores, picks, truth), strict=True))
-                rows.append(
-                    {
-                        "customer_id": query.customer_id, "unit": f"{moment.cut:%Y-%m-%d}", "listing": listing, "model": name,
-                        **measures, "novelty": float(rarity[picks].mean()), "picks": picks, "catalogue": len(model.item_ids),
-                    }
-                )  # fmt: skip
+        for name, blend in {**models, JOINED: model.config.blends[listing]}.items():
+            scores = np.where(question.shown, joined(model, question.profile, blend), -np.inf)
+            picks = top(scores, 10)
+            measures = dict(zip(RANKING_MEASURES, ranking_measures(scores, picks, question.truth), strict=True))
+            rows.append(
+                {
+                    "customer_id": question.customer_id, "unit": f"{moment.cut:%Y-%m-%d}", "listing": listing, "model": name,
+                    **measures, "novelty": float(rarity[picks].mean()), "picks": picks, "catalogue": len(model.item_ids),
+                }
+            )  # fmt: skip
     if not rows:
         raise EmptyWindowError(f"nobody bought anything of the catalogue in the {HORIZON_DAYS} days after {moment.cut:%Y-%m-%d}")
     return pd.DataFrame(rows)
 
 
-def questions(
-    model: Recommender, moment: Moment, listing: str
-) -> Iterator[tuple[Query, NDArray[np.intp], NDArray[np.bool_]]]:
-    """Each customer who counts: her query, what she bought of the catalogue, and which items the list may show.
+@dataclass(frozen=True)
+class Question:
+    """One customer and list at a cut: what is known of her, what she then bought, and what the list may show."""
+
+    customer_id: str
+    listing: str
+    profile: Profile
+    truth: NDArray[np.intp]
+    shown: NDArray[np.bool_]
+
+
+def questions(model: Recommender, moment: Moment) -> Iterator[Question]:
+    """Both lists' questions about each customer who counts.
 
     She counts if she had bought something of the catalogue before the cut and then bought something that the list may show.
     """
@@ -170,12 +177,12 @@ def questions(
         if not after or not len(before):
             continue
         truth = np.array(sorted(position[i] for i in after if i in position), dtype=np.intp)
-        shown = np.ones(len(model.item_ids), bool)
-        if listing == "also_like":
-            shown[before] = False
-            truth = truth[shown[truth]]
-        if len(truth):
-            yield replace(query_of(row, moment.cut), listing=listing), truth, shown
+        everything, new = np.ones(len(model.item_ids), bool), np.ones(len(model.item_ids), bool)
+        new[before] = False
+        profile = model.profile(query_of(row, moment.cut))
+        for listing, shown in (("for_you", everything), ("also_like", new)):
+            if shown[truth].any():
+                yield Question(row["customer_id"], listing, profile, truth[shown[truth]], shown)
 
 
 def joined(model: Recommender, profile: Profile, blend: Blend, items: NDArray[np.intp] | slice = slice(None)) -> Floats:
@@ -198,9 +205,8 @@ def judge(scored: pd.DataFrame, config: RecommenderConfig, looks: int) -> tuple[
         units = part["unit"].to_numpy(dtype=str)
         keys = [(measure, m) for measure in RANKING_MEASURES for m in (*SINGLES, JOINED) if (m, listing) not in MEANINGLESS]
         columns = [part[key].to_numpy(dtype=float) for key in keys]
-        found, resampled = bootstrap(
-            part["customer_id"].tolist(), lambda w, c=columns, u=units: np.array([mean_over_units(u, x, w) for x in c]), draws=500
-        )
+        measured = partial(_means, units, columns)
+        found, resampled = bootstrap(part["customer_id"].tolist(), measured, draws=500)
         names += [f"{model}/{measure}/{listing}" for measure, model in keys]
         values.append(found)
         drawn.append(resampled)
@@ -223,9 +229,10 @@ def judge(scored: pd.DataFrame, config: RecommenderConfig, looks: int) -> tuple[
         for listing, model in (("for_you", "personal frequency"), ("also_like", "popularity"), ("also_like", "EASE"), ("also_like", "ALS"))
     ]
     households = wide.groupby(["listing", "unit"]).size()
+    cuts = " and ".join(sorted(set(scored["unit"])))
     report = Report(
         kind="recommendations",
-        title=f"Recommendations over the full catalogue, {HORIZON_DAYS} days; mean of the cuts {' and '.join(sorted(set(scored['unit'])))}; "
+        title=f"Recommendations over the full catalogue, {HORIZON_DAYS} days; mean of the cuts {cuts}; "
         f"{int(households.min())} to {int(households.max())} customers a cut",
         served=JOINED,
         baseline="popularity",
@@ -238,6 +245,10 @@ def judge(scored: pd.DataFrame, config: RecommenderConfig, looks: int) -> tuple[
     bars = {m: told[f"{m}/ndcg_at_10/for_you"] for m in (*SINGLES, JOINED)}
     new = {m: told[f"{m}/ndcg_at_10/also_like"] for m in (*SINGLES, JOINED) if (m, "also_like") not in MEANINGLESS}
     return report, {"ndcg_for_you": bar_plot("NDCG@10, for you", bars), "ndcg_also_like": bar_plot("NDCG@10, new items", new)}
+
+
+def _means(units: NDArray[np.str_], columns: Sequence[Floats], weights: Floats) -> Floats:
+    return np.array([mean_over_units(units, column, weights) for column in columns])
 
 
 def coverage(rows: pd.DataFrame) -> float:

@@ -54,9 +54,7 @@ class CompleteJourney:
         for table in TABLES:
             self._open(table)
         chosen = "" if households is None else f"ORDER BY md5(household_id::VARCHAR) LIMIT {int(households)}"
-        self._db.execute(
-            f"CREATE TABLE chosen AS SELECT household_id FROM (SELECT DISTINCT household_id FROM transactions) {chosen}"
-        )
+        self._db.execute(f"CREATE TABLE chosen AS SELECT household_id FROM (SELECT DISTINCT household_id FROM transactions) {chosen}")
 
     def fingerprint(self) -> str:
         """Names what would be imported: same fingerprint, same events."""

@@ -22,7 +22,9 @@ from models.recommender.ease import Neighbours, fit_ease
 KIND = "recommendations"
 DAY = 86_400.0
 Floats = NDArray[np.float32]
-PARTS = ("frequency", "ease", "als", "popularity")
+PARTS = ("frequency", "ease", "als", "popularity", "session")
+SESSION_ITEMS = 5
+"""How many of the items looked at last speak for their like."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Blend:
     ease: float
     als: float
     popularity: float
+    session: float = 0.5
+    """Likeness to what she looked at lately. The demo's data has no views, so this is set, not tuned."""
     repeat_exponent: float = 0.25
     """How much an item's own repeat rate (purchases a buyer) bends personal frequency: 0 not at all."""
 
@@ -68,6 +72,8 @@ class Profile:
     """By catalogue position: how strongly each item speaks for the customer, 1 at most."""
     history: Positions
     """Where each item of her history stands in the catalogue, -1 for those outside it."""
+    viewed: Mapping[int, float]
+    """By catalogue position: how fresh her interest in an item is, the latest first."""
     parts: Mapping[str, Floats]
     blend: Blend
     fallback: str | None = None
@@ -103,7 +109,7 @@ class Recommender:
         norms = np.linalg.norm(als.item_factors, axis=1, keepdims=True)
         self._directions: Floats = als.item_factors / np.maximum(norms, 1e-9)
         self.pipeline: Pipeline[Profile] = self._pipeline(self._profile, PARTS)
-        self.similar: Pipeline[Profile] = self._pipeline(self._likeness, ["ease", "als", "popularity"])
+        self.similar: Pipeline[Profile] = self._pipeline(self._similar_to, ("session", "popularity"))
 
     @classmethod
     def fit(
@@ -125,8 +131,8 @@ class Recommender:
             ValueError: no item has enough buyers.
         """
         households = np.asarray(items["households"])
-        keep = np.flatnonzero(households >= config.min_households)
-        if not len(keep):
+        keep = np.flatnonzero(households >= config.min_households).tolist()
+        if not keep:
             raise ValueError(f"no item was bought by {config.min_households} customers before {as_of}: the window is too short")
         ids = [items["item_id"][k] for k in keep]
         matrix = interactions(histories, {item: k for k, item in enumerate(ids)}, as_of, config.history_half_life_days)
@@ -227,7 +233,7 @@ class Recommender:
             filters=[
                 ("attribute", self._has_attributes),
                 ("excluded", self._not_excluded),
-                ("already bought", self._not_bought),
+                ("already seen", self._not_seen),
             ],
             scorers=[(part, _part_scorer(part)) for part in parts],
             selector=LastSlotExplorer(),
@@ -244,48 +250,57 @@ class Recommender:
             history = self._positions_of(row["bought_item_ids"])
             decayed = _decayed(row["bought_weights"], row["bought_last_at"], now, self.config.history_half_life_days)
             liked[history[history >= 0]] = np.sqrt(decayed[history >= 0])
-        if row.get("recent_item_ids") is not None and len(row["recent_item_ids"]):
-            where = self._positions_of(row["recent_item_ids"])
-            interest = _decayed(row["recent_weights"], row["recent_at"], now, self.config.interest_half_life_days)
-            # what she looks at just now says as much as her strongest habit, however long her history is
-            scale = max(float(liked.max(initial=0.0)), 1.0)
-            np.add.at(liked, where[where >= 0], (scale * interest[where >= 0]).astype(np.float32))
+        viewed = self._viewed(row, now)
         blend = self.config.blends[query.listing]
         used = PARTS if everything else tuple(part for part in PARTS if getattr(blend, part))
         parts = dict.fromkeys(PARTS, np.zeros(len(self.item_ids), np.float32))
         parts["popularity"] = self.popularity
         positions = np.flatnonzero(liked)
-        if not len(positions):
-            # with no part but popularity weighing anything, a list without it would have nothing to go by
-            blend = Blend(0.0, 0.0, 0.0, popularity=1.0)
-            return Profile(query, liked, history, parts, blend, "nothing is known of this customer yet: popular items")
-        if "als" in used:
+        if not len(positions) and not viewed:
+            blend = Blend(frequency=0, ease=0, als=0, popularity=1)
+            return Profile(query, liked, history, viewed, parts, blend, "nothing is known of this customer yet: popular items")
+        if viewed and "session" in used:
+            parts["session"] = np.max([self.likeness(k) * np.float32(fresh) for k, fresh in viewed.items()], axis=0)
+        if len(positions) and "als" in used:
             one = sp.csr_matrix((liked[positions], positions.astype(np.int32), np.array([0, len(positions)])), shape=(1, len(liked)))
             likes = self._als.item_factors @ self._als.recalculate_user(0, one)
             parts["als"] = likes / max(float(likes.max()), 1e-9)
-        liked /= liked.max()
+        liked /= max(float(liked.max(initial=0.0)), 1e-9)
         if "frequency" in used:
             parts["frequency"] = self.frequency(liked, blend.repeat_exponent)
         if "ease" in used:
             parts["ease"] = self.neighbours.scores(positions, liked[positions])
-        return Profile(query, liked, history, parts, blend)
+        return Profile(query, liked, history, viewed, parts, blend)
 
-    def _likeness(self, query: Query) -> Profile:
-        """The context of "similar to this item": the item is the one thing liked, and ALS compares directions."""
+    def likeness(self, position: int) -> Floats:
+        """How like each item is to the one at *position*: the direction of its ALS factors, and whether it goes with it."""
+        near = self.neighbours.scores(np.array([position]), np.ones(1, np.float32))
+        near /= max(float(near.max(initial=0.0)), 1e-9)
+        together: Floats = (self._directions @ self._directions[position] + near / 2) / np.float32(1.5)
+        return together
+
+    def _viewed(self, row: Mapping[str, Any], now: float) -> dict[int, float]:
+        if row.get("recent_item_ids") is None or not len(row["recent_item_ids"]):
+            return {}
+        where = self._positions_of(row["recent_item_ids"])
+        interest = _decayed(row["recent_weights"], row["recent_at"], now, self.config.interest_half_life_days)
+        latest: dict[int, float] = {}
+        for position, fresh in zip(where[::-1].tolist(), interest[::-1].tolist(), strict=True):
+            if position >= 0:
+                latest[position] = max(min(fresh, 1.0), latest.get(position, 0.0))
+        return dict(list(latest.items())[:SESSION_ITEMS])
+
+    def _similar_to(self, query: Query) -> Profile:
+        """The context of "similar to this item": the item is the one thing looked at."""
         item_id = str(query.row.get("item_id", ""))
-        liked = np.zeros(len(self.item_ids), np.float32)
-        parts = dict.fromkeys(PARTS, np.zeros(len(self.item_ids), np.float32))
+        nothing, nowhere = np.zeros(len(self.item_ids), np.float32), np.empty(0, np.intp)
+        parts = {"popularity": self.popularity, "session": nothing}
         position = self._position.get(item_id)
         if position is None:
-            parts["popularity"] = self.popularity
             fallback = f"item {item_id!r} is not in the model's catalogue: popular items"
-            return Profile(query, liked, np.empty(0, np.intp), parts, Blend(0, 0, 0, 1), fallback)
-        liked[position] = 1.0
-        here = np.array([position])
-        near = self.neighbours.scores(here, np.ones(1, np.float32))
-        parts["ease"] = near / max(float(near.max(initial=0.0)), 1e-9)
-        parts["als"] = self._directions @ self._directions[position]
-        return Profile(query, liked, here, parts, Blend(frequency=0, ease=0.5, als=1.0, popularity=0))
+            return Profile(query, nothing, nowhere, {}, parts, Blend(0, 0, 0, popularity=1, session=0), fallback)
+        parts["session"] = self.likeness(position)
+        return Profile(query, nothing, nowhere, {position: 1.0}, parts, Blend(0, 0, 0, popularity=0, session=1))
 
     def _positions_of(self, item_ids: Iterable[str]) -> Positions:
         lookup = self._position.get
@@ -304,10 +319,12 @@ class Recommender:
         excluded = self._positions_of(profile.query.exclude_ids)
         return ~np.isin(candidates, excluded) if len(excluded) else np.ones(len(candidates), bool)
 
-    def _not_bought(self, profile: Profile, candidates: Positions) -> NDArray[np.bool_]:
+    def _not_seen(self, profile: Profile, candidates: Positions) -> NDArray[np.bool_]:
+        """What she may also like is neither what she bought nor what she has just looked at."""
         keep = np.ones(len(self.item_ids), bool)
         if profile.query.listing == "also_like":
             keep[profile.history[profile.history >= 0]] = False
+            keep[list(profile.viewed)] = False
         return keep[candidates]
 
     def _explain(
@@ -319,17 +336,20 @@ class Recommender:
     def _reason(self, profile: Profile, where: int, part: str) -> str:
         row = profile.query.row
         if part == "frequency":
-            mine = np.flatnonzero(profile.history == where)
-            if not len(mine):
-                return "looked at recently"
-            count, last_at = row["bought_counts"][mine[0]], row["bought_last_at"][mine[0]]
+            mine = int(np.flatnonzero(profile.history == where)[0])
+            count, last_at = row["bought_counts"][mine], row["bought_last_at"][mine]
             days = int((profile.query.as_of.timestamp() - last_at) // DAY)
             return f"bought {count} {'time' if count == 1 else 'times'}, last {days} days ago"
+        if part == "session":
+            if where in profile.viewed:
+                return "looked at recently"
+            closest = max(profile.viewed, key=lambda k: float(self._directions[k] @ self._directions[where]))
+            looked = "" if "item_id" in row else ", looked at recently"
+            return f"like {self.label(self.item_ids[closest])} ({self.item_ids[closest]}{looked})"
         if part == "ease":
             source = self.neighbours.loudest_source(where, profile.liked)
             if source is not None:
-                how = "" if "item_id" in row else ", bought before" if source in profile.history else ", looked at recently"
-                return f"often bought with {self.label(self.item_ids[source])} ({self.item_ids[source]}{how})"
+                return f"often bought with {self.label(self.item_ids[source])} ({self.item_ids[source]}), as she does"
         return "popular now" if part == "popularity" else "bought by customers with similar baskets"
 
 
