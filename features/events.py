@@ -72,7 +72,7 @@ REQUIRED_FIELDS: dict[str, tuple[str, ...]] = {
 """What an event of this name must carry to mean anything."""
 
 _decoder = msgspec.json.Decoder(Event)
-_PATH = re.compile(r" - at `(?:key in )?\$\.?([^`]*)`$")
+_PATH = re.compile(r" - at (?:`[a-z]+` in )?`\$\.?([^`]*)`$")
 _NAMED_FIELD = re.compile(r"(?:missing required|unknown) field `([^`]+)`")
 
 

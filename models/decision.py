@@ -164,6 +164,8 @@ def _check(stage: str, values: NDArray[Any], length: int) -> None:
 
 def top(scores: NDArray[Any], limit: int) -> Positions:
     """The indices of the *limit* highest scores, best first; of equals the earlier position goes first."""
+    if limit < 1:
+        return np.empty(0, np.intp)
     if limit < len(scores):
         # every score at the threshold competes, so that ties fall the same way whatever the partition did
         threshold = np.partition(scores, len(scores) - limit)[len(scores) - limit]

@@ -62,6 +62,8 @@ def _run(kinds: list[str], as_of: str | None, seed: int) -> None:
     from training import next_best_offer as offer_job
     from training import recommendations as recommendation_job
 
+    # importing feast turns warnings on again that no user could mend
+    warnings.filterwarnings("ignore")
     jobs: dict[str, Callable[..., str]] = {
         "churn": churn_job.main,
         "next-best-offer": offer_job.main,

@@ -330,7 +330,8 @@ class Recommender:
     def _explain(
         self, profile: Profile, chosen: Positions, shares: Scores, parts: Sequence[str]
     ) -> list[tuple[str, str, Mapping[str, Any]]]:
-        loudest = [parts[k] for k in np.argmax(shares, axis=0)] if len(chosen) else []
+        # where no part speaks for an item it only fills a place: that is popularity's business
+        loudest = [parts[k] if shares[k, n] > 0 else "popularity" for n, k in enumerate(shares.argmax(axis=0))] if len(chosen) else []
         return [(part, self._reason(profile, int(where), part), {}) for where, part in zip(chosen, loudest, strict=True)]
 
     def _reason(self, profile: Profile, where: int, part: str) -> str:

@@ -1,0 +1,137 @@
+"""What the tests act on: commands, a tiny invented shop, a running service."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from features.event_log import EventLog, Incoming
+from features.events import parse_event
+from features.home import Home
+from features.identity import Identities
+from features.shop import Shop
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL_CUT = 820
+NEW_YEAR = datetime(2018, 1, 1, 5, tzinfo=UTC)
+"""Where the real data ends: midnight in New York."""
+
+
+def command(*arguments: str, home: Path, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run one of ubiquo's commands as a user would."""
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "UBIQUO_HOME": str(home), "COLUMNS": "200", **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def event(event_id: str, name: str, at: datetime, card: str | None = "1", items: Any = (), **more: Any) -> dict[str, Any]:
+    """A raw event as a client would send it; items are ids, or (id, quantity, cents)."""
+    lines = [{"item_id": i} if isinstance(i, str) else dict(zip(("item_id", "quantity", "amount_minor"), i, strict=True)) for i in items]
+    who = {} if card is None else {"identifiers": {"loyalty_card": card}}
+    return {"event_id": event_id, "name": name, "occurred_at": at.isoformat(), "items": lines, "currency": "USD", **who, **more}
+
+
+@dataclass
+class TinyShop:
+    """An invented shop whose log is written event by event."""
+
+    home: Home
+    shop: Shop
+
+    @property
+    def log(self) -> EventLog:
+        return EventLog(self.home, self.shop.timezone)
+
+    def add(self, *raw: dict[str, Any], known_at: datetime | None = None) -> Any:
+        received = self.shop.data_end
+        batch = []
+        for each in raw:
+            parsed = parse_event(each, received)
+            batch.append(Incoming(parsed, known_at or parsed.occurred_at, received, "test"))
+        return self.log.append(batch, Identities(self.home))
+
+
+@dataclass
+class Service:
+    """A running service and how to talk to it."""
+
+    home: Home
+    port: int
+    process: subprocess.Popen[bytes]
+
+    def post(self, path: str, body: Any, **headers: str) -> tuple[int, dict[str, Any]]:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, {"content-type": "application/json", **headers})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    def ask(self, path: str, body: Any) -> dict[str, Any]:
+        status, answer = self.post(f"/v1/{path}", body)
+        assert status == 200, answer
+        return answer
+
+    def get(self, path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+
+def start_service(home: Home, **environment: str) -> Service:
+    port = free_port()
+    log = open(home.root / f"service-{port}.log", "wb")  # noqa: SIM115 - the child keeps it
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "serving", "--port", str(port)],
+        cwd=ROOT,
+        env={**os.environ, "UBIQUO_HOME": str(home.root), "UBIQUO_CLOCK": f"from:{NEW_YEAR.isoformat()}", **environment},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    service = Service(home, port, process)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if service.get("/readyz")[0] == 200:
+                return service
+        except OSError:
+            pass
+        time.sleep(0.2)
+    stop_service(service, signal.SIGKILL)
+    raise AssertionError((home.root / f"service-{port}.log").read_text())
+
+
+def stop_service(service: Service, how: signal.Signals = signal.SIGINT) -> None:
+    if service.process.poll() is None:
+        os.killpg(service.process.pid, how)
+        try:
+            service.process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(service.process.pid, signal.SIGKILL)
+            service.process.wait()

@@ -1,0 +1,80 @@
+"""What an event must be to be taken, and what a bad one is told."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scene import event
+
+from features.events import Event, RejectedEvent, content_hash, identity_key, parse_event
+
+NOW = datetime(2018, 1, 1, 12, tzinfo=UTC)
+GOOD = event("e1", "purchase", NOW, items=[("i1", 2, 399)])
+
+
+def changed(**fields: Any) -> dict[str, Any]:
+    return {k: v for k, v in {**GOOD, **fields}.items() if v is not ...}
+
+
+def test_a_good_event_is_taken_with_its_time_in_utc() -> None:
+    parsed = parse_event(changed(occurred_at="2018-01-01T07:00:00-05:00"), NOW)
+    assert parsed.occurred_at == NOW
+    assert parsed.occurred_at.tzinfo == UTC
+    assert identity_key(parsed) == "loyalty_card:1"
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"event_id": ...}, "event_id"),
+        ({"name": "bought"}, "name"),
+        ({"occurred_at": "2018-01-01T07:00:00"}, "occurred_at"),
+        ({"occurred_at": "yesterday"}, "occurred_at"),
+        ({"occurred_at": (NOW + timedelta(days=1)).isoformat()}, "occurred_at"),
+        ({"items": []}, "items"),
+        ({"items": [{"item_id": "i1", "quantity": "two"}]}, "items[0].quantity"),
+        ({"items": [{"item_id": "i1"}, {"quantity": 1}]}, "items[1].item_id"),
+        ({"items": [{"item_id": "i1", "amount_minor": 3.99}]}, "items[0].amount_minor"),
+        ({"items": [{"item_id": "i1", "quantity": -1}]}, "items[0].quantity"),
+        ({"currency": "dollars"}, "currency"),
+        ({"currency": None}, "currency"),
+        ({"colour": "red"}, "colour"),
+        ({"identifiers": {"e-mail": "ada@example.org"}}, "identifiers"),
+        ({"name": "search"}, "query"),
+        ({"name": "offer_redeem"}, "offer_id"),
+    ],
+)
+def test_a_bad_event_names_its_field(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(RejectedEvent) as rejected:
+        parse_event(changed(**fields), NOW)
+    assert rejected.value.field.startswith(field)
+    assert rejected.value.reason
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_whatever_do_more_than_be_rejected(raw: bytes) -> None:
+    with contextlib.suppress(RejectedEvent):
+        parse_event(raw, NOW)
+
+
+@given(
+    st.fixed_dictionaries({"event_id": st.text(min_size=1, max_size=20), "quantity": st.integers(0, 1000), "cents": st.integers(0, 10**9)})
+)
+def test_an_event_survives_its_own_json_and_keeps_its_digest(drawn: dict[str, Any]) -> None:
+    parsed = parse_event(event(drawn["event_id"], "purchase", NOW, items=[("i", drawn["quantity"], drawn["cents"])]), NOW)
+    again = msgspec.json.decode(msgspec.json.encode(parsed), type=Event)
+    assert again == parsed
+    assert content_hash(again) == content_hash(parsed)
+
+
+def test_the_digest_tells_other_content_from_other_order() -> None:
+    one = parse_event(changed(traits={"a": "1", "b": "2"}), NOW)
+    same = parse_event(changed(traits={"b": "2", "a": "1"}), NOW)
+    other = parse_event(changed(traits={"a": "1", "b": "3"}), NOW)
+    assert content_hash(one) == content_hash(same) != content_hash(other)

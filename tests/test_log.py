@@ -1,0 +1,157 @@
+"""The log: nothing twice, nothing lost, conflicts kept; identities; decisions; the inbox."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+from scene import NEW_YEAR, ROOT, TinyShop, command, event
+
+from features.adapters.complete_journey import CompleteJourney
+from features.decision_log import DecisionLog
+from features.event_log import DeadLetter, EventLog, connect
+from features.home import Home
+from features.identity import Identities, mint_customer_id
+
+BEFORE = NEW_YEAR - timedelta(days=10)
+
+
+def test_a_repeat_is_stored_once_and_a_conflict_becomes_a_dead_letter(tiny: TinyShop) -> None:
+    one = event("e1", "purchase", BEFORE, items=[("i1", 1, 100)])
+    first = tiny.add(one, one, event("e2", "login", BEFORE))
+    again = tiny.add(one, event("e1", "purchase", BEFORE, items=[("i1", 1, 999)]))
+    assert (first.appended, first.repeated, first.conflicting) == (2, 1, 0)
+    assert (again.appended, again.repeated, again.conflicting) == (0, 1, 1)
+    assert tiny.log.count() == 2
+    [letter] = tiny.log.dead_letters()
+    assert letter["field"] == "event_id"
+    assert "999" in letter["raw"]
+
+
+def test_the_same_dead_letter_is_kept_once(tiny: TinyShop) -> None:
+    letter = DeadLetter(NEW_YEAR, "test", "name", "unknown", "{}")
+    tiny.log.reject([letter, letter])
+    tiny.log.reject([letter])
+    assert len(tiny.log.dead_letters()) == 1
+
+
+def test_many_small_appends_are_compacted_without_loss(tiny: TinyShop) -> None:
+    for k in range(70):
+        tiny.add(event(f"e{k}", "login", BEFORE))
+    assert tiny.log.count() == 70
+    assert len(tiny.log.files()) < 30
+
+
+def test_a_second_identifier_joins_the_customer_of_the_first(tiny: TinyShop) -> None:
+    tiny.add(event("e1", "login", BEFORE, card="7"))
+    tiny.add({**event("e2", "login", BEFORE, card=None), "identifiers": {"loyalty_card": "7", "cookie": "x"}})
+    known = Identities(tiny.home)
+    assert known.resolve({"cookie": "x"}) == known.resolve({"loyalty_card": "7"}) == mint_customer_id("loyalty_card:7")
+    assert known.resolve({"cookie": "other"}) is None
+
+
+def test_a_decision_is_flushed_once_and_a_cut_line_is_passed_over(tiny: TinyShop) -> None:
+    record = {
+        "decision_id": "d1", "kind": "churn", "customer_id": "c", "as_of": NEW_YEAR, "model": "churn/1", "feature_at": 1,
+        "fallback": None, "request": {}, "choices": [{"probability": 0.5}], "features": {"a": 1},
+    }  # fmt: skip
+    log = DecisionLog(tiny.home)
+    log.append(record)
+    assert log.flush() == 1
+    # a crash after the table was written, before the sealed spool was removed
+    (tiny.home.decisions / "sealed-again.jsonl").write_bytes(msgspec.json.encode(record) + b'\n{"decision_id": "cut')
+    assert log.flush() == 0
+    [row] = log.read()
+    assert row["features"] == {"a": 1}
+    assert row["as_of"] == NEW_YEAR
+    log.close()
+
+
+class TestCompleteJourney:
+    """The adapter against the source itself."""
+
+    def test_every_row_falls_in_the_week_that_the_source_says_in_new_york(self) -> None:
+        source = CompleteJourney()
+        [(rows, right)] = source._db.execute(
+            """SELECT count(*), count(*) FILTER (week = 1 + floor(datediff('day', DATE '2016-12-26',
+               ((transaction_timestamp AT TIME ZONE 'UTC') AT TIME ZONE 'America/New_York')::DATE) / 7)) FROM transactions"""
+        ).fetchall()
+        assert rows == right == 1_469_307
+
+    def test_money_and_lines_arrive_to_the_cent(self, trained: Home) -> None:
+        source = CompleteJourney(households=820)
+        [(lines, cents, baskets)] = source._db.execute(
+            """SELECT count(*), sum(round(sales_value * 100)::BIGINT), count(DISTINCT basket_id)
+               FROM transactions SEMI JOIN chosen USING (household_id)"""
+        ).fetchall()
+        files = EventLog(trained, "America/New_York").files()
+        stored = connect().execute(
+            """SELECT sum(len(items)), sum(list_sum(list_transform(items, lambda i: i.amount_minor))), count(*)
+               FROM read_parquet(?) WHERE name = 'purchase' AND source = 'complete-journey'""",
+            [files],
+        )
+        assert stored.fetchall() == [(lines, cents, baskets)]
+
+    def test_nobody_shopped_on_christmas_day(self, trained: Home) -> None:
+        files = EventLog(trained, "America/New_York").files()
+        query = "SELECT count(*) FROM read_parquet(?) WHERE name = 'purchase' AND local_date = DATE '2017-12-25'"
+        assert connect().execute(query, [files]).fetchall() == [(0,)]
+
+    def test_a_truncated_file_is_named_and_nothing_is_written(self, tmp_path: Path) -> None:
+        folder = tmp_path / "data"
+        shutil.copytree(CompleteJourney().folder, folder)
+        with open(folder / "campaigns.parquet", "r+b") as handle:
+            handle.truncate(5000)
+        done = command("features", "import", "complete-journey", "--folder", str(folder), home=tmp_path / "home")
+        assert done.returncode == 1
+        assert "campaigns.parquet" in done.stdout
+        assert "fetch it again" in done.stdout
+        assert not (tmp_path / "home" / "log").exists()
+
+    def test_an_import_killed_half_way_and_repeated_equals_one_that_was_not(self, tmp_path: Path, trained: Home) -> None:
+        arguments = [sys.executable, "-m", "features", "import", "complete-journey", "--households", "820"]
+        home = Home(tmp_path / "home")
+        process = subprocess.Popen(
+            arguments, cwd=ROOT, env={**os.environ, "UBIQUO_HOME": str(home.root)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        log = EventLog(home, "America/New_York")
+        while not log.exists and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        part = log.count()
+        assert command(*arguments[2:], home=home.root).returncode == 0
+        assert command(*arguments[2:], "--again", home=home.root).returncode == 0
+        digest = "SELECT count(*), bit_xor(hash(event_id || content_hash)) FROM read_parquet(?) WHERE source = 'complete-journey'"
+        whole = EventLog(trained, "America/New_York")
+        repeated, straight = (connect().execute(digest, [each.files()]).fetchall() for each in (log, whole))
+        assert repeated == straight
+        assert 0 < part < repeated[0][0]
+
+
+def test_commands_on_an_empty_home_tell_what_to_do_first(tmp_path: Path) -> None:
+    for arguments in (
+        ("features", "materialize"),
+        ("training", "churn"),
+        ("serving", "score", "churn", "--out", "x.parquet"),
+        ("serving",),
+    ):
+        done = command(*arguments, home=tmp_path)
+        assert done.returncode == 1, arguments
+        assert "import" in done.stdout
+        assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("host", "said"), [("0.0.0.0", "UBIQUO_API_KEY"), ("not-an-address", "not an address")])
+def test_a_wider_bind_without_a_key_is_refused(tmp_path: Path, host: str, said: str) -> None:
+    done = command("serving", "--host", host, home=tmp_path)
+    assert done.returncode == 1
+    assert said in done.stdout

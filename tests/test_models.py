@@ -1,0 +1,301 @@
+"""Models: what each must do after saving, on edges and with filters; oracles with one right answer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scene import NEW_YEAR
+
+from models.artifact import DamagedArtifactError
+from models.churn import FEATURES, Churn, eligible, matrix
+from models.decision import BrokenStageError, LastSlotExplorer, Pipeline, Query, top
+from models.next_best_offer import FEATURES as OFFER_FEATURES
+from models.next_best_offer import NextBestOffer
+from models.offers import Offer, OfferBook, Worth
+from models.probability import Boosted, Logistic
+from models.recommender.ease import columns_dual, columns_primal, dense_weights, fit_ease
+from models.recommender.recommender import Recommender, RecommenderConfig
+
+RNG = np.random.default_rng(0)
+
+
+class ProbabilityModelContract:
+    """What churn and next best offer rely on."""
+
+    kind = ""
+    features = 6
+
+    def fit(self) -> tuple[Any, np.ndarray, np.ndarray]:
+        rows = np.random.default_rng(1).normal(size=(800, self.features))
+        rows[::7, 1] = np.nan
+        labels = np.random.default_rng(2).random(800) < 1 / (1 + np.exp(-3 * rows[:, 0]))
+        return (Logistic.fit(rows, labels) if self.kind == "logistic" else Boosted.fit(rows, labels, seeds=2, trees=40)), rows, labels
+
+    def test_it_learns_and_stays_within_zero_and_one(self) -> None:
+        model, rows, labels = self.fit()
+        p = model.predict(rows)
+        assert ((p > 0) & (p < 1)).all()
+        assert p[labels].mean() > p[~labels].mean() + 0.2
+
+    def test_the_same_seed_gives_the_same_model(self) -> None:
+        (one, rows, _), (two, _, _) = self.fit(), self.fit()
+        assert (one.predict(rows) == two.predict(rows)).all()
+
+    def test_contributions_name_the_feature_that_moved_the_answer(self) -> None:
+        model, rows, _ = self.fit()
+        parts = model.contributions(rows)
+        assert parts.shape == rows.shape
+        assert np.abs(parts).mean(axis=0).argmax() == 0
+        logit = np.log(model.predict(rows) / (1 - model.predict(rows)))
+        assert np.corrcoef(parts.sum(axis=1), logit)[0, 1] > 0.98
+
+    def test_it_answers_the_same_after_saving(self, tmp_path: Path) -> None:
+        model, rows, _ = self.fit()
+        model.save(tmp_path)
+        assert np.allclose(type(model).load(tmp_path).predict(rows), model.predict(rows), rtol=1e-12)
+
+
+class TestLogistic(ProbabilityModelContract):
+    kind = "logistic"
+
+    def test_contributions_and_intercept_are_the_logit_exactly(self) -> None:
+        model, rows, _ = self.fit()
+        logit = model.contributions(rows).sum(axis=1) + model.intercept
+        assert np.allclose(1 / (1 + np.exp(-logit)), model.predict(rows))
+
+    def test_a_feature_that_nobody_has_does_no_harm(self) -> None:
+        rows = np.column_stack([RNG.normal(size=100), np.full(100, np.nan)])
+        model = Logistic.fit(rows, rows[:, 0] > 0)
+        assert np.isfinite(model.predict(rows)).all()
+
+
+class TestBoosted(ProbabilityModelContract):
+    kind = "lightgbm"
+
+
+def churn_model() -> Churn:
+    rows = np.abs(np.random.default_rng(3).normal(size=(300, len(FEATURES)))) * 10
+    return Churn.fit("logistic", rows, rows[:, 0] > 8, 28, "USD")
+
+
+def test_an_altered_artifact_is_refused(tmp_path: Path) -> None:
+    churn_model().save(tmp_path)
+    path = tmp_path / "logistic.json"
+    path.write_bytes(path.read_bytes().replace(b"0", b"1", 1))
+    with pytest.raises(DamagedArtifactError, match=r"logistic\.json"):
+        Churn.load(tmp_path)
+
+
+def test_churn_tells_who_it_cannot_answer_for() -> None:
+    row = dict.fromkeys(FEATURES, 5.0) | {"visit_days_total": 5}
+    assert eligible(row) is None
+    assert "too new" in str(eligible({**row, "visit_days_total": 2}))
+    assert "already gone" in str(eligible({**row, "recency_days": 92}))
+    assert "no purchase" in str(eligible({}))
+
+
+def test_churn_gives_reasons_that_a_marketer_can_read(tmp_path: Path) -> None:
+    churn_model().save(tmp_path)
+    probability, reasons = Churn.load(tmp_path).answer({**dict.fromkeys(FEATURES, 5.0), "recency_days": 40.0})
+    assert probability > 0.5
+    assert reasons[0]["text"] == "last visit 40 days ago"
+    assert reasons[0]["effect"] == "raises"
+    assert matrix([dict.fromkeys(FEATURES)]).shape == (1, len(FEATURES))
+
+
+def test_both_forms_of_ease_are_one_model() -> None:
+    dense = RNG.random((40, 30)) * (RNG.random((40, 30)) < 0.3)
+    for m in (sp.csr_matrix(dense), sp.csr_matrix(dense.T)):
+        primal, dual = (dense_weights(m, 5.0, form) for form in (columns_primal, columns_dual))
+        assert np.allclose(primal, dual, atol=1e-4)
+        assert (np.diag(primal) == 0).all()
+        gram = (m.T @ m).toarray() + 5.0 * np.eye(m.shape[1])
+        inverse = np.linalg.inv(gram)
+        assert np.allclose(primal, np.eye(m.shape[1]) - inverse / np.diag(inverse), atol=1e-4)
+
+
+def test_with_all_neighbours_kept_the_sparse_scores_are_the_dense_ones() -> None:
+    m = sp.csr_matrix(RNG.random((20, 12)) * (RNG.random((20, 12)) < 0.5))
+    kept, liked = fit_ease(m, 2.0, 11), m[3]
+    scores = kept.scores(liked.indices.astype(np.intp), liked.data.astype(np.float32))
+    assert np.allclose(scores, liked.toarray()[0] @ dense_weights(m, 2.0, columns_primal), atol=1e-5)
+
+
+def histories(bought: dict[str, list[str]], at: datetime = NEW_YEAR) -> list[dict[str, Any]]:
+    when = int((at - timedelta(days=1)).timestamp())
+    return [
+        {"customer_id": c, "bought_item_ids": items, "bought_counts": [1] * len(items), "bought_last_at": [when] * len(items),
+         "bought_weights": [1.0] * len(items), "recent_item_ids": [], "recent_at": [], "recent_weights": []}
+        for c, items in bought.items()
+    ]  # fmt: skip
+
+
+def fitted(bought: dict[str, list[str]]) -> Recommender:
+    ids = sorted({i for items in bought.values() for i in items})
+    count = [sum(i in items for items in bought.values()) for i in ids]
+    columns: dict[str, list[Any]] = {
+        "item_id": ids, "popularity": count, "households": count, "purchases": count,
+        "department": [f"D{int(i) % 3}" for i in ids], "category": [None for _ in ids], "type": [f"TYPE {i}" for i in ids],
+        "brand": ["N" for _ in ids], "manufacturer": ["M" for _ in ids], "size": [None for _ in ids],
+    }  # fmt: skip
+    config = RecommenderConfig(min_households=1, als_factors=8, ease_penalty=1.0, als_regularization=0.1)
+    return Recommender.fit(histories(bought), columns, NEW_YEAR, config)
+
+
+def checkerboard(size: int = 30) -> dict[str, list[str]]:
+    """Even customers buy even items and odd ones odd items; each leaves out her own."""
+    return {f"c{u}": [str(i) for i in range(size) if i % 2 == u % 2 and i != u] for u in range(size)}
+
+
+@pytest.fixture(scope="module")
+def board() -> Recommender:
+    return fitted(checkerboard())
+
+
+def ask(model: Recommender, row: dict[str, Any], **wishes: Any) -> list[str]:
+    decision = model.pipeline.decide(Query.from_row(row.get("customer_id"), NEW_YEAR, row, **wishes), np.random.default_rng(0))
+    return [choice.id for choice in decision.choices]
+
+
+def test_the_withheld_square_of_a_checkerboard_is_the_only_right_answer(board: Recommender) -> None:
+    for u, row in enumerate(histories(checkerboard())):
+        assert ask(board, row, limit=1, listing="also_like") == [str(u)]
+
+
+def test_recommendations_are_the_same_after_saving(board: Recommender, tmp_path: Path) -> None:
+    board.save(tmp_path)
+    again = Recommender.load(tmp_path)
+    for row in histories(checkerboard())[:5]:
+        for listing in ("for_you", "also_like"):
+            query = Query.from_row("c", NEW_YEAR, row, listing=listing)
+            assert again.pipeline.decide(query, RNG) == board.pipeline.decide(query, RNG)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    bought=st.lists(st.sampled_from([str(i) for i in range(30)]), unique=True, max_size=12),
+    departments=st.sets(st.sampled_from(["D0", "D1", "D2", "nowhere"])),
+    banned=st.sets(st.sampled_from([str(i) for i in range(30)])),
+    include=st.booleans(),
+    listing=st.sampled_from(["for_you", "also_like"]),
+    limit=st.integers(1, 40),
+)
+def test_filters_hold_whatever_is_asked(
+    board: Recommender, bought: list[str], departments: set[str], banned: set[str], include: bool, listing: str, limit: int
+) -> None:
+    [row] = histories({"c": bought})
+    wish = {"department": frozenset(departments)}
+    shown = ask(
+        board, row, limit=limit, listing=listing, exclude_ids=frozenset(banned), **({"include": wish} if include else {"exclude": wish})
+    )
+    allowed = [
+        i for i in board.item_ids
+        if (f"D{int(i) % 3}" in departments) == include and i not in banned and (listing == "for_you" or i not in bought)
+    ]  # fmt: skip
+    assert len(shown) == len(set(shown)) == min(limit, len(allowed))
+    assert set(shown) <= set(allowed)
+
+
+def test_looking_at_an_item_raises_its_like_and_nothing_else_does(board: Recommender) -> None:
+    [row] = histories({"c": ["1", "3", "5"]})
+    calm = board.pipeline.decide(Query.from_row("c", NEW_YEAR, row, listing="also_like", limit=30), RNG)
+    looked = {**row, "recent_item_ids": ["8"], "recent_at": [int(NEW_YEAR.timestamp())], "recent_weights": [1.0]}
+    after = board.pipeline.decide(Query.from_row("c", NEW_YEAR, looked, listing="also_like", limit=30), RNG)
+    scores_before = {c.id: c.score for c in calm.choices}
+    gains = {c.id: c.score - scores_before[c.id] for c in after.choices}
+    assert "8" not in gains
+    assert np.mean([g for i, g in gains.items() if int(i) % 2 == 0]) > np.mean([g for i, g in gains.items() if int(i) % 2 == 1]) + 0.1
+
+
+def test_an_unknown_customer_gets_what_is_popular_and_is_told_so(board: Recommender) -> None:
+    decision = board.pipeline.decide(Query.from_row(None, NEW_YEAR, {}), RNG)
+    assert decision.fallback
+    assert len(decision.choices) == 10
+    assert {c.source for c in decision.choices} == {"popularity"}
+
+
+def test_similar_items_of_a_checkerboard_have_its_colour(board: Recommender) -> None:
+    query = Query.from_row(None, NEW_YEAR, {"item_id": "4"}, exclude_ids=frozenset(["4"]), limit=10)
+    assert all(int(c.id) % 2 == 0 for c in board.similar.decide(query, RNG).choices)
+    unknown = board.similar.decide(Query.from_row(None, NEW_YEAR, {"item_id": "?"}), RNG)
+    assert "not in the model's catalogue" in str(unknown.fallback)
+
+
+@given(st.lists(st.floats(-5, 5).map(lambda x: round(x, 1)), min_size=1, max_size=60), st.integers(0, 70))
+def test_top_is_a_stable_sort_cut_short(scores: list[float], limit: int) -> None:
+    array = np.array(scores)
+    expected = sorted(range(len(scores)), key=lambda k: (-array[k], k))[:limit]
+    assert top(array, limit).tolist() == expected
+
+
+def test_the_logged_propensity_is_the_frequency_with_which_a_choice_is_made() -> None:
+    explorer, scores = LastSlotExplorer(epsilon=0.5, pool=3), np.array([5.0, 4.0, 3.0, 2.0, 1.0, 0.5])
+    query, rng = Query(None, NEW_YEAR, {}, limit=2, explore=True), np.random.default_rng(7)
+    seen: dict[int, list[float]] = {}
+    for _ in range(20_000):
+        picks, chances = explorer(query, scores, rng)
+        assert picks[0] == 0
+        seen.setdefault(int(picks[1]), []).append(float(chances[1]))
+    assert sorted(seen) == [1, 2, 3, 4]
+    for chances_seen in seen.values():
+        assert len(set(chances_seen)) == 1
+        assert len(chances_seen) / 20_000 == pytest.approx(chances_seen[0], abs=0.015)
+    greedy = explorer(replace(query, explore=False), scores, rng)
+    assert (greedy[0].tolist(), greedy[1].tolist()) == ([0, 1], [1.0, 1.0])
+
+
+@pytest.mark.parametrize(("values", "said"), [(np.array([1.0]), "shape"), (np.array([1.0, np.nan]), "not finite")])
+def test_a_broken_scorer_raises_and_is_named(values: np.ndarray, said: str) -> None:
+    pipeline: Pipeline[Query] = Pipeline(
+        ids=["a", "b"], prepare=lambda q: q, source=lambda c: np.arange(2), filters=[], scorers=[("crooked", lambda c, p: values)],
+        selector=LastSlotExplorer(), explain=lambda c, p, s: [("crooked", "", {})] * len(p),
+    )  # fmt: skip
+    with pytest.raises(BrokenStageError, match=f"crooked.*{said}"):
+        pipeline.decide(Query(None, NEW_YEAR, {}), RNG)
+
+
+def offer_model() -> tuple[NextBestOffer, OfferBook]:
+    rows = np.abs(np.random.default_rng(5).normal(size=(400, len(OFFER_FEATURES))))
+    worth = Worth(["1", "2", "3", "4"], np.array([100.0, 1000.0, 400.0, 50.0]), np.ones(4), 0.25)
+    model = NextBestOffer.fit("logistic", rows, rows[:, OFFER_FEATURES.index("affinity")] > 0.8, worth, "USD")
+    start = datetime(2017, 12, 1, tzinfo=UTC)
+    offers = [
+        Offer("a-1", "a", "A", "mail", start, NEW_YEAR + timedelta(days=9), ("1",)),
+        Offer("a-2", "a", "A", "mail", start, NEW_YEAR + timedelta(days=9), ("2",)),
+        Offer("b-3", "b", "B", "email", start, NEW_YEAR + timedelta(days=9), ("3",)),
+        Offer("old-4", "old", "C", "mail", start, NEW_YEAR, ("4",)),
+    ]
+    return model, OfferBook(offers, worth)
+
+
+def test_the_best_coupon_of_each_campaign_in_force_is_offered_by_priority(tmp_path: Path) -> None:
+    model, book = offer_model()
+    model.save(tmp_path)
+    [row] = histories({"c": ["1", "3"]})
+    for each in (model, NextBestOffer.load(tmp_path)):
+        decision = each.pipeline(book).decide(Query.from_row("c", NEW_YEAR, {**row, "tenure_days": 100.0}, limit=5), RNG)
+        found = {c.id: c for c in decision.choices}
+        assert set(found) == {"a-1", "b-3"}
+        for choice in decision.choices:
+            assert choice.score == pytest.approx(choice.details["probability"] * book.margin_minor[book.offer_ids.index(choice.id)])
+        assert [c.score for c in decision.choices] == sorted((c.score for c in decision.choices), reverse=True)
+        assert decision.removed == {"another coupon of its campaign fits better": 1}
+        assert decision.fallback is None
+
+
+def test_offers_are_filtered_by_channel_and_an_unknown_customer_is_told() -> None:
+    model, book = offer_model()
+    query = Query.from_row(None, NEW_YEAR, {}, limit=5, include={"channel": frozenset(["email"])})
+    decision = model.pipeline(book).decide(query, RNG)
+    assert [c.id for c in decision.choices] == ["b-3"]
+    assert "nothing is known" in str(decision.fallback)
+    nothing = model.pipeline(book).decide(Query.from_row(None, NEW_YEAR + timedelta(days=400), {}), RNG)
+    assert nothing.choices == []

@@ -1,0 +1,338 @@
+"""Over real HTTP: answers, mistakes, events that change answers, parity, batch, crash."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow.parquet as pq
+import pytest
+from scene import NEW_YEAR, Service, command, free_port, start_service, stop_service
+
+from features.decision_log import DecisionLog
+from features.event_log import EventLog
+from features.home import Home
+from features.identity import Identities
+from features.snapshots import compute
+from features.store import moment_of
+from features.timeline import open_timeline
+from serving.openapi import ROUTES
+
+COUNTER = iter(range(1_000_000))
+
+
+def cards(home: Home, count: int, skip: int = 0) -> list[str]:
+    """Loyalty cards of the small cut, in a fixed order."""
+    keys = sorted(Identities(home)._customers)
+    return [k.removeprefix("loyalty_card:") for k in keys if k.startswith("loyalty_card:")][skip : skip + count]
+
+
+def about(card: str, **more: Any) -> dict[str, Any]:
+    return {"identifiers": {"loyalty_card": card}, **more}
+
+
+def view(service: Service, card: str, item: str, name: str = "view_item", **more: Any) -> dict[str, Any]:
+    at = service.ask("churn", about(card))["as_of"]
+    return {
+        "event_id": f"t-{service.port}-{next(COUNTER)}", "name": name, "occurred_at": at, "identifiers": {"loyalty_card": card},
+        "channel": "web", "items": [{"item_id": item}] if item else [], **more,
+    }  # fmt: skip
+
+
+def scores(service: Service, card: str, limit: int = 100) -> dict[str, float]:
+    answer = service.ask("recommendations", about(card, listing="also_like", limit=limit))
+    return {i["item_id"]: i["score"] for i in answer["items"]}
+
+
+def eventually(check: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("path", ["recommendations", "next-best-offer", "churn"])
+def test_every_answer_carries_its_provenance(service: Service, path: str) -> None:
+    [card] = cards(service.home, 1)
+    answer = service.ask(path, about(card))
+    assert {"decision_id", "as_of", "customer_id", "model", "feature_at", "feature_age_seconds", "fallback"} <= set(answer)
+    assert answer["model"].startswith(path)
+    choices = answer.get("items") or answer.get("offers") or [answer]
+    for choice in choices:
+        assert {"score", "source", "reason"} <= set(choice)
+        assert choice["reason"]
+
+
+def test_an_unknown_customer_gets_popular_items_and_is_told_so(service: Service) -> None:
+    for who in ({"customer_id": "nobody"}, {"identifiers": {"cookie": "new"}}, {}):
+        answer = service.ask("recommendations", who)
+        assert "nothing is known" in answer["fallback"]
+        assert len(answer["items"]) == 10
+    churn = service.ask("churn", {"customer_id": "nobody"})
+    assert churn["probability"] is None
+    assert churn["fallback"] == "no purchase is known of this customer"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "field"),
+    [
+        ("recommendations", {"limit": "ten"}, 400, "limit"),
+        ("recommendations", {"limit": 0}, 400, "limit"),
+        ("recommendations", {"limit": 101}, 400, "limit"),
+        ("recommendations", {"colour": 1}, 400, "colour"),
+        ("recommendations", {"include": {"colour": ["red"]}}, 400, "include.colour"),
+        ("recommendations", {"listing": "hers"}, 400, "listing"),
+        ("recommendations", {"identifiers": {"email": "a@b.c"}}, 400, "identifiers"),
+        ("recommendations", {"customer_id": "a", "identifiers": {"cookie": "b"}}, 400, "customer_id"),
+        ("recommendations", b"{not json", 400, "$"),
+        ("recommendations", b"\xff\xfe", 400, "$"),
+        ("recommendations", b"[]", 400, "$"),
+        ("similar-items", {}, 400, "item_id"),
+        ("events", {"events": []}, 400, "events"),
+        ("events", {"events": "all"}, 400, "events"),
+        ("events", {"event_id": "x"}, 400, "name"),
+        ("events", b"[" + b"1," * 600_000 + b"1]", 413, None),
+        ("nothing", {}, 404, None),
+    ],
+)
+def test_a_mistake_is_answered_with_a_problem_that_names_the_field(
+    service: Service, path: str, body: Any, status: int, field: str | None
+) -> None:
+    code, problem = service.post(f"/v1/{path}", body)
+    assert code == status == problem["status"]
+    assert problem.get("field") == field
+    assert problem["detail"]
+
+
+def test_filters_hold_over_http(service: Service) -> None:
+    [card] = cards(service.home, 1)
+    everything = service.ask("recommendations", about(card, limit=100))["items"]
+    produce = service.ask("recommendations", about(card, limit=100, include={"department": ["PRODUCE"]}))["items"]
+    rest = service.ask("recommendations", about(card, limit=100, exclude={"department": ["PRODUCE"]}))["items"]
+    assert len(produce) == 100
+    assert not {i["item_id"] for i in produce} & {i["item_id"] for i in rest}
+    banned = [i["item_id"] for i in everything[:5]]
+    without = service.ask("recommendations", about(card, limit=100, exclude_item_ids=banned))["items"]
+    assert not {i["item_id"] for i in without} & set(banned)
+
+
+@pytest.mark.parametrize("name", ["view_item", "purchase"])
+def test_viewing_or_buying_an_item_raises_its_neighbours_for_her_at_once(service: Service, name: str) -> None:
+    card = cards(service.home, 1, skip=10 if name == "purchase" else 11)[0]
+    before = scores(service, card)
+    item = list(before)[-1]
+    near = [i["item_id"] for i in service.ask("similar-items", {"item_id": item, "limit": 100})["items"]]
+    service.ask("events", view(service, card, item, name))
+    after = scores(service, card)
+    assert item not in after
+    if name == "view_item":
+        assert sum(i in near for i in after) > sum(i in near for i in before)
+        assert list(after)[:10] != list(before)[:10]
+    gains = {i: after[i] - before[i] for i in after if i in before}
+    neighbours, others = [g for i, g in gains.items() if i in near], [g for i, g in gains.items() if i not in near]
+    assert neighbours
+    assert sum(neighbours) / len(neighbours) > sum(others) / max(len(others), 1)
+
+
+def test_an_event_that_says_nothing_changes_nothing(service: Service) -> None:
+    card = cards(service.home, 1, skip=12)[0]
+    before = scores(service, card)
+    for name in ("login", "store_visit", "call"):
+        service.ask("events", view(service, card, "", name))
+    after = scores(service, card)
+    assert list(after) == list(before)
+    assert list(after.values()) == pytest.approx(list(before.values()), rel=1e-5)
+
+
+def test_another_customers_event_changes_nothing(service: Service) -> None:
+    mine, theirs = cards(service.home, 2, skip=13)
+    before = scores(service, mine)
+    service.ask("events", view(service, theirs, list(before)[-1]))
+    after = scores(service, mine)
+    assert list(after) == list(before)
+    assert list(after.values()) == pytest.approx(list(before.values()), rel=1e-5)
+
+
+def test_an_event_reaches_the_log_once_and_the_aggregates_soon(service: Service) -> None:
+    card = cards(service.home, 1, skip=15)[0]
+    bought = view(service, card, "1082185", "purchase")
+    assert service.ask("events", bought)["accepted"] == 1
+    assert service.ask("events", bought)["duplicates"] == 1
+    conflict = {**bought, "items": [{"item_id": "other"}]}
+    assert service.post("/v1/events", conflict)[1]["field"] == "event_id"
+    batch = service.ask("events", {"events": [bought, conflict, {**bought, "event_id": bought["event_id"] + "b"}]})
+    assert [e["status"] for e in batch["events"]] == ["duplicate", "rejected", "accepted"]
+    log = EventLog(service.home, "America/New_York")
+    eventually(lambda: len(log.hashes_of([bought["event_id"], bought["event_id"] + "b"])) == 2)
+    eventually(lambda: "other" in str(log.dead_letters()))
+    eventually(lambda: moment_of_feature(service, card) > NEW_YEAR)
+    assert service.ask("events", bought)["duplicates"] == 1
+
+
+def moment_of_feature(service: Service, card: str) -> Any:
+    return msgspec.convert(service.ask("churn", about(card))["feature_at"], type=type(NEW_YEAR))
+
+
+def test_exploring_logs_the_chance_and_not_exploring_logs_certainty(service: Service) -> None:
+    card = cards(service.home, 1)[0]
+    explored = [service.ask("recommendations", about(card, limit=3, explore=True))["items"] for _ in range(20)]
+    assert all(i["propensity"] == 1.0 for items in explored for i in items[:2])
+    assert all(0 < items[2]["propensity"] < 1 for items in explored)
+    assert all(i["propensity"] == 1.0 for i in service.ask("recommendations", about(card, limit=3))["items"])
+
+
+def test_the_vectors_that_were_served_equal_a_fresh_replay_of_the_log(service: Service) -> None:
+    """Parity for 500 customers: integers and texts exactly, floats to one part in a billion."""
+    asked = {}
+    for card in cards(service.home, 500, skip=5):
+        for path in ("churn", "recommendations"):
+            answer = service.ask(path, about(card))
+            asked[answer["decision_id"]] = path
+    log = DecisionLog.__new__(DecisionLog)
+    log._folder = service.home.decisions
+    eventually(lambda: set(asked) <= {d["decision_id"] for d in log.read()}, 30)
+    decisions = [d for d in log.read() if d["decision_id"] in asked]
+    assert len(decisions) == 1000
+    compared, touched = 0, 0
+    for kind, name in (("churn", "customer_activity"), ("recommendations", "customer_history")):
+        mine = [d for d in decisions if asked[d["decision_id"]] == kind]
+        moments = sorted({d["features"][f"{name}_at"] for d in mine})
+        for at in moments:
+            moment = moment_of(at)
+            customers = [d["customer_id"] for d in mine if d["features"][f"{name}_at"] == at]
+            [(_, table)] = list(compute(open_timeline(service.home, moment, customers), name, {moment: None}))
+            replayed = {row["customer_id"]: row for row in table.to_pylist()}
+            touched += len(customers) if moment > NEW_YEAR else 0
+            for decision in (d for d in mine if d["features"][f"{name}_at"] == at):
+                row = replayed[decision["customer_id"]]
+                for feature, served in decision["features"].items():
+                    if isinstance(served, float):
+                        assert row[feature] == pytest.approx(served, rel=1e-9), feature
+                    else:
+                        assert row[feature] == served, feature
+                    compared += 1
+    assert compared > 500 * 50
+    assert touched >= 4, "some of them must have had live events"
+
+
+def test_batch_gives_the_answers_of_http_at_the_same_moment(trained: Home, tmp_path: Path) -> None:
+    fixed = start_service(trained, UBIQUO_CLOCK=f"fixed:{NEW_YEAR.isoformat()}")
+    try:
+        chosen = cards(trained, 25, skip=600)
+        for kind, suffix in (("churn", "jsonl"), ("recommendations", "parquet"), ("next-best-offer", "jsonl")):
+            out = tmp_path / f"{kind}.{suffix}"
+            done = command("serving", "score", kind, "--as-of", "2018-01-01", "--out", str(out), "--limit", "4", home=trained.root)
+            assert done.returncode == 0, done.stdout + done.stderr
+            lines = pq.read_table(out).to_pylist() if suffix == "parquet" else [json.loads(x) for x in out.read_text().splitlines()]
+            by_customer: dict[str, list[dict[str, Any]]] = {}
+            for line in lines:
+                by_customer.setdefault(line["customer_id"], []).append(line)
+            assert len(by_customer) == 820, "every customer is in the file"
+            for card in chosen:
+                answer = fixed.ask(kind, about(card) if kind == "churn" else about(card, limit=4))
+                choices = answer.get("items") or answer.get("offers") or [answer]
+                mine = by_customer[answer["customer_id"]]
+                assert [x["id"] for x in mine] == [c.get("item_id") or c.get("offer_id") for c in choices]
+                assert [x["score"] for x in mine] == pytest.approx([c["score"] for c in choices], rel=1e-9)
+                assert [x["reason"] for x in mine] == [c["reason"] for c in choices]
+                assert {x["fallback"] for x in mine} == {answer["fallback"]}
+    finally:
+        stop_service(fixed)
+
+
+def test_a_batch_into_a_file_of_unknown_kind_is_refused_and_leaves_nothing(trained: Home, tmp_path: Path) -> None:
+    done = command("serving", "score", "churn", "--out", str(tmp_path / "x.csv"), home=trained.root)
+    assert done.returncode == 1
+    assert ".parquet or .jsonl" in done.stdout
+    wrong = command("serving", "score", "churns", "--out", str(tmp_path / "x.jsonl"), home=trained.root)
+    assert wrong.returncode == 1
+    assert "next-best-offer" in wrong.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bentomls_own_client_gets_the_same_answer(service: Service) -> None:
+    import bentoml
+
+    card = cards(service.home, 1)[0]
+    with bentoml.SyncHTTPClient(f"http://127.0.0.1:{service.port}") as client:
+        answer = client.recommendations(request=about(card, limit=4))
+    over_http = service.ask("recommendations", about(card, limit=4))
+    assert [i["item_id"] for i in answer["items"]] == [i["item_id"] for i in over_http["items"]]
+
+
+def test_health_metrics_and_description_are_there(service: Service) -> None:
+    for path in ("/livez", "/healthz", "/readyz"):
+        assert service.get(path)[0] == 200
+    status, metrics = service.get("/metrics")
+    assert status == 200
+    assert 'ubiquo_requests_total{route="/v1/churn",status="200"}' in metrics
+    status, text = service.get("/openapi.json")
+    description = json.loads(text)
+    assert status == 200
+    assert set(description["paths"]) == set(ROUTES)
+    assert service.get("/v1/churn")[0] == 405
+
+
+def test_a_port_in_use_is_told_before_anything_starts(service: Service) -> None:
+    done = command("serving", "--port", str(service.port), home=service.home.root)
+    assert done.returncode == 1
+    assert "cannot be used" in done.stdout
+
+
+def test_with_a_key_every_question_needs_it(trained: Home) -> None:
+    locked = start_service(trained, UBIQUO_API_KEY="a secret")
+    try:
+        assert locked.post("/v1/churn", {})[0] == 401
+        assert locked.post("/v1/churn", {}, authorization="Bearer wrong")[0] == 401
+        assert locked.post("/v1/churn", {}, authorization="Bearer a secret")[0] == 200
+        assert locked.post("/bento/churn", {"request": {}})[0] == 401
+        assert locked.post("/bento/churn", {"request": {}}, authorization="Bearer a secret")[0] == 200
+    finally:
+        stop_service(locked)
+
+
+def test_a_registry_without_a_champion_is_refused_with_the_mend(trained: Home, tmp_path: Path) -> None:
+    import shutil
+
+    for name in ("shop.json", "log"):
+        source = trained.root / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    done = command("serving", "--port", str(free_port()), home=tmp_path)
+    assert done.returncode == 1
+    assert "python -m training all" in done.stdout
+
+
+def test_what_was_acknowledged_before_a_crash_is_there_after_it(trained: Home) -> None:
+    first = start_service(trained)
+    card = cards(trained, 1, skip=700)[0]
+    before = scores(first, card)
+    item = list(before)[-1]
+    sent = [view(first, card, item, "purchase") for _ in range(5)]
+    for each in sent:
+        assert first.ask("events", each)["accepted"] == 1
+    stop_service(first, signal.SIGKILL)
+    second = start_service(trained)
+    try:
+        assert item not in scores(second, card)
+        assert [second.ask("events", each)["duplicates"] for each in sent] == [1] * 5
+        log = EventLog(trained, "America/New_York")
+        eventually(lambda: len(log.hashes_of([each["event_id"] for each in sent])) == 5)
+        bought = second.ask("recommendations", about(card, limit=100))["items"]
+        [mine] = [i for i in bought if i["item_id"] == item]
+        assert "bought 5 times" in mine["reason"]
+    finally:
+        stop_service(second)
+
+
+def test_ports_are_free_again_after_a_service_ends(trained: Home) -> None:
+    running = start_service(trained)
+    stop_service(running)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", running.port))

@@ -1,0 +1,129 @@
+"""The feature store: one contract for every online store; joins that lose nothing and never take an older snapshot."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import pandas as pd
+import pytest
+from scene import NEW_YEAR, TinyShop, event
+
+from features.identity import mint_customer_id
+from features.snapshots import snapshot_path
+from features.store import FeatureStore, StaleFeaturesError, moment_of
+
+HER, OTHER = mint_customer_id("loyalty_card:1"), mint_customer_id("loyalty_card:2")
+EARLIER = NEW_YEAR - timedelta(days=28)
+
+
+def populate(tiny: TinyShop) -> None:
+    tiny.add(
+        event("a", "purchase", EARLIER - timedelta(days=3), items=[("i0", 1, 100)]),
+        event("b", "purchase", NEW_YEAR - timedelta(days=3), items=[("i1", 1, 100)]),
+        event("c", "purchase", NEW_YEAR - timedelta(days=2), card="2", items=[("i2", 1, 100)]),
+    )
+
+
+class OnlineStoreContract:
+    """What serving relies on, whatever holds the rows."""
+
+    @pytest.fixture
+    def store(self, tiny: TinyShop) -> FeatureStore:
+        raise NotImplementedError
+
+    @staticmethod
+    def fresh(tiny: TinyShop) -> FeatureStore:
+        populate(tiny)
+        store = FeatureStore(tiny.home)
+        store.apply()
+        for view in ("customer_activity", "customer_history"):
+            store.backfill(view, {NEW_YEAR: None})
+            assert store.materialize(view, NEW_YEAR) == 2
+        return store
+
+    def test_rows_come_back_as_they_were_materialized(self, store: FeatureStore) -> None:
+        her, nobody, other = store.online("next_best_offer_v1", [HER, "nobody", OTHER])
+        assert her["bought_item_ids"] == ["i0", "i1"]
+        assert her["bought_counts"] == [1, 1]
+        assert (her["recency_days"], her["baskets_182"]) == (3, 2)
+        assert moment_of(her["customer_history_at"]) == NEW_YEAR
+        assert other["bought_item_ids"] == ["i2"]
+        assert nobody["bought_item_ids"] is None
+        assert nobody["recency_days"] is None
+
+    def test_a_push_is_read_at_once_and_never_undone_by_an_older_one(self, store: FeatureStore) -> None:
+        def row(item: str) -> dict[str, Any]:
+            return {
+                "customer_id": HER, "bought_item_ids": [item], "bought_counts": [1], "bought_last_at": [1], "bought_weights": [0.1],
+                "recent_item_ids": [], "recent_at": [], "recent_weights": [], "last_event_at": 1, "last_channel": "web",
+            }  # fmt: skip
+
+        assert store.push("customer_history", [row("new")], NEW_YEAR + timedelta(seconds=2)) == 1
+        assert store.push("customer_history", [row("old")], NEW_YEAR + timedelta(seconds=1)) == 0
+        assert store.materialize("customer_history", NEW_YEAR) == 1
+        [her] = store.online("recommendations_v1", [HER])
+        assert her["bought_item_ids"] == ["new"]
+        assert her["bought_weights"] == [0.1]
+        assert her["recent_item_ids"] == []
+
+
+class TestSqlite(OnlineStoreContract):
+    @pytest.fixture
+    def store(self, tiny: TinyShop) -> FeatureStore:
+        return self.fresh(tiny)
+
+
+class TestRedis(OnlineStoreContract):
+    @pytest.fixture
+    def store(self, tiny: TinyShop, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> FeatureStore:
+        import redis
+
+        host, port = redis_url.split(":")
+        redis.Redis(host, int(port)).flushall()
+        monkeypatch.setenv("UBIQUO_REDIS", redis_url)
+        return self.fresh(tiny)
+
+
+def spine(*rows: tuple[str, datetime]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["customer_id", "event_timestamp"])
+
+
+def test_the_historical_join_keeps_every_row_and_its_own_snapshot(tiny: TinyShop) -> None:
+    populate(tiny)
+    store = FeatureStore(tiny.home)
+    store.apply()
+    store.backfill("customer_activity", {EARLIER: None, NEW_YEAR: None})
+    asked = spine((HER, EARLIER), (OTHER, EARLIER), (HER, NEW_YEAR), ("nobody", NEW_YEAR))
+    joined = store.historical(asked, "churn_v1")
+    assert joined["customer_id"].tolist() == asked["customer_id"].tolist()
+    assert joined["baskets_182"].tolist()[::2] == [1.0, 2.0]
+    assert joined["baskets_182"].isna().tolist() == [False, True, False, True]
+
+
+def test_a_missing_snapshot_is_refused_rather_than_replaced_by_an_older_one(tiny: TinyShop) -> None:
+    populate(tiny)
+    store = FeatureStore(tiny.home)
+    store.apply()
+    store.backfill("customer_activity", {EARLIER: None})
+    with pytest.raises(StaleFeaturesError, match="backfill"):
+        store.historical(spine((HER, NEW_YEAR)), "churn_v1")
+    store.backfill("customer_activity", {NEW_YEAR: [OTHER]})
+    with pytest.raises(StaleFeaturesError, match="older snapshot"):
+        store.historical(spine((HER, NEW_YEAR)), "churn_v1")
+
+
+def test_a_spine_that_repeats_a_key_is_refused(tiny: TinyShop) -> None:
+    populate(tiny)
+    with pytest.raises(ValueError, match="repeats"):
+        FeatureStore(tiny.home).historical(spine((HER, NEW_YEAR), (HER, NEW_YEAR)), "churn_v1")
+
+
+def test_a_snapshot_is_made_again_only_when_the_log_knows_more_by_then(tiny: TinyShop) -> None:
+    populate(tiny)
+    store = FeatureStore(tiny.home)
+    assert store.backfill("customer_activity", {EARLIER: None, NEW_YEAR: None}) == 2
+    assert store.backfill("customer_activity", {EARLIER: None, NEW_YEAR: None}) == 0
+    tiny.add(event("d", "purchase", NEW_YEAR - timedelta(days=1), items=[("i0", 1, 100)]))
+    assert store.backfill("customer_activity", {EARLIER: None, NEW_YEAR: None}) == 1
+    assert snapshot_path(tiny.home, "customer_activity", NEW_YEAR).exists()

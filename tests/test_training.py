@@ -1,0 +1,209 @@
+"""Judging: measures against scikit-learn, honest splits, and promotion that noise does not earn."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scene import NEW_YEAR, TinyShop, command, event
+from sklearn.metrics import average_precision_score, ndcg_score, roc_auc_score
+
+from features.clock import local_midnight
+from features.home import Home
+from models.registry import Registry, load_settings
+from training.dataset import Cuts, EmptyWindowError, Truth, days_before, training_cutoffs
+from training.metrics import BinaryScores, bootstrap, calibration, difference, ranking_measures
+from training.run import paired_lead
+
+ZONE = "America/New_York"
+
+
+def midnight(text: str) -> datetime:
+    return local_midnight(date.fromisoformat(text), ZONE)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=4, max_size=80).filter(lambda r: 0 < sum(x for x, _ in r) < len(r)))
+def test_auc_and_average_precision_are_scikit_learns_ties_included(rows: list[tuple[bool, int]]) -> None:
+    labels, scores = np.array([r[0] for r in rows]), np.array([float(r[1]) for r in rows])
+    found = BinaryScores(labels, scores, False).measures(np.ones(len(rows)))
+    assert found["auc"] == pytest.approx(roc_auc_score(labels, scores))
+    assert found["average_precision"] == pytest.approx(average_precision_score(labels, scores))
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 3), st.integers(0, 3)), min_size=6, max_size=40))
+def test_a_weight_is_a_repetition(rows: list[tuple[bool, int, int]]) -> None:
+    labels, scores, weights = (np.array(column) for column in zip(*rows, strict=True))
+    repeated = np.repeat(labels, weights)
+    if not 0 < repeated.sum() < len(repeated):
+        return
+    weighted = BinaryScores(labels, scores.astype(float), False).measures(weights.astype(float))
+    plain = BinaryScores(repeated, np.repeat(scores, weights).astype(float), False).measures(np.ones(len(repeated)))
+    assert weighted["auc"] == pytest.approx(plain["auc"])
+    assert weighted["average_precision"] == pytest.approx(plain["average_precision"])
+
+
+def test_ranking_measures_against_hand_and_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    scores, truth = rng.random(50), np.array([3, 14, 15, 9, 26])
+    picks = np.argsort(-scores)[:10]
+    recall, ndcg, reciprocal = ranking_measures(scores, picks, truth)
+    relevance = np.isin(np.arange(50), truth).astype(float)
+    assert ndcg == pytest.approx(ndcg_score([relevance], [scores], k=10))
+    assert recall == pytest.approx(np.isin(picks, truth).sum() / 5)
+    assert 1 / reciprocal == pytest.approx(1 + np.argmax(np.isin(np.argsort(-scores), truth)))
+
+
+def test_a_list_that_knows_nothing_earns_the_middle_rank_not_the_first() -> None:
+    assert ranking_measures(np.zeros(99), np.arange(10), np.array([50]))[2] == pytest.approx(1 / 50)
+
+
+def test_an_interval_of_paired_models_is_narrower_than_their_own() -> None:
+    rng = np.random.default_rng(1)
+    customers = [f"c{k % 200}" for k in range(400)]
+    a = rng.normal(size=400)
+    b = a + rng.normal(0.1, 0.05, size=400)
+    values, drawn = bootstrap(customers, lambda w: np.array([np.average(a, weights=w), np.average(b, weights=w)]), draws=300)
+    lead = difference(values, drawn, ["a", "b"], "b", "a")
+    assert lead.low > 0.08
+    assert lead.high < 0.12
+
+
+def test_calibration_accepts_honest_probabilities_and_rejects_boasts() -> None:
+    rng = np.random.default_rng(2)
+    p = rng.beta(1, 6, 3000)
+    labels = rng.random(3000) < p
+    assert calibration(labels, p).p_value > 0.01
+    boast = calibration(labels, p**0.5)
+    assert boast.p_value < 1e-6
+    assert boast.ece > 3 * boast.ece_floor
+
+
+def evaluation(noise: float, gain: float, seed: int) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    labels = rng.random(1500) < 0.2
+    signal = labels * 1.0 + rng.normal(size=1500)
+    return pd.DataFrame(
+        {
+            "customer_id": [f"c{k}" for k in range(1500)], "unit": "u", "group": "g", "label": labels,
+            "score": signal + labels * gain + rng.normal(0, noise, 1500), "score_champion": signal + rng.normal(0, noise, 1500),
+        }
+    )  # fmt: skip
+
+
+def test_an_equal_challenger_is_rarely_ahead_for_certain_and_a_better_one_is() -> None:
+    leads = [paired_lead(evaluation(0.3, 0.0, seed), "average_precision") for seed in range(12)]
+    assert sum(lead.low > 0 for lead in leads) <= 2
+    assert paired_lead(evaluation(0.3, 1.0, 99), "average_precision").low > 0
+
+
+def test_the_cuts_are_local_midnights_and_no_training_window_reaches_past_its_cut() -> None:
+    cuts = Cuts.before(NEW_YEAR, midnight("2017-01-01"), ZONE)
+    assert cuts.tests == (midnight("2017-11-06"), midnight("2017-12-04"))
+    assert cuts.tuning == midnight("2017-10-09")
+    for cut in (*cuts.tests, cuts.final):
+        cutoffs = training_cutoffs(cut, cuts.start, ZONE)
+        assert len(cutoffs) > 5
+        assert all(days_before(c, -28, ZONE) <= cut for c in cutoffs)
+        assert set(cutoffs) <= set(training_cutoffs(cuts.final, cuts.start, ZONE))
+
+
+def test_too_short_a_window_is_refused_with_the_number_of_days_needed() -> None:
+    with pytest.raises(EmptyWindowError, match="196 days are needed"):
+        Cuts.before(NEW_YEAR, NEW_YEAR - timedelta(days=100), ZONE)
+
+
+def test_a_label_counts_visits_from_the_cut_up_to_but_not_at_the_end(tiny: TinyShop) -> None:
+    cut = midnight("2017-11-06")
+    end = midnight("2017-12-04")
+    tiny.add(
+        *(event(f"old{c}", "purchase", cut - timedelta(days=9), card=c, items=[("i0", 1, 1)]) for c in "1234"),
+        event("at the cut", "purchase", cut, card="1", items=[("i0", 1, 1)]),
+        event("just before the end", "purchase", end - timedelta(microseconds=1), card="2", items=[("i0", 1, 1)]),
+        event("at the end", "purchase", end, card="3", items=[("i0", 1, 1)]),
+        event("not yet a customer", "purchase", cut + timedelta(days=1), card="5", items=[("i0", 1, 1)]),
+    )
+    spine = Truth(tiny.home, NEW_YEAR).churn_spine([cut])
+    assert len(spine) == 4
+    assert spine["label"].sum() == 2
+
+
+def test_a_campaign_is_labelled_by_what_its_recipients_redeemed_in_time(tiny: TinyShop) -> None:
+    start = NEW_YEAR - timedelta(days=60)
+    tiny.add(
+        event("p", "purchase", start - timedelta(days=5), items=[("i0", 1, 1)]),
+        *(event(f"s{c}", "message_sent", start, card=c, campaign_id="c0") for c in "123"),
+        event("in time", "offer_redeem", start + timedelta(days=3), card="1", campaign_id="c0", offer_id="c0-1"),
+        event("too late", "offer_redeem", start + timedelta(days=40), card="2", campaign_id="c0", offer_id="c0-1"),
+        event("not sent", "offer_redeem", start + timedelta(days=3), card="4", campaign_id="c0", offer_id="c0-1"),
+    )
+    campaign = pd.DataFrame([{"campaign_id": "c0", "campaign_type": "A", "valid_from": start, "valid_until": start + timedelta(days=30)}])
+    assert Truth(tiny.home, NEW_YEAR).campaign_spine(campaign)["label"].sum() == 1
+
+
+def test_training_before_anybody_bought_ends_with_the_mend(tiny: TinyShop) -> None:
+    tiny.add(event("p", "purchase", NEW_YEAR - timedelta(days=5), items=[("i0", 1, 1)]))
+    for as_of, said in (("2016-01-01", "choose a later --as-of"), ("2018-01-01", "too short")):
+        done = command("training", "churn", "--as-of", as_of, home=tiny.home.root)
+        assert done.returncode == 1
+        assert said in done.stdout
+        assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_the_settings_name_what_is_wrong_with_them(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.yaml"
+    path.write_text("tracking_uri: x\nmodels:\n  churn: {experiment: e}\n")
+    with pytest.raises(ValueError, match=r"mlflow\.yaml"):
+        load_settings(path)
+
+
+class TestTheTrainedSmallCut:
+    """What the jobs left behind, on real data."""
+
+    @pytest.fixture
+    def registry(self, trained: Home, monkeypatch: pytest.MonkeyPatch) -> Registry:
+        monkeypatch.setenv("UBIQUO_HOME", str(trained.root))
+        return Registry()
+
+    @pytest.mark.parametrize("kind", ["churn", "recommendations", "next-best-offer"])
+    def test_each_champion_can_be_traced_and_loads_with_the_same_answers_as_pyfunc(self, registry: Registry, kind: str) -> None:
+        import mlflow
+
+        loaded = registry.load(f"{kind}@champion")
+        assert {"log_version", "commit", "feature_service", "as_of", "inputs", "promotion"} <= set(loaded.tags)
+        pyfunc = mlflow.pyfunc.load_model(f"models:/{loaded.name}@champion")
+        example = pyfunc.input_example
+        answer = pyfunc.predict(example)
+        assert len(answer) == 1
+        if kind == "churn":
+            from models.churn import matrix
+
+            assert float(answer[0]) == pytest.approx(float(loaded.model.predict(matrix(example.to_dict("records")))[0]))
+
+    def test_every_report_shows_its_baseline_an_interval_and_how_often_the_cuts_were_seen(self, trained: Home, registry: Registry) -> None:
+        for kind, baseline in (("churn", "recency"), ("recommendations", "popularity"), ("next-best-offer", "past redemptions")):
+            text = (trained.root / "reports" / f"{kind}.md").read_text()
+            assert f"| {baseline} |" in text
+            assert "(served)" in text
+            assert "paired:" in text
+            assert "looked at 1 times" in text
+
+    def test_training_again_on_the_same_inputs_re_uses_what_stands(self, trained: Home, registry: Registry) -> None:
+        before = registry.version_of("churn", "challenger")
+        assert command("training", "churn", home=trained.root).returncode == 0
+        assert registry.version_of("churn", "challenger") == before
+
+    def test_no_file_of_a_model_is_pickled(self, trained: Home) -> None:
+        names = [p.name for p in (trained.root / "mlartifacts").rglob("*") if p.is_file()]
+        assert names
+        assert not [n for n in names if n.endswith((".pkl", ".pickle", ".joblib"))]
+
+    def test_a_time_before_the_data_is_utc_aware(self, registry: Registry) -> None:
+        as_of = registry.load("churn@champion").tags["as_of"]
+        assert datetime.fromisoformat(as_of).astimezone(UTC) == NEW_YEAR
