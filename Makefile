@@ -24,7 +24,7 @@ evaluate: $(VENV)/demo.stamp
 
 # speed and memory, as ratios of things measured in one run
 bench: $(VENV)/dev.stamp
-	$(PY) -m tests.bench
+	PYTHONPATH=.:tests $(PY) -W ignore tests/bench.py
 
 $(VENV)/%.stamp: pyproject.toml requirements.lock
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
-import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -108,7 +106,6 @@ class App:
 
     def __init__(self) -> None:
         self.runtime: Runtime | None = None
-        self._key = os.environ.get("UBIQUO_API_KEY", "")
         self._encode = msgspec.json.Encoder().encode
         self._decoders = {
             kind: msgspec.json.Decoder(kind) for kind in (RecommendationsRequest, SimilarItemsRequest, NextBestOfferRequest, ChurnRequest)
@@ -142,8 +139,6 @@ class App:
             problem = Problem(title="Internal error", status=500, detail="The request could not be answered; the log tells why.")
             status, body, kind = 500, self._encode(problem), b"application/problem+json"
         headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
-        if status == 401:
-            headers.append((b"www-authenticate", b"Bearer"))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
         self._requests.labels(route, str(status)).inc()
@@ -196,7 +191,6 @@ class App:
     async def _respond(self, scope: Scope, receive: Receive, path: str) -> tuple[int, bytes, bytes]:
         if path == "/openapi.json":
             return 200, self._encode(document()), b"application/json"
-        self._authorize(scope)
         if path == "/metrics":
             self._ready.set(3 - len(self._live().engine.missing()))
             return 200, generate_latest(self.metrics), b"text/plain; version=0.0.4"
@@ -218,14 +212,6 @@ class App:
         if answer.fallback is not None:
             self._fallbacks.labels(path).inc()
         return 200, self._encode(answer), b"application/json"
-
-    def _authorize(self, scope: Scope) -> None:
-        if not self._key:
-            return
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
-        if not hmac.compare_digest(given, self._key.encode()):
-            raise HttpProblem(401, "Unauthorized", "send the API key as 'Authorization: Bearer KEY'")
 
     def _live(self) -> Runtime:
         if self.runtime is None:

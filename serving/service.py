@@ -10,6 +10,7 @@ from typing import Any
 import bentoml
 
 from features.home import Home, configure_process
+from serving.access import KeyRequired
 from serving.asgi import application
 
 
@@ -81,4 +82,5 @@ class Ubiquo:
             raise kind(f"{problem.field + ': ' if problem.field else ''}{problem.detail}") from None
 
 
+Ubiquo.add_asgi_middleware(KeyRequired)  # type: ignore[attr-defined]
 Ubiquo.mount_asgi_app(application, path="/")  # type: ignore[attr-defined]

@@ -23,9 +23,14 @@ from features.identity import Identities
 from features.shop import Shop
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL_CUT = 820
+SMALL_CUT = 1200
 NEW_YEAR = datetime(2018, 1, 1, 5, tzinfo=UTC)
 """Where the real data ends: midnight in New York."""
+
+
+def surroundings() -> dict[str, str]:
+    """This process's environment without what MLflow leaves in it, so that each home keeps to its own registry."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_TRACKING")}
 
 
 def command(*arguments: str, home: Path, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -33,7 +38,7 @@ def command(*arguments: str, home: Path, timeout: float = 600, **environment: st
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-m", *arguments],
         cwd=ROOT,
-        env={**os.environ, "UBIQUO_HOME": str(home), "COLUMNS": "200", **environment},
+        env={**surroundings(), "UBIQUO_HOME": str(home), "COLUMNS": "200", **environment},
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -109,7 +114,7 @@ def start_service(home: Home, **environment: str) -> Service:
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "serving", "--port", str(port)],
         cwd=ROOT,
-        env={**os.environ, "UBIQUO_HOME": str(home.root), "UBIQUO_CLOCK": f"from:{NEW_YEAR.isoformat()}", **environment},
+        env={**surroundings(), "UBIQUO_HOME": str(home.root), "UBIQUO_CLOCK": f"from:{NEW_YEAR.isoformat()}", **environment},
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,

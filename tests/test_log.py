@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from scene import NEW_YEAR, ROOT, TinyShop, command, event
+from scene import NEW_YEAR, ROOT, SMALL_CUT, TinyShop, command, event
 
 from features.adapters.complete_journey import CompleteJourney
 from features.decision_log import DecisionLog
@@ -87,7 +87,7 @@ class TestCompleteJourney:
         assert rows == right == 1_469_307
 
     def test_money_and_lines_arrive_to_the_cent(self, trained: Home) -> None:
-        source = CompleteJourney(households=820)
+        source = CompleteJourney(households=SMALL_CUT)
         [(lines, cents, baskets)] = source._db.execute(
             """SELECT count(*), sum(round(sales_value * 100)::BIGINT), count(DISTINCT basket_id)
                FROM transactions SEMI JOIN chosen USING (household_id)"""
@@ -117,7 +117,7 @@ class TestCompleteJourney:
         assert not (tmp_path / "home" / "log").exists()
 
     def test_an_import_killed_half_way_and_repeated_equals_one_that_was_not(self, tmp_path: Path, trained: Home) -> None:
-        arguments = [sys.executable, "-m", "features", "import", "complete-journey", "--households", "820"]
+        arguments = [sys.executable, "-m", "features", "import", "complete-journey", "--households", str(SMALL_CUT)]
         home = Home(tmp_path / "home")
         process = subprocess.Popen(
             arguments, cwd=ROOT, env={**os.environ, "UBIQUO_HOME": str(home.root)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

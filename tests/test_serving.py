@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pyarrow.parquet as pq
 import pytest
-from scene import NEW_YEAR, Service, command, free_port, start_service, stop_service
+from scene import NEW_YEAR, SMALL_CUT, Service, command, free_port, start_service, stop_service
 
 from features.decision_log import DecisionLog
 from features.event_log import EventLog
@@ -233,7 +233,7 @@ def test_batch_gives_the_answers_of_http_at_the_same_moment(trained: Home, tmp_p
             by_customer: dict[str, list[dict[str, Any]]] = {}
             for line in lines:
                 by_customer.setdefault(line["customer_id"], []).append(line)
-            assert len(by_customer) == 820, "every customer is in the file"
+            assert len(by_customer) == SMALL_CUT, "every customer is in the file"
             for card in chosen:
                 answer = fixed.ask(kind, about(card) if kind == "churn" else about(card, limit=4))
                 choices = answer.get("items") or answer.get("offers") or [answer]

@@ -1,0 +1,99 @@
+"""Speed as ratios: each route beside the bare HTTP floor of this machine, in one run. ``make bench`` prints the table.
+
+It needs the demo's state: run ``make demo TOUR_ONLY=1`` first (or set UBIQUO_HOME to another trained home).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from scene import NEW_YEAR, ROOT, free_port, start_service, stop_service
+
+from features.home import Home
+from features.identity import Identities
+
+FLOOR = """
+import json
+BODY = json.dumps({"items": [{"item_id": str(k), "score": 0.5, "reason": "popular now"} for k in range(10)]}).encode()
+HEAD = [(b"content-type", b"application/json"), (b"content-length", str(len(BODY)).encode())]
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": HEAD})
+        await send({"type": "http.response.body", "body": BODY})
+"""
+
+
+async def one_connection(port: int, path: str, bodies: Sequence[bytes], count: int, seconds: list[float]) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for k in range(count):
+        body = bodies[k % len(bodies)]
+        started = time.perf_counter()
+        writer.write(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (path.encode(), len(body), body))
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200"), head
+        length = next(int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
+        await reader.readexactly(length)
+        seconds.append(time.perf_counter() - started)
+    writer.close()
+
+
+async def measure(port: int, path: str, bodies: Sequence[bytes], count: int) -> tuple[float, float, float]:
+    """p50 and p99 in ms over one connection, and requests a second over 16."""
+    alone: list[float] = []
+    await one_connection(port, path, bodies, 50, [])
+    await one_connection(port, path, bodies, count, alone)
+    together: list[float] = []
+    started = time.perf_counter()
+    await asyncio.gather(*(one_connection(port, path, bodies[k:] + bodies[:k], count // 8, together) for k in range(16)))
+    rate = len(together) / (time.perf_counter() - started)
+    alone.sort()
+    return alone[len(alone) // 2] * 1e3, alone[int(len(alone) * 0.99)] * 1e3, rate
+
+
+def main() -> None:
+    home = Home.from_environment()
+    keys = sorted(Identities(home)._customers)[:400]
+    who: list[dict[str, Any]] = [{"identifiers": {"loyalty_card": key.split(":", 1)[1]}} for key in keys]
+    routes = {
+        "/v1/recommendations (for you)": ("/v1/recommendations", [json.dumps(w).encode() for w in who]),
+        "/v1/recommendations (also like)": ("/v1/recommendations", [json.dumps({**w, "listing": "also_like"}).encode() for w in who]),
+        "/v1/next-best-offer": ("/v1/next-best-offer", [json.dumps(w).encode() for w in who]),
+        "/v1/churn": ("/v1/churn", [json.dumps(w).encode() for w in who]),
+        "/v1/similar-items": ("/v1/similar-items", [b'{"item_id": "1082185"}']),
+    }
+    port = free_port()
+    folder = home.root / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "floor.py").write_text(FLOOR)
+    floor = subprocess.Popen(
+        [sys.executable, "-m", "uvicorn", "floor:app", "--port", str(port), "--no-access-log", "--log-level", "error"], cwd=folder
+    )
+    service = start_service(home, UBIQUO_CLOCK=f"from:{NEW_YEAR.isoformat()}")
+    try:
+        base = asyncio.run(measure(port, "/", [b"{}"], 2000))
+        print("| route | p50 ms | p99 ms | requests/s | times the floor's p50 | share of the floor's rate |\n|---|---|---|---|---|---|")
+        print(f"| bare uvicorn, the same kind of answer | {base[0]:.2f} | {base[1]:.2f} | {base[2]:.0f} | 1 | 1 |")
+        for name, (path, bodies) in routes.items():
+            p50, p99, rate = asyncio.run(measure(service.port, path, bodies, 800))
+            print(f"| {name} | {p50:.2f} | {p99:.2f} | {rate:.0f} | {p50 / base[0]:.1f} | {rate / base[2]:.3f} |")
+        family = [psutil.Process(service.process.pid), *psutil.Process(service.process.pid).children(recursive=True)]
+        print(f"\nMemory of the service (all its processes): {sum(p.memory_info().rss for p in family) / 1e6:.0f} MB")
+    finally:
+        stop_service(service)
+        floor.terminate()
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    os.chdir(ROOT)
+    main()
