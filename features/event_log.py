@@ -181,6 +181,12 @@ class EventLog:
         [(count,)] = connect().execute("SELECT count(*) FROM read_parquet(?)", [self.files()]).fetchall()
         return int(count)
 
+    def known_before(self, moment: datetime) -> int:
+        """How many events had occurred and were known before *moment*: the log only grows, so an equal number is an equal past."""
+        query = "SELECT count(*) FROM read_parquet(?) WHERE known_at < ? AND occurred_at < ?"
+        [(count,)] = connect().execute(query, [self.files(), moment, moment]).fetchall()
+        return int(count)
+
     def latest_received(self) -> datetime | None:
         """The last moment at which an event was known or received by the shop's clock, or None for an empty log."""
         if not self.exists:

@@ -19,7 +19,7 @@ from features.shop import Shop
 from features.snapshots import compute, replay
 from features.store import FeatureStore
 from features.timeline import open_timeline
-from serving.inbox import Inbox, Letter
+from serving.inbox import EPOCH, Inbox, Letter
 from serving.schemas import EventReceipt, EventsAnswer
 
 SOURCE = "http"
@@ -38,6 +38,8 @@ class Intake:
         self._inbox = Inbox(home)
         self._lock = threading.Lock()
         self._last = self._inbox.last_received()
+        self._folded = EPOCH
+        """What was received up to here is in the online rows; what is not must stay in the inbox, for a restart to see."""
         self._touched: set[str] = set()
         self._recover()
 
@@ -72,14 +74,19 @@ class Intake:
             if fresh or letters:
                 self._inbox.store([letter for _, letter in fresh], letters)
             self._fold([(event, letter.received_at) for event, letter in fresh])
+            self._folded = self._last or EPOCH
         accepted, duplicates, rejected = (sum(r.status == s for r in receipts) for s in ("accepted", "duplicate", "rejected"))
         return EventsAnswer(accepted, duplicates, rejected, receipts)
 
     def drain(self) -> int:
-        """Move waiting events and dead letters to the log, in batches; returns how many events."""
+        """Move waiting events that are folded, and dead letters, to the log, in batches; returns how many events."""
+        return self._drain(self._folded)
+
+    def _drain(self, until: datetime | None) -> int:
         moved = 0
         while True:
             letters, rejected = self._inbox.waiting()
+            letters = [letter for letter in letters if until is None or letter.received_at <= until]
             if not letters and not rejected:
                 return moved
             batch = [self._incoming(letter) for letter in letters]
@@ -90,11 +97,16 @@ class Intake:
             self._touched.update(c for row in batch if (c := self._identities.resolve(row.event.identifiers)))
 
     def refresh_aggregates(self) -> int:
-        """Recompute the windowed features of the customers whose events have just reached the log."""
+        """Recompute the windowed features of the customers whose events have just reached the log.
+
+        Everything received before the moment of the features is in the log when they are computed, so that a replay of
+        the log at that moment finds the same.
+        """
+        with self._lock:
+            at = self._next_moment()
+        self.drain()
         customers, self._touched = sorted(self._touched), set()
         if customers:
-            with self._lock:
-                at = self._next_moment()
             self._push_view("customer_activity", customers, at)
         return len(customers)
 
@@ -139,8 +151,9 @@ class Intake:
 
     def _recover(self) -> None:
         """After a crash: what was acknowledged but not folded or logged is brought in now, from the log itself."""
-        letters, _ = self._inbox.waiting()
-        self.drain()
+        letters, _ = self._inbox.waiting(limit=-1)
+        self._drain(until=None)
+        self._folded = self._last or EPOCH
         customers = sorted({c for x in letters if (c := self._identities.resolve(self._incoming(x).event.identifiers))})
         if customers:
             at = self._next_moment()

@@ -71,8 +71,9 @@ class TrackedRun:
         self.shop = Shop.load(home)
         self.registry = Registry()
         self.settings = self.registry.settings.models[kind]
-        self.log_version = EventLog(home, self.shop.timezone).version()
-        self.inputs = inputs_digest(self.log_version, as_of, seed)
+        log = EventLog(home, self.shop.timezone)
+        self.log_version = log.version()
+        self.inputs = inputs_digest(log.known_before(as_of), as_of, seed)
 
     def standing_version(self) -> int | None:
         """A registered version made from exactly these inputs, if there is one."""
@@ -193,9 +194,9 @@ def mean_over_units(units: NDArray[np.str_], values: NDArray[np.float64], weight
     return float(np.mean([np.average(values[units == u], weights=weights[units == u]) for u in kinds]))
 
 
-def inputs_digest(log_version: int, as_of: datetime, seed: int) -> str:
-    """Names everything that a training run's result depends on: data, code and settings."""
-    digest = hashlib.sha256(f"{log_version} {as_of.isoformat()} {seed}".encode())
+def inputs_digest(events: int, as_of: datetime, seed: int) -> str:
+    """Names everything that a training run's result depends on: the events known by then, code and settings."""
+    digest = hashlib.sha256(f"{events} {as_of.isoformat()} {seed}".encode())
     for package in ("features", "models", "training"):
         for path in sorted((ROOT / package).rglob("*.py")):
             digest.update(path.read_bytes())
