@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from features.clock import parse_as_of
+from features.clock import clock_from_environment, parse_as_of
 from features.home import Home, MissingStateError, configure_process
 
 app = typer.Typer(help="Know the customer: events, features and the feature store.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -70,6 +70,8 @@ def materialize(
     home = Home.from_environment()
     shop = Shop.load(home)
     moment = parse_as_of(as_of or shop.data_end.isoformat(), shop.timezone)
+    if moment > clock_from_environment()():
+        raise ValueError(f"--as-of {moment.isoformat()} lies in the future: live events until then would be taken for old ones")
     store = FeatureStore(home)
     store.apply()
     views = ("customer_activity", "customer_history")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,9 +50,14 @@ class Catalogue:
             pyarrow.ArrowInvalid: the table does not fit the schema.
         """
         self.home.catalogue.mkdir(parents=True, exist_ok=True)
-        part = self.home.catalogue / f".{name}.part"
+        part = self.home.catalogue / f".{name}.{os.getpid()}.part"
         pq.write_table(table.select(schema.names).cast(schema), part)
         part.replace(self.path(name))
+
+    def digest(self, *names: str) -> str:
+        """Names the content of these tables; a missing one counts as empty."""
+        content = b"".join(self.path(name).read_bytes() if self.path(name).exists() else b"" for name in names)
+        return hashlib.sha256(content).hexdigest()
 
     def path(self, name: str) -> Path:
         """Where a table lies: ``items``, ``offers`` or ``item_context``."""

@@ -52,6 +52,11 @@ def clock_from_environment(not_before: datetime | None = None) -> Clock:
     return running_clock(max(moment, not_before) if not_before else moment)
 
 
+def microseconds(moment: datetime) -> int:
+    """Whole microseconds since 1970: how feature rows and the inbox keep a moment."""
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+
+
 def local_midnight(day: date, timezone: str) -> datetime:
     """The start of *day* in *timezone*, as a UTC time."""
     return datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(timezone)).astimezone(UTC)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from datetime import datetime
@@ -12,9 +13,10 @@ import msgspec
 import pyarrow as pa
 from deltalake import DeltaTable, write_deltalake
 
-from features.event_log import connect
+from features.event_log import COMPACT_ABOVE_FILES, connect
 from features.home import Home
 
+logger = logging.getLogger("ubiquo")
 _TIME = pa.timestamp("us", tz="UTC")
 SCHEMA = pa.schema(
     [
@@ -36,13 +38,15 @@ class DecisionLog:
     """An append-only spool that a decision reaches before its answer leaves, and the Delta table it is flushed to.
 
     The spool is handed to the operating system at once, so a crash of the process loses nothing; a line cut short by a
-    crash of the machine is skipped and counted.
+    crash of the machine is passed over with a warning.
     """
 
     def __init__(self, home: Home) -> None:
         self._folder = home.decisions
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
+        # what a crash left may end in half a line: it must not be written on
+        self._seal()
         self._spool = self._open()
 
     @property
@@ -54,26 +58,27 @@ class DecisionLog:
         """Hand one decision (the columns of ``SCHEMA``; request, choices and features as JSON-able values) to the system."""
         line = msgspec.json.encode(decision) + b"\n"
         with self._lock:
-            os.write(self._spool, line)
+            while line:
+                line = line[os.write(self._spool, line) :]
 
     def flush(self) -> int:
         """Move the spooled decisions into the Delta table, exactly once each; returns how many."""
+        left_by_a_crash = set(self._folder.glob("sealed-*.jsonl"))
         with self._lock:
             os.close(self._spool)
-            current = self._folder / "spool.jsonl"
-            if current.stat().st_size:
-                # a name of its own: a crash from here on leaves it to the next flush
-                current.rename(self._folder / f"sealed-{os.urandom(8).hex()}.jsonl")
+            self._seal()
             self._spool = self._open()
         moved = 0
         for sealed in sorted(self._folder.glob("sealed-*.jsonl")):
             rows = [row for line in sealed.read_bytes().splitlines() if (row := _decode(line)) is not None]
-            known = self._known([row["decision_id"] for row in rows])
+            known = self._known([row["decision_id"] for row in rows]) if sealed in left_by_a_crash else set()
             fresh = [row for row in rows if row["decision_id"] not in known]
             if fresh:
                 write_deltalake(str(self.table), pa.Table.from_pylist(fresh, SCHEMA), mode="append")
             sealed.unlink()
             moved += len(fresh)
+        if moved and len(DeltaTable(str(self.table)).file_uris()) > COMPACT_ABOVE_FILES:
+            DeltaTable(str(self.table)).optimize.compact()
         return moved
 
     def read(self) -> list[dict[str, Any]]:
@@ -90,6 +95,12 @@ class DecisionLog:
         """Flush and let go of the spool."""
         self.flush()
         os.close(self._spool)
+
+    def _seal(self) -> None:
+        """Give a spool that holds something a name of its own: a crash from here on leaves it to the next flush."""
+        current = self._folder / "spool.jsonl"
+        if current.exists() and current.stat().st_size:
+            current.rename(self._folder / f"sealed-{os.urandom(8).hex()}.jsonl")
 
     def _open(self) -> int:
         return os.open(self._folder / "spool.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -108,6 +119,7 @@ def _decode(line: bytes) -> dict[str, Any] | None:
     try:
         row: dict[str, Any] = msgspec.json.decode(line)
     except msgspec.DecodeError:
+        logger.warning("a decision was cut short by a crash and is lost: %d bytes", len(line))
         return None
     as_of = msgspec.convert(row["as_of"], type=datetime)
     texts = {name: msgspec.json.encode(row[name]).decode() for name in ("request", "choices", "features")}

@@ -27,7 +27,10 @@ FUTURE_TOLERANCE = timedelta(minutes=5)
 
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
-Money = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Money = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+"""Small enough that the sum over any table stays a 64-bit integer."""
+EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+"""No customer event is older; a time before it is a broken clock or a missing value."""
 
 
 class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,7 +57,7 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     store_id: Text | None = None
     session_id: Text | None = None
     currency: Annotated[str, msgspec.Meta(pattern="^[A-Z]{3}$")] | None = None
-    items: list[Item] = []
+    items: Annotated[list[Item], msgspec.Meta(max_length=5_000)] = []
     offer_id: Text | None = None
     campaign_id: Text | None = None
     query: Annotated[str, msgspec.Meta(max_length=1024)] | None = None
@@ -103,6 +106,8 @@ def parse_event(raw: bytes | dict[str, Any], received_at: datetime) -> Event:
             raise RejectedEvent(field, f"an event named {event.name} needs it")
     if event.currency is None and any(i.amount_minor or i.discount_minor or i.coupon_minor for i in event.items):
         raise RejectedEvent("currency", "items carry money, so an ISO 4217 currency such as 'USD' is needed")
+    if event.occurred_at < EARLIEST:
+        raise RejectedEvent("occurred_at", f"{event.occurred_at.isoformat()} lies before {EARLIEST.year}: check the clock")
     if event.occurred_at > received_at + FUTURE_TOLERANCE:
         raise RejectedEvent(
             "occurred_at", f"{event.occurred_at.isoformat()} lies after it was received ({received_at.isoformat()}): check the clock"

@@ -39,7 +39,7 @@ class Identities:
     def __init__(self, home: Home) -> None:
         self._home = home
         self._customers: dict[str, str] = {}
-        self._ids: set[str] = set()
+        self._since: dict[str, datetime] = {}
         self._pending: list[tuple[str, str, datetime, str]] = []
         self._lock = threading.Lock()
         self.refresh()
@@ -48,18 +48,15 @@ class Identities:
         """Read the table again: another process may have added to it."""
         if not DeltaTable.is_deltatable(str(self._home.identifiers)):
             return
-        table = DeltaTable(str(self._home.identifiers)).to_pyarrow_table(columns=["identity_key", "customer_id"])
-        self._customers.update(zip(table["identity_key"].to_pylist(), table["customer_id"].to_pylist(), strict=True))
-        self._ids = set(self._customers.values())
+        for row in DeltaTable(str(self._home.identifiers)).to_pyarrow_table().to_pylist():
+            key = row["identity_key"]
+            self._customers[key] = row["customer_id"]
+            self._since[key] = min(row["known_at"], self._since.get(key, row["known_at"]))
 
     def resolve(self, identifiers: Mapping[IdentifierKind, str]) -> str | None:
         """The customer that the strongest known one of *identifiers* (kind to value) belongs to, or None."""
         keys = (f"{kind}:{identifiers[kind]}" for kind in get_args(IdentifierKind) if kind in identifiers)
         return next((self._customers[key] for key in keys if key in self._customers), None)
-
-    def is_customer(self, customer_id: str) -> bool:
-        """Whether the table names this customer."""
-        return customer_id in self._ids
 
     def learn(self, event: Event, known_at: datetime) -> str | None:
         """The event's customer, minted if need be; new identifiers wait for ``flush``. None for an anonymous event."""
@@ -73,10 +70,11 @@ class Identities:
         keys = [key, *(f"{kind}:{value}" for kind, value in event.identifiers.items() if f"{kind}:{value}" != key)]
         customer = next((self._customers[k] for k in keys if k in self._customers), None) or mint_customer_id(key)
         for each in keys:
-            if each not in self._customers:
-                self._customers[each] = customer
-                self._ids.add(customer)
-                self._pending.append((each, customer, known_at, event.event_id))
+            owner = self._customers.setdefault(each, customer)
+            # an import may tell of a time before the first live event: then she was known already
+            if each not in self._since or known_at < self._since[each]:
+                self._since[each] = known_at
+                self._pending.append((each, owner, known_at, event.event_id))
         return customer
 
     def learn_all(self, events: Iterable[tuple[Event, datetime]]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import ibis
 import numpy as np
@@ -16,6 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features import definitions, folds, timeline, views
+from features.catalogue import Catalogue
+from features.clock import microseconds
 from features.definitions import DEFINITIONS
 from features.folds import History, Touch, fold_history
 from features.home import Home
@@ -40,7 +42,7 @@ def backfill(home: Home, view: str, wanted: Wanted, advance: Callable[[int], Non
     if not wanted:
         return 0
     opened = open_timeline(home, identified_by=max(wanted))
-    stamps, stale = _stamps(opened, wanted), {}
+    stamps, stale = _stamps(home, opened, wanted), {}
     for as_of, entities in sorted(wanted.items()):
         if _stands(snapshot_path(home, view, as_of), VIEWS[view], stamps[as_of], entities):
             advance(1)
@@ -105,31 +107,25 @@ def _item_ids(items: pa.ListArray) -> list[list[str]]:
     return [[ids[k] for k in range(start, end) if quantities[k] > 0] for start, end in zip(starts, ends, strict=True)]
 
 
-def rows_of(table: pa.Table) -> list[dict[str, Any]]:
-    """A snapshot's rows as plain dicts."""
-    rows: list[dict[str, Any]] = table.to_pylist()
-    return rows
-
-
 def _shape(view: View, as_of: datetime, table: pa.Table, entities: Iterable[str] | None) -> pa.Table:
     if entities is not None:
         table = table.filter(pc.is_in(table[view.key], pa.array(list(entities), pa.string())))
-    microseconds = int(as_of.timestamp()) * 1_000_000 + as_of.microsecond
     table = table.append_column("event_timestamp", pa.array([as_of] * len(table), pa.timestamp("us", tz="UTC")))
-    table = table.append_column(view.at_column, pa.array([microseconds] * len(table), pa.int64()))
+    table = table.append_column(view.at_column, pa.array([microseconds(as_of)] * len(table), pa.int64()))
     schema = view.arrow_schema()
     return table.select(schema.names).cast(schema).sort_by(view.key)
 
 
-def _stamps(opened: Timeline, moments: Iterable[datetime]) -> dict[datetime, bytes]:
-    """What each snapshot depends on: the definitions' source, how many events count at its moment, and the plan."""
+def _stamps(home: Home, opened: Timeline, moments: Iterable[datetime]) -> dict[datetime, bytes]:
+    """What each snapshot depends on: the definitions' source, the catalogue, how many events count at its moment, the plan."""
     source = "".join(inspect.getsource(module) for module in (definitions, folds, timeline, views))
+    source += Catalogue(home).digest("items", "offers")
     known = opened.events.select(at=ibis.greatest(opened.events.occurred_at, opened.events.known_at)).to_pandas()["at"]
     planned = opened.item_context.select("valid_from").to_pandas()["valid_from"]
     since_epoch = [np.sort(column.astype("datetime64[us, UTC]").astype("int64").to_numpy()) for column in (known, planned)]
 
     def stamp(as_of: datetime) -> bytes:
-        counts = [int(np.searchsorted(column, int(as_of.timestamp() * 1e6))) for column in since_epoch]
+        counts = [int(np.searchsorted(column, microseconds(as_of))) for column in since_epoch]
         return hashlib.sha256(f"{source}{counts}".encode()).hexdigest().encode()
 
     return {as_of: stamp(as_of) for as_of in moments}
@@ -149,6 +145,6 @@ def _stands(path: Path, view: View, stamp: bytes, entities: Sequence[str] | None
 
 def _write(path: Path, table: pa.Table, stamp: bytes, complete: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".{os.getpid()}.part")
     pq.write_table(table.replace_schema_metadata({b"stamp": stamp, b"all": b"1" if complete else b"0"}), part)
     part.replace(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow.parquet as pq
 
+from features.clock import microseconds
 from features.home import Home, MissingStateError, configure_process
 from features.snapshots import Wanted, backfill, snapshot_path
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     import feast
 
 Row = dict[str, Any]
+WRITE_ROWS = 500
 
 
 class StaleFeaturesError(RuntimeError):
@@ -57,6 +60,9 @@ class FeatureStore:
                 entity_key_serialization_version=3,
             )
         )
+        if not redis:
+            # readers go on while a writer commits
+            sqlite3.connect(home.feast / "online.db").execute("PRAGMA journal_mode=WAL").connection.close()
         self._feature_services: dict[str, feast.FeatureService] = {}
 
     def apply(self) -> None:
@@ -119,7 +125,7 @@ class FeatureStore:
 
     def push(self, view: str, rows: Sequence[Row], as_of: datetime) -> int:
         """Write fresh rows of *view*, true as of *as_of*, online at once; newer rows stay."""
-        at = int(as_of.timestamp()) * 1_000_000 + as_of.microsecond
+        at = microseconds(as_of)
         stamped = [{**row, "event_timestamp": as_of, self._views[view].at_column: at} for row in rows]
         return self._write(view, pd.DataFrame(stamped, columns=self._views[view].arrow_schema().names))
 
@@ -142,12 +148,17 @@ class FeatureStore:
     def _write(self, view: str, frame: pd.DataFrame) -> int:
         if frame.empty:
             return 0
-        key, at_column = self._views[view].key, self._views[view].at_column
-        held = self._online_times(view, frame[key].tolist())
-        fresh = frame[frame[at_column].to_numpy() >= [held.get(k, 0) for k in frame[key]]]
-        if not fresh.empty:
-            self._feast.write_to_online_store(view, fresh)
-        return len(fresh)
+        key, at_column, written = self._views[view].key, self._views[view].at_column, 0
+        for start in range(0, len(frame), WRITE_ROWS):
+            chunk = frame.iloc[start : start + WRITE_ROWS]
+            # another process must not write between the look and the write; in chunks, so that nobody waits for long
+            with self._home.locked("online"):
+                held = self._online_times(view, chunk[key].tolist())
+                fresh = chunk[chunk[at_column].to_numpy() >= [held.get(k, 0) for k in chunk[key]]]
+                if not fresh.empty:
+                    self._feast.write_to_online_store(view, fresh)
+            written += len(fresh)
+        return written
 
     def _online_times(self, view: str, keys: list[str]) -> Mapping[str, int]:
         key, at_column = self._views[view].key, self._views[view].at_column

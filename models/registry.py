@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -59,17 +60,33 @@ class Settings:
     models: dict[str, ModelSettings]
 
 
+SUPPORTED = {
+    "churn": Promotion("average_precision", "recency", "paired_lower_bound_above_zero"),
+    "recommendations": Promotion("ndcg_at_10_for_you", "popularity", "paired_lower_bound_above_zero"),
+    "next-best-offer": Promotion("average_precision", "past_redemptions", "paired_lower_bound_above_zero"),
+}
+"""What the jobs can judge by; anything else in the file is refused rather than quietly not done."""
+
+
+def settings_path() -> Path:
+    """The file that ``UBIQUO_MLFLOW`` names, or the ``mlflow.yaml`` beside the packages."""
+    return Path(os.environ.get("UBIQUO_MLFLOW", Path(__file__).parent.parent / "mlflow.yaml"))
+
+
 def load_settings(path: Path | None = None) -> Settings:
     """Read ``mlflow.yaml``: *path*, or ``UBIQUO_MLFLOW``, or the file beside the packages.
 
     Raises:
         ValueError: a key is missing or unknown; the message names file and key.
     """
-    source = path or Path(os.environ.get("UBIQUO_MLFLOW", Path(__file__).parent.parent / "mlflow.yaml"))
+    source = path or settings_path()
     home = str(Path(os.environ.get("UBIQUO_HOME", "var")).resolve())
     try:
         raw = yaml.safe_load(Template(source.read_text()).safe_substitute(UBIQUO_HOME=home))
         models = {name: ModelSettings(**{**entry, "promotion": Promotion(**entry["promotion"])}) for name, entry in raw["models"].items()}
+        for name, model in models.items():
+            if model.promotion != SUPPORTED[name]:
+                raise ValueError(f"{source}: models.{name}.promotion: only {SUPPORTED[name]} can be judged by, not {model.promotion}")
         uri = os.environ.get("MLFLOW_TRACKING_URI") or raw["tracking_uri"]
         return Settings(uri, raw["artifact_location"], raw["aliases"]["champion"], raw["aliases"]["challenger"], models)
     except (KeyError, TypeError, AttributeError) as error:
@@ -97,6 +114,8 @@ class Registry:
     def __init__(self, settings: Settings | None = None) -> None:
         import mlflow
 
+        # importing it turned these on again, and nobody could mend them
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
         self.settings = settings or load_settings()
         if self.settings.tracking_uri.startswith("sqlite:///"):
             Path(self.settings.tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
@@ -157,8 +176,11 @@ class Registry:
 
         try:
             return int(self._client.get_model_version_by_alias(self.settings.models[kind].registered_name, alias).version)
-        except MlflowException:
-            return None
+        except MlflowException as error:
+            # only a missing model or alias means "none"; a registry that cannot be asked must not look empty
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
 
     def tags_of(self, kind: str, version: int) -> dict[str, str]:
         """The tags of one version."""

@@ -37,6 +37,8 @@ def serve(
     check_bind(host, port)
     check_champions(home)
     home.root.mkdir(parents=True, exist_ok=True)
+    # check_bind has let this address pass without a key only if it is loopback
+    os.environ["UBIQUO_LOOPBACK"] = "1"
     os.environ.setdefault("BENTOML_HOME", str(home.root / "bentoml"))
     console.print(f"serving on http://{host}:{port}: /v1/..., /openapi.json, /metrics, /readyz; Ctrl-C ends it", highlight=False)
     command = ["bentoml", "serve", "serving.service:Ubiquo", "--working-dir", str(ROOT), "--host", host, "--port", str(port)]

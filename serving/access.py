@@ -1,4 +1,4 @@
-"""The API key: asked for before anything else sees the request."""
+"""The gate: the API key and the size of a body, checked before anything else sees the request."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import Any
 Message = MutableMapping[str, Any]
 OPEN_PATHS = frozenset({"/livez", "/healthz", "/readyz", "/openapi.json"})
 """What a load balancer and a developer may read without a key."""
-_PROBLEM = b'{"title":"Unauthorized","status":401,"detail":"send the API key as \'Authorization: Bearer KEY\'"}'
+MAX_BODY_BYTES = 1_000_000
 
 
-class KeyRequired:
-    """ASGI middleware that answers 401 unless ``UBIQUO_API_KEY`` is unset or sent as a bearer token."""
+class Gate:
+    """ASGI middleware: 401 unless ``UBIQUO_API_KEY`` is unset or sent as a bearer token; 413 for a body declared too large.
+
+    BentoML reads the bodies of its own routes whole, so there a body must declare its length (411).
+    """
 
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
         self._app = app
@@ -22,12 +25,26 @@ class KeyRequired:
 
     async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
         """Pass the request on, or refuse it."""
-        if self._key and scope["type"] == "http" and scope["path"] not in OPEN_PATHS and not self._is_sent(scope):
-            headers = [(b"content-type", b"application/problem+json"), (b"www-authenticate", b"Bearer")]
-            await send({"type": "http.response.start", "status": 401, "headers": headers})
-            await send({"type": "http.response.body", "body": _PROBLEM})
+        status, detail = self._refusal(scope) if scope["type"] == "http" else (0, "")
+        if not status:
+            await self._app(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        headers = [(b"content-type", b"application/problem+json")]
+        if status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        body = b'{"title":"Refused","status":%d,"detail":"%s"}' % (status, detail.encode())
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _refusal(self, scope: Message) -> tuple[int, str]:
+        if self._key and scope["path"] not in OPEN_PATHS and not self._is_sent(scope):
+            return 401, "send the API key as 'Authorization: Bearer KEY'"
+        length = next((value for name, value in scope["headers"] if name.lower() == b"content-length"), None)
+        if length is not None and int(length) > MAX_BODY_BYTES:
+            return 413, f"a body may hold {MAX_BODY_BYTES} bytes: send fewer events at once"
+        if length is None and scope["path"].startswith("/bento/") and scope["method"] == "POST":
+            return 411, "send a Content-Length"
+        return 0, ""
 
     def _is_sent(self, scope: Message) -> bool:
         given = next((value for name, value in scope["headers"] if name.lower() == b"authorization"), b"")

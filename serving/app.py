@@ -21,6 +21,7 @@ from features.home import Home
 from features.identity import Identities
 from features.shop import Shop
 from features.store import FeatureStore
+from serving.access import MAX_BODY_BYTES
 from serving.engine import Engine, OnlineReader
 from serving.inbox import Inbox
 from serving.intake import Intake
@@ -40,7 +41,6 @@ logger = logging.getLogger("ubiquo")
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-MAX_BODY_BYTES = 1_000_000
 MAX_EVENTS = 1_000
 TICK_SECONDS = 1.0
 AGGREGATE_SECONDS = 5.0
@@ -65,6 +65,12 @@ class Runtime:
         self.engine = Engine(home)
         self.decisions = DecisionLog(home)
         self.intake = Intake(home, self.clock, writer, self.identities)
+        self._chores: list[tuple[str, Callable[[], Any], float]] = [
+            ("moving events to the log", self.intake.drain, TICK_SECONDS),
+            ("flushing decisions", self.decisions.flush, TICK_SECONDS),
+            ("recomputing aggregates", self.intake.refresh_aggregates, AGGREGATE_SECONDS),
+            ("looking for new champions", self._refresh_models, MODEL_CHECK_SECONDS),
+        ]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="ubiquo-background", daemon=True)
         self._thread.start()
@@ -76,29 +82,23 @@ class Runtime:
         self.intake.close()
         self.decisions.close()
 
-    def settle(self) -> None:
-        """Do now what the background thread would do next."""
-        self.intake.drain()
-        self.intake.refresh_aggregates()
-        self.decisions.flush()
-
     def _work(self) -> None:
-        checked = aggregated = time.monotonic()
+        due = {name: time.monotonic() for name, _, _ in self._chores}
         while not self._stop.wait(TICK_SECONDS):
-            try:
-                now = time.monotonic()
-                self.intake.drain()
-                self.decisions.flush()
-                if now - aggregated > AGGREGATE_SECONDS:
-                    aggregated = now
-                    self.intake.refresh_aggregates()
-                if now - checked > MODEL_CHECK_SECONDS:
-                    checked = now
-                    for label in self.engine.refresh():
-                        logger.info("now serving %s", label)
-            except Exception:
-                # the next tick tries again: nothing waiting is lost, as it leaves the inbox only once it is in the log
-                logger.exception("background work failed; it will be tried again")
+            for name, chore, seconds in self._chores:
+                if time.monotonic() < due[name]:
+                    continue
+                due[name] = time.monotonic() + seconds
+                try:
+                    chore()
+                except Exception:
+                    # it is tried again when next due, and keeps no other chore from its turn; nothing waiting is lost,
+                    # as an event leaves the inbox only once it is in the log
+                    logger.exception("%s failed; it will be tried again", name)
+
+    def _refresh_models(self) -> None:
+        for label in self.engine.refresh():
+            logger.info("now serving %s", label)
 
 
 class App:
@@ -239,7 +239,7 @@ def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
     except msgspec.ValidationError as error:
         field, reason = explain(error)
         raise HttpProblem(400, "Bad request", reason, field) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise HttpProblem(400, "Bad request", f"the body is not valid JSON: {error}", "$") from None
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from features.clock import microseconds
 from features.home import Home, MissingStateError
 from features.snapshots import snapshot_path
 from features.store import FeatureStore
@@ -115,8 +116,7 @@ def _rows(store: FeatureStore, kind: Kind, customers: Sequence[str], as_of: date
     spine = pd.DataFrame({"customer_id": customers, "event_timestamp": pd.Timestamp(as_of)})
     frame = store.historical(spine, SERVICE_OF[kind]).drop(columns="event_timestamp")
     frame = frame.astype(object).where(frame.notna(), None)
-    at = int(as_of.timestamp()) * 1_000_000 + as_of.microsecond
-    stamps = {f"{view}_at": at for view in VIEWS_OF[kind]}
+    stamps = {f"{view}_at": microseconds(as_of) for view in VIEWS_OF[kind]}
     return [{**{k: _plain(v) for k, v in row.items()}, **stamps} for row in frame.to_dict("records")]
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ def tour(port: int, console: Console) -> None:
     before = show("recommendations", {**her, "listing": "also_like", "limit": 3})
     liked = post(f"{base}/recommendations", {**her, "listing": "also_like", "limit": 60})["items"][-1]["item_id"]
     event = {
-        "event_id": f"tour-{time.time_ns()}", "name": "view_item", "occurred_at": before["as_of"], **her, "channel": "web",
+        "event_id": f"tour-{uuid.uuid4().hex}", "name": "view_item", "occurred_at": before["as_of"], **her, "channel": "web",
         "items": [{"item_id": liked}],
     }  # fmt: skip
     show("events", event)

@@ -87,10 +87,6 @@ class Engine:
         """The kinds that have no champion."""
         return [kind for kind in KINDS if kind not in self._loaded]
 
-    def versions(self) -> dict[str, str]:
-        """What is served, by kind."""
-        return {kind: loaded.model.label for kind, loaded in self._loaded.items()}
-
     def recommendations(
         self, request: RecommendationsRequest, customer_id: str | None, row: Mapping[str, Any], as_of: datetime
     ) -> tuple[ItemsAnswer, DecisionRecord]:
@@ -221,7 +217,8 @@ class Engine:
         age = as_of - moment_of(int(min(times)))
         if age <= MAX_FEATURE_AGE:
             return None
-        return f"the features are {age.days} days old (limit {MAX_FEATURE_AGE.days}): run python -m features materialize"
+        command = f"python -m features materialize --as-of {as_of:%Y-%m-%d}"
+        return f"the features are {age.days} days old (limit {MAX_FEATURE_AGE.days}): run {command}"
 
     @staticmethod
     def _record(kind: str, request: Any, answer: Any, choices: Any, row: Mapping[str, Any]) -> DecisionRecord:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
+from features.clock import microseconds
 from features.event_log import DeadLetter
 from features.home import Home
 
@@ -55,10 +56,10 @@ class Inbox:
             try:
                 self._db.executemany(
                     "INSERT INTO events VALUES (?, ?, ?, ?)",
-                    [(x.event_id, x.content_hash, _microseconds(x.received_at), x.payload) for x in letters],
+                    [(x.event_id, x.content_hash, microseconds(x.received_at), x.payload) for x in letters],
                 )
                 self._db.executemany(
-                    "INSERT INTO rejected VALUES (?, ?, ?, ?, ?)", [(_microseconds(x.received_at), *x[1:]) for x in rejected]
+                    "INSERT INTO rejected VALUES (?, ?, ?, ?, ?)", [(microseconds(x.received_at), *x[1:]) for x in rejected]
                 )
                 self._db.execute("COMMIT")
             except BaseException:
@@ -94,10 +95,6 @@ class Inbox:
         """Close the file."""
         with self._lock:
             self._db.close()
-
-
-def _microseconds(moment: datetime) -> int:
-    return (moment - EPOCH) // timedelta(microseconds=1)
 
 
 def _moment(microseconds: int) -> datetime:

@@ -40,6 +40,9 @@ class Intake:
         self._last = self._inbox.last_received()
         self._folded = EPOCH
         """What was received up to here is in the online rows; what is not must stay in the inbox, for a restart to see."""
+        self._minted: set[str] = set()
+        """Customers first seen by this process, who have no past to look up."""
+        self._unfolded: list[tuple[Event, datetime]] = []
         self._touched: set[str] = set()
         self._recover()
 
@@ -70,23 +73,27 @@ class Intake:
                     continue
                 known[event.event_id] = digest
                 fresh.append((event, Letter(event.event_id, digest, at, msgspec.json.encode(event))))
-                receipts.append(EventReceipt("accepted", event.event_id, self._identities.learn(event, at)))
+                known_before = self._identities.resolve(event.identifiers)
+                customer = self._identities.learn(event, at)
+                if customer and known_before is None:
+                    self._minted.add(customer)
+                receipts.append(EventReceipt("accepted", event.event_id, customer))
             if fresh or letters:
                 self._inbox.store([letter for _, letter in fresh], letters)
-            self._fold([(event, letter.received_at) for event, letter in fresh])
+            # what an earlier failure left unfolded goes first: only when all is folded may it leave the inbox
+            self._unfolded += [(event, letter.received_at) for event, letter in fresh]
+            self._fold(self._unfolded)
+            self._unfolded = []
             self._folded = self._last or EPOCH
         accepted, duplicates, rejected = (sum(r.status == s for r in receipts) for s in ("accepted", "duplicate", "rejected"))
         return EventsAnswer(accepted, duplicates, rejected, receipts)
 
     def drain(self) -> int:
         """Move waiting events that are folded, and dead letters, to the log, in batches; returns how many events."""
-        return self._drain(self._folded)
-
-    def _drain(self, until: datetime | None) -> int:
-        moved = 0
+        moved, until = 0, self._folded
         while True:
             letters, rejected = self._inbox.waiting()
-            letters = [letter for letter in letters if until is None or letter.received_at <= until]
+            letters = [letter for letter in letters if letter.received_at <= until]
             if not letters and not rejected:
                 return moved
             batch = [self._incoming(letter) for letter in letters]
@@ -105,9 +112,11 @@ class Intake:
         with self._lock:
             at = self._next_moment()
         self.drain()
-        customers, self._touched = sorted(self._touched), set()
+        customers = sorted(self._touched)
         if customers:
             self._push_view("customer_activity", customers, at)
+            # only now: a failure leaves them for the next time
+            self._touched -= set(customers)
         return len(customers)
 
     def close(self) -> None:
@@ -141,25 +150,40 @@ class Intake:
         if not by_customer:
             return
         customers = list(by_customer)
-        for customer, row in zip(customers, self._store.online("recommendations_v1", customers), strict=True):
-            history = History.from_row(row)
+        rows = self._store.online("recommendations_v1", customers)
+        offline = {customer for customer, row in zip(customers, rows, strict=True) if row["bought_item_ids"] is None}
+        unknown = sorted(offline - self._minted)
+        # not online yet is not the same as without a past: the log knows
+        logged = self._replayed(unknown) if unknown else {}
+        for customer, row in zip(customers, rows, strict=True):
+            history = logged.get(customer) or History.from_row(row)
             for event, _ in by_customer[customer]:
                 ids = [item.item_id for item in event.items if item.quantity > 0]
                 history = fold_history(history, Touch(event.name, event.occurred_at, event.channel, ids))
             last = by_customer[customer][-1][1]
             self._store.push("customer_history", [{"customer_id": customer, **history.to_row()}], last + TICK)
 
+    def _replayed(self, customers: Sequence[str]) -> dict[str, History]:
+        if not self._log.exists:
+            return {}
+        [(_, histories)] = list(replay(open_timeline(self._home, self._next_moment(), customers), [self._next_moment()]))
+        return histories
+
     def _recover(self) -> None:
-        """After a crash: what was acknowledged but not folded or logged is brought in now, from the log itself."""
+        """After a crash: what was acknowledged but not folded or logged is brought in now, from the log itself.
+
+        The letters leave the inbox last, so that a crash during the recovery only means another one.
+        """
         letters, _ = self._inbox.waiting(limit=-1)
-        self._drain(until=None)
-        self._folded = self._last or EPOCH
-        customers = sorted({c for x in letters if (c := self._identities.resolve(self._incoming(x).event.identifiers))})
-        if customers:
+        batch = [self._incoming(letter) for letter in letters]
+        self._log.append(batch, self._identities)
+        self._touched = {c for row in batch if (c := self._identities.resolve(row.event.identifiers))}
+        if self._touched:
             at = self._next_moment()
-            for _, histories in replay(open_timeline(self._home, at, customers), [at]):
-                rows = [{"customer_id": c, **h.to_row()} for c, h in histories.items()]
-                self._store.push("customer_history", rows, at)
+            rows = [{"customer_id": c, **h.to_row()} for c, h in self._replayed(sorted(self._touched)).items()]
+            self._store.push("customer_history", rows, at)
+        self._inbox.drained(letters, 0)
+        self._folded = self._last or EPOCH
 
     def _push_view(self, view: str, customers: Sequence[str], at: datetime) -> None:
         for _, table in compute(open_timeline(self._home, at, customers), view, {at: None}):

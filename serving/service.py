@@ -5,12 +5,13 @@ The arbiter process imports this module too, so everything heavy waits for the s
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import bentoml
 
 from features.home import Home, configure_process
-from serving.access import KeyRequired
+from serving.access import Gate
 from serving.asgi import application
 
 
@@ -29,6 +30,8 @@ class Ubiquo:
         import gc
 
         configure_process()
+        if not os.environ.get("UBIQUO_API_KEY") and os.environ.get("UBIQUO_LOOPBACK") != "1":
+            raise RuntimeError("set UBIQUO_API_KEY: only python -m serving, which listens on loopback, may do without one")
         from serving.app import App, Runtime
 
         self._app = App()
@@ -82,5 +85,5 @@ class Ubiquo:
             raise kind(f"{problem.field + ': ' if problem.field else ''}{problem.detail}") from None
 
 
-Ubiquo.add_asgi_middleware(KeyRequired)  # type: ignore[attr-defined]
+Ubiquo.add_asgi_middleware(Gate)  # type: ignore[attr-defined]
 Ubiquo.mount_asgi_app(application, path="/")  # type: ignore[attr-defined]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -143,7 +142,6 @@ def test_a_history_survives_its_own_row(seen: list[Touch]) -> None:
 def test_replay_at_many_moments_equals_replay_at_each(shopped: TinyShop) -> None:
     opened = open_timeline(shopped.home, AS_OF)
     moments = [days(k) for k in (60, 15, 9, 1)]
-    random.seed(0)
     together = {m: {c: h.to_row() for c, h in found.items()} for m, found in replay(opened, moments)}
     for moment in moments:
         [(_, alone)] = list(replay(opened, [moment]))

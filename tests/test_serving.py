@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,7 @@ def test_an_unknown_customer_gets_popular_items_and_is_told_so(service: Service)
         ("recommendations", b"{not json", 400, "$"),
         ("recommendations", b"\xff\xfe", 400, "$"),
         ("recommendations", b"[]", 400, "$"),
+        ("events", b"[" * 100_000, 400, "$"),
         ("similar-items", {}, 400, "item_id"),
         ("events", {"events": []}, 400, "events"),
         ("events", {"events": "all"}, 400, "events"),
@@ -329,6 +331,22 @@ def test_what_was_acknowledged_before_a_crash_is_there_after_it(trained: Home) -
         assert "bought 5 times" in mine["reason"]
     finally:
         stop_service(second)
+
+
+def test_a_customer_who_is_in_the_log_but_not_yet_online_keeps_her_past(trained: Home) -> None:
+    running = start_service(trained)
+    try:
+        card = cards(trained, 1, skip=710)[0]
+        customer = running.ask("recommendations", about(card))["customer_id"]
+        with sqlite3.connect(trained.feast / "online.db", timeout=30) as online:
+            for (table,) in online.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE '%history%'").fetchall():
+                online.execute(f"DELETE FROM {table} WHERE instr(entity_key, ?) > 0", (customer.encode(),))
+        assert running.ask("recommendations", about(card))["fallback"]
+        running.ask("events", view(running, card, "1082185"))
+        answer = running.ask("recommendations", about(card, limit=100))
+        assert sum("bought" in i["reason"] for i in answer["items"]) > 20
+    finally:
+        stop_service(running)
 
 
 def test_ports_are_free_again_after_a_service_ends(trained: Home) -> None:

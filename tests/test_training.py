@@ -10,15 +10,15 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scene import NEW_YEAR, TinyShop, command, event
+from scene import NEW_YEAR, ROOT, TinyShop, command, event
 from sklearn.metrics import average_precision_score, ndcg_score, roc_auc_score
 
 from features.clock import local_midnight
 from features.home import Home
 from models.registry import Registry, load_settings
 from training.dataset import Cuts, EmptyWindowError, Truth, days_before, training_cutoffs
-from training.metrics import BinaryScores, bootstrap, calibration, difference, ranking_measures
-from training.run import paired_lead
+from training.metrics import BinaryScores, Estimate, bootstrap, calibration, difference, ranking_measures
+from training.run import Report, TrackedRun, paired_lead
 
 ZONE = "America/New_York"
 
@@ -101,6 +101,51 @@ def test_an_equal_challenger_is_rarely_ahead_for_certain_and_a_better_one_is() -
     leads = [paired_lead(evaluation(0.3, 0.0, seed), "average_precision") for seed in range(12)]
     assert sum(lead.low > 0 for lead in leads) <= 2
     assert paired_lead(evaluation(0.3, 1.0, 99), "average_precision").low > 0
+
+
+class StubRegistry:
+    """A registry that remembers who was promoted, with a champion or without."""
+
+    def __init__(self, champion: int | None) -> None:
+        self.settings = load_settings()
+        self.champion, self.promoted = champion, []
+
+    def version_of(self, kind: str, alias: str) -> int | None:
+        return self.champion
+
+    def promote(self, kind: str, version: int, reason: str) -> None:
+        self.promoted.append(version)
+
+
+@pytest.mark.parametrize(
+    ("champion", "over_baseline", "over_champion", "promoted"),
+    [
+        (None, Estimate(0.1, 0.02, 0.2), None, True),
+        (None, Estimate(0.1, -0.02, 0.2), None, False),
+        (None, Estimate(float("nan"), float("nan"), float("nan")), None, False),
+        (3, Estimate(0.9, 0.8, 1.0), Estimate(0.1, -0.01, 0.2), False),
+        (3, Estimate(0.9, 0.8, 1.0), None, False),
+        (3, Estimate(0.1, -0.02, 0.2), Estimate(0.1, 0.01, 0.2), True),
+    ],
+)
+def test_a_champion_is_made_only_by_a_lead_that_is_not_noise(
+    champion: int | None, over_baseline: Estimate, over_champion: Estimate | None, promoted: bool
+) -> None:
+    run = TrackedRun.__new__(TrackedRun)
+    registry = StubRegistry(champion)
+    run.kind, run.registry, run.settings = "churn", registry, registry.settings.models["churn"]  # type: ignore[assignment]
+    run._champion_lead = lambda version, frame: over_champion  # type: ignore[method-assign]
+    report = Report("churn", "t", "ours", "recency", [], {}, over_baseline)
+    verdict = run._promote(7, report, pd.DataFrame())
+    assert registry.promoted == ([7] if promoted else [])
+    assert "Version 7 is" in verdict
+
+
+def test_settings_that_no_job_can_judge_by_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.yaml"
+    path.write_text((ROOT / "mlflow.yaml").read_text().replace("metric: average_precision", "metric: brier"))
+    with pytest.raises(ValueError, match="brier"):
+        load_settings(path)
 
 
 def test_the_cuts_are_local_midnights_and_no_training_window_reaches_past_its_cut() -> None:

@@ -44,8 +44,8 @@ def main(home: Home, as_of: datetime | None = None, seed: int = 0, advance: Adva
     """Train, judge and register; returns the report. Inputs already trained on are not trained on again."""
     truth, cuts = open_experiment(home, as_of)
     run = TrackedRun(home, "churn", cuts.final, seed)
-    if run.standing_version() is not None:
-        return (home.root / "reports" / "churn.md").read_text()
+    if (standing := run.standing_report()) is not None:
+        return standing
     frame = dataset(home, truth, cuts, advance)
     with run.started({"horizon_days": HORIZON_DAYS, "cutoff_step_days": CUTOFF_STEP_DAYS, "features": len(FEATURES)}):
         kind = choose(frame, cuts, truth.shop.currency, seed)

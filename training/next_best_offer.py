@@ -14,7 +14,7 @@ from features.snapshots import snapshot_path
 from features.store import FeatureStore
 from models.next_best_offer import FEATURES, NextBestOffer, coupon_affinity, pair_rows
 from models.offers import Offer, OfferBook, Worth
-from training.dataset import Advance, Cuts, EmptyWindowError, Truth, moments, open_experiment
+from training.dataset import Advance, Cuts, EmptyWindowError, Truth, days_before, moments, open_experiment
 from training.metrics import (
     BINARY_MEASURES,
     bootstrap,
@@ -40,14 +40,15 @@ def main(home: Home, as_of: datetime | None = None, seed: int = 0, advance: Adva
     """Train, judge and register; returns the report. Inputs already trained on are not trained on again."""
     truth, cuts = open_experiment(home, as_of)
     run = TrackedRun(home, "next-best-offer", cuts.final, seed)
-    if run.standing_version() is not None:
-        return (home.root / "reports" / "next-best-offer.md").read_text()
-    book, worth = offer_book(home, truth, cuts)
+    if (standing := run.standing_report()) is not None:
+        return standing
+    tests_from = days_before(cuts.final, TEST_DAYS, cuts.timezone)
+    # what items sold for and how well is known to the judged policy only up to the first test
+    book, worth = offer_book(home, truth, tests_from)
     frame, rows = dataset(home, truth, cuts, book, advance)
     currency = truth.shop.currency
     with run.started({"test_days": TEST_DAYS, "features": len(FEATURES), "margin_rate": truth.shop.margin_rate}):
         advance("choosing")
-        tests_from = cuts.final - timedelta(days=TEST_DAYS)
         kind = choose(frame, rows, tests_from, worth, currency, seed)
         advance("evaluating")
         scored = evaluate(frame, rows, tests_from, cuts.final, worth, currency, seed)
@@ -55,20 +56,21 @@ def main(home: Home, as_of: datetime | None = None, seed: int = 0, advance: Adva
         report, figures = judge(scored, kind, coupon_ndcg(home, truth, book, scored), looks)
         advance("fitting the final model")
         over = (frame["valid_until"] <= cuts.final).to_numpy()
-        model = NextBestOffer.fit(kind, rows[over], frame["label"].to_numpy(dtype=bool)[over], worth, currency, seed)
+        _, latest_worth = offer_book(home, truth, cuts.final)
+        model = NextBestOffer.fit(kind, rows[over], frame["label"].to_numpy(dtype=bool)[over], latest_worth, currency, seed)
         example = pd.DataFrame([{name: float(k) for k, name in enumerate(FEATURES)}])
         unit = scored.rename(columns={kind: "score"})[["customer_id", "unit", "group", "label", "score"]]
         run.finish(model, report, unit, example, model.predict(example.to_numpy(dtype=float)), figures)
     return report.text()
 
 
-def offer_book(home: Home, truth: Truth, cuts: Cuts) -> tuple[OfferBook, Worth]:
-    """The catalogue's offers, worth what their items brought in before the first test campaign."""
+def offer_book(home: Home, truth: Truth, as_of: datetime) -> tuple[OfferBook, Worth]:
+    """The catalogue's offers, worth what their items had brought in before *as_of*."""
     store = FeatureStore(home)
     store.apply()
-    store.backfill("item_stats", moments([cuts.tuning]))
+    store.backfill("item_stats", moments([as_of]))
     ids = Catalogue(home).read("items")["item_id"].to_pylist()
-    stats = store.historical(pd.DataFrame({"item_id": ids, "event_timestamp": cuts.tuning}), "items_v1").dropna(subset=["price_minor"])
+    stats = store.historical(pd.DataFrame({"item_id": ids, "event_timestamp": as_of}), "items_v1").dropna(subset=["price_minor"])
     worth = Worth(
         stats["item_id"].tolist(),
         stats["price_minor"].to_numpy(dtype=float),
@@ -111,7 +113,10 @@ def dataset(home: Home, truth: Truth, cuts: Cuts, book: OfferBook, advance: Adva
 
 def choose(frame: pd.DataFrame, rows: np.ndarray, tests_from: datetime, worth: Worth, currency: str, seed: int) -> str:
     """The kind of model with the better average precision on campaigns before the tests, which no report shows."""
-    tuned = evaluate(frame, rows, tests_from - timedelta(days=TUNING_DAYS), tests_from, worth, currency, seed)
+    closed = (frame["valid_until"] <= tests_from).to_numpy()
+    tuned = evaluate(
+        frame[closed].reset_index(drop=True), rows[closed], tests_from - timedelta(days=TUNING_DAYS), tests_from, worth, currency, seed
+    )
     labels, groups = tuned["label"].to_numpy(dtype=bool), tuned["group"].to_numpy(dtype=str)
     return max(MODELS[1:], key=lambda kind: mean_average_precision(labels, tuned[kind].to_numpy(dtype=float), groups))
 

@@ -61,8 +61,8 @@ def main(home: Home, as_of: datetime | None = None, seed: int = 0, advance: Adva
     """Train, judge and register; returns the report. Inputs already trained on are not trained on again."""
     truth, cuts = open_experiment(home, as_of)
     run = TrackedRun(home, "recommendations", cuts.final, seed)
-    if run.standing_version() is not None:
-        return (home.root / "reports" / "recommendations.md").read_text()
+    if (standing := run.standing_report()) is not None:
+        return standing
     at = dataset(home, truth, cuts, advance)
     config = RecommenderConfig(seed=seed + 1)
     with run.started({k: str(v) for k, v in asdict(config).items() if k != "blends"} | {"horizon_days": HORIZON_DAYS}):

@@ -17,11 +17,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from features.catalogue import Catalogue
 from features.clock import system_clock
 from features.event_log import EventLog
 from features.home import Home, write_atomically
 from features.shop import Shop
-from models.registry import Kind, Registry
+from models.registry import Kind, Registry, settings_path
 from training.metrics import Estimate, bootstrap, compare_binary, difference, estimates
 
 if TYPE_CHECKING:
@@ -73,14 +74,22 @@ class TrackedRun:
         self.settings = self.registry.settings.models[kind]
         log = EventLog(home, self.shop.timezone)
         self.log_version = log.version()
-        self.inputs = inputs_digest(log.known_before(as_of), as_of, seed)
+        self.inputs = inputs_digest(home, log.known_before(as_of), as_of, seed)
 
-    def standing_version(self) -> int | None:
-        """A registered version made from exactly these inputs, if there is one."""
+    def standing_report(self) -> str | None:
+        """The report of a registered version made from exactly these inputs and judged to the end, if there is one."""
+        import mlflow
+        from mlflow.exceptions import MlflowException
+
         for alias in (self.registry.settings.champion, self.registry.settings.challenger):
             version = self.registry.version_of(self.kind, alias)
-            if version is not None and self.registry.tags_of(self.kind, version).get("inputs") == self.inputs:
-                return version
+            if version is None or self.registry.tags_of(self.kind, version).get("inputs") != self.inputs:
+                continue
+            try:
+                # logged last: a run that was killed before its verdict has none, and is made again
+                return str(mlflow.artifacts.load_text(f"runs:/{self.registry.run_of(self.kind, version)}/report.md"))
+            except (MlflowException, OSError):
+                continue
         return None
 
     @contextmanager
@@ -124,7 +133,6 @@ class TrackedRun:
         from mlflow.models import infer_signature
 
         mlflow.log_metrics({k: v for k, v in report.metrics.items() if v == v})
-        mlflow.log_text(report.text(), "report.md")
         for name, figure in plots.items():
             mlflow.log_figure(figure, f"plots/{name}.png")
         with tempfile.TemporaryDirectory() as scratch:
@@ -136,6 +144,7 @@ class TrackedRun:
         verdict = self._promote(version, report, evaluation)
         report.notes.append(verdict)
         write_atomically(self.home.root / "reports" / f"{self.kind}.md", report.text().encode())
+        mlflow.log_text(report.text(), "report.md")
         return version
 
     def _promote(self, version: int, report: Report, evaluation: pd.DataFrame) -> str:
@@ -144,11 +153,11 @@ class TrackedRun:
         champion = self.registry.version_of(self.kind, self.registry.settings.champion)
         if champion is not None:
             rival = self._champion_lead(champion, evaluation)
-            if rival is None or rival.low <= 0:
+            if rival is None or not rival.low > 0:
                 told = "it was judged on other customers or cuts" if rival is None else f"the lead over it is {rival}"
                 return f"Version {version} is the challenger; champion {champion} stays: {told}."
             lead = rival
-        if lead.low <= 0:
+        if not lead.low > 0:
             return (
                 f"Version {version} is not promoted: its lead over {report.baseline} in {promotion.metric} ({lead}) "
                 "may be noise. There is no champion to serve."
@@ -194,9 +203,11 @@ def mean_over_units(units: NDArray[np.str_], values: NDArray[np.float64], weight
     return float(np.mean([np.average(values[units == u], weights=weights[units == u]) for u in kinds]))
 
 
-def inputs_digest(events: int, as_of: datetime, seed: int) -> str:
-    """Names everything that a training run's result depends on: the events known by then, code and settings."""
-    digest = hashlib.sha256(f"{events} {as_of.isoformat()} {seed}".encode())
+def inputs_digest(home: Home, events: int, as_of: datetime, seed: int) -> str:
+    """Names everything that a training run's result depends on: events known by then, catalogue, shop, code and settings."""
+    catalogue = Catalogue(home).digest("items", "offers", "item_context")
+    digest = hashlib.sha256(f"{events} {as_of.isoformat()} {seed} {catalogue}".encode())
+    digest.update(home.shop.read_bytes() + settings_path().read_bytes())
     for package in ("features", "models", "training"):
         for path in sorted((ROOT / package).rglob("*.py")):
             digest.update(path.read_bytes())

@@ -35,7 +35,7 @@ class Blend:
     ease: float
     als: float
     popularity: float
-    session: float = 0.5
+    session: float = 1.0
     """Likeness to what she looked at lately. The demo's data has no views, so this is set, not tuned."""
     repeat_exponent: float = 0.25
     """How much an item's own repeat rate (purchases a buyer) bends personal frequency: 0 not at all."""
@@ -159,10 +159,6 @@ class Recommender:
                 for name in ("department", "category", "type", "brand", "manufacturer", "size")
             },
         )
-
-    def knows(self, item_id: str) -> bool:
-        """Whether the item is in the catalogue."""
-        return item_id in self._position
 
     def label(self, item_id: str) -> str:
         """What to call an item in a reason."""
