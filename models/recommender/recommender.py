@@ -165,8 +165,12 @@ class Recommender:
         position = self._position.get(item_id)
         if position is None:
             return item_id
-        codes, words = self.attributes["type"]
-        return words[codes[position]].title() if codes[position] >= 0 else item_id
+        told = [
+            words[codes[position]].title()
+            for codes, words in (self.attributes["category"], self.attributes["type"])
+            if codes[position] >= 0
+        ]
+        return ": ".join(dict.fromkeys(told)) or item_id
 
     def profile(self, query: Query) -> Profile:
         """All parts' scores over the whole catalogue before blending, for tuning and for judging parts alone."""
