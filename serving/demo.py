@@ -43,7 +43,7 @@ def run(home: Home, households: int | None, port: int, tour_only: bool, console:
         "train and judge": ["training", "all"],
         "score a batch": ["serving", "score", "recommendations", "--out", str(home.root / "batch" / "recommendations.parquet")],
     }
-    environment = {**os.environ, "UBIQUO_HOME": str(home.root), "PYTHONWARNINGS": "ignore"}
+    environment = {**os.environ, "UBIQUO_HOME": str(home.root), "PYTHONWARNINGS": "ignore", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     stages: list[Stage] = []
     for number, (name, command) in enumerate(commands.items(), 1):
         console.rule(f"{number}/{len(commands) + 1} {name}: python -m {' '.join(command)}")
@@ -178,7 +178,6 @@ def _brief(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mlflow_ui(home: Home, port: int) -> list[str]:
-    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     from models.registry import load_settings
 
     uri = load_settings().tracking_uri

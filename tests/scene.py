@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from features.event_log import EventLog, Incoming
 from features.events import parse_event
 from features.home import Home
@@ -134,6 +136,10 @@ def start_service(home: Home, **environment: str) -> Service:
 
 def stop_service(service: Service, how: signal.Signals = signal.SIGINT) -> None:
     if service.process.poll() is None:
+        if how == signal.SIGKILL:
+            # the worker that answers is a session of its own: a crash must take it too
+            for child in psutil.Process(service.process.pid).children(recursive=True):
+                child.kill()
         os.killpg(service.process.pid, how)
         try:
             service.process.wait(30)
