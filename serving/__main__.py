@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
-import logging
 import os
 import socket
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +14,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from features.clock import parse_as_of
-from features.home import Home, MissingStateError, configure_process
+from features.command import run
+from features.home import Home, MissingStateError
 from features.shop import Shop
 
 app = typer.Typer(help="Serve ubiquo's answers over HTTP (the default) and in bulk.", pretty_exceptions_enable=False)
@@ -54,7 +53,7 @@ def score(
 ) -> None:
     """Score every customer into a file, with the answers that HTTP would give at that moment."""
     from models.registry import KINDS
-    from serving.batch import score as run
+    from serving.batch import score as score_all
 
     home = Home.from_environment()
     shop = Shop.load(home)
@@ -64,7 +63,7 @@ def score(
     moment = parse_as_of(as_of or shop.data_end.isoformat(), shop.timezone)
     with Progress(console=console) as progress:
         task = progress.add_task(f"scoring {kind}", total=None)
-        rows = run(home, chosen, moment, out, limit, lambda done, of: progress.update(task, completed=done, total=of))
+        rows = score_all(home, chosen, moment, out, limit, lambda done, of: progress.update(task, completed=done, total=of))
     console.print(f"{out}: {rows} rows, as of {moment.isoformat()}", highlight=False)
 
 
@@ -75,10 +74,10 @@ def demo(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 3000,
 ) -> None:
     """Run the whole loop on a real retailer's year, then serve it and show it over HTTP."""
-    from serving.demo import run
+    from serving.demo import run as run_demo
 
     check_bind("127.0.0.1", port)
-    sys.exit(run(Home.from_environment(), households, port, tour_only, console))
+    sys.exit(run_demo(Home.from_environment(), households, port, tour_only, console))
 
 
 def check_bind(host: str, port: int) -> None:
@@ -122,17 +121,10 @@ def check_champions(home: Home) -> None:
 
 
 def main() -> None:
-    """Run a command; what the user can mend ends in one line and exit code 1."""
-    configure_process()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("alembic").setLevel(logging.ERROR)
+    """Run a command."""
     from serving.schemas import HttpProblem
 
-    try:
-        app()
-    except (MissingStateError, ValueError, HttpProblem) as error:
-        console.print(f"[red]error:[/red] {error}", soft_wrap=True, highlight=False)
-        sys.exit(1)
+    run(app, console, HttpProblem)
 
 
 if __name__ == "__main__":

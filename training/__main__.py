@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Annotated
@@ -13,7 +11,8 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from features.clock import parse_as_of
-from features.home import Home, MissingStateError, configure_process
+from features.command import run
+from features.home import Home, MissingStateError
 from features.shop import Shop
 
 app = typer.Typer(help="Train and judge ubiquo's models.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -85,18 +84,8 @@ def _run(kinds: list[str], as_of: str | None, seed: int) -> None:
 
 
 def main() -> None:
-    """Run a command; what the user can mend ends in one line and exit code 1."""
-    configure_process()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
-    logging.getLogger("alembic").setLevel(logging.ERROR)
-    from training.dataset import EmptyWindowError
-
-    try:
-        app()
-    except (MissingStateError, EmptyWindowError, ValueError) as error:
-        console.print(f"[red]error:[/red] {error}", soft_wrap=True, highlight=False)
-        sys.exit(1)
+    """Run a command."""
+    run(app, console)
 
 
 if __name__ == "__main__":
