@@ -31,6 +31,7 @@ $(VENV)/%.stamp: pyproject.toml requirements.lock
 	@if command -v uv >/dev/null 2>&1; then \
 		uv pip install --quiet --python $(PY) --constraint requirements.lock --editable '.[$*]'; \
 	else \
+		{ $(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >/dev/null; } && \
 		$(PY) -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[$*]'; \
 	fi
 	@touch $@

@@ -23,7 +23,7 @@ Row = dict[str, Any]
 WRITE_ROWS = 500
 
 
-class StaleFeaturesError(RuntimeError):
+class StaleFeaturesError(MissingStateError):
     """A training row would have been joined to a snapshot other than its own; the message names view and time."""
 
 

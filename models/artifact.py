@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 FORMAT_VERSION = 1
 
 
-class DamagedArtifactError(RuntimeError):
+class DamagedArtifactError(ValueError):
     """A model's files are not those that were saved; the message names the file."""
 
 

@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.artifact import seal, verify
-from models.probability import Boosted, Floats, Logistic, ProbabilityModel, load_probability_model
+from models.probability import Boosted, Floats, Logistic, ProbabilityModel, load_sealed, save_sealed
 from models.reasons import strongest
 
 KIND = "churn"
@@ -66,10 +64,7 @@ class Churn:
     def save(self, folder: Path) -> None:
         """Write a sealed folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.model.save(folder)
-        about = {"model": self.model.kind, "features": FEATURES, "horizon_days": self.horizon_days, "currency": self.currency}
-        (folder / "churn.json").write_bytes(msgspec.json.encode(about))
-        seal(folder, KIND)
+        save_sealed(folder, KIND, self.model, FEATURES, horizon_days=self.horizon_days, currency=self.currency)
 
     @classmethod
     def load(cls, folder: Path) -> Churn:
@@ -79,11 +74,8 @@ class Churn:
             DamagedArtifactError: a file is missing or altered.
             ValueError: the model was trained on other features than this code computes.
         """
-        verify(folder, KIND)
-        about = msgspec.json.decode((folder / "churn.json").read_bytes())
-        if tuple(about["features"]) != FEATURES:
-            raise ValueError("the churn model was trained on other features than this version computes: train again")
-        return cls(load_probability_model(about["model"], folder), about["horizon_days"], about["currency"])
+        model, about = load_sealed(folder, KIND, FEATURES)
+        return cls(model, about["horizon_days"], about["currency"])
 
 
 def matrix(rows: Sequence[Mapping[str, Any]]) -> Floats:

@@ -8,14 +8,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.artifact import read_arrays, read_ids, seal, verify, write_arrays, write_ids
+from models.artifact import read_arrays, read_ids, write_arrays, write_ids
 from models.decision import LastSlotExplorer, Pipeline, Positions, Query
 from models.offers import OfferBook, Worth
-from models.probability import Boosted, Floats, Logistic, ProbabilityModel, load_probability_model
+from models.probability import Boosted, Floats, Logistic, ProbabilityModel, load_sealed, save_sealed
 from models.reasons import strongest
 
 KIND = "next-best-offer"
@@ -121,14 +120,9 @@ class NextBestOffer:
     def save(self, folder: Path) -> None:
         """Write a sealed folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.model.save(folder)
         write_ids(folder / "item_ids.json", self.worth.item_ids)
         write_arrays(folder / "worth.npz", price_minor=self.worth.price_minor, purchases=self.worth.purchases)
-        about = {
-            "model": self.model.kind, "features": FEATURES, "currency": self.currency, "margin_rate": self.worth.margin_rate,
-        }  # fmt: skip
-        (folder / "next_best_offer.json").write_bytes(msgspec.json.encode(about))
-        seal(folder, KIND)
+        save_sealed(folder, KIND, self.model, FEATURES, currency=self.currency, margin_rate=self.worth.margin_rate)
 
     @classmethod
     def load(cls, folder: Path) -> NextBestOffer:
@@ -138,13 +132,10 @@ class NextBestOffer:
             DamagedArtifactError: a file is missing or altered.
             ValueError: the model was trained on other features than this code computes.
         """
-        verify(folder, KIND)
-        about = msgspec.json.decode((folder / "next_best_offer.json").read_bytes())
-        if tuple(about["features"]) != FEATURES:
-            raise ValueError("the next-best-offer model was trained on other features than this version computes: train again")
+        model, about = load_sealed(folder, KIND, FEATURES)
         arrays = read_arrays(folder / "worth.npz")
         worth = Worth(read_ids(folder / "item_ids.json"), arrays["price_minor"], arrays["purchases"], about["margin_rate"])
-        return cls(load_probability_model(about["model"], folder), worth, about["currency"])
+        return cls(model, worth, about["currency"])
 
 
 def pair_rows(book: OfferBook, row: Mapping[str, Any], as_of: datetime, campaigns: Sequence[int] | NDArray[np.intp]) -> Floats:

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
+from models.artifact import seal, verify
+
 Floats = NDArray[np.float64]
 
 
@@ -134,9 +136,29 @@ class Boosted:
         return cls([lgb.Booster(model_file=path) for path in sorted(folder.glob("lightgbm-*.txt"))])
 
 
-def load_probability_model(kind: str, folder: Path) -> ProbabilityModel:
-    """The saved model of that kind."""
-    return Logistic.load(folder) if kind == "logistic" else Boosted.load(folder)
+def save_sealed(folder: Path, kind: str, model: ProbabilityModel, features: Sequence[str], **about: Any) -> None:
+    """Write *model* and what its reader must know beside whatever *folder* holds already, and seal it as a *kind* model."""
+    model.save(folder)
+    _about_path(folder, kind).write_bytes(msgspec.json.encode({"model": model.kind, "features": features, **about}))
+    seal(folder, kind)
+
+
+def load_sealed(folder: Path, kind: str, features: Sequence[str]) -> tuple[ProbabilityModel, dict[str, Any]]:
+    """The model that ``save_sealed`` wrote and what was said about it.
+
+    Raises:
+        DamagedArtifactError: a file is missing or altered.
+        ValueError: the model was trained on other features than *features*.
+    """
+    verify(folder, kind)
+    about: dict[str, Any] = msgspec.json.decode(_about_path(folder, kind).read_bytes())
+    if about["features"] != list(features):
+        raise ValueError(f"the {kind} model was trained on other features than this version computes: train again")
+    return Logistic.load(folder) if about["model"] == "logistic" else Boosted.load(folder), about
+
+
+def _about_path(folder: Path, kind: str) -> Path:
+    return folder / f"{kind.replace('-', '_')}.json"
 
 
 def _signed_log(rows: Floats) -> Floats:

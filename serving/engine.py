@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -36,7 +35,6 @@ from serving.schemas import (
     SimilarItemsRequest,
 )
 
-logger = logging.getLogger("ubiquo")
 MAX_FEATURE_AGE = timedelta(days=7)
 """Beyond this an answer says that its features are old."""
 VIEWS_OF: dict[str, tuple[str, ...]] = {
@@ -93,17 +91,8 @@ class Engine:
         """What she will like."""
         loaded = self._champion("recommendations")
         assert loaded.pipeline is not None
-        query = Query.from_row(
-            customer_id,
-            as_of,
-            row,
-            limit=request.limit,
-            listing=request.listing,
-            include=_wanted("include", request.include, ITEM_ATTRIBUTES),
-            exclude=_wanted("exclude", request.exclude, ITEM_ATTRIBUTES),
-            exclude_ids=frozenset(request.exclude_item_ids),
-            explore=request.explore,
-        )
+        asked = {"listing": request.listing, "explore": request.explore}
+        query = _query(request, customer_id, row, as_of, ITEM_ATTRIBUTES, request.exclude_item_ids, **asked)
         decision = loaded.pipeline.decide(query, self._rng)
         return self._items(loaded, "recommendations", request, query, decision)
 
@@ -111,15 +100,8 @@ class Engine:
         """What is like an item."""
         loaded = self._champion("recommendations")
         model: Recommender = loaded.model.model
-        query = Query.from_row(
-            None,
-            as_of,
-            {"item_id": request.item_id},
-            limit=request.limit,
-            include=_wanted("include", request.include, ITEM_ATTRIBUTES),
-            exclude=_wanted("exclude", request.exclude, ITEM_ATTRIBUTES),
-            exclude_ids=frozenset([*request.exclude_item_ids, request.item_id]),
-        )
+        banned = [*request.exclude_item_ids, request.item_id]
+        query = _query(request, None, {"item_id": request.item_id}, as_of, ITEM_ATTRIBUTES, banned)
         return self._items(loaded, "similar-items", request, query, model.similar.decide(query, self._rng))
 
     def next_best_offer(
@@ -128,16 +110,7 @@ class Engine:
         """What to offer her."""
         loaded = self._champion("next-best-offer")
         assert loaded.pipeline is not None
-        query = Query.from_row(
-            customer_id,
-            as_of,
-            row,
-            limit=request.limit,
-            include=_wanted("include", request.include, OFFER_ATTRIBUTES),
-            exclude=_wanted("exclude", request.exclude, OFFER_ATTRIBUTES),
-            exclude_ids=frozenset(request.exclude_offer_ids),
-            explore=request.explore,
-        )
+        query = _query(request, customer_id, row, as_of, OFFER_ATTRIBUTES, request.exclude_offer_ids, explore=request.explore)
         decision = loaded.pipeline.decide(query, self._rng)
         fallback = decision.fallback or self._age_note("next-best-offer", row, as_of)
         about = self._about("next-best-offer", loaded, query, fallback)
@@ -196,8 +169,8 @@ class Engine:
         return answer, self._record(kind, request, answer, items, query.row)
 
     def _about(self, kind: str, loaded: Loaded, query: Query, fallback: str | None) -> dict[str, Any]:
-        times = [query.row[f"{view}_at"] for view in VIEWS_OF.get(kind, ()) if _known(query.row.get(f"{view}_at"))]
-        feature_at = moment_of(int(min(times))) if times else None
+        oldest = _oldest(kind, query.row)
+        feature_at = None if oldest is None else moment_of(oldest)
         return {
             "decision_id": uuid.uuid4().hex,
             "as_of": query.as_of,
@@ -210,11 +183,11 @@ class Engine:
 
     @staticmethod
     def _age_note(kind: str, row: Mapping[str, Any], as_of: datetime) -> str | None:
-        times = [row[f"{view}_at"] for view in VIEWS_OF.get(kind, ()) if _known(row.get(f"{view}_at"))]
+        oldest = _oldest(kind, row)
         # the history is folded as events come in, so only the windowed aggregates grow old by themselves
-        if "customer_activity" not in VIEWS_OF.get(kind, ()) or not times:
+        if "customer_activity" not in VIEWS_OF.get(kind, ()) or oldest is None:
             return None
-        age = as_of - moment_of(int(min(times)))
+        age = as_of - moment_of(oldest)
         if age <= MAX_FEATURE_AGE:
             return None
         command = f"python -m features materialize --as-of {as_of:%Y-%m-%d}"
@@ -222,14 +195,13 @@ class Engine:
 
     @staticmethod
     def _record(kind: str, request: Any, answer: Any, choices: Any, row: Mapping[str, Any]) -> DecisionRecord:
-        times = [int(row[f"{view}_at"]) for view in VIEWS_OF.get(kind, ()) if _known(row.get(f"{view}_at"))]
         return {
             "decision_id": answer.decision_id,
             "kind": kind,
             "customer_id": answer.customer_id,
             "as_of": answer.as_of.astimezone(UTC),
             "model": answer.model,
-            "feature_at": min(times) if times else None,
+            "feature_at": _oldest(kind, row),
             "fallback": answer.fallback,
             "request": request,
             "choices": choices,
@@ -253,6 +225,21 @@ class OnlineReader:
         return row
 
 
+def _query(
+    request: RecommendationsRequest | SimilarItemsRequest | NextBestOfferRequest,
+    customer_id: str | None,
+    row: Mapping[str, Any],
+    as_of: datetime,
+    attributes: tuple[str, ...],
+    banned: Sequence[str],
+    **asked: Any,
+) -> Query:
+    include, exclude = _wanted("include", request.include, attributes), _wanted("exclude", request.exclude, attributes)
+    return Query.from_row(
+        customer_id, as_of, row, limit=request.limit, include=include, exclude=exclude, exclude_ids=frozenset(banned), **asked
+    )
+
+
 def _wanted(field: str, wishes: Mapping[str, list[str]], allowed: tuple[str, ...]) -> dict[str, frozenset[str]]:
     for name in wishes:
         if name not in allowed:
@@ -262,5 +249,7 @@ def _wanted(field: str, wishes: Mapping[str, list[str]], allowed: tuple[str, ...
     return {name: frozenset(values) for name, values in wishes.items()}
 
 
-def _known(value: Any) -> bool:
-    return value is not None and not (isinstance(value, float) and math.isnan(value))
+def _oldest(kind: str, row: Mapping[str, Any]) -> int | None:
+    """The moment (Unix microseconds) of the oldest view that the answer reads, or None if none is known of her."""
+    moments = (row.get(f"{view}_at") for view in VIEWS_OF.get(kind, ()))
+    return min((int(at) for at in moments if at is not None and not math.isnan(at)), default=None)
