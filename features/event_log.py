@@ -51,6 +51,7 @@ EVENT_SCHEMA = pa.schema(
         ("decision_id", pa.string()),
         ("traits", pa.list_(_PAIR)),
         ("source", pa.string()),
+        ("consent_basis", pa.string()),
         ("content_hash", pa.string()),
     ]
 )
@@ -65,6 +66,8 @@ DEAD_LETTER_SCHEMA = pa.schema(
     ]
 )
 COMPACT_ABOVE_FILES = 64
+INDEX_FROM = 5_000
+"""Batches of so many events look their ids up in an index."""
 
 
 class Incoming(NamedTuple):
@@ -75,6 +78,8 @@ class Incoming(NamedTuple):
     """From when on a feature or a training set may use it: its receipt if live, its import's declaration otherwise."""
     received_at: datetime
     source: str
+    consent_basis: str | None = None
+    """On what basis it was collected, where an import declares it for all its rows."""
 
 
 class DeadLetter(NamedTuple):
@@ -109,6 +114,7 @@ class EventLog:
     def __init__(self, home: Home, timezone: str) -> None:
         self._home = home
         self._zone = ZoneInfo(timezone)
+        self._index: _Index | None = None
 
     def append(self, batch: Sequence[Incoming], identities: Identities) -> AppendReport:
         """Store the events not stored yet, in one atomic commit; safe to repeat after a crash at any point.
@@ -120,7 +126,7 @@ class EventLog:
             return AppendReport(0, 0, 0)
         with self._home.locked("log"):
             hashes = [content_hash(row.event) for row in batch]
-            stored = self.hashes_of([row.event.event_id for row in batch])
+            stored = self._stored([row.event.event_id for row in batch])
             fresh: list[tuple[Incoming, str]] = []
             conflicts: list[DeadLetter] = []
             for row, digest in zip(batch, hashes, strict=True):
@@ -135,6 +141,8 @@ class EventLog:
                 write_deltalake(str(self._home.events), self._to_arrow(fresh), mode="append")
             self.reject(conflicts)
             self._compact_if_fragmented()
+            if self._index is not None:
+                self._index.add([row.event.event_id for row, _ in fresh], [digest for _, digest in fresh], self._version_now())
         return AppendReport(len(fresh), len(batch) - len(fresh) - len(conflicts), len(conflicts))
 
     def reject(self, letters: Sequence[DeadLetter]) -> None:
@@ -197,9 +205,7 @@ class EventLog:
 
     def _table(self) -> DeltaTable:
         if not self.exists:
-            raise MissingStateError(
-                f"the event log {self._home.events} is empty: import events first (python -m features import complete-journey)"
-            )
+            raise MissingStateError(f"the event log {self._home.events} is empty: import events first (python -m features import)")
         return DeltaTable(str(self._home.events))
 
     def hashes_of(self, event_ids: Sequence[str]) -> dict[str, str]:
@@ -212,6 +218,18 @@ class EventLog:
             "SELECT event_id, content_hash FROM read_parquet(?) SEMI JOIN batch USING (event_id)", [self.files()]
         ).fetchall()
         return dict(rows)
+
+    def _stored(self, event_ids: Sequence[str]) -> dict[str, str]:
+        """As ``hashes_of``; while batches are large, from an index, as scanning the whole log for each would be quadratic."""
+        if len(event_ids) < INDEX_FROM:
+            return self.hashes_of(event_ids)
+        version = self._version_now()
+        if self._index is None or self._index.version != version:
+            self._index = _Index(self.files() if self.exists else [], version)
+        return self._index.hashes_of(event_ids)
+
+    def _version_now(self) -> int:
+        return self.version() if self.exists else -1
 
     def _compact_if_fragmented(self) -> None:
         if self.exists and len(self.files()) > COMPACT_ABOVE_FILES:
@@ -229,6 +247,7 @@ class EventLog:
             "identifiers": [list(event.identifiers.items()) for event in events],
             "traits": [list(event.traits.items()) for event in events],
             "source": [row.source for row, _ in rows],
+            "consent_basis": [row.consent_basis for row, _ in rows],
             "content_hash": [digest for _, digest in rows],
         }
         arrays = {name: pa.array(values, EVENT_SCHEMA.field(name).type) for name, values in columns.items()}
@@ -236,6 +255,26 @@ class EventLog:
         for name in set(EVENT_SCHEMA.names) - set(arrays):
             arrays[name] = pa.array([getattr(event, name) for event in events], EVENT_SCHEMA.field(name).type)
         return pa.table([arrays[name] for name in EVENT_SCHEMA.names], schema=EVENT_SCHEMA)
+
+
+class _Index:
+    """The ids of one version of the log with their content hashes, as numbers: 32 bytes an event."""
+
+    def __init__(self, files: Sequence[str], version: int) -> None:
+        self._db, self.version = connect(), version
+        hashes = "SELECT md5_number(event_id) AS id, ('0x' || content_hash)::UHUGEINT AS content"
+        source = f"read_parquet({list(files)!r})" if files else "(SELECT NULL AS event_id, NULL AS content_hash LIMIT 0)"
+        self._db.execute(f"CREATE TABLE stored AS {hashes} FROM {source}").fetchall()
+
+    def hashes_of(self, event_ids: Sequence[str]) -> dict[str, str]:
+        self._db.register("batch", pa.table({"event_id": pa.array(event_ids, pa.string())}))
+        query = "SELECT event_id, content FROM stored JOIN (SELECT DISTINCT event_id, md5_number(event_id) AS id FROM batch) USING (id)"
+        return {event_id: f"{int(content):032x}" for event_id, content in self._db.execute(query).fetchall()}
+
+    def add(self, event_ids: Sequence[str], hashes: Sequence[str], version: int) -> None:
+        self._db.register("batch", pa.table({"event_id": pa.array(event_ids, pa.string()), "content_hash": pa.array(hashes, pa.string())}))
+        self._db.execute("INSERT INTO stored SELECT md5_number(event_id), ('0x' || content_hash)::UHUGEINT FROM batch").fetchall()
+        self.version = version
 
 
 def _items_to_arrow(events: Sequence[Event]) -> pa.Array:

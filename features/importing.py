@@ -1,69 +1,153 @@
-"""Import a source into the log: checked row by row, committed batch by batch, safe to kill and to repeat."""
+"""Import a source into the log: checked event by event, committed batch by batch, safe to kill and to repeat."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import UTC
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import msgspec
 
-from features.adapters.complete_journey import CompleteJourney
 from features.catalogue import Catalogue
+from features.clock import system_clock
 from features.event_log import DeadLetter, EventLog, Incoming
 from features.events import RejectedEvent, parse_event
 from features.home import Home, write_atomically
 from features.identity import Identities
+from features.shop import Shop
+
+
+class Arrival(NamedTuple):
+    """An event on its way in: as JSON, and from when on it may be used (None: from when it occurred)."""
+
+    raw: bytes
+    known_at: datetime | None = None
+
+
+class Source(Protocol):
+    """Where events come from; each time in the same order, so that an import that was killed goes on where it was."""
+
+    name: str
+    consent_basis: str
+
+    def fingerprint(self) -> str:
+        """Names what would be imported: same fingerprint, same events."""
+
+    def shop(self) -> Shop:
+        """The shop that the events belong to."""
+
+    def count(self) -> int:
+        """How many events ``events`` gives in all."""
+
+    def events(self, start: int = 0) -> Iterator[list[Arrival]]:
+        """The events from position *start* on, in batches."""
+
+    def letters(self) -> Iterator[DeadLetter]:
+        """The rows that never became an event."""
+
+    def write_catalogue(self, catalogue: Catalogue) -> None:
+        """Write what the source knows of items, offers and their context."""
+
+    def finish(self) -> None:
+        """Told once everything is stored."""
 
 
 class ImportReport(msgspec.Struct, kw_only=True):
-    """What one import did; every row of the source is counted in exactly one field."""
+    """What one import did; every event of the source is counted in exactly one field."""
 
     source: str
     fingerprint: str
+    consent_basis: str
     appended: int = 0
     repeated: int = 0
     conflicting: int = 0
     rejected: int = 0
+    done: int = 0
+    """How many of the source's events were dealt with; all of them once the import is complete."""
+    complete: bool = False
     reused: bool = False
     """The same import had been completed before, so nothing was read again."""
 
 
-def import_complete_journey(
-    home: Home, source: CompleteJourney, advance: Callable[[int], None] = lambda rows: None, again: bool = False
-) -> ImportReport:
-    """Bring the whole source into *home*; *advance* is told how many rows each step has dealt with.
+def report_path(home: Home, source: str) -> Path:
+    """Where the report of an import lies, finished or not."""
+    return home.root / "imports" / f"{source}.json"
 
-    The mark that an import is complete is written last, so a killed import is simply run again: what it had stored is
-    recognised and not stored twice. With *again* the source is read even where the mark stands.
-    """
-    shop = source.shop()
-    report = ImportReport(source=shop.name, fingerprint=source.fingerprint())
-    mark = home.root / "imports" / f"{shop.name}.json"
-    if mark.exists() and not again:
-        done = msgspec.json.decode(mark.read_bytes(), type=ImportReport)
-        if done.fingerprint == report.fingerprint:
-            done.reused = True
-            return done
-    source.write_catalogue(Catalogue(home))
-    log, identities = EventLog(home, shop.timezone), Identities(home)
-    received_at = shop.data_end.astimezone(UTC)
-    for rows in source.events():
-        batch: list[Incoming] = []
-        letters: list[DeadLetter] = []
-        for raw in rows:
-            try:
-                event = parse_event(raw, received_at)
-            except RejectedEvent as error:
-                letters.append(DeadLetter(received_at, shop.name, error.field, error.reason, raw.decode()))
-                continue
-            batch.append(Incoming(event, known_at=event.occurred_at, received_at=received_at, source=shop.name))
-        done_now = log.append(batch, identities)
-        log.reject(letters)
-        report.appended += done_now.appended
-        report.repeated += done_now.repeated
-        report.conflicting += done_now.conflicting
-        report.rejected += len(letters)
-        advance(len(rows))
-    shop.save(home)
-    write_atomically(mark, msgspec.json.encode(report))
+
+def finished(home: Home, source: Source) -> ImportReport | None:
+    """The report of this very import if it was completed before."""
+    report = _last_report(home, source)
+    if report is None or not report.complete:
+        return None
+    report.reused = True
     return report
+
+
+def bring_in(home: Home, source: Source, advance: Callable[[int], None] = lambda done: None, again: bool = False) -> ImportReport:
+    """Bring the whole source into *home*; *advance* is told how many events have been dealt with.
+
+    After each batch the report says how far it got: a killed import goes on from there, and what it had stored after its
+    last word is recognised and not stored twice. With *again* the source is read from the start.
+    """
+    if not again and (standing := finished(home, source)) is not None:
+        return standing
+    with home.locked("import"):
+        report = None if again else _last_report(home, source)
+        if report is None:
+            report = ImportReport(source=source.name, fingerprint=source.fingerprint(), consent_basis=source.consent_basis)
+        shop = source.shop()
+        source.write_catalogue(Catalogue(home))
+        log, identities = EventLog(home, shop.timezone), Identities(home)
+        for letters in _in_batches(source.letters(), 20_000):
+            log.reject(letters)
+        advance(report.done)
+        for arrivals in source.events(report.done):
+            _store(log, identities, source, arrivals, report)
+            _write(home, report)
+            advance(report.done)
+        shop.save(home)
+        report.complete = True
+        _write(home, report)
+        source.finish()
+    return report
+
+
+def _in_batches(rows: Iterable[DeadLetter], size: int) -> Iterator[list[DeadLetter]]:
+    remaining = iter(rows)
+    while batch := list(islice(remaining, size)):
+        yield batch
+
+
+def _store(log: EventLog, identities: Identities, source: Source, arrivals: list[Arrival], report: ImportReport) -> None:
+    received_at = system_clock()
+    batch: list[Incoming] = []
+    letters: list[DeadLetter] = []
+    for raw, known_at in arrivals:
+        try:
+            event = parse_event(raw, received_at)
+        except RejectedEvent as error:
+            letters.append(DeadLetter(received_at, source.name, error.field, error.reason, raw.decode()))
+            continue
+        batch.append(Incoming(event, known_at or event.occurred_at, received_at, source.name, source.consent_basis))
+    stored = log.append(batch, identities)
+    log.reject(letters)
+    report.appended += stored.appended
+    report.repeated += stored.repeated
+    report.conflicting += stored.conflicting
+    report.rejected += len(letters)
+    report.done += len(arrivals)
+
+
+def _last_report(home: Home, source: Source) -> ImportReport | None:
+    """What was last written of an import of exactly this content."""
+    path = report_path(home, source.name)
+    if not path.exists():
+        return None
+    report = msgspec.json.decode(path.read_bytes(), type=ImportReport)
+    return report if report.fingerprint == source.fingerprint() else None
+
+
+def _write(home: Home, report: ImportReport) -> None:
+    write_atomically(report_path(home, report.source), msgspec.json.encode(report))

@@ -20,6 +20,26 @@ class Shop(msgspec.Struct, frozen=True, kw_only=True):
     margin_rate: float = 0.25
     """Assumed gross margin as a share of an item's price, where the source gives no cost."""
 
+    private_brands: tuple[str, ...] = ()
+    """The brands that are the shop's own."""
+    broad_campaign_types: tuple[str, ...] = ()
+    """The types of campaigns that go to customers at large; all others are aimed at a few."""
+
+    def joined(self, standing: Shop) -> Shop:
+        """The shop once this source is added to what *standing* already holds: its data ends with the later of the two.
+
+        Raises:
+            ValueError: they are two shops.
+        """
+        for field in ("name", "timezone", "currency"):
+            mine, theirs = getattr(self, field), getattr(standing, field)
+            if mine != theirs:
+                raise ValueError(
+                    f"shop.{field}: this home holds the shop {standing.name!r} with {field} {theirs!r}, not {mine!r}: "
+                    "say the same, or give another UBIQUO_HOME"
+                )
+        return msgspec.structs.replace(self, data_end=max(self.data_end, standing.data_end))
+
     def save(self, home: Home) -> None:
         """Write the shop's description into *home*."""
         write_atomically(home.shop, msgspec.json.format(msgspec.json.encode(self), indent=2))
@@ -32,7 +52,5 @@ class Shop(msgspec.Struct, frozen=True, kw_only=True):
             MissingStateError: nothing has been imported yet.
         """
         if not home.shop.exists():
-            raise MissingStateError(
-                f"no shop is described in {home.root}: import its events first (python -m features import complete-journey)"
-            )
+            raise MissingStateError(f"no shop is described in {home.root}: import its events first (python -m features import)")
         return msgspec.json.decode(home.shop.read_bytes(), type=cls)

@@ -16,8 +16,9 @@ import duckdb
 
 from features.catalogue import ITEM_CONTEXT, ITEMS, OFFERS, Catalogue
 from features.clock import local_midnight
-from features.event_log import connect
+from features.event_log import DeadLetter, connect
 from features.home import MissingStateError
+from features.importing import Arrival
 from features.shop import Shop
 
 SOURCE = "complete-journey"
@@ -47,6 +48,9 @@ class CompleteJourney:
         households: take only so many households, chosen by a hash of their id (the small cut); None takes all.
     """
 
+    name = SOURCE
+    consent_basis = "the panel's terms"
+
     def __init__(self, folder: Path | None = None, households: int | None = None) -> None:
         self.folder = folder or _installed_folder()
         self.households = households
@@ -69,6 +73,8 @@ class CompleteJourney:
             timezone=TIMEZONE,
             currency=CURRENCY,
             data_end=local_midnight(last_day + timedelta(days=1), TIMEZONE),
+            private_brands=("Private",),
+            broad_campaign_types=("A",),
         )
 
     def count(self) -> int:
@@ -76,15 +82,23 @@ class CompleteJourney:
         [(count,)] = self._db.execute(f"SELECT count(*) FROM ({_EVENTS})").fetchall()
         return int(count)
 
-    def events(self) -> Iterator[list[bytes]]:
+    def events(self, start: int = 0) -> Iterator[list[Arrival]]:
         """Batches of canonical events as JSON, in the order in which they occurred."""
         cursor = self._db.cursor()
-        cursor.execute(f"SELECT payload FROM ({_EVENTS}) ORDER BY occurred_at, event_id")
+        cursor.execute(f"SELECT payload FROM ({_EVENTS}) ORDER BY occurred_at, event_id OFFSET {int(start)}")
         while rows := cursor.fetchmany(BATCH):
-            yield [row[0].encode() for row in rows]
+            yield [Arrival(row[0].encode()) for row in rows]
+
+    def letters(self) -> Iterator[DeadLetter]:
+        """None: every row of the source becomes part of an event."""
+        return iter(())
+
+    def finish(self) -> None:
+        """Nothing is left behind."""
 
     def write_catalogue(self, catalogue: Catalogue) -> None:
         """Write items, offers and the planned weekly mailer and display."""
+        catalogue.ensure()
         non_merchandise = ", ".join(f"'{d}'" for d in NOT_MERCHANDISE)
         catalogue.save(
             "items",
