@@ -117,7 +117,7 @@ def _breadth(past: Timeline, as_of: datetime) -> ir.Table:
         departments_91=recent.department.nunique(),
         categories_91=recent.category.nunique(),
         items_91=recent.item_id.nunique(),
-        private_lines_91=recent.count(where=recent.brand == "Private"),
+        private_lines_91=recent.count(where=recent.brand.isin(past.shop.private_brands)),
     )
 
 
@@ -127,16 +127,16 @@ def _messages(past: Timeline, as_of: datetime, today: date) -> ir.Table:
     events = past.events.filter(past.events.name.isin(["message_sent", "offer_redeem"]))
     events = events.select("customer_id", "name", "occurred_at", "local_date", "campaign_id").left_join(types, "campaign_id")
     sent, redeemed = events.name == "message_sent", events.name == "offer_redeem"
-    broad = events.campaign_type == "A"
+    broad = events.campaign_type.isin(past.shop.broad_campaign_types)
     return events.group_by("customer_id").aggregate(
         messages_total=events.count(where=sent),
         messages_91=events.count(where=sent & _since(events, as_of, 91)),
         redemptions_total=events.count(where=redeemed),
         redemptions_182=events.count(where=redeemed & _since(events, as_of, 182)),
-        campaigns_redeemed_a=events.campaign_id.nunique(where=redeemed & broad),
-        campaigns_redeemed_bc=events.campaign_id.nunique(where=redeemed & ~broad),
-        campaigns_sent_a=events.campaign_id.nunique(where=sent & broad),
-        campaigns_sent_bc=events.campaign_id.nunique(where=sent & ~broad),
+        campaigns_redeemed_broad=events.campaign_id.nunique(where=redeemed & broad),
+        campaigns_redeemed_targeted=events.campaign_id.nunique(where=redeemed & ~broad),
+        campaigns_sent_broad=events.campaign_id.nunique(where=sent & broad),
+        campaigns_sent_targeted=events.campaign_id.nunique(where=sent & ~broad),
         days_since_redemption=ibis.literal(today).delta(events.local_date.max(where=redeemed), unit="day").cast("int64"),
     )
 

@@ -21,8 +21,8 @@ _ACTIVITY_INTEGERS = (
     "visit_days_total", "visit_days_7", "visit_days_14", "visit_days_28", "visit_days_56", "visit_days_91", "visit_days_182",
     "baskets_28", "baskets_91", "baskets_182", "spend_minor_28", "spend_minor_91", "spend_minor_182", "lines_28", "lines_91", "lines_182",
     "gap_max_days", "gap_last_days", "stores_91", "departments_91", "categories_91", "items_91", "private_lines_91",
-    "messages_total", "messages_91", "redemptions_total", "redemptions_182", "campaigns_redeemed_a",
-    "campaigns_redeemed_bc", "campaigns_sent_a", "campaigns_sent_bc", "days_since_redemption",
+    "messages_total", "messages_91", "redemptions_total", "redemptions_182", "campaigns_redeemed_broad",
+    "campaigns_redeemed_targeted", "campaigns_sent_broad", "campaigns_sent_targeted", "days_since_redemption",
 )  # fmt: skip
 CUSTOMER_ACTIVITY: dict[str, FeastType] = {**dict.fromkeys(_ACTIVITY_INTEGERS, Int64), **dict.fromkeys(_ACTIVITY_FLOATS, Float64)}
 CUSTOMER_HISTORY: dict[str, FeastType] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from models.artifact import read_arrays, read_ids, write_arrays, write_ids
 from models.decision import LastSlotExplorer, Pipeline, Positions, Query
-from models.offers import OfferBook, Worth
+from models.offers import Offer, OfferBook, Worth
 from models.probability import Boosted, Floats, Logistic, ProbabilityModel, load_sealed, save_sealed
 from models.reasons import strongest
 
@@ -23,12 +23,12 @@ CUSTOMER_FEATURES: tuple[str, ...] = (
     "recency_days", "tenure_days", "visit_days_28", "visit_days_91", "visit_days_182", "baskets_91", "spend_minor_28",
     "spend_minor_91", "spend_minor_182", "lines_91", "basket_minor_91", "discount_share_91", "coupon_minor_182",
     "private_share_91", "departments_91", "categories_91", "items_91", "stores_91", "messages_total", "messages_91",
-    "redemptions_total", "redemptions_182", "campaigns_redeemed_a", "campaigns_redeemed_bc", "campaigns_sent_a",
-    "campaigns_sent_bc", "days_since_redemption",
+    "redemptions_total", "redemptions_182", "campaigns_redeemed_broad", "campaigns_redeemed_targeted", "campaigns_sent_broad",
+    "campaigns_sent_targeted", "days_since_redemption",
 )  # fmt: skip
 PAIR_FEATURES: tuple[str, ...] = (
     "affinity", "affinity_share", "best_affinity", "items_bought", "purchases_of_items", "items_offered", "coupons",
-    "duration_days", "type_a", "type_b", "type_c",
+    "duration_days", "broad",
 )  # fmt: skip
 FEATURES = (*CUSTOMER_FEATURES, *PAIR_FEATURES)
 ATTRIBUTES = ("channel", "campaign_id", "campaign_type")
@@ -51,15 +51,21 @@ class OfferContext:
 class NextBestOffer:
     """One fitted probability model over ``FEATURES`` and what items were worth when it was trained."""
 
-    def __init__(self, model: ProbabilityModel, worth: Worth, currency: str) -> None:
-        self.model, self.worth, self.currency = model, worth, currency
+    def __init__(self, model: ProbabilityModel, worth: Worth, currency: str, broad_types: Sequence[str] = ()) -> None:
+        self.model, self.worth, self.currency, self.broad_types = model, worth, currency, tuple(broad_types)
 
     @classmethod
-    def fit(cls, kind: str, rows: Floats, labels: NDArray[Any], worth: Worth, currency: str, seed: int = 0) -> NextBestOffer:
+    def fit(
+        cls, kind: str, rows: Floats, labels: NDArray[Any], worth: Worth, currency: str, broad_types: Sequence[str] = (), seed: int = 0
+    ) -> NextBestOffer:
         """Fit the model of that *kind*: ``logistic`` or ``lightgbm``."""
         if kind == "logistic":
-            return cls(Logistic.fit(rows, labels), worth, currency)
-        return cls(Boosted.fit(rows, labels, seed, leaves=6, trees=150), worth, currency)
+            return cls(Logistic.fit(rows, labels), worth, currency, broad_types)
+        return cls(Boosted.fit(rows, labels, seed, leaves=6, trees=150), worth, currency, broad_types)
+
+    def book(self, offers: Iterable[Offer]) -> OfferBook:
+        """The offers as this model sees them."""
+        return OfferBook(offers, self.worth, self.broad_types)
 
     def predict(self, rows: Floats) -> Floats:
         """The probability that the campaign of each row is redeemed."""
@@ -122,7 +128,8 @@ class NextBestOffer:
         folder.mkdir(parents=True, exist_ok=True)
         write_ids(folder / "item_ids.json", self.worth.item_ids)
         write_arrays(folder / "worth.npz", price_minor=self.worth.price_minor, purchases=self.worth.purchases)
-        save_sealed(folder, KIND, self.model, FEATURES, currency=self.currency, margin_rate=self.worth.margin_rate)
+        about = {"currency": self.currency, "margin_rate": self.worth.margin_rate, "broad_types": list(self.broad_types)}
+        save_sealed(folder, KIND, self.model, FEATURES, **about)
 
     @classmethod
     def load(cls, folder: Path) -> NextBestOffer:
@@ -135,7 +142,7 @@ class NextBestOffer:
         model, about = load_sealed(folder, KIND, FEATURES)
         arrays = read_arrays(folder / "worth.npz")
         worth = Worth(read_ids(folder / "item_ids.json"), arrays["price_minor"], arrays["purchases"], about["margin_rate"])
-        return cls(model, worth, about["currency"])
+        return cls(model, worth, about["currency"], about["broad_types"])
 
 
 def pair_rows(book: OfferBook, row: Mapping[str, Any], as_of: datetime, campaigns: Sequence[int] | NDArray[np.intp]) -> Floats:
@@ -155,7 +162,7 @@ def pair_rows(book: OfferBook, row: Mapping[str, Any], as_of: datetime, campaign
         "items_offered": book.items_offered[chosen],
         "coupons": book.coupons[chosen],
         "duration_days": book.duration_days[chosen],
-        **{f"type_{t.lower()}": np.array([float(book.types[c] == t) for c in chosen]) for t in "ABC"},
+        "broad": book.broad[chosen],
     }
     customer = [np.nan if row.get(name) is None else float(row[name]) for name in CUSTOMER_FEATURES]
     rows = np.empty((len(chosen), len(FEATURES)))

@@ -45,7 +45,7 @@ class Worth:
 class OfferBook:
     """All offers, with the arrays that fit a customer's history to them."""
 
-    def __init__(self, offers: Iterable[Offer], worth: Worth) -> None:
+    def __init__(self, offers: Iterable[Offer], worth: Worth, broad_types: Sequence[str] = ()) -> None:
         self.offers = sorted(offers, key=lambda offer: (offer.campaign_id, offer.offer_id))
         self.offer_ids = [offer.offer_id for offer in self.offers]
         self.campaign_ids = sorted({offer.campaign_id for offer in self.offers})
@@ -61,6 +61,7 @@ class OfferBook:
         first = [int(np.argmax(self.campaign_of == c)) for c in range(len(self.campaign_ids))]
         self.duration_days = (self.valid_until[first] - self.valid_from[first]) / DAY
         self.types = [self.offers[k].campaign_type for k in first]
+        self.broad = np.array([kind in broad_types for kind in self.types], dtype=np.float64)
         self.starts = [self.offers[k].valid_from for k in first]
         self.margin_minor, self.popularity = self._value(worth)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from iso4217 import Currency
 from numpy.typing import NDArray
 
 PHRASES: dict[str, str] = {
@@ -52,10 +53,10 @@ PHRASES: dict[str, str] = {
     "messages_91": "{:.0f} campaigns received in the last 13 weeks",
     "redemptions_total": "{:.0f} coupons redeemed so far",
     "redemptions_182": "{:.0f} coupons redeemed in the last half year",
-    "campaigns_redeemed_a": "used {:.0f} of the broad campaigns",
-    "campaigns_redeemed_bc": "used {:.0f} of the targeted campaigns",
-    "campaigns_sent_a": "received {:.0f} broad campaigns",
-    "campaigns_sent_bc": "received {:.0f} targeted campaigns",
+    "campaigns_redeemed_broad": "used {:.0f} of the broad campaigns",
+    "campaigns_redeemed_targeted": "used {:.0f} of the targeted campaigns",
+    "campaigns_sent_broad": "received {:.0f} broad campaigns",
+    "campaigns_sent_targeted": "received {:.0f} targeted campaigns",
     "days_since_redemption": "last coupon redeemed {:.0f} days ago",
     "affinity": "buys the promoted items (weight {:.1f})",
     "affinity_share": "{:.0%} of recent purchases are promoted items",
@@ -65,10 +66,8 @@ PHRASES: dict[str, str] = {
     "items_offered": "{:.0f} items promoted",
     "coupons": "{:.0f} coupons in the campaign",
     "duration_days": "the campaign runs {:.0f} days",
-    "type_a": "a broad campaign",
-    "type_b": "a targeted campaign",
-    "type_c": "a seasonal campaign",
 }
+YES_OR_NO: dict[str, tuple[str, str]] = {"broad": ("a targeted campaign", "a broad campaign")}
 UNKNOWN: dict[str, str] = {"days_since_redemption": "never redeemed a coupon"}
 
 
@@ -76,12 +75,24 @@ def say(feature: str, value: float, currency: str) -> str:
     """One feature's value as a phrase; money is given in minor units and shown in major ones."""
     if np.isnan(value):
         return UNKNOWN.get(feature, f"{feature.replace('_', ' ')} unknown")
+    if feature in YES_OR_NO:
+        return YES_OR_NO[feature][value > 0]
     phrase = PHRASES.get(feature)
     if phrase is None:
         return f"{feature.replace('_', ' ')}: {value:g}"
     if "{:m}" in phrase:
-        return phrase.replace("{:m}", f"{value / 100:.2f} {currency}")
+        return phrase.replace("{:m}", money(value, currency))
     return phrase.format(value)
+
+
+def money(minor: float, currency: str) -> str:
+    """An amount of minor units as people write it, e.g. 12.50 GBP or 1250 JPY."""
+    return f"{money_units(minor, currency):.{Currency(currency).exponent or 0}f} {currency}"
+
+
+def money_units(minor: float, currency: str) -> float:
+    """Minor units as major ones: pence as pounds."""
+    return float(minor / 10 ** (Currency(currency).exponent or 0))
 
 
 def strongest(

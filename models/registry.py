@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 import yaml
 
 if TYPE_CHECKING:
@@ -37,6 +40,22 @@ class Promotion:
     metric: str
     baseline: str
     rule: str
+    level: float = 0.95
+    draws: int = 1000
+    guards: dict[str, float] = field(default_factory=dict)
+    """Other metrics, with how far each may seem to fall before it stands in the way."""
+
+
+@dataclass(frozen=True)
+class GateLimits:
+    """What the data must show before a model is trained on it; ``mlflow.yaml`` says what each means."""
+
+    max_age_days: float = 7
+    min_volume: float = 0.4
+    max_unknown_items: float = 0.2
+    base_rate: tuple[float, float] = (0.005, 0.995)
+    max_psi: float = 0.25
+    max_ks: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -58,14 +77,19 @@ class Settings:
     champion: str
     challenger: str
     models: dict[str, ModelSettings]
+    gate: GateLimits = GateLimits()
 
 
-SUPPORTED = {
-    "churn": Promotion("average_precision", "recency", "paired_lower_bound_above_zero"),
-    "recommendations": Promotion("ndcg_at_10_for_you", "popularity", "paired_lower_bound_above_zero"),
-    "next-best-offer": Promotion("average_precision", "past_redemptions", "paired_lower_bound_above_zero"),
+RULE = "paired_bootstrap"
+_BINARY = ("auc", "average_precision", "lift_at_10pct", "brier")
+METRICS: dict[str, tuple[str, ...]] = {
+    "churn": _BINARY,
+    "next-best-offer": _BINARY,
+    "recommendations": tuple(f"{m}_{listing}" for m in ("ndcg_at_10", "recall_at_10", "mrr") for listing in ("for_you", "also_like")),
 }
-"""What the jobs can judge by; anything else in the file is refused rather than quietly not done."""
+"""What each kind of model can be judged by; anything else in the file is refused rather than quietly not done."""
+BASELINES = {"churn": "recency", "recommendations": "popularity", "next-best-offer": "past redemptions"}
+"""What the first champion must beat."""
 
 
 def settings_path() -> Path:
@@ -85,12 +109,46 @@ def load_settings(path: Path | None = None) -> Settings:
         raw = yaml.safe_load(Template(source.read_text()).safe_substitute(UBIQUO_HOME=home))
         models = {name: ModelSettings(**{**entry, "promotion": Promotion(**entry["promotion"])}) for name, entry in raw["models"].items()}
         for name, model in models.items():
-            if model.promotion != SUPPORTED[name]:
-                raise ValueError(f"{source}: models.{name}.promotion: only {SUPPORTED[name]} can be judged by, not {model.promotion}")
+            _check_promotion(f"{source}: models.{name}.promotion", name, model.promotion)
+        gate = msgspec.convert(raw.get("gate", {}), GateLimits)
         uri = os.environ.get("MLFLOW_TRACKING_URI") or raw["tracking_uri"]
-        return Settings(uri, raw["artifact_location"], raw["aliases"]["champion"], raw["aliases"]["challenger"], models)
-    except (KeyError, TypeError, AttributeError) as error:
+        return Settings(uri, raw["artifact_location"], raw["aliases"]["champion"], raw["aliases"]["challenger"], models, gate)
+    except (KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
         raise ValueError(f"{source}: {error}: compare it with the mlflow.yaml that ubiquo ships") from error
+
+
+def _check_promotion(place: str, kind: str, promotion: Promotion) -> None:
+    if promotion.rule != RULE or promotion.baseline != BASELINES[kind]:
+        raise ValueError(f"{place}: rule must be {RULE} and baseline {BASELINES[kind]!r}; nothing else is built")
+    for metric in (promotion.metric, *promotion.guards):
+        if metric not in METRICS[kind]:
+            raise ValueError(f"{place}: {metric!r} is not measured: use one of {', '.join(METRICS[kind])}")
+    if not 0.5 < promotion.level < 1 or promotion.draws < 100 or any(margin < 0 for margin in promotion.guards.values()):
+        raise ValueError(f"{place}: level must lie between 0.5 and 1, draws be at least 100, and guards' margins not be negative")
+
+
+@dataclass(frozen=True)
+class VersionInfo:
+    """What the registry holds of one version."""
+
+    version: int
+    aliases: list[str]
+    tags: dict[str, str]
+    run_id: str
+
+
+_CROWNED = "crowned."
+"""Before the time, the key of the tag that tells of a promotion."""
+
+
+@dataclass(frozen=True)
+class Crowning:
+    """One time a version became the champion."""
+
+    at: datetime
+    version: int
+    how: Literal["rule", "forced", "rollback"]
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -135,7 +193,18 @@ class Registry:
             code_paths=[str(Path(__file__).parent)],
             signature=signature,
             input_example=example,
-            pip_requirements=["numpy", "pandas", "scipy", "scikit-learn", "lightgbm", "implicit", "msgspec", "threadpoolctl", "pyyaml"],
+            pip_requirements=[
+                "numpy",
+                "pandas",
+                "scipy",
+                "scikit-learn",
+                "lightgbm",
+                "implicit",
+                "msgspec",
+                "threadpoolctl",
+                "pyyaml",
+                "iso4217",
+            ],
         )
         name = self.settings.models[kind].registered_name
         try:
@@ -190,8 +259,48 @@ class Registry:
         """The id of the run that made one version."""
         return str(self._client.get_model_version(self.settings.models[kind].registered_name, str(version)).run_id)
 
-    def promote(self, kind: str, version: int, reason: str) -> None:
-        """Point the champion alias at *version* and note why."""
+    def versions(self, kind: str) -> list[VersionInfo]:
+        """Every version of a model, oldest first."""
+        from mlflow.exceptions import MlflowException
+
         name = self.settings.models[kind].registered_name
-        self._client.set_registered_model_alias(name, self.settings.champion, str(version))
+        try:
+            aliases = self._client.get_registered_model(name).aliases
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return []
+            raise
+        found = self._client.search_model_versions(f"name = '{name}'")
+        told = [
+            VersionInfo(int(v.version), [a for a, of in aliases.items() if str(of) == str(v.version)], dict(v.tags), str(v.run_id))
+            for v in found
+        ]
+        return sorted(told, key=lambda v: v.version)
+
+    def promote(self, kind: str, version: int, at: datetime, how: Literal["rule", "forced", "rollback"], reason: str) -> None:
+        """Point the champion alias at *version* and note when, how and why; the note is never overwritten."""
+        name = self.settings.models[kind].registered_name
+        note = json.dumps({"how": how, "reason": reason})
+        # the note first: a champion that nobody can account for would be worse than a note without effect
+        self._client.set_model_version_tag(name, str(version), f"{_CROWNED}{at.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}", note)
         self._client.set_model_version_tag(name, str(version), "promotion", reason)
+        self._client.set_registered_model_alias(name, self.settings.champion, str(version))
+
+    def crownings(self, kind: str) -> list[Crowning]:
+        """Every time that a version became the champion, oldest first."""
+        found = []
+        for version in self.versions(kind):
+            for key, value in version.tags.items():
+                if key.startswith(_CROWNED):
+                    at = datetime.fromisoformat(key.removeprefix(_CROWNED))
+                    found.append(Crowning(at, version.version, **json.loads(value)))
+        return sorted(found, key=lambda c: c.at)
+
+    def tag(self, kind: str, version: int, tags: dict[str, str]) -> None:
+        """Set tags of a version."""
+        for key, value in tags.items():
+            self._client.set_model_version_tag(self.settings.models[kind].registered_name, str(version), key, value)
+
+    def describe(self, kind: str, version: int, text: str) -> None:
+        """Set the description of a version: its model card."""
+        self._client.update_model_version(self.settings.models[kind].registered_name, str(version), description=text)

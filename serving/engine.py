@@ -19,7 +19,7 @@ from models.churn import Churn, eligible
 from models.decision import Decision, Pipeline, Query
 from models.next_best_offer import ATTRIBUTES as OFFER_ATTRIBUTES
 from models.next_best_offer import NextBestOffer
-from models.offers import Offer, OfferBook
+from models.offers import Offer
 from models.recommender.recommender import Recommender
 from models.registry import KINDS, Kind, LoadedModel, NoChampionError, Registry
 from serving.schemas import (
@@ -150,7 +150,7 @@ class Engine:
         if kind == "next-best-offer":
             offers: NextBestOffer = model
             rows = Catalogue(self._home).read("offers").to_pylist()
-            return offers.pipeline(OfferBook([Offer.from_row(row) for row in rows], offers.worth))
+            return offers.pipeline(offers.book(Offer.from_row(row) for row in rows))
         return None
 
     def _champion(self, kind: str) -> Loaded:

@@ -53,7 +53,7 @@ def test_a_customers_activity_is_what_one_counts_by_hand(shopped: TinyShop) -> N
         "baskets_28": 3, "baskets_91": 3, "baskets_182": 4, "spend_minor_28": 1600, "spend_minor_182": 2100, "lines_28": 4,
         "gap_mean_days": 45.0, "gap_max_days": 80, "gap_last_days": 10, "gap_p90_days": pytest.approx(73.0), "stores_91": 2,
         "items_91": 3, "private_lines_91": 2, "messages_total": 1, "messages_91": 1, "redemptions_total": 1,
-        "campaigns_redeemed_bc": 1, "campaigns_redeemed_a": 0, "campaigns_sent_bc": 1, "days_since_redemption": 10,
+        "campaigns_redeemed_targeted": 1, "campaigns_redeemed_broad": 0, "campaigns_sent_targeted": 1, "days_since_redemption": 10,
         "private_share_91": 0.5, "basket_minor_91": pytest.approx(1600 / 3), "recency_over_gap_mean": pytest.approx(10 / 45),
         "spend_trend": pytest.approx(1600 * 91 / (1600 * 28)),
     }  # fmt: skip

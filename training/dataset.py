@@ -26,6 +26,23 @@ class EmptyWindowError(ValueError):
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What a training run is asked for.
+
+    Attributes:
+        as_of: learn only from before this moment; None is where the data ends.
+        horizon_days: how far ahead a label looks.
+        window_days: how far back from a cut training examples reach; None is to the start of the data.
+        seed: the same seed, log and code give the same model.
+    """
+
+    as_of: datetime | None = None
+    horizon_days: int = HORIZON_DAYS
+    window_days: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Cuts:
     """The moments of one experiment: everything before a cut may be learnt from, the horizon after it is judged.
 
@@ -41,9 +58,13 @@ class Cuts:
     tests: tuple[datetime, ...]
     final: datetime
     timezone: str
+    horizon_days: int = HORIZON_DAYS
+    window_days: int | None = None
 
     @classmethod
-    def before(cls, final: datetime, start: datetime, timezone: str, horizon_days: int = HORIZON_DAYS) -> Cuts:
+    def before(
+        cls, final: datetime, start: datetime, timezone: str, horizon_days: int = HORIZON_DAYS, window_days: int | None = None
+    ) -> Cuts:
         """Three horizons before *final*: the first to tune on, the last two to report.
 
         Raises:
@@ -55,15 +76,37 @@ class Cuts:
             raise EmptyWindowError(
                 f"the data from {start:%Y-%m-%d} to {final:%Y-%m-%d} is too short: {need} days are needed before the as-of date"
             )
-        return cls(start, cuts[0], (cuts[1], cuts[2]), final, timezone)
+        return cls(start, cuts[0], (cuts[1], cuts[2]), final, timezone, horizon_days, window_days)
+
+    def end(self, cut: datetime) -> datetime:
+        """Where the label window of *cut* closes."""
+        return days_before(cut, -self.horizon_days, self.timezone)
+
+    def unit(self, cut: datetime) -> str:
+        """What an evaluation calls a cut: equal names ask the same question."""
+        return self.day(cut) if self.horizon_days == HORIZON_DAYS else f"{self.day(cut)} ({self.horizon_days} days)"
+
+    def day(self, cut: datetime) -> str:
+        """The shop's own day that begins at *cut*."""
+        return f"{cut.astimezone(ZoneInfo(self.timezone)):%Y-%m-%d}"
+
+    def training(self) -> list[datetime]:
+        """Cutoffs every two weeks whose label window had closed by the final cut, oldest first."""
+        return training_cutoffs(self.final, self.start, self.timezone, self.horizon_days)
+
+    def closed_before(self, frame: pd.DataFrame, cut: datetime) -> pd.DataFrame:
+        """The rows of *frame* that a model fitted at *cut* may learn from: labels closed, and not older than the window."""
+        oldest = self.start if self.window_days is None else days_before(cut, self.window_days, self.timezone)
+        usable = {m: self.end(m.to_pydatetime()) <= cut and m >= oldest for m in frame["event_timestamp"].unique()}
+        return frame[frame["event_timestamp"].map(usable)]
 
 
-def open_experiment(home: Home, as_of: datetime | None) -> tuple[Truth, Cuts]:
-    """The log's truth and the cuts before *as_of* (by default, where the data ends)."""
+def open_experiment(home: Home, plan: Plan) -> tuple[Truth, Cuts]:
+    """The log's truth and the cuts before the plan's as-of."""
     shop = Shop.load(home)
-    final = as_of or shop.data_end.astimezone(UTC)
+    final = plan.as_of or shop.data_end.astimezone(UTC)
     truth = Truth(home, final)
-    return truth, Cuts.before(final, truth.start, shop.timezone)
+    return truth, Cuts.before(final, truth.start, shop.timezone, plan.horizon_days, plan.window_days)
 
 
 def days_before(moment: datetime, days: int, timezone: str) -> datetime:
@@ -137,6 +180,10 @@ class Truth:
         pairs = set(zip(redeemed["customer_id"], redeemed["campaign_id"], strict=True))
         spine["label"] = [pair in pairs for pair in zip(spine["customer_id"], spine["campaign_id"], strict=True)]
         return spine.rename(columns={"valid_from": "event_timestamp"}).sort_values(["event_timestamp", "campaign_id", "customer_id"])
+
+    def sent_campaigns(self) -> set[str]:
+        """The campaigns that anyone was sent."""
+        return set(self._messages.loc[self._messages["name"] == "message_sent", "campaign_id"].dropna())
 
     def redemptions(self) -> pd.DataFrame:
         """Every redemption: ``customer_id, campaign_id, offer_id, occurred_at``."""

@@ -45,9 +45,9 @@ def bootstrap(customers: Sequence[str], statistic: Callable[[Floats], Floats], d
     return statistic(np.ones(len(codes))), drawn
 
 
-def estimates(values: Floats, drawn: Floats, names: Sequence[str]) -> dict[str, Estimate]:
+def estimates(values: Floats, drawn: Floats, names: Sequence[str], level: float = LEVEL) -> dict[str, Estimate]:
     """Percentile intervals of a bootstrap's measures, by name."""
-    low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return {name: Estimate(float(v), float(lo), float(hi)) for name, v, lo, hi in zip(names, values, low, high, strict=True)}
 
 

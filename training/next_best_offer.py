@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -14,7 +15,8 @@ from features.snapshots import snapshot_path
 from features.store import FeatureStore
 from models.next_best_offer import FEATURES, NextBestOffer, coupon_affinity, pair_rows
 from models.offers import Offer, OfferBook, Worth
-from training.dataset import Advance, Cuts, EmptyWindowError, Truth, days_before, moments, open_experiment
+from training.dataset import Advance, Cuts, EmptyWindowError, Plan, Truth, days_before, moments, open_experiment
+from training.evaluation import BINARY_COLUMNS
 from training.metrics import (
     BINARY_MEASURES,
     bootstrap,
@@ -25,7 +27,7 @@ from training.metrics import (
     mean_average_precision,
 )
 from training.plots import bar_plot, calibration_plot, gain_plot
-from training.run import Report, TrackedRun
+from training.run import Outcome, Report, TrackedRun
 
 TEST_DAYS = 165
 """Campaigns that start within so many days of the end of the data are judged."""
@@ -33,35 +35,87 @@ TUNING_DAYS = 75
 """Campaigns that start within so many days before those are for choosing between models."""
 MIN_OPEN_DAYS = 20
 """A campaign counts once it has run so long, even if it has not ended."""
+NO_CAMPAIGNS = (
+    "{shop} has sent no campaign that its catalogue knows, so there is nothing to learn offers from: import message_sent and "
+    "offer_redeem events, and load the offers (python -m features catalogue offers FILE)"
+)
 MODELS = ("past redemptions", "logistic", "lightgbm")
 
 
-def main(home: Home, as_of: datetime | None = None, seed: int = 0, advance: Advance = lambda step: None) -> str:
-    """Train, judge and register; returns the report. Inputs already trained on are not trained on again."""
-    truth, cuts = open_experiment(home, as_of)
-    run = TrackedRun(home, "next-best-offer", cuts.final, seed)
+class NoCampaignsError(EmptyWindowError):
+    """The shop has never sent a campaign: next best offer cannot be learnt, everything else can."""
+
+
+def main(home: Home, plan: Plan, advance: Advance = lambda step: None) -> str:
+    """Train, judge and register; returns the report. Inputs already trained on are not trained on again.
+
+    The label looks as far ahead as its campaign runs; the plan's horizon does not apply.
+    """
+    truth, cuts = open_experiment(home, plan)
+    if not has_campaigns(home, truth):
+        raise NoCampaignsError(NO_CAMPAIGNS.format(shop=truth.shop.name))
+    run = TrackedRun(home, "next-best-offer", cuts, plan)
     if (standing := run.standing_report()) is not None:
         return standing
     tests_from = days_before(cuts.final, TEST_DAYS, cuts.timezone)
     # what items sold for and how well is known to the judged policy only up to the first test
     book, worth = offer_book(home, truth, tests_from)
-    frame, rows = dataset(home, truth, cuts, book, advance)
-    currency = truth.shop.currency
+    trainer = Trainer(worth, truth.shop.currency, truth.shop.broad_campaign_types, plan.seed)
     with run.started({"test_days": TEST_DAYS, "features": len(FEATURES), "margin_rate": truth.shop.margin_rate}):
+        advance("checking the log")
+        run.gate.look_at_log(truth.timeline, cuts.final)
+        frame, rows = dataset(home, truth, cuts, book, advance)
+        reference, rate = run.champion_reference()
+        table = pd.concat([frame, pd.DataFrame(rows, columns=list(FEATURES))], axis=1)
+        judged = frame["event_timestamp"] >= tests_from
+        run.gate.look_at_rows(table, ["customer_id", "campaign_id"], list(FEATURES))
+        run.gate.look_at_labels(frame.loc[judged, "label"].to_numpy(dtype=bool), rate)
+        run.gate.look_at_drift(table.loc[judged, list(FEATURES)], reference)
+        run.check_data()
+        run.trained_on(table, "campaigns sent", "label")
         advance("choosing")
-        kind = choose(frame, rows, tests_from, worth, currency, seed)
+        kind = choose(frame, rows, tests_from, trainer, run)
         advance("evaluating")
-        scored = evaluate(frame, rows, tests_from, cuts.final, worth, currency, seed)
+        scored = evaluate(frame, rows, tests_from, cuts.final, trainer)
         looks = run.look(sorted(set(scored["unit"])))
         report, figures = judge(scored, kind, coupon_ndcg(home, truth, book, scored), looks)
         advance("fitting the final model")
         over = (frame["valid_until"] <= cuts.final).to_numpy()
         _, latest_worth = offer_book(home, truth, cuts.final)
-        model = NextBestOffer.fit(kind, rows[over], frame["label"].to_numpy(dtype=bool)[over], latest_worth, currency, seed)
+        model = replace(trainer, worth=latest_worth).fit(kind, rows[over], frame["label"].to_numpy(dtype=bool)[over])
         example = pd.DataFrame([{name: float(k) for k, name in enumerate(FEATURES)}])
-        unit = scored.rename(columns={kind: "score"})[["customer_id", "unit", "group", "label", "score"]]
-        run.finish(model, report, unit, example, model.predict(example.to_numpy(dtype=float)), figures)
-    return report.text()
+        starts = frame.drop_duplicates("campaign_id").set_index("campaign_id")["event_timestamp"]
+        outcome = Outcome(
+            model=model,
+            report=report,
+            evaluation=scored.rename(columns={kind: "score"})[list(BINARY_COLUMNS)],
+            units={unit: starts[unit].to_pydatetime() for unit in sorted(set(scored["unit"]))},
+            rescore=lambda rival, wanted: rescored(frame, rows, rival, wanted),
+            example=example,
+            output=model.predict(example.to_numpy(dtype=float)),
+            plots=figures,
+            reference=table.loc[judged, list(FEATURES)],
+        )
+        return run.finish(outcome)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Fits the candidates, all alike but for their kind."""
+
+    worth: Worth
+    currency: str
+    broad_types: tuple[str, ...]
+    seed: int
+
+    def fit(self, kind: str, rows: np.ndarray, labels: np.ndarray) -> NextBestOffer:
+        """A model of that kind."""
+        return NextBestOffer.fit(kind, rows, labels, self.worth, self.currency, self.broad_types, self.seed)
+
+
+def has_campaigns(home: Home, truth: Truth) -> bool:
+    """Whether the shop has ever sent one that its catalogue knows."""
+    return len(Catalogue(home).read("offers")) > 0 and bool(truth.sent_campaigns())
 
 
 def offer_book(home: Home, truth: Truth, as_of: datetime) -> tuple[OfferBook, Worth]:
@@ -77,7 +131,8 @@ def offer_book(home: Home, truth: Truth, as_of: datetime) -> tuple[OfferBook, Wo
         stats["purchases"].to_numpy(dtype=float),
         truth.shop.margin_rate,
     )
-    return OfferBook([Offer.from_row(row) for row in Catalogue(home).read("offers").to_pylist()], worth), worth
+    offers = [Offer.from_row(row) for row in Catalogue(home).read("offers").to_pylist()]
+    return OfferBook(offers, worth, truth.shop.broad_campaign_types), worth
 
 
 def dataset(home: Home, truth: Truth, cuts: Cuts, book: OfferBook, advance: Advance) -> tuple[pd.DataFrame, np.ndarray]:
@@ -108,20 +163,25 @@ def dataset(home: Home, truth: Truth, cuts: Cuts, book: OfferBook, advance: Adva
         pair_rows(book, by_key[customer, moment], moment.to_pydatetime(), [book.campaign_position(campaign)])
         for customer, moment, campaign in zip(frame["customer_id"], frame["event_timestamp"], frame["campaign_id"], strict=True)
     ]
+    frame["broad"] = frame["campaign_type"].isin(truth.shop.broad_campaign_types)
     return frame, np.concatenate(rows)
 
 
-def choose(frame: pd.DataFrame, rows: np.ndarray, tests_from: datetime, worth: Worth, currency: str, seed: int) -> str:
+def choose(frame: pd.DataFrame, rows: np.ndarray, tests_from: datetime, trainer: Trainer, run: TrackedRun) -> str:
     """The kind of model with the better average precision on campaigns before the tests, which no report shows."""
     closed = (frame["valid_until"] <= tests_from).to_numpy()
-    tuned = evaluate(
-        frame[closed].reset_index(drop=True), rows[closed], tests_from - timedelta(days=TUNING_DAYS), tests_from, worth, currency, seed
-    )
+    before = frame[closed].reset_index(drop=True)
+    tuned = evaluate(before, rows[closed], tests_from - timedelta(days=TUNING_DAYS), tests_from, trainer)
     labels, groups = tuned["label"].to_numpy(dtype=bool), tuned["group"].to_numpy(dtype=str)
-    return max(MODELS[1:], key=lambda kind: mean_average_precision(labels, tuned[kind].to_numpy(dtype=float), groups))
+
+    def tried(kind: str) -> float:
+        value = mean_average_precision(labels, tuned[kind].to_numpy(dtype=float), groups)
+        return run.trial(kind, {"model": kind, "before": f"{tests_from:%Y-%m-%d}"}, "average_precision", value)
+
+    return max(MODELS[1:], key=tried)
 
 
-def evaluate(frame: pd.DataFrame, rows: np.ndarray, start: datetime, end: datetime, worth: Worth, currency: str, seed: int) -> pd.DataFrame:
+def evaluate(frame: pd.DataFrame, rows: np.ndarray, start: datetime, end: datetime, trainer: Trainer) -> pd.DataFrame:
     """Every model's answers on the campaigns that start in ``[start, end)``, each fitted on those that had ended by then."""
     parts = []
     labels = frame["label"].to_numpy(dtype=bool)
@@ -131,26 +191,40 @@ def evaluate(frame: pd.DataFrame, rows: np.ndarray, start: datetime, end: dateti
         if len(set(labels[past])) < 2:
             continue
         here = rows[test.index.to_numpy()]
-        fitted = {k: NextBestOffer.fit(k, rows[past], labels[past], worth, currency, seed).predict(here) for k in MODELS[1:]}
-        parts.append(
-            pd.DataFrame(
-                {
-                    "customer_id": test["customer_id"], "unit": test["campaign_id"], "label": test["label"],
-                    "group": np.where(test["campaign_type"] == "A", "A", "B and C"), "event_timestamp": moment,
-                    "past redemptions": here[:, FEATURES.index("redemptions_total")], **fitted,
-                }
-            )
-        )  # fmt: skip
+        fitted = {k: trainer.fit(k, rows[past], labels[past]).predict(here) for k in MODELS[1:]}
+        redeemed = here[:, FEATURES.index("redemptions_total")]
+        parts.append(_asked(test, here, frame).assign(**{"past redemptions": redeemed}, **fitted))
     if not parts:
         raise EmptyWindowError(f"no campaign that starts from {start:%Y-%m-%d} on can be judged: none had ended before it")
     return pd.concat(parts, ignore_index=True)
 
 
+def rescored(frame: pd.DataFrame, rows: np.ndarray, rival: NextBestOffer, wanted: Mapping[str, datetime]) -> pd.DataFrame:
+    """The evaluation of a model as it stands, on campaigns after all that it learnt from."""
+    test = frame[frame["campaign_id"].isin(wanted)]
+    here = rows[test.index.to_numpy()]
+    return _asked(test, here, frame).assign(score=rival.predict(here))[list(BINARY_COLUMNS)]
+
+
+def _asked(test: pd.DataFrame, rows: np.ndarray, frame: pd.DataFrame) -> pd.DataFrame:
+    """Whom a campaign was sent to, and who used it."""
+    broad = rows[:, FEATURES.index("broad")] > 0
+    names = {flag: " and ".join(sorted(set(frame.loc[frame["broad"] == flag, "campaign_type"]))) for flag in (True, False)}
+    asked = {
+        "customer_id": test["customer_id"],
+        "unit": test["campaign_id"],
+        "label": test["label"].astype(bool),
+        "group": np.where(broad, names[True], names[False]),
+        "segment": np.where(rows[:, FEATURES.index("redemptions_total")] > 0, "has redeemed before", "never redeemed before"),
+        "event_timestamp": test["event_timestamp"],
+        "broad": broad,
+    }
+    return pd.DataFrame(asked)
+
+
 def coupon_ndcg(home: Home, truth: Truth, book: OfferBook, scored: pd.DataFrame) -> str:
-    """NDCG@5 of the coupon order among those who redeemed one of a B or C campaign's; popularity beside affinity."""
-    redeemed = truth.redemptions().merge(
-        scored[scored["group"] == "B and C"], left_on=["customer_id", "campaign_id"], right_on=["customer_id", "unit"]
-    )
+    """NDCG@5 of the coupon order among those who redeemed one of a targeted campaign's; popularity beside affinity."""
+    redeemed = truth.redemptions().merge(scored[~scored["broad"]], left_on=["customer_id", "campaign_id"], right_on=["customer_id", "unit"])
     gains: dict[str, list[float]] = {"popularity": [], "affinity": []}
     customers: list[str] = []
     discounts = 1 / np.log2(np.arange(2, 7))
@@ -169,9 +243,8 @@ def coupon_ndcg(home: Home, truth: Truth, book: OfferBook, scored: pd.DataFrame)
     table_of = np.array([gains["popularity"], gains["affinity"]])
     values, drawn = bootstrap(customers, lambda w: np.asarray(np.average(table_of, axis=1, weights=w)))
     told = estimates(values, drawn, ["popularity", "affinity"])
-    return (
-        f"Coupon order among {len(customers)} redeemers of B and C, NDCG@5: affinity {told['affinity']}, popularity {told['popularity']}."
-    )
+    order = f"affinity {told['affinity']}, popularity {told['popularity']}"
+    return f"Coupon order among {len(customers)} redeemers of targeted campaigns, NDCG@5: {order}."
 
 
 def judge(scored: pd.DataFrame, served: str, coupons: str, looks: int) -> tuple[Report, Mapping[str, object]]:
@@ -204,10 +277,16 @@ def judge(scored: pd.DataFrame, served: str, coupons: str, looks: int) -> tuple[
         lead=lead,
         notes=[coupons, f"These campaigns were looked at {looks} times."],
         metrics={f"{m}_{k}".replace(" ", "_"): found[f"{m}/{k}"].value for m in MODELS for k in BINARY_MEASURES},
+        limits=[
+            "a probability is for a campaign as a whole; the coupon within it is chosen by affinity",
+            "the recipients were chosen by the retailer: what a campaign causes cannot be read from it",
+        ],
     )
     figures = {
         "calibration": calibration_plot(labels, models[served][0]),
         "gain": gain_plot(labels, {m: v for m, (v, _) in models.items()}),
-        "average_precision": bar_plot("Average precision, mean of A and B/C", {m: found[f"{m}/average_precision"] for m in MODELS}),
+        "average_precision": bar_plot(
+            "Average precision, mean of the campaign groups", {m: found[f"{m}/average_precision"] for m in MODELS}
+        ),
     }
     return report, figures

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from models.reasons import money, money_units
+from training.evaluation import Lead
 from training.metrics import Estimate, Floats
 
 
@@ -50,4 +53,72 @@ def bar_plot(title: str, values: Mapping[str, Estimate]) -> Figure:
     errors = np.array([[values[n].value - values[n].low for n in names], [values[n].high - values[n].value for n in names]])
     axes.barh(names, middle, xerr=np.maximum(errors, 0), color="tab:blue", capsize=3)
     axes.set(title=title)
+    return figure
+
+
+def lead_plot(leads: Mapping[str, Lead]) -> Figure:
+    """A challenger's paired lead with its interval, a row a metric or segment; right of the line is better."""
+    figure = Figure(figsize=(7, 0.5 * max(len(leads), 1) + 1.5), layout="constrained")
+    axes = figure.subplots()
+    names = list(leads)[::-1]
+    middle = np.array([leads[n].lead.value for n in names])
+    errors = np.array([[m - leads[n].lead.low for n, m in zip(names, middle, strict=True)],
+                       [leads[n].lead.high - m for n, m in zip(names, middle, strict=True)]])  # fmt: skip
+    axes.errorbar(middle, names, xerr=np.maximum(errors, 0), fmt="o", color="tab:blue", capsize=3)
+    axes.axvline(0, color="grey", linewidth=1)
+    axes.set(title="Lead of the challenger (95% interval; right is better)")
+    return figure
+
+
+def change_plot(before: Sequence[float], after: Sequence[float], what: str) -> Figure:
+    """Each customer's value under the champion against that under the challenger: whose answer changes, and by how much."""
+    figure = Figure(figsize=(5.5, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.scatter(before, after, s=6, alpha=0.3)
+    limit = float(max(np.max(before, initial=0.1), np.max(after, initial=0.1)))
+    axes.plot([0, limit], [0, limit], color="grey", linewidth=1)
+    axes.set(xlabel="champion", ylabel="challenger", title=f"What changes: {what}")
+    return figure
+
+
+def segment_plot(title: str, segments: Mapping[str, tuple[int, Estimate]]) -> Figure:
+    """A measure by segment with its interval: where does the model fail?"""
+    return bar_plot(title, {f"{name} ({rows})": estimate for name, (rows, estimate) in segments.items()})
+
+
+def threshold_plot(labels: NDArray[np.bool_], probabilities: Floats, value_minor: float, cost_minor: float, currency: str) -> Figure:
+    """What addressing everyone above a threshold would bring, were each positive reached worth *value_minor* at *cost_minor* a contact."""
+    figure = Figure(figsize=(6.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    thresholds = np.linspace(0, float(probabilities.max(initial=0.1)), 60)
+    gains = [(value_minor * labels[probabilities >= t].sum() - cost_minor * (probabilities >= t).sum()) for t in thresholds]
+    axes.plot(thresholds, [money_units(g, currency) for g in gains])
+    best = int(np.argmax(gains))
+    axes.axvline(thresholds[best], color="tab:orange", linewidth=1)
+    axes.axhline(0, color="grey", linewidth=1)
+    addressed = int((probabilities >= thresholds[best]).sum())
+    title = f"Best above {thresholds[best]:.2f}: {addressed} of {len(labels)} addressed, {money(gains[best], currency)}"
+    axes.set(xlabel="threshold", ylabel=f"net value ({currency})", title=title)
+    return figure
+
+
+def histogram(values: Sequence[float], title: str, label: str, bins: int = 40) -> Figure:
+    """How a number is spread over the customers."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    known = np.asarray(values, dtype=float)
+    axes.hist(known[~np.isnan(known)], bins=bins, color="tab:blue")
+    axes.set(title=title, xlabel=label, ylabel="customers")
+    return figure
+
+
+def line_plot(series: Mapping[str, tuple[Sequence[Any], Sequence[float]]], title: str, label: str) -> Figure:
+    """One line a name over time."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, (at, values) in series.items():
+        axes.plot(at, values, label=name)
+    axes.set(title=title, ylabel=label)
+    axes.tick_params(axis="x", rotation=30)
+    axes.legend()
     return figure

@@ -17,10 +17,11 @@ from features.home import Home
 from features.store import FeatureStore
 from models.decision import Query, top
 from models.recommender.recommender import PARTS, Blend, Profile, Recommender, RecommenderConfig
-from training.dataset import HORIZON_DAYS, Advance, Cuts, EmptyWindowError, Truth, days_before, moments, open_experiment
+from training.dataset import Advance, Cuts, EmptyWindowError, Plan, Truth, days_before, moments, open_experiment
+from training.evaluation import RANKING_COLUMNS, banded, mean_over_units
 from training.metrics import RANKING_MEASURES, Floats, bootstrap, dcg, difference, estimates, ranking_measures
 from training.plots import bar_plot
-from training.run import Report, TrackedRun, mean_over_units
+from training.run import Outcome, Report, TrackedRun
 
 # popularity always weighs a little, so that no place goes to whoever comes first among equals
 LISTINGS = ("for_you", "also_like")
@@ -31,6 +32,10 @@ SINGLES: dict[str, Blend] = {
     "ALS": Blend(0, 0, 1, 0),
 }
 """The parts alone, to be compared with their join. Popularity is weighted by recency, frequency decays in 90 days."""
+SEGMENTS = {
+    "1 to 19 items bought": (0, 20), "20 to 99 items bought": (20, 100), "100 to 299 items bought": (100, 300),
+    "300 items bought or more": (300, float("inf")),
+}  # fmt: skip
 MEANINGLESS = {("personal frequency", "also_like")}
 """What a customer never bought she has bought never."""
 GRID: dict[str, list[Blend]] = {
@@ -57,34 +62,63 @@ class Moment:
     bought: Mapping[str, set[str]]
 
 
-def main(home: Home, as_of: datetime | None = None, seed: int = 0, advance: Advance = lambda step: None) -> str:
+def main(home: Home, plan: Plan, advance: Advance = lambda step: None) -> str:
     """Train, judge and register; returns the report. Inputs already trained on are not trained on again."""
-    truth, cuts = open_experiment(home, as_of)
-    run = TrackedRun(home, "recommendations", cuts.final, seed)
+    truth, cuts = open_experiment(home, plan)
+    run = TrackedRun(home, "recommendations", cuts, plan)
     if (standing := run.standing_report()) is not None:
         return standing
-    at = dataset(home, truth, cuts, advance)
-    config = RecommenderConfig(seed=seed + 1)
-    with run.started({k: str(v) for k, v in asdict(config).items() if k != "blends"} | {"horizon_days": HORIZON_DAYS}):
+    config = RecommenderConfig(seed=plan.seed + 1)
+    with run.started({k: str(v) for k, v in asdict(config).items() if k not in ("blends", "seed")}):
+        advance("checking the log")
+        run.gate.look_at_log(truth.timeline, cuts.final)
+        at = dataset(home, truth, cuts, advance)
+        histories = at[cuts.final].histories
+        breadth = measured_histories(histories, cuts.final)
+        reference, _ = run.champion_reference()
+        run.gate.look_at_rows(pd.concat([histories[["customer_id"]], breadth], axis=1), ["customer_id"], list(breadth.columns))
+        run.gate.look_at_drift(breadth, reference)
+        run.check_data()
+        run.trained_on(histories, "purchase histories")
         advance("tuning the blend")
-        config = replace(config, blends=choose(fit(at[cuts.tuning], config), at[cuts.tuning]))
+        config = replace(config, blends=choose(fit(at[cuts.tuning], config), at[cuts.tuning], run))
         scored = []
         for cut in cuts.tests:
             advance("evaluating")
-            scored.append(evaluate(fit(at[cut], config), at[cut]))
-        looks = run.look([f"{cut:%Y-%m-%d}" for cut in cuts.tests])
-        report, figures = judge(pd.concat(scored, ignore_index=True), config, looks)
+            scored.append(evaluate(fit(at[cut], config), at[cut], cuts.unit(cut)))
+        units = {cuts.unit(cut): cut for cut in cuts.tests}
+        frame = pd.concat(scored, ignore_index=True)
+        report, figures = judge(frame, config, cuts, run.look(list(units)))
         advance("fitting the final model")
         model = fit(at[cuts.final], config)
         example = synthetic_example(model)
         picks = [
             [c.id for c in model.pipeline.decide(query_of(row, cuts.final), np.random.default_rng(0)).choices] for row in rows_of(example)
         ]
-        frame = pd.concat(scored, ignore_index=True)
-        mine = frame[(frame["model"] == JOINED) & (frame["listing"] == "for_you")]
-        unit = mine.rename(columns={"ndcg_at_10": "score"})[["customer_id", "unit", "score"]]
-        run.finish(model, report, unit, example, pd.Series(picks), figures)
-    return report.text()
+        outcome = Outcome(
+            model=model,
+            report=report,
+            evaluation=frame.loc[frame["model"] == JOINED, list(RANKING_COLUMNS)],
+            units=units,
+            rescore=lambda rival, wanted: rescored(at, rival, wanted),
+            example=example,
+            output=pd.Series(picks),
+            plots=figures,
+            reference=breadth,
+        )
+        return run.finish(outcome)
+
+
+def measured_histories(histories: pd.DataFrame, as_of: datetime) -> pd.DataFrame:
+    """What of the histories can drift: how much each customer has bought, how broadly, and how long ago."""
+    last = histories["bought_last_at"].map(lambda at: max(at, default=np.nan) if at is not None else np.nan)
+    return pd.DataFrame(
+        {
+            "items_bought": histories["bought_item_ids"].map(len).astype(float),
+            "purchases_of_items": histories["bought_counts"].map(sum).astype(float),
+            "last_purchase_days": (as_of.timestamp() - last.astype(float)) / 86_400.0,
+        }
+    )
 
 
 def dataset(home: Home, truth: Truth, cuts: Cuts, advance: Advance) -> dict[datetime, Moment]:
@@ -100,13 +134,21 @@ def dataset(home: Home, truth: Truth, cuts: Cuts, advance: Advance) -> dict[date
         advance("joining features")
         customers = truth.churn_spine([cut])[["customer_id", "event_timestamp"]]
         histories = store.historical(customers, "recommendations_v1")
+        if cuts.window_days is not None:
+            histories = within(histories, days_before(cut, cuts.window_days, cuts.timezone))
         spine = pd.DataFrame({"item_id": attributes["item_id"], "event_timestamp": cut})
         stats = store.historical(spine, "items_v1").dropna(subset=["households"])
         stats = stats[stats["recommendable"].astype(bool)].merge(attributes.drop(columns="recommendable"), on="item_id")
         columns = ("item_id", "households", "popularity", "purchases", *ITEM_ATTRIBUTES)
-        after = truth.bought(cut, days_before(cut, -HORIZON_DAYS, cuts.timezone)) if cut < cuts.final else {}
+        after = truth.bought(cut, cuts.end(cut)) if cut < cuts.final else {}
         found[cut] = Moment(cut, histories, {name: stats[name].tolist() for name in columns}, after)
     return found
+
+
+def within(histories: pd.DataFrame, oldest: datetime) -> pd.DataFrame:
+    """The customers who bought within the window; whoever did not, teaches nothing."""
+    recent = histories["bought_last_at"].map(lambda at: at is not None and max(at, default=0) >= oldest.timestamp())
+    return histories[recent.to_numpy(dtype=bool)].reset_index(drop=True)
 
 
 def fit(moment: Moment, config: RecommenderConfig) -> Recommender:
@@ -114,13 +156,14 @@ def fit(moment: Moment, config: RecommenderConfig) -> Recommender:
     return Recommender.fit(rows_of(moment.histories), moment.items, moment.cut, config)
 
 
-def choose(model: Recommender, moment: Moment) -> dict[str, Blend]:
+def choose(model: Recommender, moment: Moment, run: TrackedRun) -> dict[str, Blend]:
     """For each list the blend with the best NDCG@10 on the tuning cut, which no report shows.
 
     Only the items that some part alone ranks high are compared: a sum of the parts hardly puts another one first.
     """
-    totals = {listing: np.zeros(len(GRID[listing])) for listing in LISTINGS}
+    totals, asked = {listing: np.zeros(len(GRID[listing])) for listing in LISTINGS}, dict.fromkeys(LISTINGS, 0)
     for question in questions(model, moment):
+        asked[question.listing] += 1
         hidden = np.where(question.shown, 0.0, -np.inf)
         parts = question.profile.parts
         near = np.unique(np.concatenate([top(parts[part] + hidden, TUNING_DEPTH) for part in PARTS]))
@@ -128,10 +171,13 @@ def choose(model: Recommender, moment: Moment) -> dict[str, Blend]:
         for k, blend in enumerate(GRID[question.listing]):
             picks = top(joined(model, question.profile, blend, near) + hidden[near], 10)
             totals[question.listing][k] += dcg(hits[picks]) / dcg(np.ones(found, bool))
+    for listing, total in totals.items():
+        for k, blend in enumerate(GRID[listing]):
+            run.trial(f"{listing} {k + 1}", asdict(blend), "ndcg_at_10", float(total[k] / max(asked[listing], 1)))
     return {listing: GRID[listing][int(np.argmax(total))] for listing, total in totals.items()}
 
 
-def evaluate(model: Recommender, moment: Moment) -> pd.DataFrame:
+def evaluate(model: Recommender, moment: Moment, unit: str) -> pd.DataFrame:
     """One row a customer, list and model: its measures over the full catalogue, and what was shown."""
     rows = []
     households = np.asarray(pd.Series(moment.items["households"], index=moment.items["item_id"]).loc[model.item_ids], dtype=float)
@@ -145,13 +191,33 @@ def evaluate(model: Recommender, moment: Moment) -> pd.DataFrame:
             measures = dict(zip(RANKING_MEASURES, ranking_measures(scores, picks, question.truth), strict=True))
             rows.append(
                 {
-                    "customer_id": question.customer_id, "unit": f"{moment.cut:%Y-%m-%d}", "listing": listing, "model": name,
+                    "customer_id": question.customer_id, "unit": unit, "listing": listing, "model": name, "segment": question.segment,
                     **measures, "novelty": float(rarity[picks].mean()), "picks": picks, "catalogue": len(model.item_ids),
                 }
             )  # fmt: skip
     if not rows:
-        raise EmptyWindowError(f"nobody bought anything of the catalogue in the {HORIZON_DAYS} days after {moment.cut:%Y-%m-%d}")
+        raise EmptyWindowError(f"nobody bought anything of the catalogue in the window after {moment.cut:%Y-%m-%d}")
     return pd.DataFrame(rows)
+
+
+def rescored(at: Mapping[datetime, Moment], rival: Recommender, wanted: Mapping[str, datetime]) -> pd.DataFrame:
+    """The evaluation of a model as it stands, on cuts after all that it learnt from, over the catalogue of each cut.
+
+    What has come into the catalogue since it was trained it cannot show, and loses by it.
+    """
+    rows = []
+    for unit, cut in wanted.items():
+        moment = at[cut]
+        catalogue = moment.items["item_id"]
+        where = np.array([rival.positions.get(item, -1) for item in catalogue], dtype=np.intp)
+        for question in questions(rival, moment, catalogue):
+            theirs = joined(rival, question.profile, rival.config.blends[question.listing])
+            known = np.where(where >= 0, theirs[np.maximum(where, 0)], -np.inf)
+            scores = np.where(question.shown, known, -np.inf)
+            measures = dict(zip(RANKING_MEASURES, ranking_measures(scores, top(scores, 10), question.truth), strict=True))
+            row = {"customer_id": question.customer_id, "unit": unit, "listing": question.listing, "segment": question.segment}
+            rows.append({**row, **measures})
+    return pd.DataFrame(rows)[list(RANKING_COLUMNS)]
 
 
 @dataclass(frozen=True)
@@ -163,26 +229,29 @@ class Question:
     profile: Profile
     truth: NDArray[np.intp]
     shown: NDArray[np.bool_]
+    segment: str
 
 
-def questions(model: Recommender, moment: Moment) -> Iterator[Question]:
-    """Both lists' questions about each customer who counts.
+def questions(model: Recommender, moment: Moment, catalogue: Sequence[str] | None = None) -> Iterator[Question]:
+    """Both lists' questions about each customer who counts, over *catalogue* (by default the model's own).
 
     She counts if she had bought something of the catalogue before the cut and then bought something that the list may show.
     """
-    position = {item: k for k, item in enumerate(model.item_ids)}
+    items = model.item_ids if catalogue is None else catalogue
+    position = {item: k for k, item in enumerate(items)}
     for row in rows_of(moment.histories):
         after = moment.bought.get(row["customer_id"])
         before = np.array([position[i] for i in row["bought_item_ids"] if i in position], dtype=np.intp)
         if not after or not len(before):
             continue
         truth = np.array(sorted(position[i] for i in after if i in position), dtype=np.intp)
-        everything, new = np.ones(len(model.item_ids), bool), np.ones(len(model.item_ids), bool)
+        everything, new = np.ones(len(items), bool), np.ones(len(items), bool)
+        [segment] = banded([len(before)], SEGMENTS)
         new[before] = False
         profile = model.profile(query_of(row, moment.cut))
         for listing, shown in (("for_you", everything), ("also_like", new)):
             if shown[truth].any():
-                yield Question(row["customer_id"], listing, profile, truth[shown[truth]], shown)
+                yield Question(row["customer_id"], listing, profile, truth[shown[truth]], shown, segment)
 
 
 def joined(model: Recommender, profile: Profile, blend: Blend, items: NDArray[np.intp] | slice = slice(None)) -> Floats:
@@ -196,7 +265,7 @@ def joined(model: Recommender, profile: Profile, blend: Blend, items: NDArray[np
     return total
 
 
-def judge(scored: pd.DataFrame, config: RecommenderConfig, looks: int) -> tuple[Report, Mapping[str, object]]:
+def judge(scored: pd.DataFrame, config: RecommenderConfig, cuts: Cuts, looks: int) -> tuple[Report, Mapping[str, object]]:
     """The table beside its baselines, the leads and the pictures."""
     wide = scored.pivot(index=["customer_id", "unit", "listing"], columns="model", values=list(RANKING_MEASURES)).reset_index()
     names, values, drawn = [], [], []
@@ -229,10 +298,10 @@ def judge(scored: pd.DataFrame, config: RecommenderConfig, looks: int) -> tuple[
         for listing, model in (("for_you", "personal frequency"), ("also_like", "popularity"), ("also_like", "EASE"), ("also_like", "ALS"))
     ]
     households = wide.groupby(["listing", "unit"]).size()
-    cuts = " and ".join(sorted(set(scored["unit"])))
+    days = " and ".join(map(cuts.day, cuts.tests))
     report = Report(
         kind="recommendations",
-        title=f"Recommendations over the full catalogue, {HORIZON_DAYS} days; mean of the cuts {cuts}; "
+        title=f"Recommendations over the full catalogue, {cuts.horizon_days} days; mean of the cuts {days}; "
         f"{int(households.min())} to {int(households.max())} customers a cut",
         served=JOINED,
         baseline="popularity",
@@ -241,6 +310,10 @@ def judge(scored: pd.DataFrame, config: RecommenderConfig, looks: int) -> tuple[
         lead=lead,
         notes=[*over, f"Blends, chosen on an earlier cut: {dict(config.blends)}.", f"These cuts were looked at {looks} times."],
         metrics={name.replace("/", "_").replace(" ", "_"): float(v) for name, v in zip(names, value, strict=True)},
+        limits=[
+            "only items sold before the cut can be shown; a new item waits for the next training",
+            "what is bought next is not what a list would cause to be bought",
+        ],
     )
     bars = {m: told[f"{m}/ndcg_at_10/for_you"] for m in (*SINGLES, JOINED)}
     new = {m: told[f"{m}/ndcg_at_10/also_like"] for m in (*SINGLES, JOINED) if (m, "also_like") not in MEANINGLESS}

@@ -1,4 +1,4 @@
-"""The tracked run: one job's parameters, measures, plots and model in MLflow, the ledger of looks, and promotion."""
+"""The tracked run: one job's data, parameters, measures, plots and model in MLflow, the ledger of looks, and the verdict."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from features.catalogue import Catalogue
 from features.clock import system_clock
@@ -23,12 +21,20 @@ from features.event_log import EventLog
 from features.home import Home, write_atomically
 from features.shop import Shop
 from models.registry import Kind, Registry, settings_path
-from training.metrics import Estimate, bootstrap, compare_binary, difference, estimates
+from training import promotion
+from training.card import model_card
+from training.dataset import Cuts, Plan
+from training.evaluation import same_rows
+from training.gate import Gate, reference_rows
+from training.metrics import Estimate
+from training.page import page
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
+Rescore = Callable[[Any, Mapping[str, datetime]], "pd.DataFrame"]
+"""A model that stands as it is, and the cuts to judge it on, to its evaluation."""
 
 
 @dataclass
@@ -39,6 +45,7 @@ class Report:
         table: one row a model: name, and by column the estimate or text to print.
         lead: the served model's paired lead over its simple baseline on the promotion metric.
         notes: sentences that belong under the table.
+        limits: what must be known before the model is used.
     """
 
     kind: str
@@ -50,6 +57,7 @@ class Report:
     lead: Estimate
     notes: list[str] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
+    limits: Sequence[str] = ()
 
     def text(self) -> str:
         """The report as Markdown."""
@@ -64,32 +72,48 @@ class Report:
         return "\n".join([head, *rows, "", *(f"{note}" for note in [lead, *self.notes])])
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """All that a job hands over to be registered.
+
+    Attributes:
+        evaluation: see ``training.evaluation``; a row a customer and cut.
+        units: the moment of each cut in it.
+        rescore: judges another model of the kind on some of these cuts.
+        example, output: a row that the model takes and what it answers, for the signature.
+        reference: the feature rows that later runs measure drift against.
+    """
+
+    model: Any
+    report: Report
+    evaluation: pd.DataFrame
+    units: Mapping[str, datetime]
+    rescore: Rescore
+    example: pd.DataFrame
+    output: Any
+    plots: Mapping[str, Any]
+    reference: pd.DataFrame
+
+
 class TrackedRun:
     """One training job under way in MLflow."""
 
-    def __init__(self, home: Home, kind: Kind, as_of: datetime, seed: int) -> None:
-        self.home, self.kind, self.as_of, self.seed = home, kind, as_of, seed
+    def __init__(self, home: Home, kind: Kind, cuts: Cuts, plan: Plan) -> None:
+        self.home, self.kind, self.cuts, self.plan = home, kind, cuts, plan
+        self.as_of = cuts.final
         self.shop = Shop.load(home)
         self.registry = Registry()
         self.settings = self.registry.settings.models[kind]
+        self.gate = Gate(kind, self.registry.settings.gate)
         log = EventLog(home, self.shop.timezone)
         self.log_version = log.version()
-        self.inputs = inputs_digest(home, log.known_before(as_of), as_of, seed)
+        self.inputs = inputs_digest(home, log.known_before(self.as_of), self.as_of, plan)
 
     def standing_report(self) -> str | None:
         """The report of a registered version made from exactly these inputs and judged to the end, if there is one."""
-        import mlflow
-        from mlflow.exceptions import MlflowException
-
-        for alias in (self.registry.settings.champion, self.registry.settings.challenger):
-            version = self.registry.version_of(self.kind, alias)
-            if version is None or self.registry.tags_of(self.kind, version).get("inputs") != self.inputs:
-                continue
-            try:
-                # logged last: a run that was killed before its verdict has none, and is made again
-                return str(mlflow.artifacts.load_text(f"runs:/{self.registry.run_of(self.kind, version)}/report.md"))
-            except (MlflowException, OSError):
-                continue
+        for version in self.registry.versions(self.kind):
+            if version.aliases and version.tags.get("inputs") == self.inputs and "verdict" in version.tags:
+                return artifact_text(version.run_id, "report.md")
         return None
 
     @contextmanager
@@ -98,12 +122,61 @@ class TrackedRun:
         import mlflow
 
         if mlflow.get_experiment_by_name(self.settings.experiment) is None:
-            mlflow.create_experiment(self.settings.experiment, artifact_location=self.registry.settings.artifact_location)
+            # a server of its own says where artifacts go
+            own = os.environ.get("MLFLOW_TRACKING_URI") is None
+            where = self.registry.settings.artifact_location if own else None
+            mlflow.create_experiment(self.settings.experiment, artifact_location=where)
         mlflow.set_experiment(self.settings.experiment)
-        with mlflow.start_run(run_name=f"{self.kind} {self.as_of:%Y-%m-%d}"):
+        with mlflow.start_run(run_name=f"{self.kind} {self.cuts.day(self.as_of)}"):
             mlflow.set_tags(self.tags())
-            mlflow.log_params({"seed": self.seed, "as_of": self.as_of.isoformat(), **parameters})
+            mlflow.log_params(
+                {
+                    "seed": self.plan.seed,
+                    "as_of": self.as_of.isoformat(),
+                    "horizon_days": self.cuts.horizon_days,
+                    "window_days": self.cuts.window_days or "all",
+                    **parameters,
+                }
+            )
             yield
+
+    def trained_on(self, frame: pd.DataFrame, name: str, target: str | None = None) -> None:
+        """Note the rows to train on as an MLflow dataset, traced to the version of the log."""
+        import mlflow
+
+        plain = frame.loc[:, [c for c in frame.columns if not isinstance(frame[c].iloc[0], list | tuple)]]
+        source = f"{self.home.events}?version={self.log_version}"
+        dataset = mlflow.data.from_pandas(plain, source=source, name=f"{self.shop.name} {name}", targets=target)
+        mlflow.log_input(dataset, context="training")
+
+    def trial(self, name: str, parameters: Mapping[str, Any], metric: str, value: float) -> float:
+        """Log one candidate of a tuning as a nested run; returns its value."""
+        import mlflow
+
+        with mlflow.start_run(run_name=name, nested=True):
+            mlflow.log_params(dict(parameters))
+            mlflow.log_metric(metric, value)
+            mlflow.set_tag("tuning", "true")
+        return value
+
+    def check_data(self) -> None:
+        """Print the gate's table into the run and the home, and stop if it is severe."""
+        import mlflow
+
+        table = self.gate.table()
+        write_atomically(self.home.root / "reports" / "data" / f"{self.kind}.md", self.gate.text().encode())
+        mlflow.log_text(page(f"Data quality: {self.kind}", [table]), "data_quality.html")
+        mlflow.log_table(table, "data_quality.json")
+        self.gate.stop_if_severe()
+
+    def champion_reference(self) -> tuple[pd.DataFrame | None, float | None]:
+        """The champion's feature rows and base rate to measure drift against; None without a champion."""
+        version = self.registry.version_of(self.kind, self.registry.settings.champion)
+        if version is None:
+            return None, None
+        tags = self.registry.tags_of(self.kind, version)
+        rate = float(tags["base_rate"]) if "base_rate" in tags else None
+        return artifact_frame(self.registry.run_of(self.kind, version), "reference.parquet"), rate
 
     def tags(self) -> dict[str, str]:
         """What a model version must be traceable to."""
@@ -112,6 +185,7 @@ class TrackedRun:
             "commit": commit(),
             "feature_service": self.settings.feature_service,
             "as_of": self.as_of.isoformat(),
+            "horizon_days": str(self.cuts.horizon_days),
             "shop": self.shop.name,
             "inputs": self.inputs,
         }
@@ -123,90 +197,118 @@ class TrackedRun:
         with self.home.locked("ledger"), open(path, "ab") as handle:
             handle.write(msgspec.json.encode(entry) + b"\n")
         lines = [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
-        return sum(line["kind"] == self.kind for line in lines)
+        return sum(line["kind"] == self.kind and bool(set(line["cuts"]) & set(cuts)) for line in lines)
 
-    def finish(
-        self, model: Any, report: Report, evaluation: pd.DataFrame, example: pd.DataFrame, output: Any, plots: Mapping[str, Any]
-    ) -> int:
-        """Log report, plots and per-customer evaluation, register the model as challenger, and promote it if it may be."""
+    def finish(self, outcome: Outcome) -> str:
+        """Log everything, register the model as challenger, and promote it if it may be; returns the report."""
         import mlflow
         from mlflow.models import infer_signature
 
+        report = outcome.report
         mlflow.log_metrics({k: v for k, v in report.metrics.items() if v == v})
-        for name, figure in plots.items():
+        for name, figure in outcome.plots.items():
             mlflow.log_figure(figure, f"plots/{name}.png")
+        log_frame(outcome.evaluation, "evaluation.parquet")
+        log_frame(reference_rows(outcome.reference, self.plan.seed), "reference.parquet")
+        base_rate = {"base_rate": f"{outcome.evaluation['label'].mean():.6f}"} if "label" in outcome.evaluation else {}
         with tempfile.TemporaryDirectory() as scratch:
-            evaluation.to_parquet(Path(scratch) / "evaluation.parquet")
-            mlflow.log_artifact(str(Path(scratch) / "evaluation.parquet"))
             folder = Path(scratch) / self.kind
-            model.save(folder)
-            version = self.registry.save(self.kind, folder, infer_signature(example, output), example, self.tags())
-        verdict = self._promote(version, report, evaluation)
-        report.notes.append(verdict)
+            outcome.model.save(folder)
+            signature = infer_signature(outcome.example, outcome.output)
+            version = self.registry.save(self.kind, folder, signature, outcome.example, {**self.tags(), **base_rate})
+        verdict = self._verdict(outcome)
+        report.notes.append(self._promote(version, verdict))
+        card = model_card(report, outcome, self.tags(), self.gate)
+        mlflow.log_text(card, "model_card.md")
+        table = _table(report)
+        plots = list(outcome.plots.items())
+        mlflow.log_text(page(report.title, [table, *report.notes, *plots, self.gate.table()]), "report.html")
         write_atomically(self.home.root / "reports" / f"{self.kind}.md", report.text().encode())
         mlflow.log_text(report.text(), "report.md")
-        return version
+        self.registry.describe(self.kind, version, card)
+        # last: a run that was killed before its verdict has none, and is made again
+        self.registry.tag(self.kind, version, {"verdict": verdict.reason})
+        return report.text()
 
-    def _promote(self, version: int, report: Report, evaluation: pd.DataFrame) -> str:
-        """The first champion must beat its simple baseline; a standing one is replaced only by a clearly better one."""
-        promotion, lead = self.settings.promotion, report.lead
+    def _verdict(self, outcome: Outcome) -> promotion.Verdict:
         champion = self.registry.version_of(self.kind, self.registry.settings.champion)
-        if champion is not None:
-            rival = self._champion_lead(champion, evaluation)
-            if rival is None or not rival.low > 0:
-                told = "it was judged on other customers or cuts" if rival is None else f"the lead over it is {rival}"
-                return f"Version {version} is the challenger; champion {champion} stays: {told}."
-            lead = rival
-        if not lead.low > 0:
-            return (
-                f"Version {version} is not promoted: its lead over {report.baseline} in {promotion.metric} ({lead}) "
-                "may be noise. There is no champion to serve."
-            )
-        over = f"champion {champion}" if champion is not None else report.baseline
-        reason = f"{promotion.metric}: lead over {over} {lead}, rule {promotion.rule}"
-        self.registry.promote(self.kind, version, reason)
-        return f"Version {version} is the champion ({reason})."
+        if champion is None:
+            return promotion.first(self.settings.promotion, outcome.report.lead)
+        theirs = self._champion_evaluation(champion, outcome)
+        if theirs is not None:
+            log_frame(theirs, f"beside_champion_{champion}.parquet")
+        return promotion.rival(self.settings.promotion, champion, outcome.evaluation, theirs)
 
-    def _champion_lead(self, champion: int, evaluation: pd.DataFrame) -> Estimate | None:
-        """The challenger's paired lead over the champion on the same customers and cuts, or None if these differ."""
-        import mlflow
+    def _champion_evaluation(self, champion: int, outcome: Outcome) -> pd.DataFrame | None:
+        """The champion on the challenger's cuts: as it was judged itself, or as it stands on cuts it has not learnt from."""
         import pandas as pd
 
-        run_id = self.registry.run_of(self.kind, champion)
-        path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="evaluation.parquet")
-        theirs = pd.read_parquet(path)
-        both = evaluation.merge(theirs, on=["customer_id", "unit"], suffixes=("", "_champion"))
-        if not len(evaluation) == len(theirs) == len(both):
+        tags = self.registry.tags_of(self.kind, champion)
+        if tags.get("horizon_days") != str(self.cuts.horizon_days):
             return None
-        return paired_lead(both, self.settings.promotion.metric)
+        ours, stored = outcome.evaluation, artifact_frame(self.registry.run_of(self.kind, champion), "evaluation.parquet")
+        parts, learnt_until = [], datetime.fromisoformat(tags["as_of"])
+        later: dict[str, datetime] = {}
+        for unit, at in outcome.units.items():
+            theirs = None if stored is None else stored[stored["unit"] == unit]
+            if theirs is not None and same_rows(ours[ours["unit"] == unit], theirs) is not None:
+                parts.append(theirs)
+            elif at >= learnt_until:
+                later[unit] = at
+        if later:
+            parts.append(outcome.rescore(self.registry.load(f"{self.kind}@{self.registry.settings.champion}").model, later))
+        return pd.concat(parts, ignore_index=True) if parts else None
+
+    def _promote(self, version: int, verdict: promotion.Verdict) -> str:
+        if verdict.passed:
+            return promotion.promote(self.registry, self.kind, version, verdict, None)
+        champion = self.registry.version_of(self.kind, self.registry.settings.champion)
+        stays = f"champion {champion} stays" if champion is not None else "it is not promoted"
+        return f"Version {version} is the challenger; {stays}: {verdict.reason}."
 
 
-def paired_lead(both: pd.DataFrame, metric: str) -> Estimate:
-    """How far ``score`` lies above ``score_champion`` in *metric*, resampling customers.
+def _table(report: Report) -> pd.DataFrame:
+    import pandas as pd
 
-    With a ``label`` the scores are answers to be ranked, by ``group``; without, they are the customer's own measure.
-    """
-    if "label" in both:
-        groups, labels = both["group"].to_numpy(dtype=str), both["label"].to_numpy(dtype=bool)
-        scores = {name: (both[name].to_numpy(dtype=float), False) for name in ("score", "score_champion")}
-        names, values, drawn = compare_binary(both["customer_id"].tolist(), groups, labels, scores)
-        return difference(values, drawn, names, f"score/{metric}", f"score_champion/{metric}")
-    units = both["unit"].to_numpy(dtype=str)
-    gap = (both["score"] - both["score_champion"]).to_numpy(dtype=float)
-    values, drawn = bootstrap(both["customer_id"].tolist(), lambda weights: np.array([mean_over_units(units, gap, weights)]))
-    return estimates(values, drawn, ["lead"])["lead"]
+    frame = pd.DataFrame.from_dict({m: dict(row) for m, row in report.table.items()}, orient="index", columns=list(report.columns))
+    return frame.fillna("").rename(index={report.served: f"{report.served} (served)"}).rename_axis("model").reset_index()
 
 
-def mean_over_units(units: NDArray[np.str_], values: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
-    """The mean over cuts of the weighted mean of *values* within each cut."""
-    kinds = np.unique(units)
-    return float(np.mean([np.average(values[units == u], weights=weights[units == u]) for u in kinds]))
+def log_frame(frame: pd.DataFrame, name: str) -> None:
+    """Keep a frame with the active run as Parquet."""
+    import mlflow
+
+    with tempfile.TemporaryDirectory() as scratch:
+        frame.to_parquet(Path(scratch) / name)
+        mlflow.log_artifact(str(Path(scratch) / name))
 
 
-def inputs_digest(home: Home, events: int, as_of: datetime, seed: int) -> str:
-    """Names everything that a training run's result depends on: events known by then, catalogue, shop, code and settings."""
+def artifact_frame(run_id: str, name: str) -> pd.DataFrame | None:
+    """A frame that a run kept, or None."""
+    import mlflow
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name))
+    except (mlflow.exceptions.MlflowException, OSError):
+        return None
+
+
+def artifact_text(run_id: str, name: str) -> str | None:
+    """A text that a run kept, or None."""
+    import mlflow
+
+    try:
+        return str(mlflow.artifacts.load_text(f"runs:/{run_id}/{name}"))
+    except (mlflow.exceptions.MlflowException, OSError):
+        return None
+
+
+def inputs_digest(home: Home, events: int, as_of: datetime, plan: Plan) -> str:
+    """Names everything that a training run's result depends on: events known by then, catalogue, shop, plan, code, settings."""
     catalogue = Catalogue(home).digest("items", "offers", "item_context")
-    digest = hashlib.sha256(f"{events} {as_of.isoformat()} {seed} {catalogue}".encode())
+    asked = f"{plan.horizon_days} {plan.window_days} {plan.seed}"
+    digest = hashlib.sha256(f"{events} {as_of.isoformat()} {asked} {catalogue}".encode())
     digest.update(home.shop.read_bytes() + settings_path().read_bytes())
     for package in ("features", "models", "training"):
         for path in sorted((ROOT / package).rglob("*.py")):

@@ -104,7 +104,7 @@ class Recommender:
         self.repeat_rate = repeat_rate
         self.attributes = dict(attributes)
         self._als = als
-        self._position = {item_id: k for k, item_id in enumerate(self.item_ids)}
+        self.positions = {item_id: k for k, item_id in enumerate(self.item_ids)}
         self._all = np.arange(len(self.item_ids), dtype=np.intp)
         norms = np.linalg.norm(als.item_factors, axis=1, keepdims=True)
         self._directions: Floats = als.item_factors / np.maximum(norms, 1e-9)
@@ -162,7 +162,7 @@ class Recommender:
 
     def label(self, item_id: str) -> str:
         """What to call an item in a reason."""
-        position = self._position.get(item_id)
+        position = self.positions.get(item_id)
         if position is None:
             return item_id
         told = [
@@ -295,7 +295,7 @@ class Recommender:
         item_id = str(query.row.get("item_id", ""))
         nothing, nowhere = np.zeros(len(self.item_ids), np.float32), np.empty(0, np.intp)
         parts = {"popularity": self.popularity, "session": nothing}
-        position = self._position.get(item_id)
+        position = self.positions.get(item_id)
         if position is None:
             fallback = f"item {item_id!r} is not in the model's catalogue: popular items"
             return Profile(query, nothing, nowhere, {}, parts, Blend(0, 0, 0, popularity=1, session=0), fallback)
@@ -303,7 +303,7 @@ class Recommender:
         return Profile(query, nothing, nowhere, {position: 1.0}, parts, Blend(0, 0, 0, popularity=0, session=1))
 
     def _positions_of(self, item_ids: Iterable[str]) -> Positions:
-        lookup = self._position.get
+        lookup = self.positions.get
         return np.array([lookup(item, -1) for item in item_ids], dtype=np.intp)
 
     def _has_attributes(self, profile: Profile, candidates: Positions) -> NDArray[np.bool_]:
