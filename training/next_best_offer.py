@@ -66,7 +66,7 @@ def main(home: Home, plan: Plan, advance: Advance = lambda step: None) -> str:
         run.gate.look_at_log(truth.timeline, cuts.final)
         frame, rows = dataset(home, truth, cuts, book, advance)
         reference, rate = run.champion_reference()
-        table = pd.concat([frame, pd.DataFrame(rows, columns=list(FEATURES))], axis=1)
+        table = pd.concat([frame.drop(columns="broad"), pd.DataFrame(rows, columns=list(FEATURES))], axis=1)
         judged = frame["event_timestamp"] >= tests_from
         run.gate.look_at_rows(table, ["customer_id", "campaign_id"], list(FEATURES))
         run.gate.look_at_labels(frame.loc[judged, "label"].to_numpy(dtype=bool), rate)
@@ -243,8 +243,8 @@ def coupon_ndcg(home: Home, truth: Truth, book: OfferBook, scored: pd.DataFrame)
     table_of = np.array([gains["popularity"], gains["affinity"]])
     values, drawn = bootstrap(customers, lambda w: np.asarray(np.average(table_of, axis=1, weights=w)))
     told = estimates(values, drawn, ["popularity", "affinity"])
-    order = f"affinity {told['affinity']}, popularity {told['popularity']}"
-    return f"Coupon order among {len(customers)} redeemers of targeted campaigns, NDCG@5: {order}."
+    better = f"affinity {told['affinity']}, popularity {told['popularity']}"
+    return f"Coupon order among {len(customers)} redeemers of targeted campaigns, NDCG@5: {better}."
 
 
 def judge(scored: pd.DataFrame, served: str, coupons: str, looks: int) -> tuple[Report, Mapping[str, object]]:

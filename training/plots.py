@@ -75,7 +75,7 @@ def change_plot(before: Sequence[float], after: Sequence[float], what: str) -> F
     figure = Figure(figsize=(5.5, 5), layout="constrained")
     axes = figure.subplots()
     axes.scatter(before, after, s=6, alpha=0.3)
-    limit = float(max(np.max(before, initial=0.1), np.max(after, initial=0.1)))
+    limit = float(np.concatenate([np.asarray(before), np.asarray(after), [0.1]]).max())
     axes.plot([0, limit], [0, limit], color="grey", linewidth=1)
     axes.set(xlabel="champion", ylabel="challenger", title=f"What changes: {what}")
     return figure
