@@ -24,6 +24,7 @@ evaluate: $(VENV)/demo.stamp
 
 # speed and memory, as ratios of things measured in one run
 bench: $(VENV)/dev.stamp
+	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_import.py
 	PYTHONPATH=.:tests $(PY) -W ignore tests/bench.py
 
 $(VENV)/%.stamp: pyproject.toml requirements.lock

@@ -88,12 +88,12 @@ class RejectedEvent(ValueError):
         self.reason = reason
 
 
-def parse_event(raw: bytes | dict[str, Any], received_at: datetime) -> Event:
-    """Read and check one event.
+def parse_event(raw: bytes | dict[str, Any], received_at: datetime, currency: str | None = None) -> Event:
+    """Read and check one event of a shop that counts in *currency* (None: whichever the event names).
 
     Raises:
         RejectedEvent: the JSON is broken, a field is missing, unknown, of a wrong type or out of range, the event lacks
-            what its name requires, carries money without a currency, or lies in the future of *received_at*.
+            what its name requires, carries money without a currency or in another one than the shop's, or lies in the future of *received_at*.
     """
     try:
         event = _decoder.decode(raw) if isinstance(raw, bytes) else msgspec.convert(raw, Event)
@@ -106,6 +106,8 @@ def parse_event(raw: bytes | dict[str, Any], received_at: datetime) -> Event:
             raise RejectedEvent(field, f"an event named {event.name} needs it")
     if event.currency is None and any(i.amount_minor or i.discount_minor or i.coupon_minor for i in event.items):
         raise RejectedEvent("currency", "items carry money, so an ISO 4217 currency such as 'USD' is needed")
+    if currency is not None and event.currency not in (None, currency):
+        raise RejectedEvent("currency", f"{event.currency} where the shop counts in {currency}: sums cannot mix, so convert it first")
     if event.occurred_at < EARLIEST:
         raise RejectedEvent("occurred_at", f"{event.occurred_at.isoformat()} lies before {EARLIEST.year}: check the clock")
     if event.occurred_at > received_at + FUTURE_TOLERANCE:

@@ -104,7 +104,7 @@ def bring_in(home: Home, source: Source, advance: Callable[[int], None] = lambda
             log.reject(letters)
         advance(report.done)
         for arrivals in source.events(report.done):
-            _store(log, identities, source, arrivals, report)
+            _store(log, identities, source, arrivals, shop.currency, report)
             _write(home, report)
             advance(report.done)
         shop.save(home)
@@ -120,13 +120,13 @@ def _in_batches(rows: Iterable[DeadLetter], size: int) -> Iterator[list[DeadLett
         yield batch
 
 
-def _store(log: EventLog, identities: Identities, source: Source, arrivals: list[Arrival], report: ImportReport) -> None:
+def _store(log: EventLog, identities: Identities, source: Source, arrivals: list[Arrival], currency: str, report: ImportReport) -> None:
     received_at = system_clock()
     batch: list[Incoming] = []
     letters: list[DeadLetter] = []
     for raw, known_at in arrivals:
         try:
-            event = parse_event(raw, received_at)
+            event = parse_event(raw, received_at, currency)
         except RejectedEvent as error:
             letters.append(DeadLetter(received_at, source.name, error.field, error.reason, raw.decode()))
             continue

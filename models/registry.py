@@ -46,8 +46,7 @@ class Promotion:
     """Other metrics, with how far each may seem to fall before it stands in the way."""
 
 
-@dataclass(frozen=True)
-class GateLimits:
+class GateLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the data must show before a model is trained on it; ``mlflow.yaml`` says what each means."""
 
     max_age_days: float = 7
@@ -77,7 +76,7 @@ class Settings:
     champion: str
     challenger: str
     models: dict[str, ModelSettings]
-    gate: GateLimits = GateLimits()
+    gate: GateLimits = field(default_factory=GateLimits)
 
 
 RULE = "paired_bootstrap"
@@ -120,6 +119,8 @@ def load_settings(path: Path | None = None) -> Settings:
 def _check_promotion(place: str, kind: str, promotion: Promotion) -> None:
     if promotion.rule != RULE or promotion.baseline != BASELINES[kind]:
         raise ValueError(f"{place}: rule must be {RULE} and baseline {BASELINES[kind]!r}; nothing else is built")
+    if promotion.metric == "brier":
+        raise ValueError(f"{place}: metric may not be brier: the baseline gives no probabilities to measure it by")
     for metric in (promotion.metric, *promotion.guards):
         if metric not in METRICS[kind]:
             raise ValueError(f"{place}: {metric!r} is not measured: use one of {', '.join(METRICS[kind])}")

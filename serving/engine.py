@@ -65,20 +65,29 @@ class Engine:
         self._home = home
         self._registry = registry or Registry()
         self._loaded: dict[str, Loaded] = {}
+        self._offers = ""
+        """Which offers the pipeline of the champion was built on."""
         self._rng = np.random.default_rng()
         self.refresh()
 
     def refresh(self) -> list[str]:
-        """Load champions that are new since the last call; returns what was loaded."""
+        """Load champions that are new since the last call, and offers; returns what was loaded."""
         news = []
+        offers = Catalogue(self._home).digest("offers")
         for kind in KINDS:
             version = self._registry.version_of(kind, self._registry.settings.champion)
             held = self._loaded.get(kind)
-            if version is None or (held is not None and held.model.version == version):
+            if version is None:
+                continue
+            if held is not None and held.model.version == version:
+                if kind == "next-best-offer" and offers != self._offers:
+                    self._loaded[kind] = Loaded(held.model, self._pipeline(kind, held.model.model))
+                    news.append(f"{held.model.label} with new offers")
                 continue
             loaded = self._registry.load(f"{kind}@{self._registry.settings.champion}")
             self._loaded[kind] = Loaded(loaded, self._pipeline(kind, loaded.model))
             news.append(loaded.label)
+        self._offers = offers
         return news
 
     def missing(self) -> list[str]:

@@ -34,7 +34,9 @@ class Intake:
 
     def __init__(self, home: Home, clock: Clock, store: FeatureStore, identities: Identities) -> None:
         self._home, self._clock, self._store, self._identities = home, clock, store, identities
-        self._log = EventLog(home, Shop.load(home).timezone)
+        shop = Shop.load(home)
+        self._currency = shop.currency
+        self._log = EventLog(home, shop.timezone)
         self._inbox = Inbox(home)
         self._lock = threading.Lock()
         self._last = self._inbox.last_received()
@@ -127,7 +129,7 @@ class Intake:
     def _parse(self, raw: Any, at: datetime, known: dict[str, str]) -> tuple[Event, str]:
         if not isinstance(raw, dict):
             raise RejectedEvent("$", "an event must be a JSON object")
-        event = parse_event(raw, at)
+        event = parse_event(raw, at, self._currency)
         digest = content_hash(event)
         if known.get(event.event_id, digest) != digest:
             raise RejectedEvent(

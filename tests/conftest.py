@@ -42,7 +42,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.fixture
 def tiny(tmp_path: Path) -> TinyShop:
     home = Home(tmp_path / "home")
-    shop = Shop(name="tiny", timezone="America/New_York", currency="USD", data_end=NEW_YEAR)
+    shop = Shop(
+        name="tiny", timezone="America/New_York", currency="USD", data_end=NEW_YEAR, private_brands=("Private",),
+        broad_campaign_types=("A",),
+    )  # fmt: skip
     shop.save(home)
     items = [
         {"item_id": f"i{k}", "department": f"D{k % 2}", "category": f"C{k % 3}", "type": f"T{k}", "brand": "Private" if k == 1 else "N",

@@ -66,7 +66,7 @@ def main(home: Home, plan: Plan, advance: Advance = lambda step: None) -> str:
         advance("evaluating")
         scored = evaluate(frame, cuts, currency, seed)
         units = {cuts.unit(cut): cut for cut in cuts.tests}
-        report, figures = judge(scored, kind, cuts, run.look(list(units)))
+        report, figures = judge(scored, kind, run.settings.promotion.metric, cuts, run.look(list(units)))
         advance("fitting the final model")
         model = _fit(kind, cuts.closed_before(frame, cuts.final), cuts.horizon_days, currency, seed)
         example = pd.DataFrame([{name: float(k) for k, name in enumerate(FEATURES)}])
@@ -150,7 +150,7 @@ def _asked(test: pd.DataFrame, unit: str) -> pd.DataFrame:
     return pd.DataFrame(asked)
 
 
-def judge(scored: pd.DataFrame, served: str, cuts: Cuts, looks: int) -> tuple[Report, Mapping[str, object]]:
+def judge(scored: pd.DataFrame, served: str, metric: str, cuts: Cuts, looks: int) -> tuple[Report, Mapping[str, object]]:
     """The table beside its baselines, the lead and the pictures."""
     models = {m: (scored[m].to_numpy(dtype=float), m != "recency") for m in ("recency", "rfm logistic", "logistic", "lightgbm")}
     labels, groups = scored["label"].to_numpy(dtype=bool), scored["group"].to_numpy(dtype=str)
@@ -158,7 +158,7 @@ def judge(scored: pd.DataFrame, served: str, cuts: Cuts, looks: int) -> tuple[Re
     found = estimates(values, drawn, names)
     honesty = {m: calibration(labels, models[m][0]) for m in models if models[m][1]}
     table = {m: _row(found, m, honesty.get(m)) for m in models}
-    lead = difference(values, drawn, names, f"{served}/average_precision", "recency/average_precision")
+    lead = difference(values, drawn, names, f"{served}/{metric}", f"recency/{metric}")
     others = difference(values, drawn, names, f"{served}/auc", "rfm logistic/auc")
     report = Report(
         kind="churn",

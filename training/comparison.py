@@ -57,7 +57,7 @@ class Comparison:
 
     def conclusion(self) -> str:
         """What the rule says."""
-        return f"The rule {'would promote' if self.verdict.passed else 'does not promote'} the challenger: {self.verdict.reason}."
+        return f"The rule {'promotes' if self.verdict.passed else 'does not promote'} version {self.challenger}: {self.verdict.reason}."
 
     def plots(self) -> list[tuple[str, Figure]]:
         """What changes and where."""
@@ -83,7 +83,7 @@ def compare(registry: Registry, kind: Kind, version: int | None = None) -> Compa
 
     Raises:
         NoChampionError: one of the two is missing.
-        NotPromotedError: both are the same version, or they were never judged on the same rows.
+        NotPromotedError: both are the same version and it replaced none, or they were never judged on the same rows.
     """
     settings = registry.settings
     champion = registry.version_of(kind, settings.champion)
@@ -92,7 +92,11 @@ def compare(registry: Registry, kind: Kind, version: int | None = None) -> Compa
         missing = settings.champion if champion is None else settings.challenger
         raise NoChampionError(f"no version of {kind} has the alias {missing!r}: train one (python -m training {kind})")
     if champion == challenger:
-        raise promotion.NotPromotedError(f"{kind} version {champion} is champion and challenger at once: train a challenger first")
+        # it has been promoted: beside the one that it replaced
+        before = promotion.standing(registry.crownings(kind))[:-1]
+        if not before:
+            raise promotion.NotPromotedError(f"{kind} version {champion} is champion and challenger at once: train a challenger first")
+        champion = before[-1]
     ours, theirs = evaluation_of(registry, kind, challenger), _champion_rows(registry, kind, challenger, champion)
     verdict = promotion.rival(settings.models[kind].promotion, champion, ours, theirs)
     both = None if theirs is None else same_rows(ours, theirs)

@@ -78,7 +78,7 @@ def main(home: Home, plan: Plan, advance: Advance = lambda step: None) -> str:
         advance("evaluating")
         scored = evaluate(frame, rows, tests_from, cuts.final, trainer)
         looks = run.look(sorted(set(scored["unit"])))
-        report, figures = judge(scored, kind, coupon_ndcg(home, truth, book, scored), looks)
+        report, figures = judge(scored, kind, run.settings.promotion.metric, coupon_ndcg(home, truth, book, scored), looks)
         advance("fitting the final model")
         over = (frame["valid_until"] <= cuts.final).to_numpy()
         _, latest_worth = offer_book(home, truth, cuts.final)
@@ -247,7 +247,7 @@ def coupon_ndcg(home: Home, truth: Truth, book: OfferBook, scored: pd.DataFrame)
     return f"Coupon order among {len(customers)} redeemers of targeted campaigns, NDCG@5: {better}."
 
 
-def judge(scored: pd.DataFrame, served: str, coupons: str, looks: int) -> tuple[Report, Mapping[str, object]]:
+def judge(scored: pd.DataFrame, served: str, metric: str, coupons: str, looks: int) -> tuple[Report, Mapping[str, object]]:
     """The table beside its baseline, by campaign type, the lead and the pictures."""
     models = {m: (scored[m].to_numpy(dtype=float), m != "past redemptions") for m in MODELS}
     labels, groups = scored["label"].to_numpy(dtype=bool), scored["group"].to_numpy(dtype=str)
@@ -263,7 +263,7 @@ def judge(scored: pd.DataFrame, served: str, coupons: str, looks: int) -> tuple[
             honest = calibration(labels[groups == g], models[m][0][groups == g])
             table[m][f"{g} mean predicted / observed"] = f"{models[m][0][groups == g].mean():.3f} / {labels[groups == g].mean():.3f}"
             table[m][f"{g} calibration p"] = f"{honest.p_value:.3f}"
-    lead = difference(values, drawn, names, f"{served}/average_precision", "past redemptions/average_precision")
+    lead = difference(values, drawn, names, f"{served}/{metric}", f"past redemptions/{metric}")
     positives = {g: int(labels[groups == g].sum()) for g in kinds}
     columns = [f"{g} {c}" for g in kinds for c in ("AUC", "AP", "mean predicted / observed", "calibration p")]
     report = Report(

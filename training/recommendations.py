@@ -18,7 +18,7 @@ from features.store import FeatureStore
 from models.decision import Query, top
 from models.recommender.recommender import PARTS, Blend, Profile, Recommender, RecommenderConfig
 from training.dataset import Advance, Cuts, EmptyWindowError, Plan, Truth, days_before, moments, open_experiment
-from training.evaluation import RANKING_COLUMNS, banded, mean_over_units
+from training.evaluation import RANKING_COLUMNS, banded, mean_over_units, split_metric
 from training.metrics import RANKING_MEASURES, Floats, bootstrap, dcg, difference, estimates, ranking_measures
 from training.plots import bar_plot
 from training.run import Outcome, Report, TrackedRun
@@ -82,13 +82,15 @@ def main(home: Home, plan: Plan, advance: Advance = lambda step: None) -> str:
         run.trained_on(histories, "purchase histories")
         advance("tuning the blend")
         config = replace(config, blends=choose(fit(at[cuts.tuning], config), at[cuts.tuning], run))
-        scored = []
+        scored, catalogues = [], {}
         for cut in cuts.tests:
             advance("evaluating")
-            scored.append(evaluate(fit(at[cut], config), at[cut], cuts.unit(cut)))
+            then = fit(at[cut], config)
+            catalogues[cut] = then.item_ids
+            scored.append(evaluate(then, at[cut], cuts.unit(cut)))
         units = {cuts.unit(cut): cut for cut in cuts.tests}
         frame = pd.concat(scored, ignore_index=True)
-        report, figures = judge(frame, config, cuts, run.look(list(units)))
+        report, figures = judge(frame, config, run.settings.promotion.metric, cuts, run.look(list(units)))
         advance("fitting the final model")
         model = fit(at[cuts.final], config)
         example = synthetic_example(model)
@@ -100,7 +102,7 @@ def main(home: Home, plan: Plan, advance: Advance = lambda step: None) -> str:
             report=report,
             evaluation=frame.loc[frame["model"] == JOINED, list(RANKING_COLUMNS)],
             units=units,
-            rescore=lambda rival, wanted: rescored(at, rival, wanted),
+            rescore=lambda rival, wanted: rescored(at, catalogues, rival, wanted),
             example=example,
             output=pd.Series(picks),
             plots=figures,
@@ -200,15 +202,16 @@ def evaluate(model: Recommender, moment: Moment, unit: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def rescored(at: Mapping[datetime, Moment], rival: Recommender, wanted: Mapping[str, datetime]) -> pd.DataFrame:
+def rescored(
+    at: Mapping[datetime, Moment], catalogues: Mapping[datetime, Sequence[str]], rival: Recommender, wanted: Mapping[str, datetime]
+) -> pd.DataFrame:
     """The evaluation of a model as it stands, on cuts after all that it learnt from, over the catalogue of each cut.
 
     What has come into the catalogue since it was trained it cannot show, and loses by it.
     """
     rows = []
     for unit, cut in wanted.items():
-        moment = at[cut]
-        catalogue = moment.items["item_id"]
+        moment, catalogue = at[cut], catalogues[cut]
         where = np.array([rival.positions.get(item, -1) for item in catalogue], dtype=np.intp)
         for question in questions(rival, moment, catalogue):
             theirs = joined(rival, question.profile, rival.config.blends[question.listing])
@@ -265,7 +268,7 @@ def joined(model: Recommender, profile: Profile, blend: Blend, items: NDArray[np
     return total
 
 
-def judge(scored: pd.DataFrame, config: RecommenderConfig, cuts: Cuts, looks: int) -> tuple[Report, Mapping[str, object]]:
+def judge(scored: pd.DataFrame, config: RecommenderConfig, metric: str, cuts: Cuts, looks: int) -> tuple[Report, Mapping[str, object]]:
     """The table beside its baselines, the leads and the pictures."""
     wide = scored.pivot(index=["customer_id", "unit", "listing"], columns="model", values=list(RANKING_MEASURES)).reset_index()
     names, values, drawn = [], [], []
@@ -274,8 +277,7 @@ def judge(scored: pd.DataFrame, config: RecommenderConfig, cuts: Cuts, looks: in
         units = part["unit"].to_numpy(dtype=str)
         keys = [(measure, m) for measure in RANKING_MEASURES for m in (*SINGLES, JOINED) if (m, listing) not in MEANINGLESS]
         columns = [part[key].to_numpy(dtype=float) for key in keys]
-        measured = partial(_means, units, columns)
-        found, resampled = bootstrap(part["customer_id"].tolist(), measured, draws=500)
+        found, resampled = bootstrap(part["customer_id"].tolist(), partial(_means, units, columns), draws=500)
         names += [f"{model}/{measure}/{listing}" for measure, model in keys]
         values.append(found)
         drawn.append(resampled)
@@ -291,7 +293,8 @@ def judge(scored: pd.DataFrame, config: RecommenderConfig, cuts: Cuts, looks: in
             mine = scored[(scored["model"] == model) & (scored["listing"] == listing)]
             table[model][f"{listing} coverage"] = f"{coverage(mine):.3f}"
             table[model][f"{listing} novelty"] = f"{mine['novelty'].mean():.1f}"
-    lead = difference(value, draws, names, f"{JOINED}/ndcg_at_10/for_you", "popularity/ndcg_at_10/for_you")
+    measured, list_name = split_metric(metric)
+    lead = difference(value, draws, names, f"{JOINED}/{measured}/{list_name}", f"popularity/{measured}/{list_name}")
     over = [
         f"Lead of the join over {model} ({listing}, NDCG@10), paired: "
         f"{difference(value, draws, names, f'{JOINED}/ndcg_at_10/{listing}', f'{model}/ndcg_at_10/{listing}')}."
