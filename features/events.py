@@ -93,7 +93,7 @@ def parse_event(raw: bytes | dict[str, Any], received_at: datetime, currency: st
 
     Raises:
         RejectedEvent: the JSON is broken, a field is missing, unknown, of a wrong type or out of range, the event lacks
-            what its name requires, carries money without a currency or in another one than the shop's, or lies in the future of *received_at*.
+            what its name requires, carries money without a currency or in another than the shop's, or lies in the future.
     """
     try:
         event = _decoder.decode(raw) if isinstance(raw, bytes) else msgspec.convert(raw, Event)

@@ -72,7 +72,8 @@ class Settings:
     """The whole of ``mlflow.yaml``."""
 
     tracking_uri: str
-    artifact_location: str
+    artifact_location: str | None
+    """None where another tracking server is named: it knows where its artifacts go."""
     champion: str
     challenger: str
     models: dict[str, ModelSettings]
@@ -111,7 +112,8 @@ def load_settings(path: Path | None = None) -> Settings:
             _check_promotion(f"{source}: models.{name}.promotion", name, model.promotion)
         gate = msgspec.convert(raw.get("gate", {}), GateLimits)
         uri = os.environ.get("MLFLOW_TRACKING_URI") or raw["tracking_uri"]
-        return Settings(uri, raw["artifact_location"], raw["aliases"]["champion"], raw["aliases"]["challenger"], models, gate)
+        location = raw["artifact_location"] if uri == raw["tracking_uri"] else None
+        return Settings(uri, location, raw["aliases"]["champion"], raw["aliases"]["challenger"], models, gate)
     except (KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
         raise ValueError(f"{source}: {error}: compare it with the mlflow.yaml that ubiquo ships") from error
 

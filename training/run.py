@@ -122,10 +122,7 @@ class TrackedRun:
         import mlflow
 
         if mlflow.get_experiment_by_name(self.settings.experiment) is None:
-            # a server of its own says where artifacts go
-            own = os.environ.get("MLFLOW_TRACKING_URI") is None
-            where = self.registry.settings.artifact_location if own else None
-            mlflow.create_experiment(self.settings.experiment, artifact_location=where)
+            mlflow.create_experiment(self.settings.experiment, artifact_location=self.registry.settings.artifact_location)
         mlflow.set_experiment(self.settings.experiment)
         with mlflow.start_run(run_name=f"{self.kind} {self.cuts.day(self.as_of)}"):
             mlflow.set_tags(self.tags())
