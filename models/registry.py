@@ -73,7 +73,7 @@ class Settings:
 
     tracking_uri: str
     artifact_location: str | None
-    """None where another tracking server is named: it knows where its artifacts go."""
+    """None where a tracking server is named: it knows where its artifacts go."""
     champion: str
     challenger: str
     models: dict[str, ModelSettings]
@@ -112,7 +112,7 @@ def load_settings(path: Path | None = None) -> Settings:
             _check_promotion(f"{source}: models.{name}.promotion", name, model.promotion)
         gate = msgspec.convert(raw.get("gate", {}), GateLimits)
         uri = os.environ.get("MLFLOW_TRACKING_URI") or raw["tracking_uri"]
-        location = raw["artifact_location"] if uri == raw["tracking_uri"] else None
+        location = None if uri.startswith(("http:", "https:", "databricks")) else raw["artifact_location"]
         return Settings(uri, location, raw["aliases"]["champion"], raw["aliases"]["challenger"], models, gate)
     except (KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
         raise ValueError(f"{source}: {error}: compare it with the mlflow.yaml that ubiquo ships") from error

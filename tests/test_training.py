@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -10,14 +18,16 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scene import NEW_YEAR, ROOT, TinyShop, command, event
+from scene import NEW_YEAR, ROOT, TinyShop, command, event, free_port, surroundings
 from sklearn.metrics import average_precision_score, ndcg_score, roc_auc_score
 
 from features.clock import local_midnight
 from features.home import Home
+from models.churn import matrix
 from models.registry import Registry, load_settings
 from training.dataset import Cuts, EmptyWindowError, Truth, days_before, training_cutoffs
 from training.metrics import BinaryScores, bootstrap, calibration, difference, ranking_measures
+from training.run import artifact_frame
 
 ZONE = "America/New_York"
 
@@ -164,6 +174,43 @@ def test_the_settings_name_what_is_wrong_with_them(tmp_path: Path) -> None:
         load_settings(path)
 
 
+def downloaded(tracking_uri: str, into: Path) -> str:
+    """The files of the churn champion of a registry: the sealed folder, fetched by a process of its own."""
+    code = (
+        "import mlflow, sys\nfolder = mlflow.artifacts.download_artifacts('models:/churn@champion', dst_path=sys.argv[1])\nprint(folder)\n"
+    )
+    into.mkdir()
+    environment = {**surroundings(), "MLFLOW_TRACKING_URI": tracking_uri}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(into)], env=environment, capture_output=True, text=True, check=True
+    )
+    return f"{done.stdout.strip().splitlines()[-1]}/artifacts"
+
+
+@pytest.fixture
+def tracking_server(tmp_path: Path) -> Iterator[str]:
+    port = free_port()
+    command = [
+        sys.executable, "-W", "ignore", "-m", "mlflow", "server", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{tmp_path}/team.db", "--artifacts-destination", str(tmp_path / "team-artifacts"),
+    ]  # fmt: skip
+    environment = {**surroundings(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    log = open(tmp_path / "server.log", "wb")  # noqa: SIM115 - the child keeps it
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+            break
+        except OSError:
+            time.sleep(0.3)
+    else:
+        raise AssertionError((tmp_path / "server.log").read_text())
+    yield f"http://127.0.0.1:{port}"
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait()
+
+
 class TestTheTrainedSmallCut:
     """What the jobs left behind, on real data."""
 
@@ -186,6 +233,61 @@ class TestTheTrainedSmallCut:
             from models.churn import matrix
 
             assert float(answer[0]) == pytest.approx(float(loaded.model.predict(matrix(example.to_dict("records")))[0]))
+
+    def test_a_stranger_to_this_process_gets_the_same_answers_from_mlflow_alone(
+        self, trained: Home, registry: Registry, tmp_path: Path
+    ) -> None:
+        loaded = registry.load("churn@champion")
+        rows = artifact_frame(registry.run_of("churn", loaded.version), "reference.parquet")
+        assert rows is not None
+        rows.to_parquet(tmp_path / "rows.parquet")
+        code = (
+            "import mlflow, pandas as pd\n"
+            "model = mlflow.pyfunc.load_model('models:/churn@champion')\n"
+            "pd.Series(model.predict(pd.read_parquet('rows.parquet'))).to_frame('p').to_parquet('answers.parquet')\n"
+        )
+        environment = {**surroundings(), "MLFLOW_TRACKING_URI": load_settings().tracking_uri}
+        done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        theirs = pd.read_parquet(tmp_path / "answers.parquet")["p"]
+        assert len(theirs) > 500
+        np.testing.assert_array_equal(theirs.to_numpy(), loaded.model.predict(matrix(rows.to_dict("records"))))
+
+    def test_the_run_carries_what_a_data_scientist_looks_for(self, registry: Registry) -> None:
+        import mlflow
+
+        client = mlflow.MlflowClient()
+        for kind in ("churn", "recommendations", "next-best-offer"):
+            version = registry.version_of(kind, "champion")
+            assert version is not None
+            run = client.get_run(registry.run_of(kind, version))
+            assert {"seed", "as_of", "horizon_days", "window_days"} <= set(run.data.params)
+            [dataset] = run.inputs.dataset_inputs
+            assert "complete-journey" in dataset.dataset.name
+            assert "version=" in dataset.dataset.source
+            trials = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
+            assert len(trials) >= 2
+            assert all(trial.data.metrics and trial.data.params for trial in trials)
+            artifacts = {a.path for a in client.list_artifacts(run.info.run_id)}
+            assert {"report.html", "data_quality.html", "data_quality.json", "model_card.md", "evaluation.parquet", "plots"} <= artifacts
+            card = client.get_model_version(registry.settings.models[kind].registered_name, str(version)).description
+            for part in ("## Data and window", "## How good it is", "## By segment", "## Limits"):
+                assert part in card
+
+    def test_another_tracking_server_is_respected_and_gets_the_very_same_model(
+        self, trained: Home, registry: Registry, tmp_path: Path, tracking_server: str
+    ) -> None:
+        home = tmp_path / "home"
+        shutil.copytree(trained.root, home, ignore=shutil.ignore_patterns("mlartifacts", "mlflow.db", "inbox*", "*.log"))
+        done = command("training", "churn", home=home, MLFLOW_TRACKING_URI=tracking_server)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert not (home / "mlflow.db").exists()
+        first = Path(downloaded(load_settings().tracking_uri, tmp_path / "first"))
+        second = Path(downloaded(tracking_server, tmp_path / "second"))
+        names = sorted(p.relative_to(first) for p in first.rglob("*") if p.is_file())
+        assert names
+        for name in names:
+            assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
     def test_every_report_shows_its_baseline_an_interval_and_how_often_the_cuts_were_seen(self, trained: Home, registry: Registry) -> None:
         for kind, baseline in (("churn", "recency"), ("recommendations", "popularity"), ("next-best-offer", "past redemptions")):

@@ -52,7 +52,7 @@ def main(home: Home, plan: Plan, advance: Advance = lambda step: None) -> str:
     currency, seed = truth.shop.currency, plan.seed
     with run.started({"cutoff_step_days": CUTOFF_STEP_DAYS, "features": len(FEATURES)}):
         advance("checking the log")
-        run.gate.look_at_log(truth.timeline, cuts.final)
+        run.check_log(truth)
         frame = dataset(home, truth, cuts, advance)
         reference, rate = run.champion_reference()
         latest = frame[frame["event_timestamp"] == frame["event_timestamp"].max()][list(FEATURES)]

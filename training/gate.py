@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
@@ -88,8 +89,8 @@ class Gate:
             told = "\n".join(f"  {c.name}: {c.found} (allowed: {c.allowed}): {c.mend}" for c in severe)
             raise DataQualityError(f"the data is not fit to train {self.kind} on:\n{told}\nThe limits are under gate in mlflow.yaml.")
 
-    def look_at_log(self, timeline: Timeline, as_of: datetime) -> None:
-        """Freshness, volume, event ids and items of the events known before *as_of*."""
+    def look_at_log(self, timeline: Timeline, as_of: datetime, stores: Collection[str] = ()) -> None:
+        """Freshness, volume, event ids, items and (if the catalogue has any) stores of the events known before *as_of*."""
         past = timeline.before(as_of)
         purchases = past.baskets.select("occurred_at", "customer_id").to_pandas()
         newest = purchases["occurred_at"].max()
@@ -131,6 +132,17 @@ class Gate:
             "severe",
             "load the items: python -m features catalogue items FILE",
         )
+        if stores:
+            here = events.filter(events.store_id.notnull())
+            strange = here.filter(~here.store_id.isin(sorted(stores))).store_id.nunique().to_pandas()
+            self._add(
+                "stores that the catalogue does not know",
+                f"{strange}",
+                "none",
+                not strange,
+                "warning",
+                "load them: features catalogue stores",
+            )
         anonymous = purchases["customer_id"].isna().mean()
         self._add("purchases without a customer", f"{anonymous:.1%}", "any: they teach what sells, not who buys", True)
 

@@ -63,7 +63,7 @@ def main(home: Home, plan: Plan, advance: Advance = lambda step: None) -> str:
     trainer = Trainer(worth, truth.shop.currency, truth.shop.broad_campaign_types, plan.seed)
     with run.started({"test_days": TEST_DAYS, "features": len(FEATURES), "margin_rate": truth.shop.margin_rate}):
         advance("checking the log")
-        run.gate.look_at_log(truth.timeline, cuts.final)
+        run.check_log(truth)
         frame, rows = dataset(home, truth, cuts, book, advance)
         reference, rate = run.champion_reference()
         table = pd.concat([frame.drop(columns="broad"), pd.DataFrame(rows, columns=list(FEATURES))], axis=1)

@@ -71,7 +71,7 @@ def main(home: Home, plan: Plan, advance: Advance = lambda step: None) -> str:
     config = RecommenderConfig(seed=plan.seed + 1)
     with run.started({k: str(v) for k, v in asdict(config).items() if k not in ("blends", "seed")}):
         advance("checking the log")
-        run.gate.look_at_log(truth.timeline, cuts.final)
+        run.check_log(truth)
         at = dataset(home, truth, cuts, advance)
         histories = at[cuts.final].histories
         breadth = measured_histories(histories, cuts.final)

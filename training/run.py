@@ -23,7 +23,7 @@ from features.shop import Shop
 from models.registry import Kind, Registry, settings_path
 from training import promotion
 from training.card import model_card
-from training.dataset import Cuts, Plan
+from training.dataset import Cuts, Plan, Truth
 from training.evaluation import same_rows
 from training.gate import Gate, reference_rows
 from training.metrics import Estimate
@@ -155,6 +155,12 @@ class TrackedRun:
             mlflow.log_metric(metric, value)
             mlflow.set_tag("tuning", "true")
         return value
+
+    def check_log(self, truth: Truth) -> None:
+        """Let the gate look at the log as of the run."""
+        catalogue = Catalogue(self.home)
+        catalogue.ensure()
+        self.gate.look_at_log(truth.timeline, self.as_of, catalogue.read("stores")["store_id"].to_pylist())
 
     def check_data(self) -> None:
         """Print the gate's table into the run and the home, and stop if it is severe."""

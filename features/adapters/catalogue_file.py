@@ -106,9 +106,7 @@ def load(home: Home, name: str, path: Path, renamed: Sequence[str] = ()) -> Cata
 
 def _names(file: TabularFile, name: str, renamed: Sequence[str]) -> dict[str, str]:
     """Their column for each of ours that the file has."""
-    present, ours = file.columns(), SCHEMAS[name].names
-    if file.kind == "parquet":
-        present = [field.name for field in pq.read_schema(file.path)]
+    present, ours = file.columns(nested=True), SCHEMAS[name].names
     names = {column: column for column in ours if column in present}
     for pair in renamed:
         theirs, _, mine = pair.partition("=")

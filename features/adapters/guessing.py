@@ -114,7 +114,7 @@ def _files(path: Path) -> tuple[Files, list[str]]:
     kind = TabularFile(path).kind
     if kind != "csv":
         return Files(), []
-    raw = TabularFile(path)._open().read(1 << 20)
+    raw = TabularFile(path).open().read(1 << 20)
     doubts = []
     try:
         # a sample may end within a character

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import glob
 import io
 import itertools
@@ -80,20 +81,21 @@ class TabularFile:
             )
         return ENDINGS[suffixes[-1]]
 
-    def columns(self) -> list[str]:
-        """The names of its columns; of JSON Lines those of the first thousand lines.
+    def columns(self, nested: bool = False) -> list[str]:
+        """The names of its columns, those that hold lists only if *nested*; of JSON Lines those of the first thousand lines.
 
         Raises:
             UnreadableFileError: it is empty or not readable.
         """
         if self.kind == "parquet":
-            return [f.name for f in self._parquet().schema_arrow if not pa.types.is_nested(f.type)]
+            return [f.name for f in self._parquet().schema_arrow if nested or not pa.types.is_nested(f.type)]
         if self.kind == "jsonl":
             seen: dict[str, None] = {}
             for _, line in itertools.islice(self._lines(), 1000):
                 try:
-                    seen.update(dict.fromkeys(_flat(msgspec.json.decode(line))))
-                except (msgspec.DecodeError, UnicodeDecodeError):
+                    value = msgspec.json.decode(line)
+                    seen.update(dict.fromkeys(value if nested and isinstance(value, dict) else _flat(value)))
+                except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
                     continue
             if not seen:
                 raise UnreadableFileError(f"{self.path}: none of its first lines is a JSON object")
@@ -112,9 +114,10 @@ class TabularFile:
         reader = {"csv": self._csv_batches, "parquet": self._parquet_batches}.get(self.kind)
         yield from reader() if reader else self._json_batches(columns)
 
-    def _open(self) -> Any:
+    def open(self) -> Any:
+        """The file's bytes, decompressed."""
         try:
-            raw = open(self.path, "rb")  # noqa: SIM115 - closed by the stream around it
+            raw = builtins.open(self.path, "rb")  # noqa: SIM115 - closed by the stream around it
         except OSError as error:
             raise UnreadableFileError(f"{self.path}: {error.strerror}") from error
         self.position = lambda: 0 if raw.closed else raw.tell()
@@ -137,7 +140,7 @@ class TabularFile:
             return "skip"
 
         return pa_csv.open_csv(
-            self._open(),
+            self.open(),
             # only one thread counts rows
             read_options=pa_csv.ReadOptions(encoding=self.files.encoding, use_threads=False, block_size=block),
             parse_options=pa_csv.ParseOptions(delimiter=self._delimiter(), newlines_in_values=True, invalid_row_handler=skip),
@@ -200,7 +203,7 @@ class TabularFile:
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         """Its lines that are not blank, with their numbers, in UTF-8."""
-        stream = self._open()
+        stream = self.open()
         try:
             for number, line in enumerate(io.BufferedReader(_Readable(stream), BLOCK_BYTES), 1):
                 if line.strip():

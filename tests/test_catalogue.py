@@ -1,0 +1,101 @@
+"""Catalogue tables from files: every mistake by line, field and reason, and the last good table in force until there is none."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from scene import TinyShop, command
+
+from features.adapters.catalogue_file import CatalogueError, load
+from features.catalogue import Catalogue
+from features.home import Home
+
+OFFERS = "offer_id,campaign_id,campaign_type,channel,valid_from,valid_until,item_ids"
+GOOD_OFFER = "o1,c1,A,email,2018-01-02,2018-01-31,i1|i2"
+
+
+def file(tmp_path: Path, *lines: str, name: str = "f.csv") -> Path:
+    path = tmp_path / name
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_a_good_table_replaces_the_one_in_force(tiny: TinyShop, tmp_path: Path) -> None:
+    load(tiny.home, "items", file(tmp_path, "item_id,brand,recommendable", "x1,Acme,yes", "x2,,no")).save()
+    rows = Catalogue(tiny.home).read("items").to_pylist()
+    assert [(r["item_id"], r["brand"], r["recommendable"]) for r in rows] == [("x1", "Acme", True), ("x2", None, False)]
+
+
+def test_an_offer_ends_with_the_whole_of_its_last_day_in_the_shops_zone(tiny: TinyShop, tmp_path: Path) -> None:
+    load(tiny.home, "offers", file(tmp_path, OFFERS, GOOD_OFFER)).save()
+    [offer] = Catalogue(tiny.home).read("offers").to_pylist()
+    assert offer["valid_from"] == datetime(2018, 1, 2, 5, tzinfo=UTC)
+    assert offer["valid_until"] == datetime(2018, 2, 1, 5, tzinfo=UTC)
+    assert offer["item_ids"] == ["i1", "i2"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_lists_come_as_lists_where_the_file_has_them(tiny: TinyShop, tmp_path: Path, kind: str) -> None:
+    row = dict(zip(OFFERS.split(","), GOOD_OFFER.split(","), strict=True)) | {"item_ids": ["i1", "i2"]}
+    path = file(tmp_path, json.dumps(row), name="o.jsonl")
+    if kind == "parquet":
+        path = tmp_path / "o.parquet"
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    assert load(tiny.home, "offers", path).rows[0]["item_ids"] == ["i1", "i2"]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (GOOD_OFFER, "line 3: offer_id: 'o1' is on line 2 too"),
+        ("o2,c1,B,email,2018-01-02,2018-01-31,i1", "line 3: campaign_type: 'B', but line 2 of the same campaign says 'A'"),
+        ("o2,c2,A,pigeon,2018-01-02,2018-01-31,i1", "line 3: channel: 'pigeon' is not one of store"),
+        ("o2,c2,A,email,2018-02-02,2018-01-31,i1", "line 3: valid_until: lies before valid_from"),
+        ("o2,c2,A,email,02/01/2018,2018-01-31,i1", "line 3: valid_from: '02/01/2018' is neither a date like"),
+        ("o2,c2,A,email,2018-01-02,2018-01-31,i1|zz", "line 3: item_ids: 'zz' is not in the items' catalogue"),
+        ("o2,c2,A,email,2018-01-02,2018-01-31,", "line 3: item_ids: is empty"),
+        (",c2,A,email,2018-01-02,2018-01-31,i1", "line 3: offer_id: is empty"),
+        ("o2,c2,A,email,2018-01-02", "line 3: $: 5 fields where the header has 7"),
+    ],
+)
+def test_a_mistake_is_told_by_line_field_and_reason_and_changes_nothing(tiny: TinyShop, tmp_path: Path, line: str, told: str) -> None:
+    before = Catalogue(tiny.home).digest("offers")
+    with pytest.raises(CatalogueError) as error:
+        load(tiny.home, "offers", file(tmp_path, OFFERS, GOOD_OFFER, line))
+    assert told in str(error.value)
+    assert "the offers in force stay as they were" in str(error.value)
+    assert Catalogue(tiny.home).digest("offers") == before
+
+
+def test_all_mistakes_are_told_at_once(tiny: TinyShop, tmp_path: Path) -> None:
+    with pytest.raises(CatalogueError, match=r"(?s)3 mistakes.*line 2: item_id: is empty.*line 3: recommendable: 'maybe'.*line 4: item_id"):
+        load(tiny.home, "items", file(tmp_path, "item_id,recommendable", ",yes", "a,maybe", "a,yes"))
+
+
+def test_an_empty_file_does_not_take_every_item_away(tiny: TinyShop, tmp_path: Path) -> None:
+    with pytest.raises(CatalogueError, match="an empty table would take every one away"):
+        load(tiny.home, "items", file(tmp_path, "item_id,brand"))
+
+
+def test_stores_and_columns_of_other_names(tiny: TinyShop, tmp_path: Path) -> None:
+    path = file(tmp_path, "Filiale,Ort", "12,Bonn")
+    with pytest.raises(CatalogueError, match="no column 'store_id'"):
+        load(tiny.home, "stores", path)
+    load(tiny.home, "stores", path, ["Filiale=store_id", "Ort=city"]).save()
+    assert Catalogue(tiny.home).read("stores").to_pylist() == [
+        {"store_id": "12", "name": None, "city": "Bonn", "region": None, "country": None}
+    ]
+
+
+def test_the_command_ends_in_order_with_a_mistake_and_without(tiny: TinyShop, tmp_path: Path) -> None:
+    bad = command("features", "catalogue", "items", str(file(tmp_path, "item_id", "a", "a")), home=tiny.home.root)
+    assert bad.returncode == 1
+    assert "line 3: item_id: 'a' is on line 2 too" in bad.stdout
+    good = command("features", "catalogue", "items", str(file(tmp_path, "item_id", "a", "b")), home=tiny.home.root)
+    assert "2 rows in force" in good.stdout
+    assert Home(tiny.home.root).catalogue.exists()
