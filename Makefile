@@ -30,7 +30,7 @@ bench: $(VENV)/dev.stamp
 $(VENV)/%.stamp: pyproject.toml requirements.lock
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@if command -v uv >/dev/null 2>&1; then \
-		uv pip install --quiet --python $(PY) --constraint requirements.lock --editable '.[$*]'; \
+		uv pip install --quiet --compile-bytecode --python $(PY) --constraint requirements.lock --editable '.[$*]'; \
 	else \
 		{ $(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >/dev/null; } && \
 		$(PY) -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[$*]'; \

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
 from features.catalogue import Catalogue
 from features.clock import system_clock
@@ -141,7 +142,7 @@ class TrackedRun:
         """Note the rows to train on as an MLflow dataset, traced to the version of the log."""
         import mlflow
 
-        plain = frame.loc[:, [c for c in frame.columns if not isinstance(frame[c].iloc[0], list | tuple)]]
+        plain = frame.loc[:, [c for c in frame.columns if not isinstance(frame[c].iloc[0], list | tuple | np.ndarray)]]
         source = f"{self.home.events}?version={self.log_version}"
         dataset = mlflow.data.from_pandas(plain, source=source, name=f"{self.shop.name} {name}", targets=target)
         mlflow.log_input(dataset, context="training")
