@@ -8,9 +8,17 @@ from typing import TypeVar
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from training.metrics import BINARY_MEASURES, RANKING_MEASURES, Estimate, Floats, bootstrap, compare_binary, estimates
+from training.metrics import (
+    BINARY_MEASURES,
+    RANKING_MEASURES,
+    Estimate,
+    Floats,
+    MeansOverUnits,
+    bootstrap,
+    compare_binary,
+    estimates,
+)
 
 LOWER_IS_BETTER = {"brier"}
 BINARY_COLUMNS = ("customer_id", "unit", "group", "segment", "label", "score")
@@ -95,35 +103,28 @@ def _measured(both: pd.DataFrame, metrics: Sequence[str], draws: int) -> tuple[l
         groups, labels = both["group"].to_numpy(dtype=str), both["label"].to_numpy(dtype=bool)
         scores = {"ours": (both["score"].to_numpy(dtype=float), True), "theirs": (both["score_champion"].to_numpy(dtype=float), True)}
         return compare_binary(customers, groups, labels, scores, draws)
-    parts: list[tuple[str, NDArray[np.str_], Floats, NDArray[np.intp]]] = []
+    by_listing: dict[str, list[tuple[str, str]]] = {}
     for side, suffix in (("ours", ""), ("theirs", "_champion")):
         for metric in metrics:
             measure, listing = split_metric(metric)
-            rows = np.flatnonzero(both["listing"] == listing)
-            values = both[f"{measure}{suffix}"].to_numpy(dtype=float)[rows]
-            parts.append((f"{side}/{metric}", both["unit"].to_numpy(dtype=str)[rows], values, rows))
+            by_listing.setdefault(listing, []).append((f"{side}/{metric}", f"{measure}{suffix}"))
+    parts = []
+    for listing, columns in by_listing.items():
+        rows = np.flatnonzero(both["listing"] == listing)
+        table = both.iloc[rows][[column for _, column in columns]].to_numpy(dtype=float)
+        parts.append((rows, MeansOverUnits(both["unit"].to_numpy(dtype=str)[rows], table)))
 
     def statistic(weights: Floats) -> Floats:
-        return np.array([mean_over_units(units, values, weights[rows]) for _, units, values, rows in parts])
+        return np.concatenate([means(weights[rows]) for rows, means in parts])
 
     values, drawn = bootstrap(customers, statistic, draws)
-    return [name for name, *_ in parts], values, drawn
+    return [name for columns in by_listing.values() for name, _ in columns], values, drawn
 
 
 def split_metric(metric: str) -> tuple[str, str]:
     """``ndcg_at_10_for_you`` is the measure ``ndcg_at_10`` of the list ``for_you``."""
     measure = next(m for m in RANKING_MEASURES if metric.startswith(m))
     return measure, metric.removeprefix(f"{measure}_")
-
-
-def mean_over_units(units: NDArray[np.str_], values: Floats, weights: Floats) -> float:
-    """The mean over cuts of the weighted mean of *values* within each cut; a cut that a resample left out does not count."""
-    means = [
-        np.average(values[units == u], weights=weights[units == u])
-        for u in np.unique(units)
-        if len(units) and weights[units == u].sum() > 0
-    ]
-    return float(np.mean(means)) if means else float("nan")
 
 
 def metrics_of(kind_is_binary: bool) -> tuple[str, ...]:

@@ -161,6 +161,24 @@ def _ece(labels: NDArray[np.bool_], probabilities: Floats, bands: int) -> float:
     return float(sum(abs(labels[p].mean() - probabilities[p].mean()) * len(p) for p in parts) / len(labels))
 
 
+class MeansOverUnits:
+    """The mean over cuts of the weighted mean of each column within each cut; a cut that a resample left out does not count.
+
+    Args:
+        units: the cut of each row.
+        table: ``(rows, measures)``.
+    """
+
+    def __init__(self, units: NDArray[np.str_], table: Floats) -> None:
+        self._columns = table.shape[1]
+        self._parts = [(np.flatnonzero(units == unit), table[units == unit]) for unit in np.unique(units)]
+
+    def __call__(self, weights: Floats) -> Floats:
+        """One mean a column, by row weights."""
+        means = [weights[rows] @ values / weights[rows].sum() for rows, values in self._parts if weights[rows].sum() > 0]
+        return np.mean(means, axis=0) if means else np.full(self._columns, np.nan)
+
+
 RANKING_MEASURES = ("recall_at_10", "ndcg_at_10", "mrr")
 _DISCOUNTS = 1.0 / np.log2(np.arange(2, 12))
 

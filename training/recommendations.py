@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,8 @@ from features.store import FeatureStore
 from models.decision import Query, top
 from models.recommender.recommender import PARTS, Blend, Profile, Recommender, RecommenderConfig
 from training.dataset import Advance, Cuts, EmptyWindowError, Plan, Truth, days_before, moments, open_experiment
-from training.evaluation import RANKING_COLUMNS, banded, mean_over_units, split_metric
-from training.metrics import RANKING_MEASURES, Floats, bootstrap, dcg, difference, estimates, ranking_measures
+from training.evaluation import RANKING_COLUMNS, banded, split_metric
+from training.metrics import RANKING_MEASURES, Floats, MeansOverUnits, bootstrap, dcg, difference, estimates, ranking_measures
 from training.plots import bar_plot
 from training.run import Outcome, Report, TrackedRun
 
@@ -276,8 +275,8 @@ def judge(scored: pd.DataFrame, config: RecommenderConfig, metric: str, cuts: Cu
         part = wide[wide["listing"] == listing]
         units = part["unit"].to_numpy(dtype=str)
         keys = [(measure, m) for measure in RANKING_MEASURES for m in (*SINGLES, JOINED) if (m, listing) not in MEANINGLESS]
-        columns = [part[key].to_numpy(dtype=float) for key in keys]
-        found, resampled = bootstrap(part["customer_id"].tolist(), partial(_means, units, columns), draws=500)
+        table_of = np.column_stack([part[key].to_numpy(dtype=float) for key in keys])
+        found, resampled = bootstrap(part["customer_id"].tolist(), MeansOverUnits(units, table_of), draws=500)
         names += [f"{model}/{measure}/{listing}" for measure, model in keys]
         values.append(found)
         drawn.append(resampled)
@@ -321,10 +320,6 @@ def judge(scored: pd.DataFrame, config: RecommenderConfig, metric: str, cuts: Cu
     bars = {m: told[f"{m}/ndcg_at_10/for_you"] for m in (*SINGLES, JOINED)}
     new = {m: told[f"{m}/ndcg_at_10/also_like"] for m in (*SINGLES, JOINED) if (m, "also_like") not in MEANINGLESS}
     return report, {"ndcg_for_you": bar_plot("NDCG@10, for you", bars), "ndcg_also_like": bar_plot("NDCG@10, new items", new)}
-
-
-def _means(units: NDArray[np.str_], columns: Sequence[Floats], weights: Floats) -> Floats:
-    return np.array([mean_over_units(units, column, weights) for column in columns])
 
 
 def coverage(rows: pd.DataFrame) -> float:
