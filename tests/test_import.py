@@ -576,3 +576,9 @@ class TestOnlineRetail:
         query = "SELECT count(*) FILTER (identity_key IS NULL), count(*) FROM read_parquet(?)"
         [(anonymous, everyone)] = connect().execute(query, [EventLog(wholesaler, "Europe/London").files()]).fetchall()
         assert 0.05 < anonymous / everyone < 0.15
+
+
+def test_the_mapping_that_the_readme_shows_is_one(tmp_path: Path) -> None:
+    [block] = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    mapping = Mapping.parse(block.encode(), "README.md")
+    assert {"InvoiceNo", "CustomerID", "StockCode", "Quantity", "UnitPrice"} <= set(mapping.columns())

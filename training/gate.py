@@ -103,19 +103,7 @@ class Gate:
             "severe",
             f"import the events up to {as_of:%Y-%m-%d}, or train with --as-of {newest:%Y-%m-%d}",
         )
-        age_in_spans = ((as_of - purchases["occurred_at"]) // SPAN).to_numpy()
-        volumes = np.bincount(age_in_spans.astype(int))
-        # the oldest span is not whole
-        earlier = float(np.median(volumes[1:-1])) if len(volumes) > 2 else float("nan")
-        ratio = volumes[0] / earlier if earlier else float("nan")
-        self._add(
-            "purchases of the last 28 days",
-            f"{volumes[0]} ({ratio:.0%} of the usual {earlier:.0f})",
-            f"at least {self.limits.min_volume:.0%}",
-            not ratio < self.limits.min_volume,
-            "severe",
-            "a shop or a day is missing from the import: compare with the tills",
-        )
+        self._look_at_volume(purchases["occurred_at"], as_of)
         events = past.events
         [repeated] = (events.group_by("event_id").aggregate(n=events.count()).filter(ibis._.n > 1).count().to_pandas(),)
         self._add(
@@ -145,6 +133,21 @@ class Gate:
             )
         anonymous = purchases["customer_id"].isna().mean()
         self._add("purchases without a customer", f"{anonymous:.1%}", "any: they teach what sells, not who buys", True)
+
+    def _look_at_volume(self, occurred_at: pd.Series, as_of: datetime) -> None:
+        age_in_spans = ((as_of - occurred_at) // SPAN).to_numpy()
+        volumes = np.bincount(age_in_spans.astype(int))
+        # the oldest span is not whole
+        earlier = float(np.median(volumes[1:-1])) if len(volumes) > 2 else float("nan")
+        ratio = volumes[0] / earlier if earlier else float("nan")
+        self._add(
+            "purchases of the last 28 days",
+            f"{volumes[0]} ({ratio:.0%} of the usual {earlier:.0f})",
+            f"at least {self.limits.min_volume:.0%}",
+            not ratio < self.limits.min_volume,
+            "severe",
+            "a shop or a day is missing from the import: compare with the tills",
+        )
 
     def look_at_rows(self, frame: pd.DataFrame, key: list[str], features: list[str]) -> None:
         """Keys that repeat, values that cannot be, and features that nobody has, in the rows to train on."""

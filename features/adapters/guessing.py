@@ -222,6 +222,16 @@ def _mapping(
         doubts.append("event.identifiers: no column looks like a customer's id; all events would be anonymous")
     event["occurred_at"], told = _occurred_at(by_name, roles)
     doubts += told
+    doubts += _item(said, by_name, roles)
+    doubts += _returns(said, roles, by_name, values)
+    # what only the owner can say is not said yet; all else must hold
+    Mapping.parse(yaml.safe_dump({**said, "consent": {**said["consent"], "basis": "?"}}).encode(), "the proposal")
+    return said, doubts
+
+
+def _item(said: dict[str, Any], by_name: dict[str, Column], roles: dict[str, str]) -> list[str]:
+    """The item of each row, and what is doubtful about it."""
+    doubts: list[str] = []
     if "item.id" in roles:
         item: dict[str, Any] = {"id": roles["item.id"]}
         if "item.quantity" in roles:
@@ -240,10 +250,7 @@ def _mapping(
         doubts.append("item.leave_out: name the codes that are no items, such as postage and fees")
     else:
         doubts.append("item.id: no column looks like a product; a purchase needs items")
-    doubts += _returns(said, roles, by_name, values)
-    # what only the owner can say is not said yet; all else must hold
-    Mapping.parse(yaml.safe_dump({**said, "consent": {**said["consent"], "basis": "?"}}).encode(), "the proposal")
-    return said, doubts
+    return doubts
 
 
 def _occurred_at(by_name: dict[str, Column], roles: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
