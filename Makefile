@@ -6,7 +6,10 @@ PORT ?= 3000
 TOUR_ONLY ?=
 HOUSEHOLDS ?=
 
-.PHONY: demo test evaluate bench lock clean
+.PHONY: install demo test evaluate bench lock clean
+
+# only the environment, to work with data of your own
+install: $(VENV)/demo.stamp
 
 demo: $(VENV)/demo.stamp
 	@$(PY) -m serving demo --port $(PORT) $(if $(TOUR_ONLY),--tour-only) $(if $(HOUSEHOLDS),--households $(HOUSEHOLDS))

@@ -179,6 +179,15 @@ def test_recommendations_are_the_same_after_saving(board: Recommender, tmp_path:
             assert again.pipeline.decide(query, RNG) == board.pipeline.decide(query, RNG)
 
 
+def test_fitting_twice_on_the_same_gives_the_same_files(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    fitted(checkerboard(60)).save(first)
+    fitted(checkerboard(60)).save(second)
+    names = sorted(p.name for p in first.iterdir())
+    assert len(names) > 3
+    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     bought=st.lists(st.sampled_from([str(i) for i in range(30)]), unique=True, max_size=12),

@@ -105,7 +105,7 @@ class Gate:
         )
         self._look_at_volume(purchases["occurred_at"], as_of)
         events = past.events
-        [repeated] = (events.group_by("event_id").aggregate(n=events.count()).filter(ibis._.n > 1).count().to_pandas(),)
+        repeated = events.group_by("event_id").aggregate(n=events.count()).filter(ibis._.n > 1).count().to_pandas()
         self._add(
             "event ids stored twice", f"{repeated}", "none", not repeated, "severe", "the log is damaged: rebuild it from the sources"
         )
@@ -229,8 +229,8 @@ def ks(reference: NDArray[np.float64], now: NDArray[np.float64]) -> float:
 
 
 def reference_rows(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """The sample of rows that later runs compare themselves with."""
-    return frame.sample(min(len(frame), REFERENCE_ROWS), random_state=seed).reset_index(drop=True)
+    """The sample of rows that later runs compare themselves with, as the floats that a model takes."""
+    return frame.sample(min(len(frame), REFERENCE_ROWS), random_state=seed).reset_index(drop=True).astype(float)
 
 
 def _checks(name: str) -> list[pa.Check]:

@@ -121,9 +121,7 @@ def _files(path: Path) -> tuple[Files, list[str]]:
         raw[: raw.rfind(b"\n") + 1 or len(raw)].decode("utf-8")
         encoding = "utf-8"
     except UnicodeDecodeError:
-        best = from_bytes(raw).best()
-        # Excel's own; only a file that uses what differs between the two tells them apart
-        encoding = "windows-1252" if best is None or best.encoding in ("cp1250", "latin_1", "cp1252", "iso8859_1") else best.encoding
+        encoding = _encoding(raw)
         doubts.append(f"files.encoding: it is not UTF-8; {encoding} is likely: see that names with accents come out right")
     lines = raw.decode(encoding, errors="replace").splitlines()[:200]
     header = lines[0] if lines else ""
@@ -137,6 +135,15 @@ def _files(path: Path) -> tuple[Files, list[str]]:
     if any(re.fullmatch(rf"-?\d{{1,3}}(\{other}\d{{3}})+(\{decimal}\d+)?", cell) for cell in cells) and delimiter != other:
         thousands = other
     return Files(encoding=encoding, delimiter=None if delimiter == "," else delimiter, decimal=decimal, thousands=thousands), doubts
+
+
+def _encoding(raw: bytes) -> str:
+    """Excel's own for a text with a few accents in it; where other letters prevail, what their frequencies tell."""
+    strange = sum(byte >= 0x80 for byte in raw) / max(len(raw), 1)
+    if strange < 0.1:
+        return "windows-1252"
+    best = from_bytes(raw).best()
+    return "windows-1252" if best is None else best.encoding
 
 
 def _column(name: str, values: Sequence[str | None]) -> Column:

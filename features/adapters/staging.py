@@ -128,7 +128,7 @@ def payloads(mapping: Mapping) -> str:
     event = {
         "event_id": f"{quoted(mapping.source + '-')} || any_value(name) || '-' || any_value(id)",
         "name": "any_value(name)",
-        "occurred_at": "strftime(min(occurred_at), '%Y-%m-%dT%H:%M:%S.%fZ')",
+        "occurred_at": "strftime(make_timestamp(epoch_us(min(occurred_at))), '%Y-%m-%dT%H:%M:%S.%fZ')",
         "currency": quoted(mapping.shop.currency),
         "identifiers": _struct({kind: f"max(id_{kind})" for kind in mapping.event.identifiers}),
         **{name: f"max({name})" for name in EVENT_TEXTS if name in fields},
