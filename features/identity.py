@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import get_args
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from deltalake import DeltaTable, write_deltalake
 
 from features.events import Event, IdentifierKind, identity_key
@@ -42,16 +43,22 @@ class Identities:
         self._since: dict[str, datetime] = {}
         self._pending: list[tuple[str, str, datetime, str]] = []
         self._lock = threading.Lock()
+        self._read: set[str] = set()
         self.refresh()
 
     def refresh(self) -> None:
         """Read the table again: another process may have added to it."""
         if not DeltaTable.is_deltatable(str(self._home.identifiers)):
             return
-        for row in DeltaTable(str(self._home.identifiers)).to_pyarrow_table().to_pylist():
-            key = row["identity_key"]
-            self._customers[key] = row["customer_id"]
-            self._since[key] = min(row["known_at"], self._since.get(key, row["known_at"]))
+        # the table only grows, so what was read once need not be read again
+        files = [f for f in DeltaTable(str(self._home.identifiers)).file_uris() if f not in self._read]
+        for file in files:
+            rows = pq.ParquetFile(file.removeprefix("file://")).read(columns=["identity_key", "customer_id", "known_at"])
+            with self._lock:
+                for key, customer, known_at in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+                    self._customers[key] = customer
+                    self._since[key] = min(known_at, self._since.get(key, known_at))
+        self._read.update(files)
 
     def resolve(self, identifiers: Mapping[IdentifierKind, str]) -> str | None:
         """The customer that the strongest known one of *identifiers* (kind to value) belongs to, or None."""

@@ -70,6 +70,8 @@ class Runtime:
             ("flushing decisions", self.decisions.flush, TICK_SECONDS),
             ("recomputing aggregates", self.intake.refresh_aggregates, AGGREGATE_SECONDS),
             ("looking for new champions", self._refresh_models, MODEL_CHECK_SECONDS),
+            # an import by another process makes customers known that this one has not met
+            ("looking for new customers", self.identities.refresh, MODEL_CHECK_SECONDS),
         ]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="ubiquo-background", daemon=True)

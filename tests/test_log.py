@@ -58,6 +58,16 @@ def test_a_second_identifier_joins_the_customer_of_the_first(tiny: TinyShop) -> 
     assert known.resolve({"cookie": "other"}) is None
 
 
+def test_what_another_process_learns_is_known_after_a_refresh(tiny: TinyShop) -> None:
+    tiny.add(event("e1", "login", BEFORE, card="7"))
+    running = Identities(tiny.home)
+    tiny.add(event("e2", "login", BEFORE, card="8"))
+    assert running.resolve({"loyalty_card": "8"}) is None
+    running.refresh()
+    assert running.resolve({"loyalty_card": "8"}) == mint_customer_id("loyalty_card:8")
+    assert running.resolve({"loyalty_card": "7"}) == mint_customer_id("loyalty_card:7")
+
+
 def test_a_decision_is_flushed_once_and_a_cut_line_is_passed_over(tiny: TinyShop) -> None:
     record = {
         "decision_id": "d1", "kind": "churn", "customer_id": "c", "as_of": NEW_YEAR, "model": "churn/1", "feature_at": 1,

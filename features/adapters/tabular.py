@@ -82,7 +82,8 @@ class TabularFile:
         return ENDINGS[suffixes[-1]]
 
     def columns(self, nested: bool = False) -> list[str]:
-        """The names of its columns, those that hold lists only if *nested*; of JSON Lines those of the first thousand lines.
+        """The names of its columns, those that hold lists only if *nested*; of JSON Lines those of
+        the first 50,000 lines.
 
         Raises:
             UnreadableFileError: it is empty or not readable.
@@ -91,7 +92,7 @@ class TabularFile:
             return [f.name for f in self._parquet().schema_arrow if nested or not pa.types.is_nested(f.type)]
         if self.kind == "jsonl":
             seen: dict[str, None] = {}
-            for _, line in itertools.islice(self._lines(), 1000):
+            for _, line in itertools.islice(self._lines(), 50_000):
                 try:
                     value = msgspec.json.decode(line)
                     seen.update(dict.fromkeys(value if nested and isinstance(value, dict) else _flat(value)))
