@@ -80,6 +80,8 @@ class Settings:
     gate: GateLimits = field(default_factory=GateLimits)
 
 
+DESCRIPTION_LENGTH = 4_900
+"""MLflow's databases hold 5,000 characters."""
 RULE = "paired_bootstrap"
 _BINARY = ("auc", "average_precision", "lift_at_10pct", "brier")
 METRICS: dict[str, tuple[str, ...]] = {
@@ -305,5 +307,7 @@ class Registry:
             self._client.set_model_version_tag(self.settings.models[kind].registered_name, str(version), key, value)
 
     def describe(self, kind: str, version: int, text: str) -> None:
-        """Set the description of a version: its model card."""
+        """Set the description of a version: its model card, cut to what every backend of MLflow can hold."""
+        if len(text) > DESCRIPTION_LENGTH:
+            text = text[:DESCRIPTION_LENGTH] + "\n\n(cut: the whole card is the run's model_card.md)"
         self._client.update_model_version(self.settings.models[kind].registered_name, str(version), description=text)

@@ -22,6 +22,12 @@ def changed(**fields: Any) -> dict[str, Any]:
     return {k: v for k, v in {**GOOD, **fields}.items() if v is not ...}
 
 
+def test_an_event_in_another_currency_than_the_shops_is_not_summed_with_the_others() -> None:
+    assert parse_event(GOOD, NOW, "USD").currency == "USD"
+    with pytest.raises(RejectedEvent, match="USD where the shop counts in EUR"):
+        parse_event(GOOD, NOW, "EUR")
+
+
 def test_a_good_event_is_taken_with_its_time_in_utc() -> None:
     parsed = parse_event(changed(occurred_at="2018-01-01T07:00:00-05:00"), NOW)
     assert parsed.occurred_at == NOW

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import signal
 import socket
 import sqlite3
@@ -17,6 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from scene import NEW_YEAR, SMALL_CUT, Service, command, free_port, start_service, stop_service
 
+from features.adapters.catalogue_file import load as load_catalogue
+from features.catalogue import Catalogue
 from features.decision_log import DecisionLog
 from features.event_log import EventLog
 from features.home import Home
@@ -24,7 +27,9 @@ from features.identity import Identities
 from features.snapshots import compute
 from features.store import moment_of
 from features.timeline import open_timeline
+from serving.engine import Engine
 from serving.openapi import ROUTES
+from serving.schemas import NextBestOfferRequest
 
 COUNTER = iter(range(1_000_000))
 
@@ -318,14 +323,32 @@ def test_with_a_key_every_question_needs_it(trained: Home) -> None:
 
 
 def test_a_registry_without_a_champion_is_refused_with_the_mend(trained: Home, tmp_path: Path) -> None:
-    import shutil
-
     for name in ("shop.json", "log"):
         source = trained.root / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
     done = command("serving", "--port", str(free_port()), home=tmp_path)
     assert done.returncode == 1
     assert "python -m training all" in done.stdout
+
+
+def test_new_offers_are_taken_without_a_restart(trained: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("shop.json", "catalogue"):
+        source = trained.root / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    monkeypatch.setenv("UBIQUO_HOME", str(trained.root))
+    engine = Engine(Home(tmp_path))
+    assert engine.refresh() == []
+    item = Catalogue(trained).read("items")["item_id"][0].as_py()
+    path = tmp_path / "offers.csv"
+    path.write_text(
+        "offer_id,campaign_id,campaign_type,channel,valid_from,valid_until,item_ids\n"
+        f"new-1,new,A,email,2017-12-30,2018-02-01,{item}\n"
+    )  # fmt: skip
+    load_catalogue(Home(tmp_path), "offers", path).save()
+    assert engine.refresh() == ["next-best-offer/1 with new offers"]
+    answer, _ = engine.next_best_offer(NextBestOfferRequest(customer_id="nobody"), None, {}, NEW_YEAR)
+    assert [offer.offer_id for offer in answer.offers] == ["new-1"]
+    assert engine.refresh() == []
 
 
 def test_what_was_acknowledged_before_a_crash_is_there_after_it(trained: Home) -> None:

@@ -9,7 +9,7 @@ from training.evaluation import by_segment, is_binary
 
 if TYPE_CHECKING:
     from training.gate import Gate
-    from training.run import Outcome, Report
+    from training.report import Outcome, Report
 
 SEGMENT_METRIC = {True: "auc", False: "ndcg_at_10_for_you"}
 """By which metric segments are told apart: one that does not move with the base rate."""

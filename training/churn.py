@@ -34,7 +34,8 @@ from training.metrics import (
     mean_average_precision,
 )
 from training.plots import bar_plot, calibration_plot, gain_plot
-from training.run import Outcome, Report, TrackedRun
+from training.report import Outcome, Report
+from training.run import TrackedRun
 
 SEGMENTS = {
     "1 to 3 visit days in 13 weeks": (0, 4), "4 to 7 visit days in 13 weeks": (4, 8), "8 to 15 visit days in 13 weeks": (8, 16),

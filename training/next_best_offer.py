@@ -27,7 +27,8 @@ from training.metrics import (
     mean_average_precision,
 )
 from training.plots import bar_plot, calibration_plot, gain_plot
-from training.run import Outcome, Report, TrackedRun
+from training.report import Outcome, Report
+from training.run import TrackedRun
 
 TEST_DAYS = 165
 """Campaigns that start within so many days of the end of the data are judged."""
@@ -195,7 +196,9 @@ def evaluate(frame: pd.DataFrame, rows: np.ndarray, start: datetime, end: dateti
         redeemed = here[:, FEATURES.index("redemptions_total")]
         parts.append(_asked(test, here, frame).assign(**{"past redemptions": redeemed}, **fitted))
     if not parts:
-        raise EmptyWindowError(f"no campaign that starts from {start:%Y-%m-%d} on can be judged: none had ended before it")
+        raise EmptyWindowError(
+            f"no campaign that starts from {start:%Y-%m-%d} on can be judged: none had ended before it, so choose a later --as-of"
+        )
     return pd.concat(parts, ignore_index=True)
 
 

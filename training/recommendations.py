@@ -20,7 +20,8 @@ from training.dataset import Advance, Cuts, EmptyWindowError, Plan, Truth, days_
 from training.evaluation import RANKING_COLUMNS, banded, split_metric
 from training.metrics import RANKING_MEASURES, Floats, MeansOverUnits, bootstrap, dcg, difference, estimates, ranking_measures
 from training.plots import bar_plot
-from training.run import Outcome, Report, TrackedRun
+from training.report import Outcome, Report
+from training.run import TrackedRun
 
 # popularity always weighs a little, so that no place goes to whoever comes first among equals
 LISTINGS = ("for_you", "also_like")

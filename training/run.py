@@ -6,9 +6,8 @@ import hashlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,73 +26,13 @@ from training.card import model_card
 from training.dataset import Cuts, Plan, Truth
 from training.evaluation import same_rows
 from training.gate import Gate, reference_rows
-from training.metrics import Estimate
 from training.page import page
+from training.report import Outcome
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
-Rescore = Callable[[Any, Mapping[str, datetime]], "pd.DataFrame"]
-"""A model that stands as it is, and the cuts to judge it on, to its evaluation."""
-
-
-@dataclass
-class Report:
-    """What a job found, for people and for the promotion rule.
-
-    Attributes:
-        table: one row a model: name, and by column the estimate or text to print.
-        lead: the served model's paired lead over its simple baseline on the promotion metric.
-        notes: sentences that belong under the table.
-        limits: what must be known before the model is used.
-    """
-
-    kind: str
-    title: str
-    served: str
-    baseline: str
-    columns: Sequence[str]
-    table: Mapping[str, Mapping[str, str]]
-    lead: Estimate
-    notes: list[str] = field(default_factory=list)
-    metrics: dict[str, float] = field(default_factory=dict)
-    limits: Sequence[str] = ()
-
-    def text(self) -> str:
-        """The report as Markdown."""
-        head = f"**{self.title}**\n\n| model | " + " | ".join(self.columns) + " |\n|---|" + "---|" * len(self.columns)
-        rows = [
-            f"| {'**' + name + '** (served)' if name == self.served else name} | "
-            + " | ".join(row.get(column, "") for column in self.columns)
-            + " |"
-            for name, row in self.table.items()
-        ]
-        lead = f"Lead of {self.served} over {self.baseline}, paired: {self.lead}."
-        return "\n".join([head, *rows, "", *(f"{note}" for note in [lead, *self.notes])])
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """All that a job hands over to be registered.
-
-    Attributes:
-        evaluation: see ``training.evaluation``; a row a customer and cut.
-        units: the moment of each cut in it.
-        rescore: judges another model of the kind on some of these cuts.
-        example, output: a row that the model takes and what it answers, for the signature.
-        reference: the feature rows that later runs measure drift against.
-    """
-
-    model: Any
-    report: Report
-    evaluation: pd.DataFrame
-    units: Mapping[str, datetime]
-    rescore: Rescore
-    example: pd.DataFrame
-    output: Any
-    plots: Mapping[str, Any]
-    reference: pd.DataFrame
 
 
 class TrackedRun:
@@ -224,7 +163,7 @@ class TrackedRun:
         report.notes.append(self._promote(version, verdict))
         card = model_card(report, outcome, self.tags(), self.gate)
         mlflow.log_text(card, "model_card.md")
-        table = _table(report)
+        table = report.frame()
         plots = list(outcome.plots.items())
         mlflow.log_text(page(report.title, [table, *report.notes, *plots, self.gate.table()]), "report.html")
         write_atomically(self.home.root / "reports" / f"{self.kind}.md", report.text().encode())
@@ -269,13 +208,6 @@ class TrackedRun:
         champion = self.registry.version_of(self.kind, self.registry.settings.champion)
         stays = f"champion {champion} stays" if champion is not None else "it is not promoted"
         return f"Version {version} is the challenger; {stays}: {verdict.reason}."
-
-
-def _table(report: Report) -> pd.DataFrame:
-    import pandas as pd
-
-    frame = pd.DataFrame.from_dict({m: dict(row) for m, row in report.table.items()}, orient="index", columns=list(report.columns))
-    return frame.fillna("").rename(index={report.served: f"{report.served} (served)"}).rename_axis("model").reset_index()
 
 
 def log_frame(frame: pd.DataFrame, name: str) -> None:
