@@ -367,6 +367,23 @@ class TestEveryMistakeIsToldWithItsMend:
         with pytest.raises(ValueError, match=r"shop\.currency: this home holds the shop 'little' with currency 'EUR', not 'GBP'"):
             bring_in(home, staged(home, write(tmp_path / "g.csv", ROWS[:2]), source="tills", shop__currency="GBP"))
 
+    def test_columns_may_be_called_anything_and_excels_byte_order_mark_is_no_part_of_a_name(self, home: Home, tmp_path: Path) -> None:
+        odd = 'problem,t_id,na"me,chunk,_row,file,id,value'
+        path = tmp_path / "f.csv"
+        header = ",".join('"' + name.replace('"', '""') + '"' for name in odd.split(","))
+        path.write_bytes(("\ufeff" + "\n".join([header, *ROWS]) + "\n").encode())
+        names = dict(zip(HEADER.split(","), odd.split(","), strict=True))
+        source = staged(
+            home, path, event__id=names["order"], event__occurred_at__column=names["at"], event__identifiers={"user_id": names["customer"]},
+            event__store_id=names["branch"], item__id=names["sku"], item__attributes={"type": names["name"]},
+            item__quantity={"column": names["qty"]}, item__amount={"column": names["price"], "per": "unit"},
+        )  # fmt: skip
+        assert taken(source) == taken(staged(Home(tmp_path / "other"), write(tmp_path / "plain.csv")))
+
+    def test_columns_that_differ_only_by_case_are_refused(self, home: Home, tmp_path: Path) -> None:
+        with pytest.raises(UnreadableFileError, match="differ only by case"):
+            staged(home, write(tmp_path / "f.csv", header=HEADER.replace("name", "SKU")))
+
 
 class TestTwoFiles:
     def test_overlapping_exports_count_each_event_once(self, home: Home, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from features.adapters import staging
 from features.adapters.staging import quoted
-from features.adapters.tabular import LINE, TabularFile, expand
+from features.adapters.tabular import LINE, TabularFile, UnreadableFileError, expand
 from features.catalogue import ITEM_ATTRIBUTES, ITEMS, Catalogue
 from features.clock import local_midnight, system_clock
 from features.event_log import DeadLetter
@@ -75,7 +75,11 @@ class MappedFiles:
         self.consent_basis = mapping.consent.basis
         self.files = [TabularFile(path, mapping.files) for path in expand(patterns)]
         for file in self.files:
-            mapping.check_columns(file.columns(), str(file.path))
+            columns = file.columns()
+            folded = [column.lower() for column in columns]
+            if twice := [c for c in columns if folded.count(c.lower()) > 1]:
+                raise UnreadableFileError(f"{file.path}: its columns {' and '.join(twice)} differ only by case: rename one")
+            mapping.check_columns(columns, str(file.path))
         self._fingerprint = self._digest()
         # a trial must not touch the stage of an import under way
         self._stage_path = home.root / "imports" / f"{self.name}.{'trial' if trial else 'stage'}.duckdb"

@@ -46,19 +46,20 @@ def create(db: duckdb.DuckDBPyConnection, mapping: Mapping) -> None:
 
 def add(db: duckdb.DuckDBPyConnection, mapping: Mapping, number: int, file: str, table: pa.Table, rows: np.ndarray, line: str) -> None:
     """Check and add one batch of a file's rows; *line* is the column that holds a row as it was read, if there is one."""
-    db.register("chunk", table.append_column("_row", pa.array(rows, pa.int64())))
+    db.register("chunk", table.append_column("_u_row", pa.array(rows, pa.int64())))
     raw = named(line) if line in table.column_names else f"to_json({_struct({c: named(c) for c in table.column_names})})::VARCHAR"
     typed = ", ".join(f"{sql} AS {name}" for name, sql in _typed(mapping).items())
-    _run(db, f"CREATE OR REPLACE TEMP TABLE typed AS SELECT *, {typed}, {_skip(mapping)} AS skip_because FROM chunk")
-    _run(db, f"CREATE OR REPLACE TEMP TABLE judged AS SELECT *, {_problem(mapping)} AS problem FROM typed")
+    _run(db, f"CREATE OR REPLACE TEMP TABLE typed AS SELECT *, {typed}, {_skip(mapping)} AS _u_skip FROM chunk")
+    _run(db, f"CREATE OR REPLACE TEMP TABLE judged AS SELECT *, {_problem(mapping)} AS _u_problem FROM typed")
     fields = ", ".join(_final(mapping).values())
-    _run(db, f"INSERT INTO lines SELECT {number}, _row, {fields} FROM judged WHERE skip_because IS NULL AND problem IS NULL")
+    _run(db, f"INSERT INTO lines SELECT {number}, _u_row, {fields} FROM judged WHERE _u_skip IS NULL AND _u_problem IS NULL")
     _run(
         db,
-        f"""INSERT INTO rejected SELECT {number}, {quoted(file)}, _row, t_id, problem.field, problem.reason, problem.value, {raw}, 1
-            FROM judged WHERE skip_because IS NULL AND problem IS NOT NULL""",
+        f"""INSERT INTO rejected SELECT {number}, {quoted(file)}, _u_row, _u_id, _u_problem.field, _u_problem.reason, _u_problem.value,
+                   {raw}, 1
+            FROM judged WHERE _u_skip IS NULL AND _u_problem IS NOT NULL""",
     )
-    _run(db, "INSERT INTO skipped SELECT skip_because, count(*) FROM judged WHERE skip_because IS NOT NULL GROUP BY ALL")
+    _run(db, "INSERT INTO skipped SELECT _u_skip, count(*) FROM judged WHERE _u_skip IS NOT NULL GROUP BY ALL")
     db.unregister("chunk")
 
 
@@ -192,51 +193,51 @@ def _fields(mapping: Mapping) -> dict[str, str]:
 
 
 def _typed(mapping: Mapping) -> dict[str, str]:
-    """Each field as far as its own column tells it, null where it cannot: ``t_`` and the field's name."""
+    """Each field as far as its own column tells it, null where it cannot: ``_u_`` and the field's name."""
     event, item = mapping.event, mapping.item
     refund = _all(mapping, mapping.refunds.when) if mapping.refunds else "false"
     row_digest = "md5(concat_ws(chr(31), " + ", ".join(f"coalesce({named(c)}, chr(30))" for c in mapping.columns()) + "))"
     found = {
-        "t_refund": refund,
-        "t_id": row_digest if event.id is None else _text(mapping.text(event.id)),
-        "t_name": f"CASE WHEN {refund} THEN 'refund' ELSE {_text(mapping.text(event.name))} END",
-        "t_occurred_at": _time(event.occurred_at),
-        "t_known_at": _time(event.known_at.time) if event.known_at.time else "NULL::TIMESTAMPTZ",
-        "t_currency": _text(mapping.text(event.currency)) if event.currency is not None else quoted(mapping.shop.currency),
+        "_u_refund": refund,
+        "_u_id": row_digest if event.id is None else _text(mapping.text(event.id)),
+        "_u_name": f"CASE WHEN {refund} THEN 'refund' ELSE {_text(mapping.text(event.name))} END",
+        "_u_occurred_at": _time(event.occurred_at),
+        "_u_known_at": _time(event.known_at.time) if event.known_at.time else "NULL::TIMESTAMPTZ",
+        "_u_currency": _text(mapping.text(event.currency)) if event.currency is not None else quoted(mapping.shop.currency),
     }
-    found |= {f"t_{n}": _text(mapping.text(getattr(event, n))) for n in EVENT_TEXTS if getattr(event, n) is not None}
-    found |= {f"t_id_{kind}": _text(mapping.text(text)) for kind, text in event.identifiers.items()}
-    found |= {f"t_trait_{k}": _text(mapping.text(text)) for k, text in enumerate(event.traits.values())}
+    found |= {f"_u_{n}": _text(mapping.text(getattr(event, n))) for n in EVENT_TEXTS if getattr(event, n) is not None}
+    found |= {f"_u_id_{kind}": _text(mapping.text(text)) for kind, text in event.identifiers.items()}
+    found |= {f"_u_trait_{k}": _text(mapping.text(text)) for k, text in enumerate(event.traits.values())}
     if item is not None:
         item_id = _text(mapping.text(item.id))
         left_out = " OR ".join(_condition(mapping, c) for c in item.leave_out) or "false"
-        found |= {"t_item_id": item_id, "t_is_item": f"({item_id}) IS NOT NULL AND NOT ({left_out})"}
-        found |= {f"t_attr_{n}": _text(mapping.text(text)) for n, text in item.attributes.items()}
+        found |= {"_u_item_id": item_id, "_u_is_item": f"({item_id}) IS NOT NULL AND NOT ({left_out})"}
+        found |= {f"_u_attr_{n}": _text(mapping.text(text)) for n, text in item.attributes.items()}
         for measure in ("quantity", "amount", "discount", "coupon"):
             part = getattr(item, measure)
-            found[f"t_{measure}"] = _number(mapping, part.column) if part is not None else "NULL::DECIMAL(24, 6)"
+            found[f"_u_{measure}"] = _number(mapping, part.column) if part is not None else "NULL::DECIMAL(24, 6)"
     return found
 
 
 def _final(mapping: Mapping) -> dict[str, str]:
     """Each field of a line that has no problem, from its typed columns."""
     item, scale = mapping.item, 10 ** (Currency(mapping.shop.currency).exponent or 0)
-    found = {field: f"t_{field}" for field in _fields(mapping)}
-    later = f"t_occurred_at + INTERVAL {round(mapping.event.known_at.after_hours * 3600)} SECOND"
-    found["known_at"] = "t_known_at" if mapping.event.known_at.time else later
+    found = {field: f"_u_{field}" for field in _fields(mapping)}
+    later = f"_u_occurred_at + INTERVAL {round(mapping.event.known_at.after_hours * 3600)} SECOND"
+    found["known_at"] = "_u_known_at" if mapping.event.known_at.time else later
     if item is None:
         return found | dict.fromkeys(("item_id", "quantity", "amount", "discount", "coupon"), "NULL") | {"is_item": "false"}
     # a sold weight is one line of a whole number of pieces, never of none
-    found["quantity"] = "CASE WHEN t_is_item THEN coalesce(ceil(abs(t_quantity)), 1)::BIGINT END"
+    found["quantity"] = "CASE WHEN _u_is_item THEN coalesce(ceil(abs(_u_quantity)), 1)::BIGINT END"
     for measure in ("amount", "discount", "coupon"):
         part: Money | None = getattr(item, measure)
         if part is None:
             found[measure] = "0"
             continue
-        units = "coalesce(abs(t_quantity), 1)" if part.per == "unit" else "1"
+        units = "coalesce(abs(_u_quantity), 1)" if part.per == "unit" else "1"
         factor = scale if part.unit == "major" else 1
         found[measure] = (
-            f"CASE WHEN t_is_item THEN round(abs(t_{measure})::DECIMAL(20, 6) * {units}::DECIMAL(12, 3) * {factor})::BIGINT END"
+            f"CASE WHEN _u_is_item THEN round(abs(_u_{measure})::DECIMAL(20, 6) * {units}::DECIMAL(12, 3) * {factor})::BIGINT END"
         )
     return found
 
@@ -315,48 +316,48 @@ Problem = tuple[str, str, str, str]
 def _event_problems(mapping: Mapping) -> Iterator[Problem]:
     event = mapping.event
     for place, text in mapping.texts():
-        column = {"event.id": "t_id", "item.id": "t_item_id"}.get(place, "t_" + place.split(".", 1)[1])
+        column = {"event.id": "_u_id", "item.id": "_u_item_id"}.get(place, "_u_" + place.split(".", 1)[1])
         raw = " || '-' || ".join(named(c) for c in text.used) or "NULL"
         if place.startswith("event.identifiers."):
-            column = f"t_id_{place.rsplit('.', 1)[1]}"
+            column = f"_u_id_{place.rsplit('.', 1)[1]}"
         elif place.startswith("event.traits."):
-            column = f"t_trait_{list(event.traits).index(place.removeprefix('event.traits.'))}"
+            column = f"_u_trait_{list(event.traits).index(place.removeprefix('event.traits.'))}"
         elif place.startswith("item.attributes."):
-            column = f"t_attr_{place.rsplit('.', 1)[1]}"
+            column = f"_u_attr_{place.rsplit('.', 1)[1]}"
         if text.values:
             yield place, f"{column} IS NULL AND {raw} IS NOT NULL", f"is not among the values of {place}: add it there", raw
         elif text.is_integer:
             yield place, f"{column} IS NULL AND {raw} IS NOT NULL", "is not a whole number", raw
         longest = 1024 if place.startswith(("event.query", "event.traits")) else 200
         yield place, f"length({column}) > {longest}", f"is longer than {longest} characters", f"left({column}, 80)"
-    allowed = {"t_name": ("event.name", get_args(EventName)), "t_channel": ("event.channel", get_args(Channel))}
+    allowed = {"_u_name": ("event.name", get_args(EventName)), "_u_channel": ("event.channel", get_args(Channel))}
     for column, (place, names) in allowed.items():
-        if column == "t_name" or event.channel is not None:
+        if column == "_u_name" or event.channel is not None:
             known = ", ".join(map(quoted, names))
             yield place, f"{column} NOT IN ({known})", f"is not one of ubiquo's: translate it by {place}.values", column
-    yield "event.id", "t_id IS NULL", "is empty: every event needs an id", "NULL"
-    yield "event.name", "t_name IS NULL", "is empty: every event needs a name", "NULL"
+    yield "event.id", "_u_id IS NULL", "is empty: every event needs an id", "NULL"
+    yield "event.name", "_u_name IS NULL", "is empty: every event needs a name", "NULL"
     for place, time in mapping.times():
         yield from _time_problems(place, time)
     latest = (system_clock() + FUTURE_TOLERANCE).isoformat()
     at = named(event.occurred_at.column)
-    yield "event.occurred_at", f"t_occurred_at < '{EARLIEST.isoformat()}'", f"lies before {EARLIEST.year}", at
-    yield "event.occurred_at", f"t_occurred_at > '{latest}'", "lies in the future: is the format or the zone wrong?", at
+    yield "event.occurred_at", f"_u_occurred_at < '{EARLIEST.isoformat()}'", f"lies before {EARLIEST.year}", at
+    yield "event.occurred_at", f"_u_occurred_at > '{latest}'", "lies in the future: is the format or the zone wrong?", at
     if event.known_at.time is not None:
         known_at = named(event.known_at.time.column)
-        yield "event.known_at", "t_known_at < t_occurred_at", "lies before the event: nothing is known before it happens", known_at
+        yield "event.known_at", "_u_known_at < _u_occurred_at", "lies before the event: nothing is known before it happens", known_at
     own = mapping.shop.currency
-    yield "event.currency", "t_currency IS NULL", f"is empty: the shop counts in {own}", "NULL"
+    yield "event.currency", "_u_currency IS NULL", f"is empty: the shop counts in {own}", "NULL"
     yield (
         "event.currency",
-        f"t_currency <> {quoted(own)}",
+        f"_u_currency <> {quoted(own)}",
         f"the shop counts in {own} and sums cannot mix: convert, or import apart",
-        "t_currency",
+        "_u_currency",
     )
 
 
 def _time_problems(place: str, time: Time) -> Iterator[Problem]:
-    column, raw = ("t_occurred_at" if place == "event.occurred_at" else "t_known_at"), named(time.column)
+    column, raw = ("_u_occurred_at" if place == "event.occurred_at" else "_u_known_at"), named(time.column)
     yield place, f"{raw} IS NULL", "is empty", "NULL"
     if time.format is not None:
         yield place, f"{column} IS NULL", f"does not fit the format {time.format}", raw
@@ -373,25 +374,25 @@ def _item_problems(mapping: Mapping) -> Iterator[Problem]:
     item = mapping.item
     needing = ", ".join(map(quoted, _NEEDS_ITEMS))
     if item is None:
-        yield "item", f"t_name IN ({needing})", "an event of this name needs items: map item.id", "t_name"
+        yield "item", f"_u_name IN ({needing})", "an event of this name needs items: map item.id", "_u_name"
         return
-    yield "item.id", f"t_item_id IS NULL AND t_name IN ({needing})", "is empty: an event of this name needs an item", "NULL"
+    yield "item.id", f"_u_item_id IS NULL AND _u_name IN ({needing})", "is empty: an event of this name needs an item", "NULL"
     for measure in ("quantity", "amount", "discount", "coupon"):
-        part, column = getattr(item, measure), f"t_{measure}"
+        part, column = getattr(item, measure), f"_u_{measure}"
         if part is None:
             continue
         place, raw = f"item.{measure}", named(part.column)
         # a line that is no item may hold anything
-        yield place, f"t_is_item AND {raw} IS NULL", "is empty", "NULL"
+        yield place, f"_u_is_item AND {raw} IS NULL", "is empty", "NULL"
         decimal = f"is no number with the decimal sign {mapping.files.decimal!r}: see files.decimal and files.thousands"
-        yield place, f"t_is_item AND {column} IS NULL", decimal, raw
-        yield place, f"t_is_item AND abs({column}) > 1000000000", "is too large to be true", raw
+        yield place, f"_u_is_item AND {column} IS NULL", decimal, raw
+        yield place, f"_u_is_item AND abs({column}) > 1000000000", "is too large to be true", raw
         if measure == "quantity":
-            yield place, f"t_is_item AND NOT t_refund AND {column} < 0", "is negative: name such rows under refunds or skip", raw
+            yield place, f"_u_is_item AND NOT _u_refund AND {column} < 0", "is negative: name such rows under refunds or skip", raw
             if part.fractions == "reject":
-                yield place, f"t_is_item AND {column} <> floor({column})", "is not a whole number: fractions: round_up takes it", raw
+                yield place, f"_u_is_item AND {column} <> floor({column})", "is not a whole number: fractions: round_up takes it", raw
         elif measure == "amount":
-            yield place, f"t_is_item AND NOT t_refund AND {column} < 0", "is negative: name such rows under refunds or skip", raw
+            yield place, f"_u_is_item AND NOT _u_refund AND {column} < 0", "is negative: name such rows under refunds or skip", raw
 
 
 def _reject_events(db: duckdb.DuckDBPyConnection, files: Sequence[str]) -> None:
