@@ -73,8 +73,8 @@ class Comparison:
             *found,
             ("change", change_plot(self.both["score_champion"], self.both["score"], "probability")),
             ("gain", gain_plot(labels, {f"challenger {self.challenger}": ours, f"champion {self.champion}": theirs})),
-            ("calibration of the challenger", calibration_plot(labels, ours)),
-            ("calibration of the champion", calibration_plot(labels, theirs)),
+            ("calibration of the challenger", calibration_plot(labels, ours, title=f"Calibration of challenger {self.challenger}")),
+            ("calibration of the champion", calibration_plot(labels, theirs, title=f"Calibration of champion {self.champion}")),
         ]
 
 

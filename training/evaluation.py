@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -91,7 +92,9 @@ def by_segment(evaluation: pd.DataFrame, metric: str, draws: int = 500) -> dict[
 
 def _by_segment(rows: pd.DataFrame, measure: Callable[[pd.DataFrame], T], least: int = 50) -> dict[str, tuple[int, T]]:
     found = {}
-    for segment, part in rows.groupby("segment"):
+    # as people count: "4 to 7" before "16 or more"
+    in_order = sorted(rows.groupby("segment"), key=lambda each: (int(re.sub(r"\D.*", "", str(each[0])) or -1), str(each[0])))
+    for segment, part in in_order:
         if len(part) >= least and (not is_binary(part) or part["label"].nunique() == 2):
             found[str(segment)] = (len(part), measure(part))
     return found

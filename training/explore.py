@@ -14,6 +14,7 @@ from features.home import Home
 from features.shop import Shop
 from features.store import FeatureStore
 from features.timeline import Timeline, open_timeline
+from models.churn import eligible
 from models.registry import Kind, Registry
 from training.comparison import Comparison, compare, evaluation_of
 from training.evaluation import by_segment
@@ -74,9 +75,11 @@ class Model:
         except NotPromotedError as error:
             return str(error)
 
-    def drifted(self, now: pd.DataFrame) -> pd.DataFrame:
-        """How far each feature has moved from those that the champion learnt from, the most moved first."""
+    def drifted(self, customers: Customers) -> pd.DataFrame:
+        """How far each feature of the customers asked about has moved from those that the champion learnt from, alerts first."""
         gate = Gate(self.kind, self.registry.settings.gate)
+        activity = customers.activity
+        now = activity[[eligible(row) is None for row in activity.to_dict("records")]] if self.kind == "churn" else activity
         gate.look_at_drift(now, self.reference)
         rows = [(c.name.removeprefix("drift of "), c.found, c.severity) for c in gate.checks]
         return pd.DataFrame(rows, columns=["feature", "moved by", "verdict"]).sort_values("verdict", ascending=False, ignore_index=True)

@@ -20,6 +20,8 @@ from models.registry import GateLimits
 Severity = Literal["ok", "warning", "severe"]
 SPAN = timedelta(days=28)
 REFERENCE_ROWS = 5_000
+AGES = ("tenure_days",)
+"""Grows with the calendar, so that it would alert for ever."""
 _NON_NEGATIVE = (
     "_days",
     "visit_",
@@ -192,7 +194,7 @@ class Gate:
         if reference is None:
             self._add("drift", "no champion to compare with", "", True)
             return
-        for name in [c for c in now.columns if c in reference.columns]:
+        for name in [c for c in now.columns if c in reference.columns and c not in AGES]:
             new, old = now[name].to_numpy(dtype=float), reference[name].to_numpy(dtype=float)
             index, distance = psi(old, new), ks(old, new)
             calm = index <= self.limits.max_psi and distance <= self.limits.max_ks

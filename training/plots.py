@@ -14,7 +14,7 @@ from training.evaluation import Lead
 from training.metrics import Estimate, Floats
 
 
-def calibration_plot(labels: NDArray[np.bool_], probabilities: Floats, bands: int = 10) -> Figure:
+def calibration_plot(labels: NDArray[np.bool_], probabilities: Floats, bands: int = 10, title: str = "Calibration") -> Figure:
     """Observed against predicted rate in equally large bands, with two standard errors."""
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.subplots()
@@ -26,7 +26,7 @@ def calibration_plot(labels: NDArray[np.bool_], probabilities: Floats, bands: in
             axes.errorbar(probabilities[part].mean(), rate, yerr=error, fmt="o", color="tab:blue")
     limit = float(max(probabilities.max(), 0.1))
     axes.plot([0, limit], [0, limit], color="grey", linewidth=1)
-    axes.set(xlabel="predicted probability", ylabel="observed rate (2 standard errors)", title="Calibration")
+    axes.set(xlabel="predicted probability", ylabel="observed rate (2 standard errors)", title=title)
     return figure
 
 
