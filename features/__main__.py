@@ -57,11 +57,12 @@ def _stage(home: Home, sources: list[str], mapping: Path | None, dry_run: bool, 
         with Progress(*Progress.get_default_columns(), DownloadColumn(), console=console) as progress:
             task = progress.add_task("reading and checking", total=source.size)
             source.stage(lambda done: progress.update(task, completed=done))
-        show_stage(console, source, first_events=3 if dry_run else 0)
-        if dry_run:
-            source.finish()
-        else:
+        show_stage(console, source, first_events=dry_run)
+        try:
             source.check()
+        finally:
+            if dry_run:
+                source.finish()
     return source
 
 
@@ -75,9 +76,16 @@ def _bring_in(home: Home, source: Source, again: bool) -> None:
         task = progress.add_task("storing events", total=source.count())
         report = bring_in(home, source, lambda done: progress.update(task, completed=done), again)
     console.print(
-        f"{report.source}: {report.appended} events stored, {report.repeated} already known, {report.conflicting} "
-        f"conflicting, {report.rejected} rejected (python -m features dead-letters lists them)"
+        f"{report.source}: {report.appended} events stored, {report.repeated} already known, {report.conflicting} conflicting, "
+        f"{report.rejected} rejected; {report.rows_rejected} rows never became one"
     )
+    if report.conflicting + report.rejected + report.rows_rejected:
+        console.print("python -m features dead-letters lists what was not taken, and why")
+    if report.conflicting:
+        console.print(
+            "[yellow]conflicting:[/yellow] an event that is stored is never changed. Import what it got wrong as a refund, and what is "
+            "right under an id of its own."
+        )
 
 
 @app.command()
@@ -107,18 +115,21 @@ def catalogue(
     table: Annotated[str, typer.Argument(metavar="items|offers|stores", help="Which table the file holds.")],
     file: Annotated[Path, typer.Argument(help="CSV, JSON Lines or Parquet with the table's columns.")],
     column: Annotated[list[str] | None, typer.Option(help="THEIRS=OURS where a column has another name; repeat as needed.")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="What divides a CSV's fields; default: a comma.")] = None,
+    encoding: Annotated[str, typer.Option(help="How a CSV is written, e.g. windows-1252.")] = "utf-8",
     check_only: Annotated[bool, typer.Option("--check-only", help="Only tell what is wrong; replace nothing.")] = False,
 ) -> None:
     """Replace a table of the catalogue by a file, whole and checked; with any mistake in it the last good one stays."""
     from features.adapters.catalogue_file import load
+    from features.mapping import Files
 
-    found = load(Home.from_environment(), table, file, column or [])
+    found = load(Home.from_environment(), table, file, column or [], Files(delimiter=delimiter, encoding=encoding))
     if not check_only:
         found.save()
     console.print(f"{table}: {len(found.rows)} rows {'are in order' if check_only else 'in force'}")
 
 
-def show_stage(console: Console, source: MappedFiles, first_events: int = 0) -> None:
+def show_stage(console: Console, source: MappedFiles, first_events: bool = False) -> None:
     """Print what became of the rows, why some cannot be taken, and the first events."""
     staged = source.staged()
     fates = Table("rows", "", title=f"{source.name}: {staged.rows} rows make {staged.events} events, {staged.anonymous} of them anonymous")
@@ -139,9 +150,9 @@ def show_stage(console: Console, source: MappedFiles, first_events: int = 0) -> 
             reasons.add_row(f"{rejection.rows}", rejection.field, rejection.reason, rejection.example)
         console.print(reasons)
     if first_events:
-        console.print("the first events:")
-        for arrival in next(source.events(), [])[:first_events]:
-            console.print_json(arrival.raw.decode())
+        console.print("the first two events, and the first of each further kind:")
+        for raw in source.examples():
+            console.print_json(raw.decode())
 
 
 @app.command("dead-letters")
@@ -163,6 +174,7 @@ def materialize(
     as_of: Annotated[str | None, typer.Option(help="Date or time; default: where the imported data ends.")] = None,
 ) -> None:
     """Compute every customer's features as of a moment and bring them online; newer online rows stay."""
+    from features.event_log import EventLog
     from features.shop import Shop
     from features.store import FeatureStore
 
@@ -171,6 +183,7 @@ def materialize(
     moment = parse_as_of(as_of or shop.data_end.isoformat(), shop.timezone)
     if moment > clock_from_environment()():
         raise ValueError(f"--as-of {moment.isoformat()} lies in the future: live events until then would be taken for old ones")
+    EventLog(home, shop.timezone).check_reaches(moment)
     store = FeatureStore(home)
     store.apply()
     views = ("customer_activity", "customer_history")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -66,6 +66,8 @@ DEAD_LETTER_SCHEMA = pa.schema(
     ]
 )
 COMPACT_ABOVE_FILES = 64
+MAX_SILENCE = timedelta(days=7)
+"""How long before the moment of features the last event may lie."""
 INDEX_FROM = 5_000
 """Batches of so many events look their ids up in an index."""
 
@@ -202,6 +204,19 @@ class EventLog:
         query = "SELECT max(greatest(known_at, occurred_at)) FROM read_parquet(?)"
         [(latest,)] = connect().execute(query, [self.files()]).fetchall()
         return latest if latest is None else latest.astimezone(UTC)
+
+    def check_reaches(self, as_of: datetime) -> None:
+        """See that events came until shortly before *as_of*: features would take a log's silence for the customers'.
+
+        Raises:
+            MissingStateError: the last event lies too far before.
+        """
+        latest = self.latest_received()
+        if latest is not None and as_of - latest > MAX_SILENCE:
+            raise MissingStateError(
+                f"the log ends {latest:%Y-%m-%d}, {(as_of - latest).days} days before {as_of:%Y-%m-%d}: every customer would seem to have "
+                f"stayed away since. Import what is missing, or use --as-of {latest + timedelta(days=1):%Y-%m-%d}"
+            )
 
     def _table(self) -> DeltaTable:
         if not self.exists:

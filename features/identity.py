@@ -65,6 +65,16 @@ class Identities:
         keys = (f"{kind}:{identifiers[kind]}" for kind in get_args(IdentifierKind) if kind in identifiers)
         return next((self._customers[key] for key in keys if key in self._customers), None)
 
+    def strongest(self) -> dict[str, str]:
+        """Each customer's strongest identifier as ``kind:value``, the first of them by alphabet: what other systems know her by."""
+        rank = {kind: k for k, kind in enumerate(get_args(IdentifierKind))}
+        best: dict[str, tuple[int, str]] = {}
+        for key, customer in self._customers.items():
+            mine = (rank[key.split(":", 1)[0]], key)
+            if customer not in best or mine < best[customer]:
+                best[customer] = mine
+        return {customer: key for customer, (_, key) in best.items()}
+
     def learn(self, event: Event, known_at: datetime) -> str | None:
         """The event's customer, minted if need be; new identifiers wait for ``flush``. None for an anonymous event."""
         key = identity_key(event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import re
 from collections.abc import Iterator, Sequence
@@ -277,6 +278,8 @@ class Mapping(_Strict, frozen=True):
             if column not in present:
                 near = difflib.get_close_matches(column, present, 1, 0.6)
                 hint = f"did you mean {near[0]!r}? " if near else ""
+                if len(present) == 1 and (between := next((d for d in ";\t|," if d in present[0]), None)):
+                    hint = f"its columns seem to be divided by {between!r}: set files.delimiter. "
                 raise MappingError(f"{name}: {place}: {file} has no column {column!r}; {hint}It has: {', '.join(present)}")
 
 
@@ -324,6 +327,10 @@ def _mistakes(mapping: Mapping) -> Iterator[tuple[str, str]]:
             yield place, "give at least one of matches, one_of, below, above and empty"
         if (fault := _regex_fault(condition.matches)) is not None:
             yield f"{place}.matches", f"{condition.matches!r} is no regular expression: {fault}"
+    try:
+        codecs.lookup(mapping.files.encoding)
+    except LookupError:
+        yield "files.encoding", f"there is no encoding {mapping.files.encoding!r}: use e.g. utf-8, windows-1252, iso-8859-1, utf-16"
     if mapping.files.decimal == mapping.files.thousands:
         yield "files.thousands", f"{mapping.files.thousands!r} is the decimal sign too"
 

@@ -15,7 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.clock import microseconds
+from features.event_log import EventLog
 from features.home import Home, MissingStateError
+from features.identity import Identities
+from features.shop import Shop
 from features.snapshots import snapshot_path
 from features.store import FeatureStore
 from models.registry import Kind
@@ -26,6 +29,7 @@ CHUNK = 500
 _TIME = pa.timestamp("us", tz="UTC")
 _COMMON = [
     ("customer_id", pa.string()),
+    ("identifier", pa.string()),
     ("as_of", _TIME),
     ("model", pa.string()),
     ("rank", pa.int64()),
@@ -55,13 +59,14 @@ def score(
 
     Raises:
         ValueError: the suffix is neither ``.parquet`` nor ``.jsonl``.
-        MissingStateError: no customer was known then.
+        MissingStateError: no customer was known then, or the log ends long before.
         HttpProblem: the model has no champion.
     """
     writers: dict[str, Callable[[Path, pa.Schema], Writer]] = {".parquet": ParquetFile, ".jsonl": JsonLinesFile}
     writer_of = writers.get(out.suffix)
     if writer_of is None:
         raise ValueError(f"--out {out}: end the name in .parquet or .jsonl")
+    EventLog(home, Shop.load(home).timezone).check_reaches(as_of)
     engine, store = Engine(home), FeatureStore(home)
     store.apply()
     for view in VIEWS_OF[kind]:
@@ -70,6 +75,7 @@ def score(
     customers = pq.ParquetFile(snapshot_path(home, view, as_of)).read(columns=["customer_id"])["customer_id"].to_pylist()
     if not customers:
         raise MissingStateError(f"no customer was known before {as_of.isoformat()}: choose a later --as-of")
+    named = Identities(home).strongest()
     out.parent.mkdir(parents=True, exist_ok=True)
     part, written = out.with_name(f".{out.name}.{os.getpid()}.part"), 0
     try:
@@ -77,7 +83,7 @@ def score(
             for start in range(0, len(customers), CHUNK):
                 chunk = customers[start : start + CHUNK]
                 rows = [line for row in _rows(store, kind, chunk, as_of) for line in answer(engine, kind, row, as_of, limit)]
-                writer.write(rows)
+                writer.write([{**row, "identifier": named.get(row["customer_id"])} for row in rows])
                 written += len(rows)
                 advance(start + len(chunk), len(customers))
         os.replace(part, out)

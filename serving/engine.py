@@ -200,7 +200,7 @@ class Engine:
         if age <= MAX_FEATURE_AGE:
             return None
         command = f"python -m features materialize --as-of {as_of:%Y-%m-%d}"
-        return f"the features are {age.days} days old (limit {MAX_FEATURE_AGE.days}): run {command}"
+        return f"the features are {age.days} days old (limit {MAX_FEATURE_AGE.days}): import what has happened since, then run {command}"
 
     @staticmethod
     def _record(kind: str, request: Any, answer: Any, choices: Any, row: Mapping[str, Any]) -> DecisionRecord:

@@ -14,6 +14,7 @@ from scene import TinyShop, command
 from features.adapters.catalogue_file import CatalogueError, load
 from features.catalogue import Catalogue
 from features.home import Home
+from features.mapping import Files
 
 OFFERS = "offer_id,campaign_id,campaign_type,channel,valid_from,valid_until,item_ids"
 GOOD_OFFER = "o1,c1,A,email,2018-01-02,2018-01-31,i1|i2"
@@ -90,6 +91,14 @@ def test_stores_and_columns_of_other_names(tiny: TinyShop, tmp_path: Path) -> No
     assert Catalogue(tiny.home).read("stores").to_pylist() == [
         {"store_id": "12", "name": None, "city": "Bonn", "region": None, "country": None}
     ]
+
+
+def test_a_csv_from_excel_is_named_and_read(tiny: TinyShop, tmp_path: Path) -> None:
+    path = tmp_path / "f.csv"
+    path.write_bytes("item_id;brand\nä1;Öko\n".encode("windows-1252"))
+    with pytest.raises(CatalogueError, match="divided by ';': --delimiter ';' says so"):
+        load(tiny.home, "items", path, files=Files(encoding="windows-1252"))
+    assert load(tiny.home, "items", path, files=Files(encoding="windows-1252", delimiter=";")).rows[0]["brand"] == "Öko"
 
 
 def test_the_command_ends_in_order_with_a_mistake_and_without(tiny: TinyShop, tmp_path: Path) -> None:

@@ -216,6 +216,15 @@ class TestWhatIsTaken:
         assert set(letters) == {f"{tmp_path}/f.csv, row 8", f"{tmp_path}/f.csv, row 11"}
         assert json.loads(letters[f"{tmp_path}/f.csv, row 8"].raw)["qty"] == "x"
 
+    def test_a_row_cut_short_holds_back_the_rest_of_its_order_and_the_mended_file_brings_it_whole(self, home: Home, tmp_path: Path) -> None:
+        path = write(tmp_path / "f.csv", [ROWS[0].rsplit(",", 1)[0], *ROWS[1:]])
+        source = staged(home, path)
+        assert [e["event_id"] for e in taken(source)] == ["little-purchase-2", "little-purchase-3"]
+        assert (source.staged().rejected, source.staged().held_back) == (1, 1)
+        bring_in(home, source)
+        report = bring_in(home, staged(home, write(path)))
+        assert (report.appended, report.repeated, report.conflicting) == (1, 2, 0)
+
     def test_when_rows_became_known_is_kept(self, home: Home, tmp_path: Path) -> None:
         path = write(tmp_path / "f.csv")
         [batch] = staged(home, path, event__known_at={"after_hours": 24}).events()
@@ -270,6 +279,7 @@ class TestEveryMistakeIsToldWithItsMend:
             ({"consent__basis": "TO BE FILLED IN"}, "consent.basis", "say on what basis"),
             ({"event__id": {}}, "event.id", "exactly one of column"),
             ({"files": {"decimal": ",", "thousands": ","}}, "files.thousands", "decimal sign"),
+            ({"files": {"encoding": "windows1252x"}}, "files.encoding", "there is no encoding"),
             ({"item__quantity": "qty"}, "item.quantity", "object"),
         ],
     )
@@ -335,6 +345,17 @@ class TestEveryMistakeIsToldWithItsMend:
         assert field == "event.identifiers.user_id"
         assert "1: 7 and 99" in told
 
+    def test_a_decimal_sign_taken_for_a_divider_of_thousands_is_noticed(self, home: Home, tmp_path: Path) -> None:
+        rows = ['1,2024-03-01 10:00:00,a,x,1,"9,43",7,n', '2,2024-03-01 10:00:00,a,x,1,"1,234.50",7,n']
+        field, told = only_reason(home, tmp_path, rows, files={"thousands": ","})
+        assert field == "item.amount"
+        assert "9,43" in told
+
+    def test_a_wrong_delimiter_is_named(self, home: Home, tmp_path: Path) -> None:
+        path = write(tmp_path / "f.csv", [r.replace(",", ";") for r in ROWS], HEADER.replace(",", ";"))
+        with pytest.raises(MappingError, match=r"divided by ';': set files\.delimiter"):
+            staged(home, path)
+
     def test_known_before_it_happened(self, home: Home, tmp_path: Path) -> None:
         header, rows = HEADER + ",known", [ROWS[0] + ",2024-02-01", ROWS[3] + ",2024-04-01"]
         known = {"time": {"column": "known", "timezone": "Europe/Paris"}}
@@ -342,8 +363,10 @@ class TestEveryMistakeIsToldWithItsMend:
         assert field == "event.known_at"
         assert "nothing is known before it happens" in told
 
-    def test_a_file_of_another_encoding_is_told_and_nothing_is_stored(self, home: Home, tmp_path: Path) -> None:
-        path = write(tmp_path / "f.csv", [ROWS[0].replace("Apple", "Äpfel")], encoding="windows-1252")
+    @pytest.mark.parametrize("end", ["", ",too,many", "cut"])
+    def test_a_file_of_another_encoding_is_told_and_nothing_is_stored(self, home: Home, tmp_path: Path, end: str) -> None:
+        row = ROWS[0].replace("Apple", "Äpfel") + end
+        path = write(tmp_path / "f.csv", [row.rsplit(",", 1)[0] if end == "cut" else row], encoding="windows-1252")
         with pytest.raises(UnreadableFileError, match=r"f\.csv is not written in utf-8 .*set files\.encoding, e\.g\. windows-1252"):
             staged(home, path)
         assert not (home.root / "log").exists()
@@ -525,6 +548,16 @@ class TestGuess:
         assert guessed["files"] == {"encoding": "windows-1252", "delimiter": ";", "decimal": ",", "thousands": "."}
         assert guessed["event"]["occurred_at"]["format"] == "%d.%m.%Y"
         assert guessed["refunds"]["when"] == [{"column": "order", "matches": "^S"}]
+
+    def test_it_reads_german_headers_and_passes_over_a_few_placeholders(self, tmp_path: Path) -> None:
+        header = "Bestellnr;Bestelldatum;Artikelnr;Bezeichnung;Menge;Einzelpreis;Kundennr;Filiale"
+        rows = [f"{k};13.04.2024 10:00;A{k};Ding;{'k.A.' if k == 7 else 1};2,50;{k % 9};Nord" for k in range(60)]
+        found = propose(write(tmp_path / "f.csv", rows, header)).roles
+        assert (
+            found | {"event.id": "Bestellnr", "event.occurred_at": "Bestelldatum", "item.id": "Artikelnr", "item.quantity": "Menge"}
+            == found
+        )
+        assert found | {"item.amount": "Einzelpreis", "event.identifiers.user_id": "Kundennr", "event.store_id": "Filiale"} == found
 
     def test_the_command_writes_a_file_and_replaces_none(self, tmp_path: Path) -> None:
         path, out = write(tmp_path / "f.csv"), tmp_path / "mapping.yaml"

@@ -271,6 +271,15 @@ def test_batch_gives_the_answers_of_http_at_the_same_moment(trained: Home, tmp_p
         stop_service(fixed)
 
 
+def test_a_moment_that_the_log_does_not_reach_is_refused_by_batch_and_by_materialize(trained: Home, tmp_path: Path) -> None:
+    for arguments in (("serving", "score", "churn", "--as-of", "2018-02-01", "--out", str(tmp_path / "x.jsonl")),
+                      ("features", "materialize", "--as-of", "2018-02-01")):  # fmt: skip
+        done = command(*arguments, home=trained.root)
+        assert done.returncode == 1
+        assert "the log ends 201" in done.stdout
+        assert "Import what is missing, or use --as-of" in done.stdout
+
+
 def test_a_batch_into_a_file_of_unknown_kind_is_refused_and_leaves_nothing(trained: Home, tmp_path: Path) -> None:
     done = command("serving", "score", "churn", "--out", str(tmp_path / "x.csv"), home=trained.root)
     assert done.returncode == 1

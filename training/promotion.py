@@ -47,7 +47,9 @@ def rival(promotion: Promotion, champion: int, ours: pd.DataFrame, theirs: pd.Da
     """
     both = None if theirs is None else same_rows(ours, theirs)
     if both is None:
-        return Verdict(False, f"champion {champion} was judged on other cuts or for another horizon, and has learnt from these: nothing to compare on")
+        return Verdict(
+            False, f"champion {champion} was judged on other cuts or for another horizon, and has learnt from these: nothing to compare on"
+        )
     found = leads(both, [promotion.metric, *promotion.guards], promotion.draws, promotion.level)
     main = found[promotion.metric].lead
     told = f"{promotion.metric}: lead over champion {champion} {main} on {len(both)} rows"

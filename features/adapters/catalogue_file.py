@@ -17,6 +17,7 @@ from features.catalogue import ITEMS, OFFERS, STORES, Catalogue
 from features.clock import local_midnight, parse_as_of
 from features.events import Channel
 from features.home import Home
+from features.mapping import Files
 from features.shop import Shop
 
 Row = Mapping[str, str | None]
@@ -61,7 +62,7 @@ class CatalogueTable:
         catalogue.save(self.name, pa.Table.from_pylist(self.rows, SCHEMAS[self.name]), SCHEMAS[self.name])
 
 
-def load(home: Home, name: str, path: Path, renamed: Sequence[str] = ()) -> CatalogueTable:
+def load(home: Home, name: str, path: Path, renamed: Sequence[str] = (), files: Files | None = None) -> CatalogueTable:
     """Read and check *path* as the table *name*.
 
     Args:
@@ -69,13 +70,14 @@ def load(home: Home, name: str, path: Path, renamed: Sequence[str] = ()) -> Cata
         name: ``items``, ``offers`` or ``stores``.
         path: a CSV (lists split by ``|``), JSON Lines or Parquet file.
         renamed: ``THEIRS=OURS`` where a column has another name.
+        files: how a CSV is written.
 
     Raises:
         CatalogueError: the file has mistakes, or the table is unknown.
     """
     if name not in SCHEMAS:
         raise CatalogueError(f"there is no catalogue table {name!r}: use {', '.join(SCHEMAS)}")
-    file = TabularFile(path)
+    file = TabularFile(path, files or Files())
     rows = list(_rows(file, name, _names(file, name, renamed)))
     known_items = None
     if name == "offers":
@@ -114,6 +116,8 @@ def _names(file: TabularFile, name: str, renamed: Sequence[str]) -> dict[str, st
             raise CatalogueError(f"--column {pair}: {file.path} has {', '.join(present)}; the {name} have {', '.join(ours)}")
         names[mine] = theirs
     if missing := [c for c in REQUIRED[name] if c not in names]:
+        if len(present) == 1 and (between := next((d for d in ";\t|," if d in present[0]), None)):
+            raise CatalogueError(f"{file.path}: its columns seem to be divided by {between!r}: --delimiter {between!r} says so")
         raise CatalogueError(
             f"{file.path}: it has no column {missing[0]!r}; it has {', '.join(present)}: --column THEIRS={missing[0]} names it"
         )

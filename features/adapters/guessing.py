@@ -21,18 +21,19 @@ from features.mapping import UNSAID, Files, Mapping
 
 SAMPLE_ROWS = 50_000
 ROLES: dict[str, str] = {
-    "event.id": r"invoice|order|transaction|basket|receipt|event.?id|message.?id|ticket|sale.?id",
-    "event.occurred_at": r"date|time|timestamp|occurred|created|\bat\b|_at$",
-    "event.identifiers.user_id": r"customer|user|client|member|household|shopper|account|card",
-    "item.id": r"stock.?code|sku|product|item|article|upc|ean|asin",
-    "item.quantity": r"quantity|qty|units|pieces|count",
-    "item.amount": r"amount|total|revenue|value|price|sales|spend|paid",
-    "item.attributes.type": r"description|product.?name|item.?name|title",
-    "item.attributes.category": r"category|department|class",
-    "item.attributes.brand": r"brand",
-    "event.store_id": r"store|shop|branch|outlet|location",
-    "event.currency": r"currency",
-    "event.traits.country": r"country",
+    "event.id": r"invoice|order|transaction|basket|receipt|event.?id|message.?id|ticket|sale.?id"
+    r"|bestell(?!.*dat)|rechnung(?!.*dat)|beleg|commande|pedido",
+    "event.occurred_at": r"date|time|timestamp|occurred|created|\bat\b|_at$|datum|zeit|fecha|jour",
+    "event.identifiers.user_id": r"customer|user|client|member|household|shopper|account|card|kunde|cliente",
+    "item.id": r"stock.?code|sku|product|item|article|upc|ean|asin|artikel|produkt|producto",
+    "item.quantity": r"quantity|qty|units|pieces|count|menge|anzahl|stück|quantit|cantidad",
+    "item.amount": r"amount|total|revenue|value|price|sales|spend|paid|preis|betrag|umsatz|summe|prix|montant|importe|precio",
+    "item.attributes.type": r"description|product.?name|item.?name|title|bezeichnung|beschreibung|libell|nombre",
+    "item.attributes.category": r"category|department|class|warengruppe|kategorie|rubrique|categor",
+    "item.attributes.brand": r"brand|marke|marque|marca",
+    "event.store_id": r"store|shop|branch|outlet|location|filiale|laden|magasin|tienda",
+    "event.currency": r"currency|währung|devise|moneda",
+    "event.traits.country": r"country|\bland\b|pays|país",
 }
 """What a column's name tells, asked in this order."""
 TIME_FORMATS = (
@@ -157,12 +158,13 @@ def _column(name: str, values: Sequence[str | None]) -> Column:
     iso = bool(some) and all(re.match(r"\d{4}-\d{2}-\d{2}", v) for v in some)
     if iso or (formats and not (formats == ["%Y%m%d"] and not re.search(ROLES["event.occurred_at"], name, re.I))):
         return Column(name, "time", examples, empty, len(distinct), formats)
-    if some and len(numbers) == len(some):
+    # a few placeholders such as "n/a" do not make a text of it
+    if numbers and sum(bool(_PURE.match(v)) for v in present) >= 0.95 * len(present):
         return Column(
             name, "number", examples, empty, len(distinct),
             negative=any(v.startswith("-") for v in present),
             fractional=any(re.search(r"[.,]\d*[1-9]", v) for v in present),
-            whole_with_point=all(v.endswith(".0") for v in some),
+            whole_with_point=all(v.endswith(".0") for v in numbers),
         )  # fmt: skip
     return Column(name, "text", examples, empty, len(distinct))
 
@@ -206,11 +208,12 @@ def _mapping(
         "source, shop.name, shop.timezone, shop.currency: not in the file; these are placeholders",
         "consent.basis: say on what basis the rows were collected; rows not collected for both purposes must stay out",
     ]
+    zone = _zone(files)
     source = re.sub(r"[^a-z0-9]+", "-", path.name.split(".")[0].lower()).strip("-") or "my-shop"
     event: dict[str, Any] = {"name": {"value": "purchase"}}
     said: dict[str, Any] = {
         "source": source,
-        "shop": {"name": source, "timezone": "Europe/London", "currency": "GBP"},
+        "shop": {"name": source, "timezone": zone, "currency": "EUR" if files.decimal == "," else "GBP"},
         "consent": {"basis": UNSAID, "purposes": ["analytics", "personalization"]},
         "event": event,
     }
@@ -227,7 +230,7 @@ def _mapping(
         doubts.append("event.id: no column looks like an order number; without it each row is an event of its own")
     if "event.identifiers.user_id" not in roles:
         doubts.append("event.identifiers: no column looks like a customer's id; all events would be anonymous")
-    event["occurred_at"], told = _occurred_at(by_name, roles)
+    event["occurred_at"], told = _occurred_at(by_name, roles, zone)
     doubts += told
     doubts += _item(said, by_name, roles)
     doubts += _returns(said, roles, by_name, values)
@@ -247,7 +250,7 @@ def _item(said: dict[str, Any], by_name: dict[str, Column], roles: dict[str, str
                 item["quantity"]["fractions"] = "round_up"
                 doubts.append("item.quantity: it holds fractions (weights?), which are rounded up to whole pieces")
         if "item.amount" in roles:
-            single = bool(re.search("price|unit", roles["item.amount"], re.I)) and "item.quantity" in roles
+            single = bool(re.search("price|unit|preis|prix|precio", roles["item.amount"], re.I)) and "item.quantity" in roles
             item["amount"] = {"column": roles["item.amount"], "per": "unit" if single else "line"}
             doubts.append(
                 f"item.amount: {roles['item.amount']} is taken for {'one unit' if single else 'the whole line'}, in pounds not pence"
@@ -260,10 +263,15 @@ def _item(said: dict[str, Any], by_name: dict[str, Column], roles: dict[str, str
     return doubts
 
 
-def _occurred_at(by_name: dict[str, Column], roles: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
+def _zone(files: Files) -> str:
+    """A placeholder: where decimals are commas it is hardly London."""
+    return "Europe/Berlin" if files.decimal == "," else "Europe/London"
+
+
+def _occurred_at(by_name: dict[str, Column], roles: dict[str, str], zone: str) -> tuple[dict[str, Any], list[str]]:
     column = roles.get("event.occurred_at")
     if column is None:
-        return {"column": UNSAID, "timezone": "Europe/London"}, ["event.occurred_at: no column looks like a time"]
+        return {"column": UNSAID, "timezone": zone}, ["event.occurred_at: no column looks like a time"]
     time: dict[str, Any] = {"column": column}
     formats, doubts = by_name[column].formats, []
     if formats:
@@ -271,7 +279,7 @@ def _occurred_at(by_name: dict[str, Column], roles: dict[str, str]) -> tuple[dic
     if len(formats) > 1:
         doubts.append(f"event.occurred_at.format: every date of the sample fits {' and '.join(formats)}: day or month first?")
     if not any(re.search(r"(Z|[+-]\d{2}:?\d{2})$", e) for e in by_name[column].examples):
-        time["timezone"] = "Europe/London"
+        time["timezone"] = zone
         doubts.append("event.occurred_at.timezone: the times do not carry a zone; whose clock wrote them?")
     return time, doubts
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -112,7 +114,8 @@ class MappedFiles:
                 for table, rows in file.batches(list(self.mapping.columns())):
                     staging.add(db, self.mapping, number, str(file.path), table, rows, LINE)
                     advance(done + file.position())
-                staging.add_bad(db, number, str(file.path), [(bad.row, bad.reason, bad.raw) for bad in file.bad])
+                bad = [(each.row, each.reason, each.raw, self._event_id(file, each.raw)) for each in file.bad]
+                staging.add_bad(db, number, str(file.path), bad)
                 done += file.path.stat().st_size
                 advance(done)
             staging.arrange(db, self.mapping, [str(file.path) for file in self.files])
@@ -191,8 +194,17 @@ class MappedFiles:
     def events(self, start: int = 0) -> Iterator[list[Arrival]]:
         """Batches of canonical events as JSON with the time each became known, in the order in which they occurred."""
         for first in range(start, self.count(), BATCH):
-            rows = self._connect().execute(staging.payloads(self.mapping), [first, first + BATCH]).fetchall()
+            rows = self._connect().execute(staging.payloads(self.mapping, first, first + BATCH)).fetchall()
             yield [Arrival(raw.encode(), datetime.fromtimestamp(0, UTC) + timedelta(microseconds=known)) for raw, known in rows]
+
+    def examples(self) -> list[bytes]:
+        """The first two events, and the first of each further name and of those without a customer."""
+        kinds = " || ".join(f"(max(id_{kind}) IS NULL)::VARCHAR" for kind in self.mapping.event.identifiers) or "''"
+        query = f"SELECT min(nth) FROM (SELECT nth, any_value(name) || {kinds} AS kind FROM sorted GROUP BY nth) GROUP BY kind"
+        firsts = {nth for (nth,) in self._connect().execute(query).fetchall()}
+        wanted = sorted({n for n in (0, 1) if n < self.count()} | firsts)
+        queries = [staging.payloads(self.mapping, n, n + 1) for n in wanted[:8]]
+        return [raw.encode() for q in queries for raw, _ in self._connect().execute(q).fetchall()]
 
     def write_catalogue(self, catalogue: Catalogue) -> None:
         """Add the items that the catalogue does not know yet; the other tables come to be, if need be, empty."""
@@ -219,6 +231,18 @@ class MappedFiles:
         if self._db is not None:
             self._db.close()
             self._db = None
+
+    def _event_id(self, file: TabularFile, raw: str) -> str | None:
+        """The event that a row with too few or too many fields belongs to, if it still stands where the header says."""
+        if file.kind != "csv" or self.mapping.event.id is None:
+            return None
+        text, header = self.mapping.text(self.mapping.event.id), file.columns()
+        fields = next(csv.reader([raw], delimiter=file.delimiter), [])
+        places = [header.index(column) for column in text.used]
+        if not places or max(places) >= len(fields):
+            return None
+        told = "-".join(fields[place].strip() for place in places)
+        return re.sub(r"\.0*$", "", told) if text.is_integer else told
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         if self._db is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import get_args
 
@@ -63,10 +64,10 @@ def add(db: duckdb.DuckDBPyConnection, mapping: Mapping, number: int, file: str,
     db.unregister("chunk")
 
 
-def add_bad(db: duckdb.DuckDBPyConnection, number: int, file: str, bad: Sequence[tuple[int, str, str]]) -> None:
-    """Add the rows that could not be split into fields."""
-    for row, reason, raw in bad:
-        db.execute("INSERT INTO rejected VALUES (?, ?, ?, NULL, '$', ?, NULL, ?, 1)", [number, file, row, reason, raw]).fetchall()
+def add_bad(db: duckdb.DuckDBPyConnection, number: int, file: str, bad: Sequence[tuple[int, str, str, str | None]]) -> None:
+    """Add the rows that could not be split into fields: row, reason, text, and the id of their event as far as it can be told."""
+    for row, reason, raw, event_id in bad:
+        db.execute("INSERT INTO rejected VALUES (?, ?, ?, ?, '$', ?, NULL, ?, 1)", [number, file, row, event_id, reason, raw]).fetchall()
 
 
 def arrange(db: duckdb.DuckDBPyConnection, mapping: Mapping, files: Sequence[str]) -> None:
@@ -123,8 +124,8 @@ def counts(db: duckdb.DuckDBPyConnection) -> dict[str, int]:
     return {name: int(value) for name, value in zip(names, values, strict=True)}
 
 
-def payloads(mapping: Mapping) -> str:
-    """The query for the events from one position up to another: each as JSON, and when it became known (Unix microseconds)."""
+def payloads(mapping: Mapping, start: int, end: int) -> str:
+    """The query for the events in ``[start, end)``: each as JSON, and when it became known (Unix microseconds)."""
     fields = _fields(mapping)
     event = {
         "event_id": f"{quoted(mapping.source + '-')} || any_value(name) || '-' || any_value(id)",
@@ -141,7 +142,7 @@ def payloads(mapping: Mapping) -> str:
     parts = ", ".join(f"{quoted(name)}, {sql}" for name, sql in event.items())
     # the patch drops nulls: a field without a value is absent
     return f"""SELECT json_merge_patch('{{}}', json_object({parts}))::VARCHAR, epoch_us(max(known_at)) FROM sorted
-               WHERE nth >= ? AND nth < ? GROUP BY nth ORDER BY nth"""
+               WHERE nth >= {int(start)} AND nth < {int(end)} GROUP BY nth ORDER BY nth"""
 
 
 def items(mapping: Mapping) -> str:
@@ -266,12 +267,17 @@ def _time(time: Time) -> str:
 
 
 def _number(mapping: Mapping, column: str) -> str:
-    sql = named(column)
+    sql, tests = named(column), []
     if mapping.files.thousands:
+        # in groups of three: or a decimal sign would be taken for a divider of thousands
+        point, comma = re.escape(mapping.files.decimal), re.escape(mapping.files.thousands)
+        grouped = quoted(rf"^[+-]?(\d+|\d{{1,3}}({comma}\d{{3}})+)({point}\d*)?$")
+        tests.append(f"regexp_matches({sql}, {grouped})")
         sql = f"replace({sql}, {quoted(mapping.files.thousands)}, '')"
     if mapping.files.decimal != ".":
         sql = f"replace({sql}, {quoted(mapping.files.decimal)}, '.')"
-    return f"CASE WHEN regexp_matches({sql}, '{_NUMBER}') THEN try_cast({sql} AS DECIMAL(24, 6)) END"
+    tests.append(f"regexp_matches({sql}, '{_NUMBER}')")
+    return f"CASE WHEN {' AND '.join(tests)} THEN try_cast({sql} AS DECIMAL(24, 6)) END"
 
 
 def _condition(mapping: Mapping, condition: Condition) -> str:
@@ -384,7 +390,7 @@ def _item_problems(mapping: Mapping) -> Iterator[Problem]:
         place, raw = f"item.{measure}", named(part.column)
         # a line that is no item may hold anything
         yield place, f"_u_is_item AND {raw} IS NULL", "is empty", "NULL"
-        decimal = f"is no number with the decimal sign {mapping.files.decimal!r}: see files.decimal and files.thousands"
+        decimal = f"is no number with the decimal sign {mapping.files.decimal!r}: see files.decimal and files.thousands, or skip such rows"
         yield place, f"_u_is_item AND {column} IS NULL", decimal, raw
         yield place, f"_u_is_item AND abs({column}) > 1000000000", "is too large to be true", raw
         if measure == "quantity":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import builtins
+import codecs
+import csv
 import glob
 import io
 import itertools
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -60,6 +62,8 @@ class TabularFile:
     files: Files = field(default_factory=Files)
     bad: list[BadRow] = field(default_factory=list)
     position: Callable[[], int] = lambda: 0
+    _undecodable: str | None = None
+    _recoded: Any = None
 
     @property
     def kind(self) -> FileKind:
@@ -118,34 +122,61 @@ class TabularFile:
     def open(self) -> Any:
         """The file's bytes, decompressed."""
         try:
-            raw = builtins.open(self.path, "rb")  # noqa: SIM115 - closed by the stream around it
+            # Arrow's own file: a Python one would need the interpreter's lock in Arrow's threads, and may wait for ever
+            raw = pa.OSFile(str(self.path), "rb")
         except OSError as error:
-            raise UnreadableFileError(f"{self.path}: {error.strerror}") from error
-        self.position = lambda: 0 if raw.closed else raw.tell()
+            raise UnreadableFileError(f"{self.path}: {error.strerror or error}") from error
+        self.position = lambda: 0 if raw.closed else int(raw.tell())
         compression = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}.get(self.path.suffix.lower())
-        return pa.CompressedInputStream(raw, compression) if compression else pa.PythonFile(raw, "r")
+        return pa.CompressedInputStream(raw, compression) if compression else raw
 
-    def _delimiter(self) -> str:
+    @property
+    def delimiter(self) -> str:
+        """What divides the fields of a CSV file."""
         return self.files.delimiter or ("\t" if ".tsv" in self.path.suffixes else ",")
 
     def _header(self) -> list[str]:
         try:
-            return list(self._csv_reader(block=1 << 20).schema.names)
-        except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
+            start = self.open().read(1 << 20)
+            text = codecs.getincrementaldecoder(self.files.encoding)().decode(start).removeprefix("\ufeff")
+            return list(next(csv.reader(io.StringIO(text, newline=""), delimiter=self.delimiter)))
+        except StopIteration:
+            raise UnreadableFileError(f"{self.path} is empty: it needs a header and rows") from None
+        except (UnicodeDecodeError, OSError, csv.Error) as error:
             raise UnreadableFileError(self._told(error)) from error
 
-    def _csv_reader(self, block: int = BLOCK_BYTES, types: dict[str, pa.DataType] | None = None) -> pa_csv.CSVStreamingReader:
+    def _utf8(self) -> Any:
+        """The file's text in UTF-8, by way of a temporary file where it is written in another encoding."""
+        if codecs.lookup(self.files.encoding).name in ("utf-8", "ascii"):
+            return self.open()
+        decoder, stream = codecs.getincrementaldecoder(self.files.encoding)(), self.open()
+        self._recoded = tempfile.NamedTemporaryFile(suffix=".csv")  # noqa: SIM115 - it goes with this object
+        while chunk := stream.read(BLOCK_BYTES):
+            self._recoded.write(decoder.decode(chunk).encode())
+        self._recoded.write(decoder.decode(b"", final=True).encode())
+        self._recoded.flush()
+        return pa.OSFile(self._recoded.name, "rb")
+
+    def _csv_reader(self, names: list[str]) -> pa_csv.CSVStreamingReader:
         def skip(row: pa_csv.InvalidRow) -> str:
-            fields = f"{row.actual_columns} fields where the header has {row.expected_columns}: quote a field that holds the delimiter"
-            self.bad.append(BadRow(int(row.number or 0), fields, row.text))
+            number, fewer = int(row.number or 0), row.actual_columns < row.expected_columns
+            mend = "a field is missing, or a line break cuts the row" if fewer else "quote a field that holds the delimiter"
+            fields = f"{row.actual_columns} fields where the header has {row.expected_columns}: {mend}"
+            try:
+                self.bad.append(BadRow(number, fields, row.text))
+            except UnicodeDecodeError as error:
+                # to raise within the reader would be lost: it is told when the reader comes back
+                self._undecodable = f"row {number}: {error}"
             return "skip"
 
         return pa_csv.open_csv(
-            self.open(),
+            self._utf8(),
             # only one thread counts rows
-            read_options=pa_csv.ReadOptions(encoding=self.files.encoding, use_threads=False, block_size=block),
-            parse_options=pa_csv.ParseOptions(delimiter=self._delimiter(), newlines_in_values=True, invalid_row_handler=skip),
-            convert_options=pa_csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=list(self.files.empty)),
+            read_options=pa_csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
+            parse_options=pa_csv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=skip),
+            convert_options=pa_csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=list(self.files.empty)
+            ),
         )
 
     def _csv_batches(self) -> Iterator[tuple[pa.Table, np.ndarray]]:
@@ -155,7 +186,7 @@ class TabularFile:
         self.bad.clear()
         ordinal = 0
         try:
-            reader = self._csv_reader(types=dict.fromkeys(names, pa.string()))
+            reader = self._csv_reader(names)
             for batch in reader:
                 good = np.arange(ordinal + 1, ordinal + 1 + len(batch))
                 ordinal += len(batch)
@@ -163,6 +194,8 @@ class TabularFile:
                 gaps = np.sort([bad.row for bad in self.bad]) - np.arange(len(self.bad)) - 1
                 rows = good + 1 + np.searchsorted(gaps, good, side="right")
                 yield self._blank_to_null(pa.Table.from_batches([batch])), rows
+            if self._undecodable is not None:
+                raise UnreadableFileError(self._told(ValueError(f"encoding: {self._undecodable}")))
         except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
             raise UnreadableFileError(self._told(error)) from error
 
