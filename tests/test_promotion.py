@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from scene import NEW_YEAR, TinyShop, command, event
 
@@ -196,6 +198,11 @@ class TestTheGate:
             gate.stop_if_severe()
         for told in ("same key: 1", "recency_days: 1 rows", "weekend_share_91: 1 rows", "visit_trend: 1 rows"):
             assert told in str(error.value)
+
+    def test_the_checks_leave_pyarrows_sense_of_time_alone(self) -> None:
+        self.gate().look_at_rows(pd.DataFrame({"customer_id": ["a"], "recency_days": [1.0]}), ["customer_id"], ["recency_days"])
+        noon = datetime(2024, 3, 1, 12, tzinfo=ZoneInfo("Europe/Paris"))
+        assert pa.array([noon], pa.timestamp("us", tz="Europe/Paris"))[0].as_py() == noon
 
     @pytest.mark.parametrize("rate", [0.0, 0.001, 0.999])
     def test_a_label_that_hardly_varies_stops_the_run(self, rate: float) -> None:

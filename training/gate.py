@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import ibis
 import numpy as np
 import pandas as pd
-import pandera.pandas as pa
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 
@@ -155,7 +155,8 @@ class Gate:
         """Keys that repeat, values that cannot be, and features that nobody has, in the rows to train on."""
         repeated = int(frame.duplicated(key).sum())
         self._add("training rows with the same key", f"{repeated}", "none", not repeated, "severe", f"{', '.join(key)} must be unique")
-        schema = pa.DataFrameSchema({name: pa.Column(float, _checks(name), nullable=True, coerce=True) for name in features})
+        pa = _pandera()
+        schema = pa.DataFrameSchema({name: pa.Column(float, _checks(pa, name), nullable=True, coerce=True) for name in features})
         try:
             schema.validate(frame[features], lazy=True)
             wrong: dict[str, int] = {}
@@ -235,7 +236,20 @@ def reference_rows(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return frame.sample(min(len(frame), REFERENCE_ROWS), random_state=seed).reset_index(drop=True).astype(float)
 
 
-def _checks(name: str) -> list[pa.Check]:
+def _pandera() -> Any:
+    """pandera, without what its import leaves in the environment.
+
+    For Spark's sake it sets PYARROW_IGNORE_TIMEZONE, after which pyarrow takes the wall clock of every aware time for UTC.
+    """
+    before = dict(os.environ)
+    import pandera.pandas
+
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    return pandera.pandas
+
+
+def _checks(pa: Any, name: str) -> list[Any]:
     def finite(values: pd.Series) -> pd.Series:
         return ~np.isinf(values)
 
