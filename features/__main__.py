@@ -12,6 +12,7 @@ from rich.table import Table
 
 from features.clock import clock_from_environment, parse_as_of
 from features.command import run
+from features.commands import letters, people
 from features.home import Home
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from features.importing import Source
 
 app = typer.Typer(help="Know the customer: events, features and the feature store.", no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(letters.app, name="dead-letters")
+app.add_typer(people.app, name="people")
 console = Console()
 
 
@@ -153,20 +156,6 @@ def show_stage(console: Console, source: MappedFiles, first_events: bool = False
         console.print("the first two events, and the first of each further kind:")
         for raw in source.examples():
             console.print_json(raw.decode())
-
-
-@app.command("dead-letters")
-def dead_letters(limit: Annotated[int, typer.Option(min=1)] = 50) -> None:
-    """List the rows that could not be taken, each with the field at fault and the reason."""
-    from features.event_log import EventLog
-
-    letters = EventLog(Home.from_environment(), "UTC").dead_letters()
-    table = Table("received", "source", "field", "reason", "row", title=f"{len(letters)} dead letters")
-    for letter in letters[-limit:]:
-        table.add_row(
-            f"{letter['received_at']:%Y-%m-%d %H:%M:%S}", letter["source"], letter["field"], letter["reason"], letter["raw"][:200]
-        )
-    console.print(table)
 
 
 @app.command()

@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pyarrow as pa
-from deltalake import DeltaTable, write_deltalake
+from deltalake import DeltaTable
 
-from features.event_log import COMPACT_ABOVE_FILES, connect
+from features import tables
+from features.event_log import connect
 from features.home import Home
 
 logger = logging.getLogger("ubiquo")
@@ -42,6 +44,7 @@ class DecisionLog:
     """
 
     def __init__(self, home: Home) -> None:
+        self._home = home
         self._folder = home.decisions
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
@@ -63,6 +66,10 @@ class DecisionLog:
 
     def flush(self) -> int:
         """Move the spooled decisions into the Delta table, exactly once each; returns how many."""
+        with self._home.locked("decisions"):
+            return self._flush()
+
+    def _flush(self) -> int:
         left_by_a_crash = set(self._folder.glob("sealed-*.jsonl"))
         with self._lock:
             os.close(self._spool)
@@ -74,12 +81,18 @@ class DecisionLog:
             known = self._known([row["decision_id"] for row in rows]) if sealed in left_by_a_crash else set()
             fresh = [row for row in rows if row["decision_id"] not in known]
             if fresh:
-                write_deltalake(str(self.table), pa.Table.from_pylist(fresh, SCHEMA), mode="append")
+                tables.append(self.table, pa.Table.from_pylist(fresh, SCHEMA))
             sealed.unlink()
             moved += len(fresh)
-        if moved and len(DeltaTable(str(self.table)).file_uris()) > COMPACT_ABOVE_FILES:
-            DeltaTable(str(self.table)).optimize.compact()
+        if moved:
+            tables.compact_if_fragmented(self.table)
         return moved
+
+    def erase(self, customer_ids: Sequence[str]) -> int:
+        """Delete every decision about these customers, and every older version of the table; returns how many."""
+        with self._home.locked("decisions"):
+            self._flush()
+            return tables.erase(self.table, "customer_id", customer_ids)
 
     def read(self) -> list[dict[str, Any]]:
         """Every flushed decision, with request, choices and features decoded."""
@@ -108,7 +121,7 @@ class DecisionLog:
     def _known(self, decision_ids: list[str]) -> set[str]:
         if not decision_ids or not DeltaTable.is_deltatable(str(self.table)):
             return set()
-        files = [uri.removeprefix("file://") for uri in DeltaTable(str(self.table)).file_uris()]
+        files = tables.files(self.table)
         connection = connect()
         connection.register("batch", pa.table({"decision_id": pa.array(decision_ids, pa.string())}))
         rows = connection.execute("SELECT decision_id FROM read_parquet(?) SEMI JOIN batch USING (decision_id)", [files]).fetchall()

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 import duckdb
 import msgspec
+import numpy as np
 import pyarrow as pa
-from deltalake import DeltaTable, write_deltalake
+from deltalake import DeltaTable
+from numpy.typing import NDArray
 
-from features.events import Event, content_hash, identity_key
+from features import tables
+from features.contacts import Contacts
+from features.events import SealedEvent, identity_key
 from features.home import Home, MissingStateError
 from features.identity import Identities
+from features.tombstones import Tombstones
+from features.vault import IDENTIFIER, Personal, Vault
 
 _TIME = pa.timestamp("us", tz="UTC")
 _ITEM = pa.struct(
@@ -50,8 +57,11 @@ EVENT_SCHEMA = pa.schema(
         ("query", pa.string()),
         ("decision_id", pa.string()),
         ("traits", pa.list_(_PAIR)),
+        ("previous", pa.list_(_PAIR)),
+        ("consent", pa.string()),
         ("source", pa.string()),
         ("consent_basis", pa.string()),
+        ("declared_purposes", pa.list_(pa.string())),
         ("content_hash", pa.string()),
     ]
 )
@@ -61,11 +71,9 @@ DEAD_LETTER_SCHEMA = pa.schema(
         ("received_at", _TIME),
         ("source", pa.string()),
         ("field", pa.string()),
-        ("reason", pa.string()),
-        ("raw", pa.string()),
+        ("token", pa.binary()),
     ]
 )
-COMPACT_ABOVE_FILES = 64
 MAX_SILENCE = timedelta(days=7)
 """How long before the moment of features the last event may lie."""
 INDEX_FROM = 5_000
@@ -75,13 +83,18 @@ INDEX_FROM = 5_000
 class Incoming(NamedTuple):
     """A checked event on its way into the log."""
 
-    event: Event
+    event: SealedEvent
+    content_hash: str
     known_at: datetime
     """From when on a feature or a training set may use it: its receipt if live, its import's declaration otherwise."""
     received_at: datetime
     source: str
     consent_basis: str | None = None
     """On what basis it was collected, where an import declares it for all its rows."""
+    declared_purposes: Sequence[str] | None = None
+    """For what it may be used by that basis; None leaves it to the customer and the policy."""
+    personal: Sequence[Personal] = ()
+    """What the contact table is to keep of it."""
 
 
 class DeadLetter(NamedTuple):
@@ -101,6 +114,10 @@ class AppendReport:
     appended: int
     repeated: int
     conflicting: int
+    erased: int = 0
+    """Of people who were erased: kept nowhere."""
+    fresh: Sequence[Incoming] = ()
+    """What was appended."""
 
 
 def connect() -> duckdb.DuckDBPyConnection:
@@ -117,6 +134,20 @@ class EventLog:
         self._home = home
         self._zone = ZoneInfo(timezone)
         self._index: _Index | None = None
+        self._seen = SeenIds()
+
+    @cached_property
+    def vault(self) -> Vault:
+        """The vault of the home."""
+        return Vault.open(self._home)
+
+    @cached_property
+    def _contacts(self) -> Contacts:
+        return Contacts(self._home, self.vault)
+
+    @cached_property
+    def _tombstones(self) -> Tombstones:
+        return Tombstones(self._home, self.vault)
 
     def append(self, batch: Sequence[Incoming], identities: Identities) -> AppendReport:
         """Store the events not stored yet, in one atomic commit; safe to repeat after a crash at any point.
@@ -127,45 +158,76 @@ class EventLog:
         if not batch:
             return AppendReport(0, 0, 0)
         with self._home.locked("log"):
-            hashes = [content_hash(row.event) for row in batch]
+            welcome = self._tombstones.welcome(row.event for row in batch)
             stored = self._stored([row.event.event_id for row in batch])
-            fresh: list[tuple[Incoming, str]] = []
+            fresh: list[Incoming] = []
             conflicts: list[DeadLetter] = []
-            for row, digest in zip(batch, hashes, strict=True):
+            for row, is_welcome in zip(batch, welcome, strict=True):
+                if not is_welcome:
+                    continue
                 if row.event.event_id not in stored:
-                    stored[row.event.event_id] = digest
-                    fresh.append((row, digest))
-                elif stored[row.event.event_id] != digest:
-                    conflicts.append(_conflict(row))
-            identities.learn_all((row.event, row.known_at) for row, _ in fresh)
+                    stored[row.event.event_id] = row.content_hash
+                    fresh.append(row)
+                elif stored[row.event.event_id] != row.content_hash:
+                    conflicts.append(self._conflict(row))
+            self._contacts.remember((personal, row.known_at) for row in fresh for personal in row.personal)
+            identities.learn_all((row.event, row.known_at) for row in fresh)
             identities.flush()
             if fresh:
-                write_deltalake(str(self._home.events), self._to_arrow(fresh), mode="append")
+                tables.append(self._home.events, self._to_arrow(fresh))
             self.reject(conflicts)
-            self._compact_if_fragmented()
+            tables.compact_if_fragmented(self._home.events)
+            ids = [row.event.event_id for row in fresh]
+            self._seen.add(ids, self.files() if self.exists else [])
             if self._index is not None:
-                self._index.add([row.event.event_id for row, _ in fresh], [digest for _, digest in fresh], self._version_now())
-        return AppendReport(len(fresh), len(batch) - len(fresh) - len(conflicts), len(conflicts))
+                self._index.add(ids, [row.content_hash for row in fresh], self._version_now())
+        erased = len(batch) - sum(welcome)
+        return AppendReport(len(fresh), len(batch) - len(fresh) - len(conflicts) - erased, len(conflicts), erased, fresh)
 
     def reject(self, letters: Sequence[DeadLetter]) -> None:
-        """Keep rows that could not be taken; the same letter from a repeated import is kept once."""
+        """Keep rows that could not be taken, encrypted; the same letter from a repeated import is kept once."""
         if not letters:
             return
-        path = str(self._home.dead_letters)
-        ids = [hashlib.blake2b("\0".join(x[1:]).encode(), digest_size=16).hexdigest() for x in letters]
+        path = self._home.dead_letters
+        ids = [self.vault.hash("letter", "\0".join(x[1:])) for x in letters]
         known: set[str] = set()
-        if DeltaTable.is_deltatable(path):
-            known = set(DeltaTable(path).to_pyarrow_table(columns=["letter_id"])["letter_id"].to_pylist())
-        rows = {i: dict(letter_id=i, **x._asdict()) for i, x in zip(ids, letters, strict=True) if i not in known}
+        if DeltaTable.is_deltatable(str(path)):
+            known = set(DeltaTable(str(path)).to_pyarrow_table(columns=["letter_id"])["letter_id"].to_pylist())
+        rows = {
+            i: {"letter_id": i, "received_at": x.received_at, "source": x.source, "field": x.field, "token": self._sealed_letter(x)}
+            for i, x in zip(ids, letters, strict=True)
+            if i not in known
+        }
         if rows:
-            write_deltalake(path, pa.Table.from_pylist(list(rows.values()), DEAD_LETTER_SCHEMA), mode="append")
+            tables.append(path, pa.Table.from_pylist(list(rows.values()), DEAD_LETTER_SCHEMA))
+
+    def _conflict(self, row: Incoming) -> DeadLetter:
+        clear = {p.identity_key.partition(":")[0]: p.value for p in row.personal if p.field == IDENTIFIER}
+        event = {**msgspec.to_builtins(row.event), **({"identifiers": clear} if clear else {})}
+        return DeadLetter(
+            received_at=row.received_at,
+            source=row.source,
+            field="event_id",
+            reason=f"{row.event.event_id!r} is already stored with other content: give a corrected event an id of its own",
+            raw=msgspec.json.encode(event).decode(),
+        )
+
+    def _sealed_letter(self, letter: DeadLetter) -> bytes:
+        return self.vault.encrypt(msgspec.json.encode({"reason": letter.reason, "raw": letter.raw}))
 
     def dead_letters(self) -> list[dict[str, Any]]:
-        """Every rejected row, oldest first."""
+        """Every rejected row in clear, oldest first: ``letter_id, received_at, source, field, reason, raw``."""
         if not DeltaTable.is_deltatable(str(self._home.dead_letters)):
             return []
         rows: list[dict[str, Any]] = DeltaTable(str(self._home.dead_letters)).to_pyarrow_table().to_pylist()
+        for row in rows:
+            row |= msgspec.json.decode(self.vault.decrypt(row.pop("token")))
         return sorted(rows, key=lambda row: (row["received_at"], row["letter_id"]))
+
+    def forget_letters(self, letter_ids: Sequence[str]) -> int:
+        """Delete dead letters: what was replayed, or belonged to a person who is erased."""
+        with self._home.locked("log"):
+            return tables.erase(self._home.dead_letters, "letter_id", letter_ids)
 
     @property
     def exists(self) -> bool:
@@ -236,6 +298,8 @@ class EventLog:
 
     def _stored(self, event_ids: Sequence[str]) -> dict[str, str]:
         """As ``hashes_of``; while batches are large, from an index, as scanning the whole log for each would be quadratic."""
+        self._seen.catch_up(self.files() if self.exists else [])
+        event_ids = self._seen.perhaps(event_ids)
         if len(event_ids) < INDEX_FROM:
             return self.hashes_of(event_ids)
         version = self._version_now()
@@ -243,27 +307,34 @@ class EventLog:
             self._index = _Index(self.files() if self.exists else [], version)
         return self._index.hashes_of(event_ids)
 
+    def known_ids(self, event_ids: Sequence[str]) -> dict[str, str]:
+        """The content hash of each of *event_ids* that the log held when it was last looked at by ``catch_up`` or ``append``."""
+        return self.hashes_of(self._seen.perhaps(event_ids))
+
+    def catch_up(self) -> None:
+        """Take note of what other processes have appended."""
+        self._seen.catch_up(self.files() if self.exists else [])
+
     def _version_now(self) -> int:
         return self.version() if self.exists else -1
 
-    def _compact_if_fragmented(self) -> None:
-        if self.exists and len(self.files()) > COMPACT_ABOVE_FILES:
-            self._table().optimize.compact()
-
-    def _to_arrow(self, rows: Sequence[tuple[Incoming, str]]) -> pa.Table:
-        events = [row.event for row, _ in rows]
+    def _to_arrow(self, rows: Sequence[Incoming]) -> pa.Table:
+        events = [row.event for row in rows]
         local = [event.occurred_at.astimezone(self._zone) for event in events]
         columns = {
-            "known_at": [row.known_at for row, _ in rows],
-            "received_at": [row.received_at for row, _ in rows],
+            "known_at": [row.known_at for row in rows],
+            "received_at": [row.received_at for row in rows],
             "local_date": [moment.date() for moment in local],
             "local_hour": [moment.hour for moment in local],
             "identity_key": [identity_key(event) for event in events],
             "identifiers": [list(event.identifiers.items()) for event in events],
             "traits": [list(event.traits.items()) for event in events],
-            "source": [row.source for row, _ in rows],
-            "consent_basis": [row.consent_basis for row, _ in rows],
-            "content_hash": [digest for _, digest in rows],
+            "previous": [list(event.previous.items()) for event in events],
+            "consent": [None if event.consent is None else msgspec.json.encode(event.consent).decode() for event in events],
+            "source": [row.source for row in rows],
+            "consent_basis": [row.consent_basis for row in rows],
+            "declared_purposes": [row.declared_purposes for row in rows],
+            "content_hash": [row.content_hash for row in rows],
         }
         arrays = {name: pa.array(values, EVENT_SCHEMA.field(name).type) for name, values in columns.items()}
         arrays["items"] = _items_to_arrow(events)
@@ -292,7 +363,45 @@ class _Index:
         self.version = version
 
 
-def _items_to_arrow(events: Sequence[Event]) -> pa.Array:
+class SeenIds:
+    """Whether the log may hold an event id: the ids' 64-bit digests, 8 bytes an event. No is certain, yes must be looked up."""
+
+    def __init__(self) -> None:
+        self._files: set[str] = set()
+        self._digests: NDArray[np.uint64] = np.empty(0, np.uint64)
+        self._recent: set[str] = set()
+
+    def catch_up(self, files: Collection[str]) -> None:
+        """Read the ids of files not read yet; what a compaction wrote anew counts twice, which does no harm."""
+        new = sorted(set(files) - self._files)
+        if new:
+            ids = connect().execute("SELECT md5_number_lower(event_id) AS id FROM read_parquet(?)", [new]).fetchnumpy()["id"]
+            self._digests = np.unique(np.concatenate([self._digests, np.asarray(ids, np.uint64)]))
+            self._files |= set(new)
+
+    def add(self, event_ids: Collection[str], files: Collection[str]) -> None:
+        """Note ids that were just appended, and the files that now hold them."""
+        self._recent.update(event_ids)
+        self._files |= set(files)
+        if len(self._recent) > 50_000:
+            self._digests = np.unique(np.concatenate([self._digests, np.array([_digest(i) for i in self._recent], np.uint64)]))
+            self._recent = set()
+
+    def perhaps(self, event_ids: Sequence[str]) -> list[str]:
+        """Those of *event_ids* that may be in the log."""
+        digests = np.array([_digest(i) for i in event_ids], np.uint64)
+        at = np.searchsorted(self._digests, digests)
+        hit = np.zeros(len(digests), bool)
+        inside = at < len(self._digests)
+        hit[inside] = self._digests[at[inside]] == digests[inside]
+        return [i for i, there in zip(event_ids, hit.tolist(), strict=True) if there or i in self._recent]
+
+
+def _digest(event_id: str) -> int:
+    return int.from_bytes(hashlib.md5(event_id.encode(), usedforsecurity=False).digest()[8:], "little")
+
+
+def _items_to_arrow(events: Sequence[SealedEvent]) -> pa.Array:
     """The events' items as one list array, built column by column: ten times faster than from a dict a line."""
     offsets = [0]
     for event in events:
@@ -300,13 +409,3 @@ def _items_to_arrow(events: Sequence[Event]) -> pa.Array:
     lines = [item for event in events for item in event.items]
     children = [pa.array([getattr(line, f.name) for line in lines], f.type) for f in _ITEM]
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.StructArray.from_arrays(children, fields=list(_ITEM)))
-
-
-def _conflict(row: Incoming) -> DeadLetter:
-    return DeadLetter(
-        received_at=row.received_at,
-        source=row.source,
-        field="event_id",
-        reason=f"{row.event.event_id!r} is already stored with other content: give a corrected event an id of its own",
-        raw=msgspec.json.encode(row.event).decode(),
-    )

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import msgspec
+
+from features.identifiers import ADDRESS, KINDS, IdentifierError, IdentifierKind, normalise_all
 
 EventName = Literal[
     "view_item_list", "select_item", "view_item", "search", "add_to_cart", "remove_from_cart", "view_cart",
     "begin_checkout", "purchase", "refund", "view_promotion", "select_promotion", "sign_up", "login",
     "identify", "alias", "consent_update", "message_sent", "message_open", "message_click", "message_unsubscribe",
     "ad_impression", "ad_click", "offer_view", "offer_redeem", "store_visit", "booking", "call", "feedback", "erasure",
+    "page_view", "screen_view", "custom",
 ]  # fmt: skip
-"""GA4's e-commerce names and the omnichannel ones."""
-
-IdentifierKind = Literal["loyalty_card", "user_id", "device", "cookie", "receipt"]
-"""Identifiers from the strongest to the weakest; e-mail and phone are clear personal data and not taken here."""
+"""GA4's names, the omnichannel ones, and ``custom`` for whatever a shop counts beside (its trait ``event`` tells what)."""
 
 Channel = Literal["store", "web", "app", "email", "sms", "push", "mail", "call_centre", "ads"]
+
+Purpose = Literal["analytics", "personalization"]
+"""What a customer's data is used for."""
+
+ContactChannel = Literal["email", "sms", "push", "mail", "call_centre", "ads"]
+"""The channels by which a customer is contacted, each with her permission; the others she comes to herself."""
 
 FUTURE_TOLERANCE = timedelta(minutes=5)
 """How far a client's clock may run ahead before its event is rejected."""
@@ -46,7 +51,18 @@ class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a manufacturer's coupon paid of the line."""
 
 
-class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Consent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """What a customer has said that may be done, and may not; what it does not name stays as it was."""
+
+    purposes: dict[Purpose, bool] = {}
+    permissions: dict[ContactChannel, bool] = {}
+    policy_version: Text | None = None
+    """Which text she was shown."""
+    source: Text | None = None
+    """Where she said it: a form, a call, a counter."""
+
+
+class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """One thing that one customer did, or that was done to her, in any channel."""
 
     event_id: Text
@@ -63,6 +79,16 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     query: Annotated[str, msgspec.Meta(max_length=1024)] | None = None
     decision_id: Text | None = None
     traits: dict[Text, Annotated[str, msgspec.Meta(max_length=1024)]] = {}
+    """What else is true of the event. Those of ``identify`` and ``sign_up`` are of a person, and taken as ``personal``."""
+    personal: dict[Text, Annotated[str, msgspec.Meta(max_length=1024)]] = {}
+    """What is true of the person, such as ``first_name``; it goes into the encrypted contact table and nowhere else."""
+    previous: dict[IdentifierKind, Text] = {}
+    """By what the customer was known before (``alias``)."""
+    consent: Consent | None = None
+
+
+class SealedEvent(Event, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """An event with keyed hashes for its identifiers and nothing personal: what may be stored."""
 
 
 REQUIRED_FIELDS: dict[str, tuple[str, ...]] = {
@@ -71,9 +97,13 @@ REQUIRED_FIELDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("message_sent", "message_open", "message_click"), ("campaign_id",)),
     "search": ("query",),
     "identify": ("identifiers",),
+    "alias": ("identifiers", "previous"),
+    "consent_update": ("identifiers", "consent"),
 }
 """What an event of this name must carry to mean anything."""
 
+ABOUT_A_PERSON = ("identify", "sign_up")
+BLOT = "[e-mail]"
 _decoder = msgspec.json.Decoder(Event)
 _PATH = re.compile(r" - at (?:`[a-z]+` in )?`\$\.?([^`]*)`$")
 _NAMED_FIELD = re.compile(r"(?:missing required|unknown) field `([^`]+)`")
@@ -88,8 +118,11 @@ class RejectedEvent(ValueError):
         self.reason = reason
 
 
-def parse_event(raw: bytes | dict[str, Any], received_at: datetime, currency: str | None = None) -> Event:
+def parse_event(raw: bytes | dict[str, Any], received_at: datetime, currency: str | None = None, phone_region: str | None = None) -> Event:
     """Read and check one event of a shop that counts in *currency* (None: whichever the event names).
+
+    Identifiers come back in the form in which they are compared, phone numbers without a country code read in *phone_region*;
+    e-mail addresses within free texts are blotted out.
 
     Raises:
         RejectedEvent: the JSON is broken, a field is missing, unknown, of a wrong type or out of range, the event lacks
@@ -114,7 +147,26 @@ def parse_event(raw: bytes | dict[str, Any], received_at: datetime, currency: st
         raise RejectedEvent(
             "occurred_at", f"{event.occurred_at.isoformat()} lies after it was received ({received_at.isoformat()}): check the clock"
         )
-    return msgspec.structs.replace(event, occurred_at=event.occurred_at.astimezone(UTC))
+    return _in_order(event, phone_region)
+
+
+def _in_order(event: Event, phone_region: str | None) -> Event:
+    changed: dict[str, Any] = {"occurred_at": event.occurred_at.astimezone(UTC)}
+    for field in ("identifiers", "previous"):
+        given = getattr(event, field)
+        if given:
+            try:
+                changed[field] = normalise_all(given, phone_region)
+            except IdentifierError as error:
+                kind, _, mend = str(error).partition(": ")
+                raise RejectedEvent(f"{field}.{kind}", mend) from None
+    if event.traits and event.name in ABOUT_A_PERSON:
+        changed |= {"personal": {**event.traits, **event.personal}, "traits": {}}
+    elif event.traits and any("@" in value for value in event.traits.values()):
+        changed["traits"] = {name: ADDRESS.sub(BLOT, value) for name, value in event.traits.items()}
+    if event.query and "@" in event.query:
+        changed["query"] = ADDRESS.sub(BLOT, event.query)
+    return msgspec.structs.replace(event, **changed)
 
 
 def explain(error: msgspec.ValidationError) -> tuple[str, str]:
@@ -129,14 +181,9 @@ def explain(error: msgspec.ValidationError) -> tuple[str, str]:
     return path or "$", reason
 
 
-def identity_key(event: Event) -> str | None:
-    """The event's strongest identifier as ``kind:value``, or None for an anonymous event."""
-    for kind in get_args(IdentifierKind):
+def identity_key(event: SealedEvent) -> str | None:
+    """The event's strongest identifier as ``kind:hash``, or None for an anonymous event."""
+    for kind in KINDS:
         if kind in event.identifiers:
             return f"{kind}:{event.identifiers[kind]}"
     return None
-
-
-def content_hash(event: Event) -> str:
-    """A digest of everything the event says; equal for a faithful repeat, different for a conflict."""
-    return hashlib.blake2b(msgspec.json.encode(event, order="sorted"), digest_size=16).hexdigest()

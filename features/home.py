@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 
 class MissingStateError(RuntimeError):
@@ -66,9 +67,44 @@ class Home:
         return self.root / "inbox.db"
 
     @property
+    def contacts(self) -> Path:
+        """The SQLite file of the contact table: what is personal, encrypted."""
+        return self.root / "contacts.db"
+
+    @property
+    def tombstones(self) -> Path:
+        """The SQLite file of what is left of erased people."""
+        return self.root / "tombstones.db"
+
+    @property
+    def access(self) -> Path:
+        """The SQLite file of API keys and the audit log."""
+        return self.root / "access.db"
+
+    @property
+    def secret(self) -> Path:
+        """The file of the secret under which identifiers are hashed and contacts encrypted."""
+        return self.root / "secret.key"
+
+    @property
     def shop(self) -> Path:
         """The JSON file that describes the shop whose events the log holds."""
         return self.root / "shop.json"
+
+    def held(self, name: str, exclusive: bool = False) -> IO[str]:
+        """Hold the lock *name* until the file is closed, alone or beside others that do not ask to be alone.
+
+        Raises:
+            BlockingIOError: somebody holds it so that it cannot be had.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        handle = open(self.root / f"{name}.lock", "w")  # noqa: SIM115 - the caller closes it
+        try:
+            fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.close()
+            raise
+        return handle
 
     @contextlib.contextmanager
     def locked(self, name: str) -> Iterator[None]:
@@ -79,12 +115,12 @@ class Home:
             yield
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
     """Replace *path* with *content* so that a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(part, "wb") as handle:
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as handle:
             handle.write(content)
             handle.flush()
             os.fsync(handle.fileno())

@@ -15,7 +15,7 @@ import msgspec
 from features.catalogue import Catalogue
 from features.clock import system_clock
 from features.event_log import DeadLetter, EventLog, Incoming
-from features.events import RejectedEvent, parse_event
+from features.events import Purpose, RejectedEvent, parse_event
 from features.home import Home, write_atomically
 from features.identity import Identities
 from features.shop import Shop
@@ -33,6 +33,8 @@ class Source(Protocol):
 
     name: str
     consent_basis: str
+    purposes: tuple[Purpose, ...]
+    """For what that basis allows its rows to be used."""
 
     def fingerprint(self) -> str:
         """Names what would be imported: same fingerprint, same events."""
@@ -66,6 +68,8 @@ class ImportReport(msgspec.Struct, kw_only=True):
     repeated: int = 0
     conflicting: int = 0
     rejected: int = 0
+    erased: int = 0
+    """Of people who were erased, so not brought back."""
     rows_rejected: int = 0
     """Rows that never became an event."""
     done: int = 0
@@ -111,7 +115,7 @@ def bring_in(home: Home, source: Source, advance: Callable[[int], None] = lambda
         advance(report.done)
         with _without_garbage_collection():
             for arrivals in source.events(report.done):
-                _store(log, identities, source, arrivals, shop.currency, report)
+                _store(log, identities, source, arrivals, shop, report)
                 _write(home, report)
                 advance(report.done)
         shop.save(home)
@@ -139,23 +143,27 @@ def _in_batches(rows: Iterable[DeadLetter], size: int) -> Iterator[list[DeadLett
         yield batch
 
 
-def _store(log: EventLog, identities: Identities, source: Source, arrivals: list[Arrival], currency: str, report: ImportReport) -> None:
+def _store(log: EventLog, identities: Identities, source: Source, arrivals: list[Arrival], shop: Shop, report: ImportReport) -> None:
     received_at = system_clock()
     batch: list[Incoming] = []
     letters: list[DeadLetter] = []
     for raw, known_at in arrivals:
         try:
-            event = parse_event(raw, received_at, currency)
+            event = parse_event(raw, received_at, shop.currency, shop.phone_region)
         except RejectedEvent as error:
             letters.append(DeadLetter(received_at, source.name, error.field, error.reason, raw.decode()))
             continue
-        batch.append(Incoming(event, known_at or event.occurred_at, received_at, source.name, source.consent_basis))
+        sealed, content_hash, personal = identities.vault.seal(event)
+        known = known_at or event.occurred_at
+        basis = (source.name, source.consent_basis, source.purposes)
+        batch.append(Incoming(sealed, content_hash, known, received_at, *basis, personal=identities.news(personal)))
     stored = log.append(batch, identities)
     log.reject(letters)
     report.appended += stored.appended
     report.repeated += stored.repeated
     report.conflicting += stored.conflicting
     report.rejected += len(letters)
+    report.erased += stored.erased
     report.done += len(arrivals)
 
 

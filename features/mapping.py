@@ -15,10 +15,10 @@ import msgspec
 from iso4217 import Currency
 
 from features.catalogue import ITEM_ATTRIBUTES
-from features.events import Channel, EventName, IdentifierKind, explain
+from features.consent import PURPOSES
+from features.events import Channel, EventName, explain
+from features.identifiers import KINDS
 
-PURPOSES = ("analytics", "personalization")
-"""What ubiquo uses every stored event for."""
 UNSAID = "TO BE FILLED IN"
 """What a proposed mapping says where only its owner can."""
 EPOCHS = {"epoch_seconds": 1, "epoch_milliseconds": 1000}
@@ -114,6 +114,7 @@ class ShopPart(_Strict, frozen=True):
     timezone: NonEmpty
     currency: NonEmpty
     margin_rate: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.25
+    phone_region: Annotated[str, msgspec.Meta(pattern="^[A-Z]{2}$")] | None = None
     private_brands: list[NonEmpty] = []
     broad_campaign_types: list[NonEmpty] = []
 
@@ -304,8 +305,8 @@ def _mistakes(mapping: Mapping) -> Iterator[tuple[str, str]]:
     for purpose in mapping.consent.purposes:
         if purpose not in PURPOSES:
             yield "consent.purposes", f"{purpose!r} is not one of {', '.join(PURPOSES)}"
-    if missing := [p for p in PURPOSES if p not in mapping.consent.purposes]:
-        yield "consent.purposes", f"ubiquo uses every event for {' and '.join(PURPOSES)}: rows not collected for {missing[0]} must stay out"
+    if not mapping.consent.purposes:
+        yield "consent.purposes", f"say for which of {', '.join(PURPOSES)} the rows may be used; rows for none of them must stay out"
     for place, text in mapping.texts():
         if [bool(text.column), bool(text.columns), bool(text.value)].count(True) != 1:
             yield place, "give exactly one of column, columns and value"
@@ -315,10 +316,8 @@ def _mistakes(mapping: Mapping) -> Iterator[tuple[str, str]]:
                 near = difflib.get_close_matches(said, allowed, 1, 0.5)
                 yield place, f"{said!r} is not one of {', '.join(allowed)}" + (f": did you mean {near[0]!r}?" if near else "")
     for kind in mapping.event.identifiers:
-        if kind in ("email", "phone"):
-            yield f"event.identifiers.{kind}", "clear personal data is not kept in the log: use an id of the customer's account"
-        elif kind not in get_args(IdentifierKind):
-            yield f"event.identifiers.{kind}", f"the kinds of identifiers are {', '.join(get_args(IdentifierKind))}"
+        if kind not in KINDS:
+            yield f"event.identifiers.{kind}", f"the kinds of identifiers are {', '.join(KINDS)}"
     for attribute in mapping.item.attributes if mapping.item else ():
         if attribute not in ITEM_ATTRIBUTES:
             yield f"item.attributes.{attribute}", f"the catalogue knows {', '.join(ITEM_ATTRIBUTES)}"

@@ -6,6 +6,7 @@ from datetime import datetime
 
 import msgspec
 
+from features.consent import ConsentPolicy
 from features.home import Home, MissingStateError, write_atomically
 
 
@@ -20,6 +21,10 @@ class Shop(msgspec.Struct, frozen=True, kw_only=True):
     margin_rate: float = 0.25
     """Assumed gross margin as a share of an item's price, where the source gives no cost."""
 
+    phone_region: str | None = None
+    """The country (ISO 3166) whose phone numbers may come without their country code."""
+    consent: ConsentPolicy = msgspec.field(default_factory=ConsentPolicy)
+    """What may be done with the data of customers who have said nothing."""
     private_brands: tuple[str, ...] = ()
     """The brands that are the shop's own."""
     broad_campaign_types: tuple[str, ...] = ()
@@ -38,7 +43,12 @@ class Shop(msgspec.Struct, frozen=True, kw_only=True):
                     f"shop.{field}: this home holds the shop {standing.name!r} with {field} {theirs!r}, not {mine!r}: "
                     "say the same, or give another UBIQUO_HOME"
                 )
-        return msgspec.structs.replace(self, data_end=max(self.data_end, standing.data_end))
+        return msgspec.structs.replace(
+            self,
+            data_end=max(self.data_end, standing.data_end),
+            consent=standing.consent,
+            phone_region=self.phone_region or standing.phone_region,
+        )
 
     def save(self, home: Home) -> None:
         """Write the shop's description into *home*."""

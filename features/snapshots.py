@@ -41,7 +41,7 @@ def backfill(home: Home, view: str, wanted: Wanted, advance: Callable[[int], Non
     """
     if not wanted:
         return 0
-    opened = open_timeline(home, identified_by=max(wanted))
+    opened = open_timeline(home, identified_by=max(wanted), purposes=VIEWS[view].purposes)
     stamps, stale = _stamps(home, opened, wanted), {}
     for as_of, entities in sorted(wanted.items()):
         if _stands(snapshot_path(home, view, as_of), VIEWS[view], stamps[as_of], entities):
@@ -119,7 +119,7 @@ def _shape(view: View, as_of: datetime, table: pa.Table, entities: Iterable[str]
 def _stamps(home: Home, opened: Timeline, moments: Iterable[datetime]) -> dict[datetime, bytes]:
     """What each snapshot depends on: the definitions' source, the catalogue, how many events count at its moment, the plan."""
     source = "".join(inspect.getsource(module) for module in (definitions, folds, timeline, views))
-    source += Catalogue(home).digest("items", "offers")
+    source += Catalogue(home).digest("items", "offers") + opened.consents
     known = opened.events.select(at=ibis.greatest(opened.events.occurred_at, opened.events.known_at)).to_pandas()["at"]
     planned = opened.item_context.select("valid_from").to_pandas()["valid_from"]
     since_epoch = [np.sort(column.astype("datetime64[us, UTC]").astype("int64").to_numpy()) for column in (known, planned)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import warnings
@@ -128,6 +129,44 @@ class FeatureStore:
         at = microseconds(as_of)
         stamped = [{**row, "event_timestamp": as_of, self._views[view].at_column: at} for row in rows]
         return self._write(view, pd.DataFrame(stamped, columns=self._views[view].arrow_schema().names))
+
+    def delete(self, view: str, keys: Sequence[str]) -> int:
+        """Take rows of *view* offline for good; returns how many there were.
+
+        Feast offers no such call, so this speaks to its SQLite file or Redis in the form in which Feast writes them.
+        """
+        if not keys:
+            return 0
+        from feast.infra.key_encoding_utils import serialize_entity_key
+        from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+        from feast.protos.feast.types.Value_pb2 import Value
+
+        entities = [EntityKey(join_keys=[self._views[view].key], entity_values=[Value(string_val=key)]) for key in keys]
+        with self._home.locked("online"):
+            if os.environ.get("UBIQUO_REDIS"):
+                return self._delete_redis(view, entities)
+            raw = [(serialize_entity_key(each, entity_key_serialization_version=3),) for each in entities]
+            table = f"ubiquo_{view}"
+            with contextlib.closing(sqlite3.connect(self._home.feast / "online.db", timeout=60)) as online, online:
+                if not online.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchall():
+                    return 0
+                return sum(online.execute(f"DELETE FROM {table} WHERE entity_key = ?", key).rowcount > 0 for key in raw)
+
+    def scrub(self) -> None:
+        """Bring the SQLite file to hold no more than its rows: what Feast replaced or deleted may stand in free pages."""
+        if not os.environ.get("UBIQUO_REDIS"):
+            with self._home.locked("online"), contextlib.closing(sqlite3.connect(self._home.feast / "online.db", timeout=60)) as online:
+                online.execute("VACUUM")
+                online.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def _delete_redis(self, view: str, entities: Sequence[Any]) -> int:
+        from feast.infra.online_stores.helpers import _mmh3, _redis_key
+
+        client = self._feast._get_provider().online_store._get_client(self._feast.config.online_store)
+        # one hash holds an entity's rows of every view; Redis drops it with its last field
+        fields = [_mmh3(f"{view}:{feature.name}") for feature in self._feast.get_feature_view(view).features]
+        keys = [_redis_key("ubiquo", entity, entity_key_serialization_version=3) for entity in entities]
+        return sum(bool(client.hdel(key, f"_ts:{view}", *fields)) for key in keys)
 
     def online(self, service: str, keys: Sequence[str]) -> list[Row]:
         """The newest rows of *service* for *keys*, in their order; an unknown key's values are all None.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import Any
 
 import ibis
 import ibis.expr.types as ir
@@ -12,9 +13,16 @@ import pyarrow as pa
 from deltalake import DeltaTable
 
 from features.catalogue import Catalogue
+from features.consent import FEATURES, Consents
 from features.event_log import EventLog
+from features.events import Purpose
 from features.home import Home
+from features.identifiers import KINDS
 from features.shop import Shop
+
+_EVER, _FOREVER = datetime(1900, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
+_TIME = pa.timestamp("us", tz="UTC")
+_SAID = pa.schema([("speaker", pa.string()), ("starts", _TIME), ("ends", _TIME), ("allowed", pa.bool_())])
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,7 @@ class Timeline:
         baskets: one row a purchase, with its totals.
         items, offers, item_context: the catalogue.
         shop: zone and currency.
+        consents: names what customers had said when it was opened.
     """
 
     events: ir.Table
@@ -36,6 +45,7 @@ class Timeline:
     offers: ir.Table
     item_context: ir.Table
     shop: Shop
+    consents: str
 
     def before(self, as_of: datetime) -> Timeline:
         """Only what had occurred and was known strictly before *as_of*."""
@@ -52,16 +62,29 @@ class Timeline:
             offers=self.offers,
             item_context=self.item_context,
             shop=self.shop,
+            consents=self.consents,
         )
 
 
-def open_timeline(home: Home, identified_by: datetime, customers: Sequence[str] | None = None) -> Timeline:
-    """Open the log of *home* on a DuckDB connection of its own.
+def open_timeline(
+    home: Home,
+    identified_by: datetime,
+    customers: Sequence[str] | None = None,
+    purposes: Sequence[Purpose] = FEATURES,
+    consents: Consents | None = None,
+) -> Timeline:
+    """Open the log of *home* on a DuckDB connection of its own, as far as consent allows: this is where consent is enforced.
+
+    An event is usable for a purpose if that was allowed when it occurred and is not withdrawn now, whatever the moment that is
+    looked back to. Events of nobody are nobody's to allow. To learn from, a customer of whom any event is not allowed for all
+    *purposes* is left out whole, as her feature rows would carry it.
 
     Args:
         home: the installation.
         identified_by: identifiers resolve to the customers that were known strictly before this moment.
         customers: read only these customers' events, for the micro-batch that follows an intake.
+        purposes: what the events are to be used for.
+        consents: what customers have said; read from the log unless given.
 
     Raises:
         MissingStateError: nothing was imported yet.
@@ -72,16 +95,17 @@ def open_timeline(home: Home, identified_by: datetime, customers: Sequence[str] 
     connection = ibis.duckdb.connect()
     connection.raw_sql("SET TimeZone='UTC'")
     identifiers = connection.create_table(
-        "identifiers_raw", DeltaTable(str(home.identifiers)).to_pyarrow_table(columns=["identity_key", "customer_id", "known_at"])
+        "identifiers_raw", DeltaTable(str(home.identifiers)).to_pyarrow_table(columns=["identity_key", "customer_id", "known_at", "seq"])
     )
-    resolved = _as_known(identifiers, identified_by)
+    consents = consents or Consents(home, shop.consent)
+    raw = connection.read_parquet(files, table_name="log")
+    known = connection.create_table("known", _as_known(identifiers, identified_by), temp=True)
+    identified = _identified(raw, known.filter(known.customer_id.notnull()), bool(known.customer_id.isnull().any().execute()))
     if customers is not None:
         wanted = connection.create_table("wanted", pa.table({"customer_id": pa.array(customers, pa.string())}))
-        resolved = resolved.semi_join(wanted, "customer_id")
-    raw = connection.read_parquet(files, table_name="log")
-    how = "left" if customers is None else "inner"
-    joined = raw.join(resolved, "identity_key", how=how)
-    events = connection.create_table("events", joined.select("customer_id", *raw.columns), temp=True)
+        identified = identified.semi_join(wanted, "customer_id")
+    identified = connection.create_table("identified", identified, temp=True)
+    events = connection.create_table("events", _usable(connection, identified, identifiers, consents, purposes), temp=True)
     catalogue = Catalogue(home)
     items = connection.read_parquet(str(catalogue.path("items")), table_name="items")
     purchases = events.filter(events.name == "purchase")
@@ -108,11 +132,66 @@ def open_timeline(home: Home, identified_by: datetime, customers: Sequence[str] 
         offers=connection.read_parquet(str(catalogue.path("offers")), table_name="offers"),
         item_context=connection.read_parquet(str(catalogue.path("item_context")), table_name="item_context"),
         shop=shop,
+        consents=consents.digest(),
     )
+
+
+def _identified(raw: ir.Table, known: ir.Table, some_are_shared: bool) -> ir.Table:
+    """Each event with its customer: that of its strongest identifier which identifies anybody."""
+    owners = known.select("identity_key", "customer_id")
+    if not some_are_shared:
+        return raw.left_join(owners, "identity_key").select("customer_id", *raw.columns)
+    order = ibis.literal({kind: rank for rank, kind in enumerate(KINDS)}, type="map<string, int64>")
+    pairs = raw.filter(raw.identifiers.length() > 0).select("event_id", pair=raw.identifiers.unnest())
+    keyed = pairs.select(pairs.event_id, kind=pairs.pair.key, each_key=pairs.pair.key + ":" + pairs.pair.value)
+    owned = keyed.join(owners, keyed.each_key == owners.identity_key).select("event_id", "customer_id", rank=order.get(keyed.kind, 99))
+    first = owned.group_by("event_id").aggregate(customer_id=owned.customer_id.argmin(owned["rank"]))
+    return raw.left_join(first, "event_id").select("customer_id", *raw.columns)
+
+
+def _usable(connection: Any, events: ir.Table, identifiers: ir.Table, consents: Consents, purposes: Sequence[Purpose]) -> ir.Table:
+    """The events that may be used for all of *purposes*."""
+    columns = events.columns
+    # a withdrawal counts for all that is hers by now, however little was known of her at the moment looked back to
+    latest = _as_known(identifiers, _FOREVER)
+    owners = latest.select("identity_key", now=latest.customer_id)
+    with_now = events.left_join(owners, "identity_key")
+    subject = ibis.coalesce(with_now.now, with_now.customer_id)
+    table = connection.create_table("with_subject", with_now.select(*columns, subject=subject), temp=True)
+    speakers = _speakers(latest, consents)
+    for purpose in purposes:
+        rows = [
+            (customer, interval.starts or _EVER, interval.ends or _FOREVER, interval.allowed)
+            for customer, keys in speakers.items()
+            for interval in consents.intervals(keys, purpose)
+        ]
+        arrays = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in _SAID]
+        spoken = pa.table([pa.array(a, f.type) for a, f in zip(arrays, _SAID, strict=True)], schema=_SAID)
+        said = connection.create_table(f"said_{purpose}", spoken)
+        within = table.left_join(said, [table.subject == said.speaker, table.occurred_at >= said.starts, table.occurred_at < said.ends])
+        # what a source declares of its rows stands in for what the customer has not said
+        verdict = ibis.coalesce(within.allowed, within.declared_purposes.contains(purpose), ibis.literal(consents.policy.default(purpose)))
+        judged = within.select(*table.columns, **{purpose: within.customer_id.isnull() | verdict})
+        table = connection.create_table(f"judged_{purpose}", judged, temp=True)
+    kept = table.filter(table[purposes[0]])
+    if len(purposes) > 1:
+        refused = ibis.or_(*(~kept[purpose] for purpose in purposes[1:]))
+        kept = kept.anti_join(kept.filter(refused).select("customer_id").distinct(), "customer_id")
+    return kept.select(*columns)
+
+
+def _speakers(latest: ir.Table, consents: Consents) -> dict[str, list[str]]:
+    """Each present customer who has said anything, with the keys that she said it under."""
+    keys = sorted(consents.keys())
+    if not keys:
+        return {}
+    owners = latest.filter(latest.identity_key.isin(keys)).to_pyarrow()
+    return consents.speakers(dict(zip(owners["identity_key"].to_pylist(), owners["customer_id"].to_pylist(), strict=True)).get)
 
 
 def _as_known(identifiers: ir.Table, moment: datetime) -> ir.Table:
     """The last customer that each key was known to belong to before *moment*; ``row_number`` runs on every engine."""
     known = identifiers.filter(identifiers.known_at < ibis.timestamp(moment))
-    latest = known.mutate(nth=ibis.row_number().over(ibis.window(group_by="identity_key", order_by=[ibis.desc("known_at"), "customer_id"])))
+    newest = ibis.window(group_by="identity_key", order_by=[ibis.desc("known_at"), ibis.desc("seq")])
+    latest = known.mutate(nth=ibis.row_number().over(newest))
     return latest.filter(latest.nth == 0).select("identity_key", "customer_id")

@@ -10,6 +10,8 @@ from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueT
 from feast.data_format import ParquetFormat
 from feast.types import Array, Bool, FeastType, Float64, Int64, String
 
+from features.consent import FEATURES, STATISTICS
+from features.events import Purpose
 from features.home import Home
 
 _ACTIVITY_FLOATS = (
@@ -63,6 +65,8 @@ class View:
     name: str
     key: str
     columns: dict[str, FeastType]
+    purposes: tuple[Purpose, ...] = FEATURES
+    """What an event must be allowed for to count in it."""
 
     @property
     def at_column(self) -> str:
@@ -86,7 +90,7 @@ VIEWS = {
     for view in (
         View("customer_activity", "customer_id", CUSTOMER_ACTIVITY),
         View("customer_history", "customer_id", CUSTOMER_HISTORY),
-        View("item_stats", "item_id", ITEM_STATS),
+        View("item_stats", "item_id", ITEM_STATS, STATISTICS),
     )
 }
 SERVICES: dict[str, tuple[str, ...]] = {

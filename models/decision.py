@@ -19,6 +19,9 @@ C = TypeVar("C")
 C_contra = TypeVar("C_contra", contravariant=True)
 
 
+NO_PERMISSION = "no permission for the channel"
+
+
 class BrokenStageError(RuntimeError):
     """A stage gave an answer of the wrong length or a score that is not finite; the message names the stage."""
 
@@ -40,6 +43,10 @@ class Query:
     """Attribute to the values of which an item must have none."""
     exclude_ids: frozenset[str] = frozenset()
     explore: bool = False
+    channel: str | None = None
+    """Through which channel the answer will reach her, where that is known."""
+    forbidden_channels: frozenset[str] = frozenset()
+    """The channels by which she may not be contacted."""
 
     @classmethod
     def from_row(cls, customer_id: str | None, as_of: datetime, row: Mapping[str, Any], **wishes: Any) -> Query:
@@ -160,6 +167,11 @@ def _check(stage: str, values: NDArray[Any], length: int) -> None:
         raise BrokenStageError(f"stage {stage!r} gave shape {values.shape} for {length} candidates")
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise BrokenStageError(f"stage {stage!r} gave a score that is not finite")
+
+
+def may_reach_her(query: Query, candidates: Positions) -> NDArray[np.bool_]:
+    """Nothing stays where the answer would reach the customer through a channel that she has not permitted."""
+    return np.full(len(candidates), query.channel is None or query.channel not in query.forbidden_channels)
 
 
 def top(scores: NDArray[Any], limit: int) -> Positions:

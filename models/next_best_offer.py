@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.artifact import read_arrays, read_ids, write_arrays, write_ids
-from models.decision import LastSlotExplorer, Pipeline, Positions, Query
+from models.decision import NO_PERMISSION, LastSlotExplorer, Pipeline, Positions, Query, may_reach_her
 from models.offers import Offer, OfferBook, Worth
 from models.probability import Boosted, Floats, Logistic, ProbabilityModel, load_sealed, save_sealed
 from models.reasons import strongest
@@ -80,6 +80,7 @@ class NextBestOffer:
             filters=[
                 ("attribute", lambda context, candidates: _has_attributes(book, context, candidates)),
                 ("excluded", lambda context, candidates: _not_excluded(book, context, candidates)),
+                (NO_PERMISSION, lambda context, candidates: _permitted(book, context, candidates)),
                 ("another coupon of its campaign fits better", lambda context, candidates: _best_coupon(book, context, candidates)),
             ],
             scorers=[
@@ -195,6 +196,13 @@ def _has_attributes(book: OfferBook, context: OfferContext, candidates: Position
         )
 
     return np.array([fits(int(p)) for p in candidates], dtype=bool)
+
+
+def _permitted(book: OfferBook, context: OfferContext, candidates: Positions) -> NDArray[np.bool_]:
+    """An offer goes by its own channel, and by the one that the answer goes through."""
+    forbidden = context.query.forbidden_channels
+    own = np.array([book.offers[k].channel not in forbidden for k in candidates], bool)
+    return own & may_reach_her(context.query, candidates)
 
 
 def _not_excluded(book: OfferBook, context: OfferContext, candidates: Positions) -> NDArray[np.bool_]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import tempfile
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -185,6 +187,31 @@ class Registry:
         mlflow.set_tracking_uri(self.settings.tracking_uri)
         mlflow.set_registry_uri(self.settings.tracking_uri)
         self._client: MlflowClient = mlflow.MlflowClient()
+
+    def frames(self) -> Iterator[tuple[str, str, pd.DataFrame]]:
+        """Every table that a run has logged as a Parquet file: the run, the file's name, and the table."""
+        import mlflow
+        import pandas as pd
+
+        names = [model.experiment for model in self.settings.models.values()]
+        experiments = [e.experiment_id for name in names if (e := self._client.get_experiment_by_name(name)) is not None]
+        token: str | None = None
+        while experiments:
+            page = self._client.search_runs(experiments, page_token=token)
+            for run in page:
+                for artifact in self._client.list_artifacts(run.info.run_id):
+                    if artifact.path.endswith(".parquet"):
+                        path = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=artifact.path)
+                        yield run.info.run_id, artifact.path, pd.read_parquet(path)
+            token = page.token
+            if not token:
+                return
+
+    def replace_frame(self, run_id: str, name: str, frame: pd.DataFrame) -> None:
+        """Log a run's table anew, in place of the one of that name."""
+        with tempfile.TemporaryDirectory() as scratch:
+            frame.to_parquet(Path(scratch) / name)
+            self._client.log_artifact(run_id, str(Path(scratch) / name))
 
     def save(self, kind: Kind, folder: Path, signature: ModelSignature, example: pd.DataFrame, tags: dict[str, str]) -> int:
         """Log the sealed *folder* to the active run as a pyfunc and register it as the challenger; returns its version."""

@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 import pandas as pd
 
 from features.clock import local_midnight
+from features.consent import LEARNING
 from features.home import Home
 from features.shop import Shop
 from features.timeline import Timeline, open_timeline
@@ -130,7 +131,7 @@ class Truth:
 
     def __init__(self, home: Home, until: datetime) -> None:
         self.shop = Shop.load(home)
-        self.timeline: Timeline = open_timeline(home, identified_by=until)
+        self.timeline: Timeline = open_timeline(home, identified_by=until, purposes=LEARNING)
         past = self.timeline.before(until)
         baskets = past.baskets.filter(past.baskets.customer_id.notnull())
         self._visits = baskets.select("customer_id", "occurred_at").to_pandas()

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from features.consent import LEARNING
 from features.home import Home
 from features.shop import Shop
 from features.store import FeatureStore
@@ -95,7 +96,7 @@ class Customers:
     def __init__(self, home: Home, as_of: datetime | None = None) -> None:
         self.shop = Shop.load(home)
         self.as_of = as_of or self.shop.data_end.astimezone(UTC)
-        self.timeline: Timeline = open_timeline(home, identified_by=self.as_of).before(self.as_of)
+        self.timeline: Timeline = open_timeline(home, identified_by=self.as_of, purposes=LEARNING).before(self.as_of)
         store = FeatureStore(home)
         store.apply()
         store.backfill("customer_activity", {self.as_of: None})

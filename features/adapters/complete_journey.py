@@ -17,6 +17,7 @@ import duckdb
 from features.catalogue import ITEM_CONTEXT, ITEMS, OFFERS, Catalogue
 from features.clock import local_midnight
 from features.event_log import DeadLetter, connect
+from features.events import Purpose
 from features.home import MissingStateError
 from features.importing import Arrival
 from features.shop import Shop
@@ -50,6 +51,7 @@ class CompleteJourney:
 
     name = SOURCE
     consent_basis = "the panel's terms"
+    purposes: tuple[Purpose, ...] = ("analytics", "personalization")
 
     def __init__(self, folder: Path | None = None, households: int | None = None) -> None:
         self.folder = folder or _installed_folder()

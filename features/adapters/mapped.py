@@ -19,7 +19,9 @@ from features.adapters.staging import quoted
 from features.adapters.tabular import LINE, TabularFile, UnreadableFileError, expand
 from features.catalogue import ITEM_ATTRIBUTES, ITEMS, Catalogue
 from features.clock import local_midnight, system_clock
+from features.consent import PURPOSES
 from features.event_log import DeadLetter
+from features.events import Purpose
 from features.home import Home
 from features.importing import Arrival
 from features.mapping import Mapping
@@ -75,6 +77,7 @@ class MappedFiles:
         self.mapping, self.home = mapping, home
         self.name = mapping.source
         self.consent_basis = mapping.consent.basis
+        self.purposes: tuple[Purpose, ...] = tuple(p for p in PURPOSES if p in mapping.consent.purposes)
         self.files = [TabularFile(path, mapping.files) for path in expand(patterns)]
         for file in self.files:
             columns = file.columns()
@@ -181,6 +184,7 @@ class MappedFiles:
             currency=said.currency,
             data_end=local_midnight(moment.astimezone(ZoneInfo(said.timezone)).date() + timedelta(days=1), said.timezone),
             margin_rate=said.margin_rate,
+            phone_region=said.phone_region,
             private_brands=tuple(said.private_brands),
             broad_campaign_types=tuple(said.broad_campaign_types),
         )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from models.artifact import read_arrays, read_ids, seal, verify, write_arrays, write_ids
-from models.decision import LastSlotExplorer, Pipeline, Positions, Query, Scores
+from models.decision import NO_PERMISSION, LastSlotExplorer, Pipeline, Positions, Query, Scores, may_reach_her
 from models.recommender.ease import Neighbours, fit_ease
 
 KIND = "recommendations"
@@ -233,6 +233,7 @@ class Recommender:
             filters=[
                 ("attribute", self._has_attributes),
                 ("excluded", self._not_excluded),
+                (NO_PERMISSION, lambda profile, candidates: may_reach_her(profile.query, candidates)),
                 ("already seen", self._not_seen),
             ],
             scorers=[(part, _part_scorer(part)) for part in parts],

@@ -1,0 +1,81 @@
+"""What is left of an erased person: keyed hashes by which what comes of her again is known, and refused."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from features.clock import microseconds
+from features.events import SealedEvent
+from features.home import Home
+from features.vault import Vault
+
+STARTS_ANEW = ("sign_up", "consent_update")
+"""By these a person who was erased begins again, from then on."""
+
+
+class Tombstones:
+    """A SQLite file of keyed hashes of identity keys, each with the moments of the erasure and of a new beginning.
+
+    What occurred before the erasure is refused for ever, from whatever source it comes again. What occurs later is refused
+    too until she signs up or consents anew.
+    """
+
+    def __init__(self, home: Home, vault: Vault) -> None:
+        self._vault = vault
+        self._path = home.tombstones
+        self._lock = threading.Lock()
+        self._stones: dict[str, tuple[int, int | None]] = {}
+        self._stamp: tuple[int, int] | None = None
+
+    def welcome(self, events: Iterable[SealedEvent]) -> list[bool]:
+        """For each event whether it may be kept."""
+        with self._lock:
+            self._read_if_changed()
+            if not self._stones:
+                return [True for _ in events]
+            return [self._may_stay(event) for event in events]
+
+    def add(self, identity_keys: Sequence[str], erased_at: datetime) -> int:
+        """Raise a tombstone for each key; returns how many."""
+        rows = [(self._vault.tombstone(key), microseconds(erased_at)) for key in identity_keys]
+        with self._lock, self._connect() as db:
+            db.executemany("INSERT INTO tombstones VALUES (?, ?, NULL) ON CONFLICT DO UPDATE SET erased_at = excluded.erased_at, "
+                           "lifted_at = NULL", rows)  # fmt: skip
+        return len(rows)
+
+    def _may_stay(self, event: SealedEvent) -> bool:
+        occurred = microseconds(event.occurred_at)
+        keys = [f"{kind}:{value}" for who in (event.identifiers, event.previous) for kind, value in who.items()]
+        stones = {stone: self._stones[stone] for key in keys if (stone := self._vault.tombstone(key)) in self._stones}
+        if any(occurred < erased_at for erased_at, _ in stones.values()):
+            return False
+        asleep = [stone for stone, (_, lifted_at) in stones.items() if lifted_at is None or occurred < lifted_at]
+        if asleep and event.name in STARTS_ANEW and (event.consent is None or any(event.consent.purposes.values())):
+            self._lift(asleep, occurred)
+            return True
+        return not asleep
+
+    def _lift(self, stones: Sequence[str], at: int) -> None:
+        with self._connect() as db:
+            db.executemany("UPDATE tombstones SET lifted_at = ? WHERE tombstone = ?", [(at, stone) for stone in stones])
+        for stone in stones:
+            self._stones[stone] = (self._stones[stone][0], at)
+
+    def _connect(self) -> sqlite3.Connection:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        db = sqlite3.connect(self._path, timeout=60)
+        db.execute("CREATE TABLE IF NOT EXISTS tombstones (tombstone TEXT PRIMARY KEY, erased_at INTEGER NOT NULL, lifted_at INTEGER)")
+        return db
+
+    def _read_if_changed(self) -> None:
+        try:
+            status = self._path.stat()
+        except FileNotFoundError:
+            return
+        if (status.st_mtime_ns, status.st_size) != self._stamp:
+            self._stamp = (status.st_mtime_ns, status.st_size)
+            with self._connect() as db:
+                self._stones = {stone: (erased, lifted) for stone, erased, lifted in db.execute("SELECT * FROM tombstones")}

@@ -1,0 +1,134 @@
+"""The installation's secret: keyed hashes in place of identifiers, encryption of what is personal."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import secrets
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+import msgspec
+from cryptography.fernet import Fernet, InvalidToken
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from features.events import Event, SealedEvent, identity_key
+from features.home import Home, MissingStateError, write_atomically
+from features.identifiers import RANK, IdentifierKind
+
+_HASH_BYTES: Final = 16
+IDENTIFIER: Final = "identifier"
+
+
+class WrongSecretError(MissingStateError):
+    """What is stored was encrypted under another secret."""
+
+
+class Personal(NamedTuple):
+    """One thing about a person, in clear: for the contact table alone."""
+
+    identity_key: str
+    field: str
+    """``identifier`` for the identifier itself, else the name of a trait."""
+    value: str
+
+
+class Sealed(NamedTuple):
+    """An event parted into what may be stored and what is personal."""
+
+    event: SealedEvent
+    content_hash: str
+    personal: list[Personal]
+
+
+class Vault:
+    """Hashes and encrypts under one secret, from which the key of each use is derived (HKDF, RFC 5869).
+
+    The secret is ``UBIQUO_SECRET``, or else the file ``secret.key`` of the home, made at the first use. Without it the
+    contact table cannot be read and no identifier found again: back it up apart from the data.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        uses = ("identifiers", "tombstones", "personal")
+        derived = {use: HKDF(SHA256(), 32, salt=None, info=use.encode()).derive(secret) for use in uses}
+        self._identifiers = derived["identifiers"]
+        self._tombstones = derived["tombstones"]
+        self._fernet = Fernet(base64.urlsafe_b64encode(derived["personal"]))
+
+    @classmethod
+    def open(cls, home: Home) -> Vault:
+        """The vault of *home*; its secret is made if there is none yet.
+
+        Raises:
+            MissingStateError: the home holds events, but its secret is gone, or they were written before there was one.
+        """
+        given = os.environ.get("UBIQUO_SECRET", "")
+        if given:
+            if len(given) < 32:
+                raise ValueError("UBIQUO_SECRET is too short: use 32 characters or more, such as `openssl rand -hex 32` prints")
+            return cls(given.encode())
+        if not home.secret.exists():
+            if home.events.exists():
+                raise MissingStateError(
+                    f"{home.secret} is missing, and the identifiers in {home.events} mean nothing without it: put it back, or import "
+                    "again into another UBIQUO_HOME"
+                )
+            with home.locked("secret"):
+                if not home.secret.exists():
+                    write_atomically(home.secret, secrets.token_hex(32).encode(), mode=0o600)
+        return cls(home.secret.read_bytes().strip())
+
+    def key(self, kind: str, value: str) -> str:
+        """The identity key of an identifier in its compared form: its kind and a keyed hash."""
+        return f"{kind}:{self.hash(kind, value)}"
+
+    def hash(self, kind: str, value: str) -> str:
+        """The keyed hash (32 hexadecimal digits) that stands for an identifier everywhere but in the contact table."""
+        return hashlib.blake2b(f"{kind}:{value}".encode(), digest_size=_HASH_BYTES, key=self._identifiers).hexdigest()
+
+    def keys(self, identifiers: Mapping[IdentifierKind, str]) -> list[str]:
+        """The identity keys of normalised *identifiers*, the strongest first."""
+        return [self.key(kind, identifiers[kind]) for kind in sorted(identifiers, key=RANK.__getitem__)]
+
+    def seal(self, event: Event) -> Sealed:
+        """Part the event into what may be stored and what is personal."""
+        fields = {name: getattr(event, name) for name in event.__struct_fields__}
+        fields["identifiers"] = {kind: self.hash(kind, value) for kind, value in event.identifiers.items()}
+        fields["previous"] = {kind: self.hash(kind, value) for kind, value in event.previous.items()}
+        fields["personal"] = {}
+        sealed = SealedEvent(**fields)
+        personal = [
+            Personal(f"{kind}:{sealed_by[kind]}", IDENTIFIER, value)
+            for clear, sealed_by in ((event.identifiers, sealed.identifiers), (event.previous, sealed.previous))
+            for kind, value in clear.items()
+        ]
+        owner = identity_key(sealed)
+        if owner is not None:
+            personal += [Personal(owner, field, value) for field, value in event.personal.items()]
+        return Sealed(sealed, self._content_hash(event), personal)
+
+    def _content_hash(self, event: Event) -> str:
+        """A keyed digest of everything the event says; equal for a faithful repeat, different for a conflict."""
+        content = msgspec.json.encode(event, order="sorted")
+        return hashlib.blake2b(content, digest_size=_HASH_BYTES, key=self._identifiers).hexdigest()
+
+    def tombstone(self, key: str) -> str:
+        """What is left of an identity key once its person is erased: it can be compared, and nothing else."""
+        return hashlib.blake2b(key.encode(), digest_size=_HASH_BYTES, key=self._tombstones).hexdigest()
+
+    def encrypt(self, content: bytes) -> bytes:
+        """An authenticated token (Fernet) that only this secret opens."""
+        return self._fernet.encrypt(content)
+
+    def decrypt(self, token: bytes) -> bytes:
+        """What was encrypted.
+
+        Raises:
+            WrongSecretError: under another secret, or the token was changed.
+        """
+        try:
+            return self._fernet.decrypt(token)
+        except InvalidToken:
+            raise WrongSecretError("what is stored was encrypted under another secret: put secret.key or UBIQUO_SECRET back") from None
