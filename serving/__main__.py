@@ -7,18 +7,26 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
 
-from features.clock import parse_as_of
+from features.clock import clock_from_environment, parse_as_of, system_clock
 from features.command import run
-from features.home import Home, MissingStateError
+from features.events import Channel
+from features.home import Home, MissingStateError, write_atomically
+from features.identifiers import KINDS
+from features.identity import Identities
 from features.shop import Shop
+from features.vault import Vault
+from serving.keys import REFRESH_SECONDS, Audit, Keys
 
 app = typer.Typer(help="Serve ubiquo's answers over HTTP (the default) and in bulk.", pretty_exceptions_enable=False)
+keys_app = typer.Typer(help="API keys.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
 console = Console()
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,6 +58,7 @@ def score(
     out: Annotated[Path, typer.Option(help="The file to write: .parquet or .jsonl")],
     as_of: Annotated[str | None, typer.Option(help="Date or time; default: where the imported data ends.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=100, help="How many items or offers a customer.")] = 10,
+    channel: Annotated[str | None, typer.Option(help="Through what the answers will reach her, e.g. email: only with permission.")] = None,
 ) -> None:
     """Score every customer into a file, with the answers that HTTP would give at that moment."""
     from models.registry import KINDS
@@ -60,10 +69,13 @@ def score(
     if kind not in KINDS:
         raise ValueError(f"{kind!r} is not a kind to score: use one of {', '.join(KINDS)}")
     chosen = next(k for k in KINDS if k == kind)
+    through = next((c for c in get_args(Channel) if c == channel), None)
+    if channel is not None and through is None:
+        raise ValueError(f"--channel {channel!r} is not one of {', '.join(get_args(Channel))}")
     moment = parse_as_of(as_of or shop.data_end.isoformat(), shop.timezone)
     with Progress(console=console) as progress:
         task = progress.add_task(f"scoring {kind}", total=None)
-        rows = score_all(home, chosen, moment, out, limit, lambda done, of: progress.update(task, completed=done, total=of))
+        rows = score_all(home, chosen, moment, out, limit, lambda done, of: progress.update(task, completed=done, total=of), through)
     console.print(f"{out}: {rows} rows, as of {moment.isoformat()}", highlight=False)
 
 
@@ -80,6 +92,110 @@ def demo(
     sys.exit(run_demo(Home.from_environment(), households, port, tour_only, console))
 
 
+@keys_app.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="What to call it, e.g. webshop.")],
+    scope: Annotated[list[str], typer.Option(help="ingest, decide, read_customer or admin; repeat for several.")],
+) -> None:
+    """Make a key and print it, once."""
+    token = Keys(Home.from_environment()).create(name, scope, system_clock())
+    print(token)
+
+
+@keys_app.command("list")
+def list_keys() -> None:
+    """Show the keys' names, scopes and dates."""
+    table = Table("name", "scopes", "made", "revoked")
+    for key in Keys(Home.from_environment()).listed():
+        made, revoked = (f"{key[k]:%Y-%m-%d %H:%M}" if key[k] else "" for k in ("created_at", "revoked_at"))
+        table.add_row(key["name"], " ".join(key["scopes"]), made, revoked)
+    console.print(table)
+
+
+@keys_app.command("revoke")
+def revoke_key(name: str) -> None:
+    """Let a key open nothing any more."""
+    Keys(Home.from_environment()).revoke(name, system_clock())
+    console.print(f"{name}: revoked; a running service refuses it within {REFRESH_SECONDS:.0f} s")
+
+
+@app.command()
+def audit(
+    customer: Annotated[str | None, typer.Argument(help="A customer id; default: everybody.")] = None,
+) -> None:
+    """Show who read or erased which customer; customers stand there as keyed hashes."""
+    home = Home.from_environment()
+    table = Table("at", "key", "action", "customer", "outcome")
+    for line in Audit(home, Vault.open(home)).lines(customer):
+        table.add_row(f"{line['at']:%Y-%m-%d %H:%M:%S}", line["key"], line["action"], line["subject"], line["outcome"])
+    console.print(table)
+
+
+@app.command()
+def erase(
+    customer: Annotated[str, typer.Argument(help="A customer id, or an identifier as KIND:VALUE, e.g. email:ada@example.org.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Erase a customer from every store, prove it, and keep a receipt. There is no way back."""
+    from serving.erasure import open_office
+
+    home = Home.from_environment()
+    with open_office(home, clock_from_environment()) as office:
+        customer_id = _customer(home, customer)
+        if not yes:
+            typer.confirm(f"erase {customer_id} for good?", abort=True)
+        audit_log = Audit(home, Vault.open(home))
+        receipt = office.erase(customer_id)
+        audit_log.note(receipt.erased_at, "command line", "erase", customer_id, "done")
+    table = Table("place", "rows taken out", title=f"receipt {receipt.receipt_id}")
+    for place, count in receipt.places.items():
+        table.add_row(place, str(count))
+    table.add_row("tombstones raised", str(receipt.tombstones))
+    console.print(table)
+    console.print(f"searched {receipt.proof.files} files for {receipt.proof.values} values: {len(receipt.proof.found)} found")
+    for trace in receipt.proof.found:
+        console.print(f"[red]found[/red] {trace.what} in {trace.file}", highlight=False)
+    if receipt.proof.found:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    customer: Annotated[str, typer.Argument(help="A customer id, or an identifier as KIND:VALUE.")],
+    out: Annotated[Path | None, typer.Option(help="Write JSON Lines here instead of on the screen.")] = None,
+) -> None:
+    """Give out everything that is held of a customer."""
+    from serving.erasure import open_office
+
+    home = Home.from_environment()
+    with open_office(home, clock_from_environment()) as office:
+        customer_id = _customer(home, customer)
+        lines = b"".join(office.export(customer_id))
+        Audit(home, Vault.open(home)).note(clock_from_environment()(), "command line", "export", customer_id, "done")
+    if out is None:
+        sys.stdout.buffer.write(lines)
+    else:
+        write_atomically(out, lines, mode=0o600)
+        console.print(f"{out}: {len(lines.splitlines())} lines")
+
+
+def _customer(home: Home, said: str) -> str:
+    """The customer that the command line names.
+
+    Raises:
+        ValueError: nobody is known by it.
+    """
+    kind, colon, value = said.partition(":")
+    identities = Identities(home)
+    if colon and kind in KINDS:
+        found = identities.resolve({kind: value}, Shop.load(home).phone_region)
+    else:
+        found = said if identities.members(identities.current(said)) else None
+    if found is None:
+        raise ValueError("nobody is known by that: give a customer id, or an identifier as KIND:VALUE")
+    return found
+
+
 def check_bind(host: str, port: int) -> None:
     """Refuse a wide bind without a key, and a port that is taken, before anything heavy starts.
 
@@ -90,8 +206,11 @@ def check_bind(host: str, port: int) -> None:
         loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         raise ValueError(f"--host {host!r} is not an address: use 127.0.0.1, or 0.0.0.0 with UBIQUO_API_KEY set") from None
-    if not loopback and not os.environ.get("UBIQUO_API_KEY"):
-        raise ValueError(f"--host {host} is open to others: set UBIQUO_API_KEY to a secret first, or stay on 127.0.0.1")
+    if not loopback and not Keys(Home.from_environment()).any():
+        raise ValueError(
+            f"--host {host} is open to others: make a key first (python -m serving keys create NAME --scope decide), "
+            "set UBIQUO_API_KEY, or stay on 127.0.0.1"
+        )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

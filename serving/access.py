@@ -1,17 +1,31 @@
-"""The gate: the API key and the size of a body, checked before anything else sees the request."""
+"""The gate: the API key with its scope and the size of a body, checked before anything else sees the request."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import contextlib
-import hmac
-import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+from urllib.parse import parse_qs
+
+from features.home import Home
+from serving.keys import Key, Keys, Scope
 
 Message = MutableMapping[str, Any]
 OPEN_PATHS = frozenset({"/livez", "/healthz", "/readyz", "/openapi.json"})
 """What a load balancer and a developer may read without a key."""
+KEY = "ubiquo.key"
+"""Where in an ASGI scope the name of the caller's key stands."""
+_INGEST = ("events", "identify", "track", "page", "screen", "alias", "group", "batch", "import")
+SCOPE_OF: dict[str, Scope] = {
+    **{f"/v1/{path}": "ingest" for path in _INGEST},
+    "/mp/collect": "ingest",
+    **{f"/v1/{path}": "decide" for path in ("recommendations", "similar-items", "next-best-offer", "churn")},
+    "/v1/profile": "read_customer",
+    "/metrics": "decide",
+}
 MAX_BODY_BYTES = 1_000_000
 MAX_DISCARDED_BYTES = 16_000_000
 MAX_DISCARD_SECONDS = 5.0
@@ -41,15 +55,28 @@ class _Body:
                     size += len((await self.receive()).get("body", b""))
 
 
-class Gate:
-    """ASGI middleware: 401 unless ``UBIQUO_API_KEY`` is unset or sent as a bearer token; 413 for a body declared too large.
+def scope_of(path: str, method: str) -> Scope:
+    """What a key must hold to call *path*."""
+    if path.startswith("/v1/customers/"):
+        return "admin" if method == "DELETE" else "read_customer"
+    if path.startswith("/v1/erasures/"):
+        return "admin"
+    if path.startswith("/bento/"):
+        return scope_of(f"/v1/{path.removeprefix('/bento/')}", method)
+    return SCOPE_OF.get(path, "decide")
 
-    BentoML reads the bodies of its own routes whole, so there a body must declare its length (411).
+
+class Gate:
+    """ASGI middleware: 401 without a valid key where keys are in force, 403 where its scope does not reach, 413 for a body
+    declared too large.
+
+    A key comes as a bearer token, as the user name of basic authentication (Segment's write key), or as ``api_secret`` in the
+    query (Google's measurement protocol). BentoML reads the bodies of its own routes whole, so there a body must declare its length (411).
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
         self._app = app
-        self._key = os.environ.get("UBIQUO_API_KEY", "").encode()
+        self._keys = Keys(Home.from_environment())
 
     async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
         """Pass the request on, or refuse it."""
@@ -69,14 +96,20 @@ class Gate:
             return
         headers = [(b"content-type", b"application/problem+json")]
         if status == 401:
-            headers.append((b"www-authenticate", b"Bearer"))
+            headers.append((b"www-authenticate", b"Bearer, Basic"))
         body = b'{"title":"Refused","status":%d,"detail":"%s"}' % (status, detail.encode())
         await answer({"type": "http.response.start", "status": status, "headers": headers})
         await answer({"type": "http.response.body", "body": body})
 
     def _refusal(self, scope: Message) -> tuple[int, str]:
-        if self._key and scope["path"] not in OPEN_PATHS and not self._is_sent(scope):
-            return 401, "send the API key as 'Authorization: Bearer KEY'"
+        if scope["path"] not in OPEN_PATHS:
+            key = self._sent(scope)
+            if key is None:
+                return 401, "send the API key as 'Authorization: Bearer KEY'"
+            needed = scope_of(scope["path"], scope["method"])
+            if not key.may(needed):
+                return 403, f"this key does not hold the scope {needed}"
+            scope[KEY] = key.name
         length = next((value for name, value in scope["headers"] if name.lower() == b"content-length"), None)
         if length is not None and int(length) > MAX_BODY_BYTES:
             return 413, f"a body may hold {MAX_BODY_BYTES} bytes: send fewer events at once"
@@ -84,6 +117,15 @@ class Gate:
             return 411, "send a Content-Length"
         return 0, ""
 
-    def _is_sent(self, scope: Message) -> bool:
+    def _sent(self, scope: Message) -> Key | None:
         given = next((value for name, value in scope["headers"] if name.lower() == b"authorization"), b"")
-        return hmac.compare_digest(given.removeprefix(b"Bearer "), self._key)
+        method, _, credentials = given.decode("latin-1").partition(" ")
+        if method.lower() == "basic":
+            try:
+                credentials = base64.b64decode(credentials).decode().partition(":")[0]
+            except (binascii.Error, UnicodeDecodeError):
+                credentials = ""
+        elif method.lower() != "bearer":
+            query = parse_qs(scope.get("query_string", b"").decode("latin-1")) if scope["path"] == "/mp/collect" else {}
+            credentials = query.get("api_secret", [""])[0]
+        return self._keys.check(credentials)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -14,17 +14,23 @@ import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from features.clock import Clock, clock_from_environment
+from features.consent import Consents, standing
+from features.contacts import Contacts
 from features.decision_log import DecisionLog
 from features.event_log import EventLog
 from features.events import explain
 from features.home import Home
+from features.identifiers import IdentifierError
 from features.identity import Identities
 from features.shop import Shop
 from features.store import FeatureStore
-from serving.access import MAX_BODY_BYTES
-from serving.engine import Engine, OnlineReader
+from serving.access import KEY, MAX_BODY_BYTES
+from serving.customers import ERASURES, CustomerDesk
+from serving.engine import Engine, OnlineReader, Who
+from serving.erasure import Office
 from serving.inbox import Inbox
-from serving.intake import Intake
+from serving.intake import SOURCE, InboxFullError, Intake, Translate
+from serving.keys import Audit
 from serving.openapi import document
 from serving.schemas import (
     ChurnRequest,
@@ -36,16 +42,20 @@ from serving.schemas import (
     RecommendationsRequest,
     SimilarItemsRequest,
 )
+from serving.trackers import TRACKERS, Tracker
 
 logger = logging.getLogger("ubiquo")
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 MAX_EVENTS = 1_000
+CUSTOMERS = "/v1/customers/"
 TICK_SECONDS = 1.0
 AGGREGATE_SECONDS = 5.0
 """How often the windowed features of the customers just seen are recomputed."""
 MODEL_CHECK_SECONDS = 30.0
+RETRY_SECONDS = 2
+"""When to come again while the inbox is full."""
 
 
 class Runtime:
@@ -54,24 +64,32 @@ class Runtime:
     def __init__(self, home: Home, clock: Clock | None = None) -> None:
         shop = Shop.load(home)
         inbox = Inbox(home)
+        self.home, self.currency, self.phone_region = home, shop.currency, shop.phone_region
+        # whoever erases from outside must know that a service remembers
+        self._held = home.held("serving")
         latest = [t for t in (EventLog(home, shop.timezone).latest_received(), inbox.last_received()) if t is not None]
         inbox.close()
         self.clock = clock or clock_from_environment(not_before=max(latest, default=None))
         self.identities = Identities(home)
+        self.consents = Consents(home, shop.consent)
         writer = FeatureStore(home)
         writer.apply()
         # a connection of its own: a reader must not see, nor wait within, what the intake is writing
-        self.reader = OnlineReader(FeatureStore(home))
         self.engine = Engine(home)
         self.decisions = DecisionLog(home)
-        self.intake = Intake(home, self.clock, writer, self.identities)
+        self.intake = Intake(home, self.clock, writer, self.identities, self.consents)
+        self.contacts = Contacts(home, self.identities.vault)
+        self.office = Office(home, self.clock, writer, self.intake, self.decisions)
+        self.office.resume()
+        self.audit = Audit(home, self.identities.vault)
+        self.reader = OnlineReader(FeatureStore(home), self.intake.fresh)
         self._chores: list[tuple[str, Callable[[], Any], float]] = [
             ("moving events to the log", self.intake.drain, TICK_SECONDS),
             ("flushing decisions", self.decisions.flush, TICK_SECONDS),
             ("recomputing aggregates", self.intake.refresh_aggregates, AGGREGATE_SECONDS),
             ("looking for new champions", self._refresh_models, MODEL_CHECK_SECONDS),
             # an import by another process makes customers known that this one has not met
-            ("looking for new customers", self.identities.refresh, MODEL_CHECK_SECONDS),
+            ("looking for new customers", self._refresh_customers, MODEL_CHECK_SECONDS),
         ]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="ubiquo-background", daemon=True)
@@ -81,8 +99,10 @@ class Runtime:
         """Stop the background work, having brought everything into the logs."""
         self._stop.set()
         self._thread.join()
+        self.office.close()
         self.intake.close()
         self.decisions.close()
+        self._held.close()
 
     def _work(self) -> None:
         due = {name: time.monotonic() for name, _, _ in self._chores}
@@ -97,6 +117,18 @@ class Runtime:
                     # it is tried again when next due, and keeps no other chore from its turn; nothing waiting is lost,
                     # as an event leaves the inbox only once it is in the log
                     logger.exception("%s failed; it will be tried again", name)
+
+    def who(self, customer_id: str | None) -> Who:
+        """The customer with what she allows now."""
+        if customer_id is None:
+            return Who(None, True, self.consents.forbidden_channels(()))
+        customer_id = self.identities.current(customer_id)
+        allowed = standing(self.consents, self.identities, customer_id)
+        return Who(customer_id, allowed.personalization, allowed.forbidden_channels)
+
+    def _refresh_customers(self) -> None:
+        self.identities.refresh()
+        self.consents.refresh()
 
     def _refresh_models(self) -> None:
         for label in self.engine.refresh():
@@ -118,6 +150,8 @@ class App:
             "/v1/next-best-offer": (NextBestOfferRequest, self.next_best_offer),
             "/v1/churn": (ChurnRequest, self.churn),
         }
+        self._routes = {*self._answers, *TRACKERS, "/v1/events", "/v1/profile", "/metrics", "/openapi.json"}
+        self._desk = CustomerDesk()
         self.metrics = CollectorRegistry()
         self._requests = Counter("ubiquo_requests", "Requests answered", ["route", "status"], registry=self.metrics)
         self._seconds = Histogram("ubiquo_request_seconds", "Time to answer", ["route"], registry=self.metrics)
@@ -130,17 +164,20 @@ class App:
         if scope["type"] != "http":
             return
         path, started = scope["path"], time.perf_counter()
-        route = path if path in self._answers or path in ("/v1/events", "/metrics", "/openapi.json") else "other"
-        kind = b"application/json"
+        route = path if path in self._routes else "customers" if path.startswith(CUSTOMERS) else "other"
+        kind, more = b"application/json", []
         try:
             status, body, kind = await self._respond(scope, receive, path)
         except HttpProblem as error:
             status, body, kind = error.problem.status, self._encode(error.problem), b"application/problem+json"
+            if error.retry_after is not None:
+                more.append((b"retry-after", str(error.retry_after).encode()))
         except Exception:
-            logger.exception("request failed: %s", path)
+            # the route, not the path, which may name a customer
+            logger.exception("request failed: %s", route)
             problem = Problem(title="Internal error", status=500, detail="The request could not be answered; the log tells why.")
             status, body, kind = 500, self._encode(problem), b"application/problem+json"
-        headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
+        headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), *more]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
         self._requests.labels(route, str(status)).inc()
@@ -149,8 +186,9 @@ class App:
     def recommendations(self, request: RecommendationsRequest, as_of: datetime) -> Any:
         """Answer and log one question for recommendations."""
         runtime = self._live()
-        customer = self._customer(runtime, request)
-        return self._log(runtime, runtime.engine.recommendations(request, customer, runtime.reader.row("recommendations", customer), as_of))
+        who = self._who(runtime, request)
+        row = runtime.reader.row("recommendations", who.customer_id)
+        return self._log(runtime, runtime.engine.recommendations(request, who, row, as_of))
 
     def similar_items(self, request: SimilarItemsRequest, as_of: datetime) -> Any:
         """Answer and log one question for similar items."""
@@ -160,23 +198,31 @@ class App:
     def next_best_offer(self, request: NextBestOfferRequest, as_of: datetime) -> Any:
         """Answer and log one question for offers."""
         runtime = self._live()
-        customer = self._customer(runtime, request)
-        return self._log(runtime, runtime.engine.next_best_offer(request, customer, runtime.reader.row("next-best-offer", customer), as_of))
+        who = self._who(runtime, request)
+        row = runtime.reader.row("next-best-offer", who.customer_id)
+        return self._log(runtime, runtime.engine.next_best_offer(request, who, row, as_of))
 
     def churn(self, request: ChurnRequest, as_of: datetime) -> Any:
         """Answer and log one question for churn."""
         runtime = self._live()
-        customer = self._customer(runtime, request)
-        return self._log(runtime, runtime.engine.churn(request, customer, runtime.reader.row("churn", customer), as_of))
+        who = self._who(runtime, request)
+        return self._log(runtime, runtime.engine.churn(request, who, runtime.reader.row("churn", who.customer_id), as_of))
 
     def events(self, body: Any) -> EventsAnswer:
         """Take one event, or a batch in ``{"events": [...]}``."""
         batch = body.get("events") if isinstance(body, dict) and "events" in body else [body]
         if not isinstance(batch, list) or not batch or len(batch) > MAX_EVENTS:
             raise HttpProblem(400, "Bad batch", f"events must be a list of 1 to {MAX_EVENTS} events", "events")
-        answer = self._live().intake.accept(batch)
-        for outcome, count in (("accepted", answer.accepted), ("duplicate", answer.duplicates), ("rejected", answer.rejected)):
-            self._events.labels(outcome).inc(count)
+        answer = self._accept(batch)
+        return answer
+
+    def _accept(self, batch: Sequence[Any], source: str = SOURCE, translate: Translate | None = None) -> EventsAnswer:
+        try:
+            answer = self._live().intake.accept(batch, source, translate)
+        except InboxFullError as error:
+            raise HttpProblem(429, "Too many events wait", str(error), retry_after=RETRY_SECONDS) from None
+        for outcome in ("accepted", "duplicates", "rejected", "erased"):
+            self._events.labels(outcome).inc(getattr(answer, outcome))
         return answer
 
     def call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -196,8 +242,13 @@ class App:
         if path == "/metrics":
             self._ready.set(3 - len(self._live().engine.missing()))
             return 200, generate_latest(self.metrics), b"text/plain; version=0.0.4"
+        if path.startswith((CUSTOMERS, ERASURES)) or path == "/v1/profile":
+            body = await _read(receive)
+            return await asyncio.to_thread(self._desk.answer, self._live(), scope["method"], path, body, scope.get(KEY, "local"))
+        if path in TRACKERS:
+            return await self._track(TRACKERS[path], scope, receive)
         if path not in self._answers and path != "/v1/events":
-            raise HttpProblem(404, "Not found", f"there is nothing at {path}: /openapi.json lists what there is")
+            raise HttpProblem(404, "Not found", "there is nothing here: /openapi.json lists what there is")
         if scope["method"] != "POST":
             raise HttpProblem(405, "Method not allowed", f"{path} takes POST")
         body = await _read(receive)
@@ -215,18 +266,34 @@ class App:
             self._fallbacks.labels(path).inc()
         return 200, self._encode(answer), b"application/json"
 
+    async def _track(self, tracker: Tracker, scope: Scope, receive: Receive) -> tuple[int, bytes, bytes]:
+        if scope["method"] != "POST":
+            raise HttpProblem(405, "Method not allowed", "this takes POST")
+        runtime = self._live()
+        messages = tracker.messages(dict(scope["headers"]), await _read(receive))
+
+        def translate(message: Any, received_at: datetime) -> Any:
+            return tracker.to_event(message, received_at, runtime.currency)
+
+        await asyncio.to_thread(self._accept, messages, tracker.source, translate)
+        return tracker.status, tracker.answer, b"application/json"
+
     def _live(self) -> Runtime:
         if self.runtime is None:
             raise HttpProblem(503, "Starting", "the service is loading its models: try again shortly")
         return self.runtime
 
     @staticmethod
-    def _customer(runtime: Runtime, request: CustomerRequest) -> str | None:
+    def _who(runtime: Runtime, request: CustomerRequest) -> Who:
         if request.customer_id is not None and request.identifiers:
             raise HttpProblem(400, "Ambiguous customer", "send customer_id or identifiers, not both", "customer_id")
         if request.customer_id is not None:
-            return request.customer_id
-        return runtime.identities.resolve(request.identifiers)
+            return runtime.who(request.customer_id)
+        try:
+            return runtime.who(runtime.identities.resolve(request.identifiers, runtime.phone_region))
+        except IdentifierError as error:
+            kind, _, mend = str(error).partition(": ")
+            raise HttpProblem(400, "Bad request", mend, f"identifiers.{kind}") from None
 
     @staticmethod
     def _log(runtime: Runtime, decided: tuple[Any, dict[str, Any]]) -> Any:

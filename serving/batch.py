@@ -15,17 +15,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.clock import microseconds
+from features.consent import Consents, standing
+from features.contacts import Contacts
 from features.event_log import EventLog
-from features.home import Home, MissingStateError
-from features.identity import Identities
+from features.events import Channel
+from features.home import Home, MissingStateError, write_atomically
+from features.identity import Identities, kind_of
 from features.shop import Shop
 from features.snapshots import snapshot_path
 from features.store import FeatureStore
 from models.registry import Kind
-from serving.engine import SERVICE_OF, VIEWS_OF, Engine
+from serving.engine import SERVICE_OF, VIEWS_OF, WITHDRAWN, Engine, Who
 from serving.schemas import ChurnRequest, NextBestOfferRequest, RecommendationsRequest
 
 CHUNK = 500
+OUTPUTS = "outputs.json"
+"""The list of files that batches were written to."""
 _TIME = pa.timestamp("us", tz="UTC")
 _COMMON = [
     ("customer_id", pa.string()),
@@ -50,12 +55,19 @@ SCHEMAS: dict[str, pa.Schema] = {
 
 
 def score(
-    home: Home, kind: Kind, as_of: datetime, out: Path, limit: int, advance: Callable[[int, int], None] = lambda done, of: None
+    home: Home,
+    kind: Kind,
+    as_of: datetime,
+    out: Path,
+    limit: int,
+    advance: Callable[[int, int], None] = lambda done, of: None,
+    channel: Channel | None = None,
 ) -> int:
     """Score every customer known at *as_of* and write *out* whole or not at all; returns the number of rows.
 
-    One row a customer and rank; a customer to whom the question does not apply has one row with a null score and the
-    reason as ``fallback``, so that every customer is in the file. Memory holds one chunk of customers.
+    One row a customer and rank; a customer to whom the question does not apply, who does not allow it, or who has not permitted
+    contact by *channel*, has one row with a null score and the reason as ``fallback``, so that every customer is in the file.
+    What is allowed is what is allowed now, whatever *as_of*. Memory holds one chunk of customers.
 
     Raises:
         ValueError: the suffix is neither ``.parquet`` nor ``.jsonl``.
@@ -66,7 +78,8 @@ def score(
     writer_of = writers.get(out.suffix)
     if writer_of is None:
         raise ValueError(f"--out {out}: end the name in .parquet or .jsonl")
-    EventLog(home, Shop.load(home).timezone).check_reaches(as_of)
+    shop = Shop.load(home)
+    EventLog(home, shop.timezone).check_reaches(as_of)
     engine, store = Engine(home), FeatureStore(home)
     store.apply()
     for view in VIEWS_OF[kind]:
@@ -75,37 +88,76 @@ def score(
     customers = pq.ParquetFile(snapshot_path(home, view, as_of)).read(columns=["customer_id"])["customer_id"].to_pylist()
     if not customers:
         raise MissingStateError(f"no customer was known before {as_of.isoformat()}: choose a later --as-of")
-    named = Identities(home).strongest()
+    identities, consents = Identities(home), Consents(home, shop.consent)
+    strongest, contacts = identities.strongest(), Contacts(home, identities.vault)
+    silent = sorted(_withdrawn(identities, consents) - set(customers))
+    _remember_output(home, out)
     out.parent.mkdir(parents=True, exist_ok=True)
     part, written = out.with_name(f".{out.name}.{os.getpid()}.part"), 0
     try:
         with writer_of(part, SCHEMAS[kind]) as writer:
             for start in range(0, len(customers), CHUNK):
                 chunk = customers[start : start + CHUNK]
-                rows = [line for row in _rows(store, kind, chunk, as_of) for line in answer(engine, kind, row, as_of, limit)]
-                writer.write([{**row, "identifier": named.get(row["customer_id"])} for row in rows])
+                keys = {customer: strongest[customer] for customer in chunk if customer in strongest}
+                clear = contacts.identifiers(list(keys.values()))
+                named = {customer: f"{kind_of(key)}:{clear[key]}" for customer, key in keys.items() if key in clear}
+                rows = [
+                    {**line, "identifier": named.get(line["customer_id"])}
+                    for row in _rows(store, kind, chunk, as_of)
+                    for line in answer(engine, kind, row, as_of, limit, _who(identities, consents, row["customer_id"]), channel)
+                ]
+                writer.write(rows)
                 written += len(rows)
                 advance(start + len(chunk), len(customers))
+            writer.write([{"customer_id": customer, "as_of": as_of, "rank": 1, "fallback": WITHDRAWN} for customer in silent])
+            written += len(silent)
         os.replace(part, out)
     finally:
         part.unlink(missing_ok=True)
     return written
 
 
-def answer(engine: Engine, kind: Kind, row: Mapping[str, Any], as_of: datetime, limit: int) -> Iterator[dict[str, Any]]:
+def outputs(home: Home) -> list[Path]:
+    """The files that batches of this home were written to, those that still lie there."""
+    path = home.root / OUTPUTS
+    listed = msgspec.json.decode(path.read_bytes(), type=list[str]) if path.exists() else []
+    return [Path(each) for each in listed if Path(each).exists()]
+
+
+def _remember_output(home: Home, out: Path) -> None:
+    """So that an erasure finds the file; before it is written, as a crash may come after."""
+    known = {*map(str, outputs(home)), str(out.resolve())}
+    write_atomically(home.root / OUTPUTS, msgspec.json.encode(sorted(known)))
+
+
+def _withdrawn(identities: Identities, consents: Consents) -> set[str]:
+    """The customers who do not allow their data to be used: they have no feature rows."""
+    speakers = consents.speakers(lambda key: identities.owner_of([key]))
+    return {customer for customer in speakers if not _who(identities, consents, customer).may_be_used}
+
+
+def _who(identities: Identities, consents: Consents, customer: str) -> Who:
+    # her row may carry a name that she had before a merge: what she says counts for both
+    allowed = standing(consents, identities, identities.current(customer))
+    return Who(customer, allowed.personalization, allowed.forbidden_channels)
+
+
+def answer(
+    engine: Engine, kind: Kind, row: Mapping[str, Any], as_of: datetime, limit: int, who: Who, channel: Channel | None = None
+) -> Iterator[dict[str, Any]]:
     """One customer's lines, best first."""
     customer = str(row["customer_id"])
     if kind == "churn":
-        churn, _ = engine.churn(ChurnRequest(), customer, row, as_of)
+        churn, _ = engine.churn(ChurnRequest(), who, row, as_of)
         common = {"customer_id": customer, "as_of": as_of, "model": churn.model, "fallback": churn.fallback}
         yield {**common, "rank": 1, "id": None, "score": churn.score, "source": churn.source, "reason": churn.reason, "propensity": 1.0}
         return
     if kind == "recommendations":
-        items, _ = engine.recommendations(RecommendationsRequest(limit=limit), customer, row, as_of)
+        items, _ = engine.recommendations(RecommendationsRequest(limit=limit, channel=channel), who, row, as_of)
         found: Sequence[Any] = items.items
         common = {"customer_id": customer, "as_of": as_of, "model": items.model, "fallback": items.fallback}
     else:
-        offers, _ = engine.next_best_offer(NextBestOfferRequest(limit=limit), customer, row, as_of)
+        offers, _ = engine.next_best_offer(NextBestOfferRequest(limit=limit, channel=channel), who, row, as_of)
         found = offers.offers
         common = {"customer_id": customer, "as_of": as_of, "model": offers.model, "fallback": offers.fallback}
     if not found:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from features.catalogue import ITEM_ATTRIBUTES, Catalogue
+from features.clock import microseconds
+from features.folds import History, Touch, fold_history
 from features.home import Home
 from features.store import FeatureStore, moment_of
 from models.churn import Churn, eligible
-from models.decision import Decision, Pipeline, Query
+from models.decision import NO_PERMISSION, Decision, Pipeline, Query
 from models.next_best_offer import ATTRIBUTES as OFFER_ATTRIBUTES
 from models.next_best_offer import NextBestOffer
 from models.offers import Offer
@@ -25,6 +28,7 @@ from models.registry import KINDS, Kind, LoadedModel, NoChampionError, Registry
 from serving.schemas import (
     ChurnAnswer,
     ChurnRequest,
+    CustomerRequest,
     HttpProblem,
     ItemChoice,
     ItemsAnswer,
@@ -48,6 +52,22 @@ SERVICE_OF: dict[str, str] = {
     "next-best-offer": "next_best_offer_v1",
 }
 DecisionRecord = dict[str, Any]
+
+
+WITHDRAWN = "this customer does not allow her data to be used for personalization"
+
+
+@dataclass(frozen=True)
+class Who:
+    """Whom an answer is about, and what she allows."""
+
+    customer_id: str | None
+    may_be_used: bool = True
+    """Whether her data may be used for personalization."""
+    forbidden_channels: frozenset[str] = frozenset()
+
+
+NOBODY = Who(None)
 
 
 @dataclass(frozen=True)
@@ -95,14 +115,14 @@ class Engine:
         return [kind for kind in KINDS if kind not in self._loaded]
 
     def recommendations(
-        self, request: RecommendationsRequest, customer_id: str | None, row: Mapping[str, Any], as_of: datetime
+        self, request: RecommendationsRequest, who: Who, row: Mapping[str, Any], as_of: datetime
     ) -> tuple[ItemsAnswer, DecisionRecord]:
         """What she will like."""
         loaded = self._champion("recommendations")
         assert loaded.pipeline is not None
         asked = {"listing": request.listing, "explore": request.explore}
-        query = _query(request, customer_id, row, as_of, ITEM_ATTRIBUTES, request.exclude_item_ids, **asked)
-        decision = loaded.pipeline.decide(query, self._rng)
+        query = _query(request, who, row, as_of, ITEM_ATTRIBUTES, request.exclude_item_ids, **asked)
+        decision = _told(who, query, loaded.pipeline.decide(query, self._rng))
         return self._items(loaded, "recommendations", request, query, decision)
 
     def similar_items(self, request: SimilarItemsRequest, as_of: datetime) -> tuple[ItemsAnswer, DecisionRecord]:
@@ -110,34 +130,32 @@ class Engine:
         loaded = self._champion("recommendations")
         model: Recommender = loaded.model.model
         banned = [*request.exclude_item_ids, request.item_id]
-        query = _query(request, None, {"item_id": request.item_id}, as_of, ITEM_ATTRIBUTES, banned)
+        query = _query(request, NOBODY, {"item_id": request.item_id}, as_of, ITEM_ATTRIBUTES, banned)
         return self._items(loaded, "similar-items", request, query, model.similar.decide(query, self._rng))
 
     def next_best_offer(
-        self, request: NextBestOfferRequest, customer_id: str | None, row: Mapping[str, Any], as_of: datetime
+        self, request: NextBestOfferRequest, who: Who, row: Mapping[str, Any], as_of: datetime
     ) -> tuple[OffersAnswer, DecisionRecord]:
         """What to offer her."""
         loaded = self._champion("next-best-offer")
         assert loaded.pipeline is not None
-        query = _query(request, customer_id, row, as_of, OFFER_ATTRIBUTES, request.exclude_offer_ids, explore=request.explore)
-        decision = loaded.pipeline.decide(query, self._rng)
-        fallback = decision.fallback or self._age_note("next-best-offer", row, as_of)
+        query = _query(request, who, row, as_of, OFFER_ATTRIBUTES, request.exclude_offer_ids, explore=request.explore)
+        decision = _told(who, query, loaded.pipeline.decide(query, self._rng))
+        fallback = decision.fallback or self._age_note("next-best-offer", query.row, as_of)
         about = self._about("next-best-offer", loaded, query, fallback)
         offers = [
             OfferChoice(offer_id=c.id, score=c.score, source=c.source, reason=c.reason, propensity=c.propensity, **c.details)
             for c in decision.choices
         ]
         answer = OffersAnswer(**about, offers=offers, removed=dict(decision.removed))
-        return answer, self._record("next-best-offer", request, answer, offers, row)
+        return answer, self._record("next-best-offer", request, answer, offers, query.row)
 
-    def churn(
-        self, request: ChurnRequest, customer_id: str | None, row: Mapping[str, Any], as_of: datetime
-    ) -> tuple[ChurnAnswer, DecisionRecord]:
+    def churn(self, request: ChurnRequest, who: Who, row: Mapping[str, Any], as_of: datetime) -> tuple[ChurnAnswer, DecisionRecord]:
         """Whether she is about to leave."""
         loaded = self._champion("churn")
         model: Churn = loaded.model.model
-        why_not = eligible(row)
-        query = Query.from_row(customer_id, as_of, row)
+        query = Query.from_row(who.customer_id, as_of, row) if who.may_be_used else Query.from_row(None, as_of, {})
+        why_not = eligible(row) if who.may_be_used else WITHDRAWN
         about = self._about("churn", loaded, query, why_not or self._age_note("churn", row, as_of))
         probability, reasons = (None, []) if why_not else model.answer(row)
         said = [str(r["text"]) for r in reasons if r["effect"] == "raises"] or [str(r["text"]) for r in reasons]
@@ -150,7 +168,7 @@ class Engine:
             reason=why_not or "; ".join(said),
             reasons=[dict(r) for r in reasons],
         )
-        return answer, self._record("churn", request, answer, [{"probability": probability, "propensity": 1.0}], row)
+        return answer, self._record("churn", request, answer, [{"probability": probability, "propensity": 1.0}], query.row)
 
     def _pipeline(self, kind: Kind, model: Any) -> Pipeline[Any] | None:
         if kind == "recommendations":
@@ -212,40 +230,66 @@ class Engine:
             "model": answer.model,
             "feature_at": _oldest(kind, row),
             "fallback": answer.fallback,
-            "request": request,
+            # whom it is about stands in customer_id; identifiers in clear stand nowhere but in the contact table
+            "request": msgspec.structs.replace(request, identifiers={}) if isinstance(request, CustomerRequest) else request,
             "choices": choices,
             "features": row,
         }
 
 
 class OnlineReader:
-    """Feature rows of one customer for the request path: one read, None instead of a row of nulls."""
+    """Feature rows of one customer for the request path: one read, and what has happened since the row was written."""
 
-    def __init__(self, store: FeatureStore) -> None:
+    def __init__(self, store: FeatureStore, fresh: Callable[[str], Sequence[tuple[datetime, Touch]]] = lambda customer_id: ()) -> None:
         self._store = store
+        self._fresh = fresh
         self._lock = threading.Lock()
 
     def row(self, kind: str, customer_id: str | None) -> Mapping[str, Any]:
         """Her row for that kind of question; empty for nobody."""
         if customer_id is None:
             return {}
+        # before the row: what is taken from here has reached the row by then
+        fresh = self._fresh(customer_id) if "customer_history" in VIEWS_OF[kind] else ()
         with self._lock:
             [row] = self._store.online(SERVICE_OF[kind], [customer_id])
+        return with_touches(row, fresh) if fresh else row
+
+
+def with_touches(row: Mapping[str, Any], fresh: Sequence[tuple[datetime, Touch]]) -> Mapping[str, Any]:
+    """The feature row with those of *fresh* folded in that it does not know, as of just after the last."""
+    unknown = [(at, touch) for at, touch in fresh if microseconds(at) >= (row.get("customer_history_at") or 0)]
+    if not unknown:
         return row
+    history = History.from_row(row)
+    for _, touch in unknown:
+        fold_history(history, touch)
+    return {**row, **history.to_row(), "customer_history_at": microseconds(unknown[-1][0]) + 1}
+
+
+def _told(who: Who, query: Query, decision: Decision) -> Decision:
+    """The decision with the reason why it could not be hers."""
+    if NO_PERMISSION in decision.removed and not decision.choices and query.channel in query.forbidden_channels:
+        return replace(decision, fallback=f"she has not permitted contact by {query.channel}")
+    return decision if who.may_be_used else replace(decision, fallback=WITHDRAWN)
 
 
 def _query(
     request: RecommendationsRequest | SimilarItemsRequest | NextBestOfferRequest,
-    customer_id: str | None,
+    who: Who,
     row: Mapping[str, Any],
     as_of: datetime,
     attributes: tuple[str, ...],
     banned: Sequence[str],
     **asked: Any,
 ) -> Query:
+    if not who.may_be_used:
+        # not even whose question it is: what is not allowed is not logged either
+        who, row = replace(who, customer_id=None), {}
+    asked |= {"channel": getattr(request, "channel", None), "forbidden_channels": who.forbidden_channels}
     include, exclude = _wanted("include", request.include, attributes), _wanted("exclude", request.exclude, attributes)
     return Query.from_row(
-        customer_id, as_of, row, limit=request.limit, include=include, exclude=exclude, exclude_ids=frozenset(banned), **asked
+        who.customer_id, as_of, row, limit=request.limit, include=include, exclude=exclude, exclude_ids=frozenset(banned), **asked
     )
 
 

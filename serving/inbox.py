@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import queue
 import sqlite3
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from features.clock import microseconds
-from features.event_log import DeadLetter
 from features.home import Home
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -22,79 +23,134 @@ class Letter(NamedTuple):
     content_hash: str
     received_at: datetime
     payload: bytes
+    """The sealed event."""
+    source: str
+    personal: bytes | None = None
+    """What the contact table is to keep of it, encrypted."""
+
+
+class Refused(NamedTuple):
+    """A row that could not be taken, waiting for the dead letters; what it says is encrypted."""
+
+    received_at: datetime
+    source: str
+    token: bytes
+
+
+class _Job(NamedTuple):
+    letters: Sequence[Letter]
+    refused: Sequence[Refused]
+    done: Future[None]
 
 
 class Inbox:
-    """A SQLite file, written ahead and synced at each commit. One process writes; calls from several threads take turns."""
+    """A SQLite file, written ahead and synced at each commit; all that waits when a commit ends goes into the next one.
+
+    One process writes; calls come from any thread. What leaves is overwritten.
+    """
 
     def __init__(self, home: Home) -> None:
         home.root.mkdir(parents=True, exist_ok=True)
-        self._lock = threading.Lock()
-        self._db = sqlite3.connect(home.inbox, check_same_thread=False, isolation_level=None)
-        self._db.executescript(
+        self._reader = self._connect(home)
+        self._reading = threading.Lock()
+        self._writer = self._connect(home)
+        self._writing = threading.Lock()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="ubiquo-inbox", daemon=True)
+        self._thread.start()
+
+    @staticmethod
+    def _connect(home: Home) -> sqlite3.Connection:
+        db = sqlite3.connect(home.inbox, timeout=60, check_same_thread=False, isolation_level=None)
+        db.executescript(
             """
             PRAGMA journal_mode=WAL;
             PRAGMA synchronous=FULL;
-            CREATE TABLE IF NOT EXISTS events (
-                event_id TEXT PRIMARY KEY, content_hash TEXT NOT NULL, received_at INTEGER NOT NULL, payload BLOB);
-            CREATE INDEX IF NOT EXISTS waiting ON events (received_at) WHERE payload IS NOT NULL;
-            CREATE TABLE IF NOT EXISTS rejected (
-                received_at INTEGER NOT NULL, source TEXT NOT NULL, field TEXT NOT NULL, reason TEXT NOT NULL, raw TEXT NOT NULL);
+            PRAGMA secure_delete=ON;
+            CREATE TABLE IF NOT EXISTS waiting (
+                received_at INTEGER PRIMARY KEY, event_id TEXT NOT NULL, content_hash TEXT NOT NULL, payload BLOB NOT NULL,
+                source TEXT NOT NULL, personal BLOB);
+            CREATE TABLE IF NOT EXISTS refused (received_at INTEGER PRIMARY KEY, source TEXT NOT NULL, token BLOB NOT NULL);
             """
         )
+        return db
 
-    def hashes(self, event_ids: Sequence[str]) -> dict[str, str]:
-        """The content hash of each of *event_ids* that was ever accepted here."""
-        with self._lock:
-            marks = ",".join("?" * len(event_ids))
-            return dict(self._db.execute(f"SELECT event_id, content_hash FROM events WHERE event_id IN ({marks})", list(event_ids)))
+    def submit(self, letters: Sequence[Letter], refused: Sequence[Refused]) -> Future[None]:
+        """Hand everything to the next commit, in the order of calls; the future is done once it is on the disk.
 
-    def store(self, letters: Sequence[Letter], rejected: Sequence[DeadLetter]) -> None:
-        """Write everything in one transaction; when this returns it is on the disk."""
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
+        An empty submission is done once all earlier ones are.
+        """
+        job = _Job(letters, refused, Future())
+        self._jobs.put(job)
+        return job.done
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            jobs = [job]
+            while not self._jobs.empty() and (more := self._jobs.get()) is not None:
+                jobs.append(more)
             try:
-                self._db.executemany(
-                    "INSERT INTO events VALUES (?, ?, ?, ?)",
-                    [(x.event_id, x.content_hash, microseconds(x.received_at), x.payload) for x in letters],
-                )
-                self._db.executemany(
-                    "INSERT INTO rejected VALUES (?, ?, ?, ?, ?)", [(microseconds(x.received_at), *x[1:]) for x in rejected]
-                )
-                self._db.execute("COMMIT")
+                self._commit(jobs)
+            except BaseException as error:
+                for each in jobs:
+                    each.done.set_exception(error)
+            else:
+                for each in jobs:
+                    each.done.set_result(None)
+
+    def _commit(self, jobs: Sequence[_Job]) -> None:
+        waiting = (x for job in jobs for x in job.letters)
+        letters = [(microseconds(x.received_at), x.event_id, x.content_hash, x.payload, x.source, x.personal) for x in waiting]
+        refused = [(microseconds(x.received_at), x.source, x.token) for job in jobs for x in job.refused]
+        if not letters and not refused:
+            return
+        with self._writing:
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                self._writer.executemany("INSERT INTO waiting VALUES (?, ?, ?, ?, ?, ?)", letters)
+                self._writer.executemany("INSERT INTO refused VALUES (?, ?, ?)", refused)
+                self._writer.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                self._writer.execute("ROLLBACK")
                 raise
 
-    def waiting(self, limit: int = 10_000) -> tuple[list[Letter], list[DeadLetter]]:
-        """What has not reached the log yet, oldest first."""
-        with self._lock:
-            events = self._db.execute(
-                "SELECT event_id, content_hash, received_at, payload FROM events WHERE payload IS NOT NULL ORDER BY received_at LIMIT ?",
-                (limit,),
+    def waiting(self, limit: int = 10_000) -> tuple[list[Letter], list[Refused]]:
+        """What has not reached the log yet, oldest first; a limit of -1 is none."""
+        with self._reading:
+            events = self._reader.execute(
+                "SELECT event_id, content_hash, received_at, payload, source, personal FROM waiting ORDER BY received_at LIMIT ?", (limit,)
             ).fetchall()
-            rejected = self._db.execute("SELECT * FROM rejected ORDER BY rowid LIMIT ?", (limit,)).fetchall()
-        letters = [Letter(i, h, _moment(at), payload) for i, h, at, payload in events]
-        return letters, [DeadLetter(_moment(at), *rest) for at, *rest in rejected]
+            refused = self._reader.execute("SELECT * FROM refused ORDER BY received_at LIMIT ?", (limit,)).fetchall()
+        letters = [Letter(i, h, _moment(at), *rest) for i, h, at, *rest in events]
+        return letters, [Refused(_moment(at), *rest) for at, *rest in refused]
 
-    def drained(self, letters: Sequence[Letter], rejected: int) -> None:
-        """Forget the content of what the log now holds; ids and hashes stay, to know a repeat by."""
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany("UPDATE events SET payload = NULL WHERE event_id = ?", [(x.event_id,) for x in letters])
-            self._db.execute("DELETE FROM rejected WHERE rowid IN (SELECT rowid FROM rejected ORDER BY rowid LIMIT ?)", (rejected,))
-            self._db.execute("COMMIT")
+    def drained(self, letters: Sequence[Letter], refused: Sequence[Refused]) -> None:
+        """Let go of what the log now holds."""
+        with self._writing:
+            self._writer.execute("BEGIN IMMEDIATE")
+            self._writer.executemany("DELETE FROM waiting WHERE received_at = ?", [(microseconds(x.received_at),) for x in letters])
+            self._writer.executemany("DELETE FROM refused WHERE received_at = ?", [(microseconds(x.received_at),) for x in refused])
+            self._writer.execute("COMMIT")
+
+    def scrub(self) -> None:
+        """Bring the file and its write-ahead log to hold no more than what waits."""
+        with self._writing:
+            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def last_received(self) -> datetime | None:
-        """The latest receipt, or None."""
-        with self._lock:
-            [(latest,)] = self._db.execute("SELECT max(received_at) FROM events").fetchall()
+        """The latest receipt of what waits, or None."""
+        with self._reading:
+            query = "SELECT max(at) FROM (SELECT max(received_at) AS at FROM waiting UNION ALL SELECT max(received_at) FROM refused)"
+            [(latest,)] = self._reader.execute(query).fetchall()
         return None if latest is None else _moment(latest)
 
     def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._db.close()
+        """Finish what was submitted and close the file."""
+        self._jobs.put(None)
+        self._thread.join()
+        with self._reading, self._writing:
+            self._reader.close()
+            self._writer.close()
 
 
 def _moment(microseconds: int) -> datetime:

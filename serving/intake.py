@@ -1,17 +1,20 @@
-"""Events in: parse, store durably, fold into the customer's online row; then, off the request, log and aggregates."""
+"""Events in: parse, seal, store durably, acknowledge; then, off the request, log, online rows and aggregates."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
 
 from features.clock import Clock
+from features.consent import Consents
 from features.event_log import DeadLetter, EventLog, Incoming
-from features.events import Event, RejectedEvent, content_hash, parse_event
+from features.events import RejectedEvent, SealedEvent, parse_event
 from features.folds import History, Touch, fold_history
 from features.home import Home
 from features.identity import Identities
@@ -19,91 +22,182 @@ from features.shop import Shop
 from features.snapshots import compute, replay
 from features.store import FeatureStore
 from features.timeline import open_timeline
-from serving.inbox import EPOCH, Inbox, Letter
+from features.tombstones import Tombstones
+from features.vault import Personal, Sealed
+from serving.inbox import Inbox, Letter, Refused
 from serving.schemas import EventReceipt, EventsAnswer
 
 SOURCE = "http"
 TICK = timedelta(microseconds=1)
+MAX_WAITING = 200_000
+"""How many events may wait for the log (``UBIQUO_MAX_WAITING`` sets another bound) before callers are asked to come again."""
+Translate = Callable[[Any, datetime], Any]
+"""A client's own message and when it was received, to a canonical event.
+
+Raises:
+    RejectedEvent: it means nothing here.
+"""
+
+
+class InboxFullError(RuntimeError):
+    """So many events wait that no more are taken for now."""
 
 
 class Intake:
     """The way in for live events of one process.
 
-    The online history row is as of just after the event, so that what a feature row knows is always "strictly before".
+    An event is in the next answer at once, through ``fresh``; the online history row follows, as of just after the last event
+    that it knows, so that what a feature row knows is always "strictly before".
     """
 
-    def __init__(self, home: Home, clock: Clock, store: FeatureStore, identities: Identities) -> None:
-        self._home, self._clock, self._store, self._identities = home, clock, store, identities
-        shop = Shop.load(home)
-        self._currency = shop.currency
-        self._log = EventLog(home, shop.timezone)
-        self._inbox = Inbox(home)
+    def __init__(self, home: Home, clock: Clock, store: FeatureStore, identities: Identities, consents: Consents) -> None:
+        self._home, self._clock, self._store, self.identities, self._consents = home, clock, store, identities, consents
+        self._shop = Shop.load(home)
+        self._vault = identities.vault
+        self._log = EventLog(home, self._shop.timezone)
+        self._tombstones = Tombstones(home, self._vault)
+        self.inbox = Inbox(home)
         self._lock = threading.Lock()
-        self._last = self._inbox.last_received()
-        self._folded = EPOCH
-        """What was received up to here is in the online rows; what is not must stay in the inbox, for a restart to see."""
+        """Receipts are given one after the other."""
+        self._moving = threading.RLock()
+        """One thread at a time moves what waits into the log."""
+        self._max_waiting = int(os.environ.get("UBIQUO_MAX_WAITING", MAX_WAITING))
+        self._waiting: dict[str, str] = {}
+        """The content hash of each event that is not in the log yet."""
+        self._fresh: dict[str, list[tuple[datetime, Touch]]] = {}
+        """What each customer's online row may not know yet."""
         self._minted: set[str] = set()
         """Customers first seen by this process, who have no past to look up."""
-        self._unfolded: list[tuple[Event, datetime]] = []
+        self._unfolded: list[Incoming] = []
         self._touched: set[str] = set()
+        self._last = self.inbox.last_received()
+        self._log.catch_up()
         self._recover()
 
-    def accept(self, raw_events: Sequence[Any]) -> EventsAnswer:
-        """Take a batch; good events are on the disk and in the customers' online rows when this returns.
+    # --- in
+
+    def accept(self, raw_events: Sequence[Any], source: str = SOURCE, translate: Translate | None = None) -> EventsAnswer:
+        """Take a batch; good events are on the disk, and count in the next answer, when this returns.
 
         A bad one is kept as a dead letter and told with its field and reason; it does not hold the others up.
+
+        Raises:
+            InboxFullError: too many events wait; none of these was taken.
         """
+        parsed = [self._parse(raw, translate) for raw in raw_events]
+        welcome = iter(self._tombstones.welcome(p.event for p in parsed if isinstance(p, Sealed)))
         with self._lock:
+            if len(self._waiting) + len(parsed) > self._max_waiting:
+                raise InboxFullError(f"{len(self._waiting)} events wait for the log: send again in a few seconds")
             receipts: list[EventReceipt] = []
-            fresh: list[tuple[Event, Letter]] = []
-            letters: list[DeadLetter] = []
-            ids = [e["event_id"] for e in raw_events if isinstance(e, dict) and isinstance(e.get("event_id"), str)]
-            known = {**self._log.hashes_of(ids), **self._inbox.hashes(ids)}
-            for raw in raw_events:
+            letters: list[Letter] = []
+            refused: list[Refused] = []
+            taken: list[tuple[SealedEvent, str | None, datetime]] = []
+            logged = self._log.known_ids([p.event.event_id for p in parsed if isinstance(p, Sealed)])
+            for raw, sealed in zip(raw_events, parsed, strict=True):
                 at = self._next_moment()
-                try:
-                    event, digest = self._parse(raw, at, known)
-                except RejectedEvent as error:
-                    letters.append(DeadLetter(at, SOURCE, error.field, error.reason, msgspec.json.encode(raw).decode()))
-                    name = raw.get("event_id") if isinstance(raw, dict) else None
-                    receipts.append(
-                        EventReceipt("rejected", name if isinstance(name, str) else None, field=error.field, reason=error.reason)
-                    )
-                    continue
-                if event.event_id in known:
-                    receipts.append(EventReceipt("duplicate", event.event_id))
-                    continue
-                known[event.event_id] = digest
-                fresh.append((event, Letter(event.event_id, digest, at, msgspec.json.encode(event))))
-                known_before = self._identities.resolve(event.identifiers)
-                customer = self._identities.learn(event, at)
-                if customer and known_before is None:
-                    self._minted.add(customer)
-                receipts.append(EventReceipt("accepted", event.event_id, customer))
-            if fresh or letters:
-                self._inbox.store([letter for _, letter in fresh], letters)
-            # what an earlier failure left unfolded goes first: only when all is folded may it leave the inbox
-            self._unfolded += [(event, letter.received_at) for event, letter in fresh]
-            self._fold(self._unfolded)
-            self._unfolded = []
-            self._folded = self._last or EPOCH
-        accepted, duplicates, rejected = (sum(r.status == s for r in receipts) for s in ("accepted", "duplicate", "rejected"))
-        return EventsAnswer(accepted, duplicates, rejected, receipts)
+                error = sealed if isinstance(sealed, RejectedEvent) else None
+                if isinstance(sealed, Sealed):
+                    if not next(welcome):
+                        receipts.append(EventReceipt("erased", sealed.event.event_id))
+                        continue
+                    known = self._waiting.get(sealed.event.event_id) or logged.get(sealed.event.event_id)
+                    if known is None:
+                        letters.append(self._letter(sealed, at, source))
+                        self._waiting[sealed.event.event_id] = sealed.content_hash
+                        customer = self._learn(sealed.event, at)
+                        taken.append((sealed.event, customer, at))
+                        receipts.append(EventReceipt("accepted", sealed.event.event_id, customer))
+                        continue
+                    if known == sealed.content_hash:
+                        receipts.append(EventReceipt("duplicate", sealed.event.event_id))
+                        continue
+                    reason = f"{sealed.event.event_id!r} is already stored with other content: give a corrected event an id of its own"
+                    error = RejectedEvent("event_id", reason)
+                assert error is not None
+                refused.append(self._refused(at, source, error, raw))
+                name = raw.get("event_id") if isinstance(raw, dict) else None
+                receipts.append(EventReceipt("rejected", name if isinstance(name, str) else None, field=error.field, reason=error.reason))
+            # nothing new is waited for too: what it repeats may not be on the disk yet
+            stored = self.inbox.submit(letters, refused)
+        try:
+            stored.result()
+        except BaseException:
+            for letter in letters:
+                self._waiting.pop(letter.event_id, None)
+            raise
+        self._show(taken)
+        counts = {status: sum(r.status == status for r in receipts) for status in ("accepted", "duplicate", "rejected", "erased")}
+        return EventsAnswer(counts["accepted"], counts["duplicate"], counts["rejected"], counts["erased"], receipts)
+
+    def fresh(self, customer_id: str) -> list[tuple[datetime, Touch]]:
+        """What happened lately to a customer, oldest first; her online row may know some of it: compare with its moment."""
+        return sorted(self._fresh.get(customer_id, ()), key=lambda each: each[0])
+
+    def _parse(self, raw: Any, translate: Translate | None) -> Sealed | RejectedEvent:
+        now = self._clock()
+        try:
+            said = translate(raw, now) if translate is not None else raw
+            if not isinstance(said, dict):
+                return RejectedEvent("$", "an event must be a JSON object")
+            return self._vault.seal(parse_event(said, now, self._shop.currency, self._shop.phone_region))
+        except RejectedEvent as error:
+            return error
+
+    def _letter(self, sealed: Sealed, at: datetime, source: str) -> Letter:
+        news = self.identities.news(sealed.personal)
+        personal = self._vault.encrypt(msgspec.json.encode(news)) if news else None
+        return Letter(sealed.event.event_id, sealed.content_hash, at, msgspec.json.encode(sealed.event), source, personal)
+
+    def _refused(self, at: datetime, source: str, error: RejectedEvent, raw: Any) -> Refused:
+        letter = {"field": error.field, "reason": error.reason, "raw": msgspec.json.encode(raw).decode()}
+        return Refused(at, source, self._vault.encrypt(msgspec.json.encode(letter)))
+
+    def _learn(self, event: SealedEvent, at: datetime) -> str | None:
+        known_before = self.identities.customer_of(event)
+        customer = self.identities.learn(event, at)
+        if customer and known_before is None:
+            self._minted.add(customer)
+        self._consents.note(event, at)
+        return customer
+
+    def _show(self, taken: Sequence[tuple[SealedEvent, str | None, datetime]]) -> None:
+        for event, customer, at in taken:
+            if customer is not None and self._usable(event):
+                self._fresh.setdefault(customer, []).append((at, touch_of(event)))
+
+    def _usable(self, event: SealedEvent) -> bool:
+        customer = self.identities.customer_of(event)
+        return customer is None or self._consents.allows(self.identities.members(customer), "personalization")
+
+    def _next_moment(self) -> datetime:
+        """The time of receipt: the clock's, but always later than the last, so that the order of events is their order."""
+        now = self._clock()
+        self._last = now if self._last is None or now > self._last + TICK else self._last + 2 * TICK
+        return self._last
+
+    # --- on
 
     def drain(self) -> int:
-        """Move waiting events that are folded, and dead letters, to the log, in batches; returns how many events."""
-        moved, until = 0, self._folded
-        while True:
-            letters, rejected = self._inbox.waiting()
-            letters = [letter for letter in letters if letter.received_at <= until]
-            if not letters and not rejected:
-                return moved
-            batch = [self._incoming(letter) for letter in letters]
-            self._log.append(batch, self._identities)
-            self._log.reject(rejected)
-            self._inbox.drained(letters, len(rejected))
-            moved += len(letters)
-            self._touched.update(c for row in batch if (c := self._identities.resolve(row.event.identifiers)))
+        """Move what waits into the log, and what is new of it into the online rows, in batches; returns how many events."""
+        moved = 0
+        with self._moving:
+            self._log.catch_up()
+            while True:
+                letters, refused = self.inbox.waiting()
+                if not letters and not refused:
+                    return moved
+                report = self._log.append([self._incoming(letter) for letter in letters], self.identities)
+                self._log.reject([self._dead_letter(each) for each in refused])
+                # what an earlier failure left unfolded goes first: only when all is folded may it leave the inbox
+                self._unfolded += report.fresh
+                if letters:
+                    self._fold(self._unfolded, letters[-1].received_at + TICK)
+                self._unfolded = []
+                self.inbox.drained(letters, refused)
+                for letter in letters:
+                    self._waiting.pop(letter.event_id, None)
+                moved += len(letters)
 
     def refresh_aggregates(self) -> int:
         """Recompute the windowed features of the customers whose events have just reached the log.
@@ -113,62 +207,81 @@ class Intake:
         """
         with self._lock:
             at = self._next_moment()
-        self.drain()
-        customers = sorted(self._touched)
-        if customers:
-            self._push_view("customer_activity", customers, at)
-            # only now: a failure leaves them for the next time
-            self._touched -= set(customers)
-        return len(customers)
+            earlier = self.inbox.submit([], [])
+        earlier.result()
+        with self._moving:
+            self.drain()
+            customers = sorted(self._touched)
+            if customers:
+                self._push_view("customer_activity", customers, at)
+                # only now: a failure leaves them for the next time
+                self._touched -= set(customers)
+            return len(customers)
+
+    @contextlib.contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Bring everything into the log, and let nothing more get there meanwhile; events are still taken into the inbox."""
+        with self._moving:
+            self.drain()
+            yield
+
+    def forget(self, customer_ids: Sequence[str]) -> None:
+        """Let go of what is in memory of customers who were erased."""
+        for customer in customer_ids:
+            self._fresh.pop(customer, None)
+            self._minted.discard(customer)
+            self._touched.discard(customer)
+        self._consents.refresh()
 
     def close(self) -> None:
         """Bring everything into the log and let go of the inbox."""
         self.drain()
-        self._inbox.close()
+        self.inbox.close()
 
-    def _parse(self, raw: Any, at: datetime, known: dict[str, str]) -> tuple[Event, str]:
-        if not isinstance(raw, dict):
-            raise RejectedEvent("$", "an event must be a JSON object")
-        event = parse_event(raw, at, self._currency)
-        digest = content_hash(event)
-        if known.get(event.event_id, digest) != digest:
-            raise RejectedEvent(
-                "event_id", f"{event.event_id!r} is already stored with other content: give a corrected event an id of its own"
-            )
-        return event, digest
-
-    def _next_moment(self) -> datetime:
-        """The time of receipt: the clock's, but always later than the last, so that the order of events is their order."""
-        now = self._clock()
-        self._last = now if self._last is None or now > self._last + TICK else self._last + 2 * TICK
-        return self._last
-
-    def _fold(self, events: Sequence[tuple[Event, datetime]]) -> None:
-        by_customer: dict[str, list[tuple[Event, datetime]]] = {}
-        for event, at in events:
-            customer = self._identities.resolve(event.identifiers)
-            if customer:
-                by_customer.setdefault(customer, []).append((event, at))
-        if not by_customer:
-            return
-        customers = list(by_customer)
-        rows = self._store.online("recommendations_v1", customers)
-        offline = {customer for customer, row in zip(customers, rows, strict=True) if row["bought_item_ids"] is None}
-        unknown = sorted(offline - self._minted)
+    def _fold(self, events: Sequence[Incoming], until: datetime) -> None:
+        """Bring the online history rows up to *until*: everything received before is in the log."""
+        disturbed = self.identities.take_disturbed() | {
+            customer for row in events if is_about_consent(row.event) and (customer := self.identities.customer_of(row.event))
+        }
+        by_customer: dict[str, list[Incoming]] = {}
+        for row in events:
+            customer = self.identities.customer_of(row.event)
+            if customer is not None:
+                by_customer.setdefault(customer, []).append(row)
+        self._touched |= disturbed | by_customer.keys()
+        ordinary = [c for c in by_customer if c not in disturbed]
+        online = dict(zip(ordinary, self._store.online("recommendations_v1", ordinary), strict=True)) if ordinary else {}
         # not online yet is not the same as without a past: the log knows
-        logged = self._replayed(unknown) if unknown else {}
-        for customer, row in zip(customers, rows, strict=True):
-            history = logged.get(customer) or History.from_row(row)
-            for event, _ in by_customer[customer]:
-                ids = [item.item_id for item in event.items if item.quantity > 0]
-                history = fold_history(history, Touch(event.name, event.occurred_at, event.channel, ids))
-            last = by_customer[customer][-1][1]
-            self._store.push("customer_history", [{"customer_id": customer, **history.to_row()}], last + TICK)
+        again = disturbed | {c for c, row in online.items() if row["bought_item_ids"] is None and c not in self._minted}
+        rows = []
+        for customer in ordinary:
+            usable = [row.event for row in by_customer[customer] if self._usable(row.event)]
+            if customer in again or not usable:
+                continue
+            history = History.from_row(online[customer])
+            for event in usable:
+                fold_history(history, touch_of(event))
+            rows.append({"customer_id": customer, **history.to_row()})
+        self._store.push("customer_history", rows, until)
+        if again:
+            self._rebuild(sorted(again), until)
+        for customer in list(self._fresh):
+            left = [each for each in self._fresh[customer] if each[0] >= until]
+            if left:
+                self._fresh[customer] = left
+            else:
+                self._fresh.pop(customer, None)
 
-    def _replayed(self, customers: Sequence[str]) -> dict[str, History]:
+    def _rebuild(self, customers: Sequence[str], at: datetime) -> None:
+        """History rows anew from the log: of customers who were merged, split, or have said what may be used."""
+        histories = self._replayed(customers, at)
+        self._store.push("customer_history", [{"customer_id": c, **h.to_row()} for c, h in histories.items()], at)
+        self._store.delete("customer_history", [c for c in customers if c not in histories])
+
+    def _replayed(self, customers: Sequence[str], at: datetime) -> dict[str, History]:
         if not self._log.exists:
             return {}
-        [(_, histories)] = list(replay(open_timeline(self._home, self._next_moment(), customers), [self._next_moment()]))
+        [(_, histories)] = list(replay(open_timeline(self._home, at, customers, consents=self._consents), [at]))
         return histories
 
     def _recover(self) -> None:
@@ -176,24 +289,42 @@ class Intake:
 
         The letters leave the inbox last, so that a crash during the recovery only means another one.
         """
-        letters, _ = self._inbox.waiting(limit=-1)
+        letters, _ = self.inbox.waiting(limit=-1)
+        if not letters:
+            return
         batch = [self._incoming(letter) for letter in letters]
-        self._log.append(batch, self._identities)
-        self._touched = {c for row in batch if (c := self._identities.resolve(row.event.identifiers))}
+        for row in batch:
+            self._consents.note(row.event, row.known_at)
+        self._log.append(batch, self.identities)
+        disturbed = self.identities.take_disturbed()
+        self._touched = disturbed | {c for row in batch if (c := self.identities.customer_of(row.event))}
         if self._touched:
-            at = self._next_moment()
-            rows = [{"customer_id": c, **h.to_row()} for c, h in self._replayed(sorted(self._touched)).items()]
-            self._store.push("customer_history", rows, at)
-        self._inbox.drained(letters, 0)
-        self._folded = self._last or EPOCH
+            self._rebuild(sorted(self._touched), letters[-1].received_at + TICK)
+        self.inbox.drained(letters, [])
 
     def _push_view(self, view: str, customers: Sequence[str], at: datetime) -> None:
-        for _, table in compute(open_timeline(self._home, at, customers), view, {at: None}):
+        found: set[str] = set()
+        for _, table in compute(open_timeline(self._home, at, customers, consents=self._consents), view, {at: None}):
             rows = [{k: v for k, v in row.items() if k != "event_timestamp"} for row in table.to_pylist()]
-            with self._lock:
-                self._store.push(view, rows, at)
+            found |= {row["customer_id"] for row in rows}
+            self._store.push(view, rows, at)
+        self._store.delete(view, [c for c in customers if c not in found])
 
-    @staticmethod
-    def _incoming(letter: Letter) -> Incoming:
-        event = msgspec.json.decode(letter.payload, type=Event)
-        return Incoming(event, known_at=letter.received_at, received_at=letter.received_at, source=SOURCE)
+    def _incoming(self, letter: Letter) -> Incoming:
+        event = msgspec.json.decode(letter.payload, type=SealedEvent)
+        personal = [] if letter.personal is None else msgspec.json.decode(self._vault.decrypt(letter.personal), type=list[Personal])
+        return Incoming(event, letter.content_hash, letter.received_at, letter.received_at, letter.source, personal=personal)
+
+    def _dead_letter(self, refused: Refused) -> DeadLetter:
+        said: Mapping[str, str] = msgspec.json.decode(self._vault.decrypt(refused.token))
+        return DeadLetter(refused.received_at, refused.source, said["field"], said["reason"], said["raw"])
+
+
+def touch_of(event: SealedEvent) -> Touch:
+    """The part of an event that a fold reads."""
+    return Touch(event.name, event.occurred_at, event.channel, [item.item_id for item in event.items if item.quantity > 0])
+
+
+def is_about_consent(event: SealedEvent) -> bool:
+    """Whether the event changes which purposes a customer's data may be used for."""
+    return event.consent is not None and bool(event.consent.purposes)

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from features.events import IdentifierKind, Text
+from features.events import Channel, Text
+from features.identifiers import IdentifierKind
 
 Limit = Annotated[int, msgspec.Meta(ge=1, le=100)]
 Values = dict[str, list[str]]
@@ -20,7 +21,14 @@ class CustomerRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     identifiers: dict[IdentifierKind, Text] = {}
 
 
-class RecommendationsRequest(CustomerRequest, kw_only=True, forbid_unknown_fields=True):
+class DeliveredRequest(CustomerRequest, kw_only=True, forbid_unknown_fields=True):
+    """A question whose answer is to reach her."""
+
+    channel: Channel | None = None
+    """Through what the answer will reach her: by e-mail, SMS, push, mail, call or ads only with her permission."""
+
+
+class RecommendationsRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
     """What will she like? ``for_you`` may repeat what she buys; ``also_like`` shows only what is new to her."""
 
     listing: Literal["for_you", "also_like"] = "for_you"
@@ -42,7 +50,7 @@ class SimilarItemsRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tr
     exclude_item_ids: Annotated[list[Text], msgspec.Meta(max_length=1000)] = []
 
 
-class NextBestOfferRequest(CustomerRequest, kw_only=True, forbid_unknown_fields=True):
+class NextBestOfferRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
     """What should she be offered next?"""
 
     limit: Limit = 1
@@ -128,7 +136,7 @@ class ChurnAnswer(Answer, kw_only=True):
 class EventReceipt(msgspec.Struct):
     """What became of one event."""
 
-    status: Literal["accepted", "duplicate", "rejected"]
+    status: Literal["accepted", "duplicate", "rejected", "erased"]
     event_id: str | None
     customer_id: str | None = None
     field: str | None = None
@@ -141,6 +149,8 @@ class EventsAnswer(msgspec.Struct):
     accepted: int
     duplicates: int
     rejected: int
+    erased: int
+    """Of people who were erased: nothing was kept."""
     events: list[EventReceipt]
 
 
@@ -157,6 +167,7 @@ class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
 class HttpProblem(Exception):
     """A request that cannot be answered, on its way to becoming a ``Problem``."""
 
-    def __init__(self, status: int, title: str, detail: str, field: str | None = None) -> None:
+    def __init__(self, status: int, title: str, detail: str, field: str | None = None, retry_after: int | None = None) -> None:
         super().__init__(detail)
+        self.retry_after = retry_after
         self.problem = Problem(title=title, status=status, detail=detail, field=field)

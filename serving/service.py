@@ -13,6 +13,7 @@ import bentoml
 from features.home import Home, configure_process
 from serving.access import Gate
 from serving.asgi import application
+from serving.keys import Keys
 
 
 @bentoml.service(
@@ -30,8 +31,8 @@ class Ubiquo:
         import gc
 
         configure_process()
-        if not os.environ.get("UBIQUO_API_KEY") and os.environ.get("UBIQUO_LOOPBACK") != "1":
-            raise RuntimeError("set UBIQUO_API_KEY: only python -m serving, which listens on loopback, may do without one")
+        if os.environ.get("UBIQUO_LOOPBACK") != "1" and not Keys(Home.from_environment()).any():
+            raise RuntimeError("make an API key (python -m serving keys create): only a service on loopback may do without one")
         from serving.app import App, Runtime
 
         self._app = App()

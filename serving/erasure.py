@@ -1,0 +1,279 @@
+"""Erasure and export of one customer, over every place that holds anything of her, with a proof by search."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import uuid
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from features.clock import Clock
+from features.consent import Consents
+from features.contacts import Contacts
+from features.decision_log import DecisionLog
+from features.event_log import EventLog
+from features.home import Home, write_atomically
+from features.identity import Identities
+from features.profile import UnknownCustomerError
+from features.shop import Shop
+from features.store import FeatureStore
+from features.tombstones import Tombstones
+from models.registry import Registry
+from serving.batch import outputs
+from serving.holdings import (
+    BatchFiles,
+    ContactTable,
+    DeadLetters,
+    Decisions,
+    Events,
+    IdentityTable,
+    OnlineRows,
+    Place,
+    RunTables,
+    Snapshots,
+    Stages,
+    Subject,
+    Waiting,
+)
+from serving.intake import Intake
+
+EVENT_ID = "event id"
+PENDING = ".pending"
+SHORTEST_SEARCHED = 8
+"""Shorter values are searched for only together with their kind: a card number of four digits is part of any number."""
+
+
+class Found(msgspec.Struct):
+    """A trace that the proof found."""
+
+    file: str
+    what: str
+    """Of which kind the trace is; the value itself is not told."""
+
+
+class Proof(msgspec.Struct):
+    """A search of every file for everything that she was known by."""
+
+    files: int
+    values: int
+    found: list[Found]
+
+
+class Order(msgspec.Struct):
+    """An erasure that was asked for and is not done."""
+
+    receipt_id: str
+    customer_id: str
+    at: datetime
+
+
+class Receipt(msgspec.Struct):
+    """What an erasure did; it names nobody."""
+
+    receipt_id: str
+    erased_at: datetime
+    places: dict[str, int]
+    """Place to how many rows were taken out."""
+    tombstones: int
+    proof: Proof
+
+
+class Office:
+    """Everything of one home that an erasure or an export reaches."""
+
+    def __init__(self, home: Home, clock: Clock, store: FeatureStore, intake: Intake, decisions: DecisionLog) -> None:
+        identities = intake.identities
+        self._home, self._clock, self._identities, self._intake = home, clock, identities, intake
+        self._contacts = Contacts(home, identities.vault)
+        self._log = EventLog(home, Shop.load(home).timezone)
+        # the identity table goes last: a repeated erasure finds by it what a broken one has left
+        self.places: list[Place] = [
+            Events(home), Waiting(intake.inbox), DeadLetters(self._log), Snapshots(home), OnlineRows(store), Decisions(decisions),
+            BatchFiles(home), RunTables(Registry()), Stages(home), ContactTable(self._contacts), IdentityTable(home, identities),
+        ]  # fmt: skip
+        self._folder = home.root / "erasures"
+        # one at a time
+        self._hands = ThreadPoolExecutor(1, "ubiquo-erasure")
+        self._running: dict[str, Future[Receipt]] = {}
+
+    def subject(self, customer_id: str) -> Subject:
+        """All that the customer is known by.
+
+        Raises:
+            UnknownCustomerError: nobody is known by that id.
+        """
+        subject = Subject.of(self._home, self._identities, self._contacts, customer_id)
+        if subject is None:
+            raise UnknownCustomerError("no customer is known by that id")
+        return subject
+
+    def export(self, customer_id: str) -> Iterator[bytes]:
+        """Everything held of her, as JSON Lines, each with the place that holds it.
+
+        Raises:
+            UnknownCustomerError: nobody is known by that id.
+        """
+        self._intake.drain()
+        subject = self.subject(customer_id)
+        for place in self.places:
+            for row in place.find(subject):
+                yield msgspec.json.encode({"place": place.name, **row}, enc_hook=str) + b"\n"
+
+    def erase(self, customer_id: str) -> Receipt:
+        """Take her out of every place, and search for what is left.
+
+        Raises:
+            UnknownCustomerError: nobody is known by that id.
+        """
+        return self.receipt(self.begin(customer_id), timeout=None)
+
+    def begin(self, customer_id: str) -> str:
+        """Raise her tombstones, and take her out of every place in the background; returns the receipt's id.
+
+        From here on nothing of her past comes in again, and a crash is made good by ``resume``.
+
+        Raises:
+            UnknownCustomerError: nobody is known by that id.
+        """
+        self._intake.drain()
+        subject = self.subject(customer_id)
+        order = Order(uuid.uuid4().hex, subject.customer_ids[0], self._clock())
+        Tombstones(self._home, self._identities.vault).add(subject.keys, order.at)
+        write_atomically(self._folder / f"{order.receipt_id}{PENDING}", msgspec.json.encode(order))
+        self._running[order.receipt_id] = self._hands.submit(self._carry_out, order)
+        return order.receipt_id
+
+    def resume(self) -> list[str]:
+        """Take up the erasures that a crash broke off; returns their receipts' ids."""
+        orders = [msgspec.json.decode(path.read_bytes(), type=Order) for path in sorted(self._folder.glob(f"*{PENDING}"))]
+        for order in orders:
+            self._running[order.receipt_id] = self._hands.submit(self._carry_out, order)
+        return [order.receipt_id for order in orders]
+
+    def receipt(self, receipt_id: str, timeout: float | None = 0.0) -> Receipt:
+        """The receipt of an erasure, waited for so many seconds (None: to the end).
+
+        Raises:
+            TimeoutError: it is not done yet.
+            LookupError: there is no such erasure.
+        """
+        if receipt_id in self._running:
+            return self._running[receipt_id].result(timeout)
+        path = self._folder / f"{receipt_id}.json"
+        if not receipt_id.isalnum() or not path.exists():
+            raise LookupError("there is no receipt of that id")
+        return msgspec.json.decode(path.read_bytes(), type=Receipt)
+
+    def close(self) -> None:
+        """Finish what was begun."""
+        self._hands.shutdown()
+
+    def _carry_out(self, order: Order) -> Receipt:
+        pending = self._folder / f"{order.receipt_id}{PENDING}"
+        with self._intake.standing_still():
+            # nobody is known by that id any more if all but the receipt was done before a crash
+            subject = Subject.of(self._home, self._identities, self._contacts, order.customer_id) or Subject([order.customer_id], [], [])
+            counts = {place.name: place.erase(subject) for place in self.places}
+        self._intake.forget(subject.customer_ids)
+        proof = prove(self._home, subject, leaving_out={pending})
+        receipt = Receipt(order.receipt_id, order.at, counts, len(subject.keys), proof)
+        write_atomically(self._folder / f"{order.receipt_id}.json", msgspec.json.encode(receipt))
+        pending.unlink()
+        return receipt
+
+
+def prove(home: Home, subject: Subject, leaving_out: Collection[Path] = ()) -> Proof:
+    """Search every file of *home*, and every batch file, for everything that the subject was known by.
+
+    Parquet files are searched value by value, as they are compressed; all others byte by byte.
+    """
+    traces = list(_traces(subject))
+    paths = sorted({*(p for p in home.root.rglob("*") if p.is_file()), *outputs(home)} - {*leaving_out})
+    # a lock or a part may be gone again by now
+    found = [Found(str(path), what) for path in paths if path.exists() for what in sorted(_search(path, traces))]
+    return Proof(len(paths), len(traces), found)
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """One value to search for."""
+
+    value: bytes
+    what: str
+    whole: bool = False
+    """What follows it must not belong to the same word: a short card number is the beginning of many a hash."""
+
+    def is_in(self, content: bytes) -> bool:
+        if not self.whole:
+            return self.value in content
+        return re.search(re.escape(self.value) + rb"(?![0-9A-Za-z])", content) is not None
+
+
+def _traces(subject: Subject) -> Iterator[_Trace]:
+    for kind, value in subject.clear:
+        yield _Trace(f"{kind}:{value}".encode(), kind, whole=True)
+        yield _Trace(f'"{kind}":"{value}"'.encode(), kind)
+        if len(value) >= SHORTEST_SEARCHED:
+            yield _Trace(value.encode(), kind)
+    yield from (_Trace(key.partition(":")[2].encode(), "keyed hash") for key in subject.keys)
+    yield from (_Trace(customer_id.encode(), "customer id") for customer_id in subject.customer_ids)
+    yield from (_Trace(event_id.encode(), EVENT_ID) for event_id in subject.event_ids if len(event_id) >= SHORTEST_SEARCHED)
+    yield from (_Trace(value.encode(), "personal") for value in subject.personal if len(value) >= SHORTEST_SEARCHED)
+
+
+def _search(path: Path, traces: Sequence[_Trace]) -> set[str]:
+    if path.suffix != ".parquet":
+        content = path.read_bytes()
+        return {trace.what for trace in traces if trace.is_in(content)}
+    texts = {text for column in pq.ParquetFile(path).read().itercolumns() for text in _texts(column)}
+    found = {trace.what for trace in traces if trace.value.decode() in texts}
+    joined = "\n".join(texts).encode()
+    return found | {trace.what for trace in traces if trace.what != EVENT_ID and trace.is_in(joined)}
+
+
+def _texts(column: pa.ChunkedArray) -> Iterator[str]:
+    """Every distinct text in a column, however deep."""
+    kind = column.type
+    if pa.types.is_struct(kind):
+        for part in column.combine_chunks().flatten():
+            yield from _texts(pa.chunked_array([part]))
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_list_view(kind):
+        yield from _texts(pa.chunked_array([pc.list_flatten(column.combine_chunks())]))
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        yield from (text for text in pc.unique(column.cast(pa.string())).to_pylist() if text is not None)
+    elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        yield from (content.decode("latin-1") for content in column.to_pylist() if content is not None)
+
+
+@contextlib.contextmanager
+def open_office(home: Home, clock: Clock) -> Iterator[Office]:
+    """The office of a home that no service runs on.
+
+    Raises:
+        RuntimeError: a service runs on it, and would go on with what it has in memory.
+    """
+    try:
+        guard = home.held("serving", exclusive=True)
+    except BlockingIOError:
+        raise RuntimeError("a service runs on this home: ask it (DELETE or GET /v1/customers/{id}), or end it first") from None
+    with guard:
+        store, identities, decisions = FeatureStore(home), Identities(home), DecisionLog(home)
+        store.apply()
+        intake = Intake(home, clock, store, identities, Consents(home, Shop.load(home).consent))
+        try:
+            office = Office(home, clock, store, intake, decisions)
+            office.resume()
+            yield office
+            office.close()
+        finally:
+            intake.close()
+            decisions.close()
