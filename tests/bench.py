@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from scene import NEW_YEAR, ROOT, free_port, start_service, stop_service
+from scene import NEW_YEAR, ROOT, free_port, loyalty_cards, start_service, stop_service
 
 from features.home import Home
-from features.identity import Identities
 
 FLOOR = """
 import json
@@ -62,8 +61,7 @@ async def measure(port: int, path: str, bodies: Sequence[bytes], count: int) -> 
 
 def main() -> None:
     home = Home.from_environment()
-    keys = sorted(Identities(home)._customers)[:400]
-    who: list[dict[str, Any]] = [{"identifiers": {"loyalty_card": key.split(":", 1)[1]}} for key in keys]
+    who: list[dict[str, Any]] = [{"identifiers": {"loyalty_card": card}} for card in loyalty_cards(home)[:400]]
     routes = {
         "/v1/recommendations (for you)": ("/v1/recommendations", [json.dumps(w).encode() for w in who]),
         "/v1/recommendations (also like)": ("/v1/recommendations", [json.dumps({**w, "listing": "also_like"}).encode() for w in who]),

@@ -14,13 +14,14 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from scene import NEW_YEAR, SMALL_CUT, Service, TinyShop, command, free_port, start_service, stop_service
+from scene import NEW_YEAR, SECRET, SMALL_CUT, Service, TinyShop, command, copy_home, free_port, start_service, stop_service
 
 from features.catalogue import ITEM_CONTEXT, ITEMS, OFFERS, Catalogue
 from features.home import Home, configure_process
 from features.shop import Shop
 
 configure_process()
+os.environ["UBIQUO_SECRET"] = SECRET
 ALLOWED_SKIPS_IN_CI: tuple[str, ...] = ("does not lie beside this checkout",)
 
 
@@ -67,6 +68,9 @@ def tiny(tmp_path: Path) -> TinyShop:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """The small cut of the real data, imported, materialized and trained by the commands of the README."""
+    if given := os.environ.get("UBIQUO_TEST_HOME"):
+        # one that was made before by these very commands, to save two minutes while a test is being written
+        return copy_home(Home(Path(given)), tmp_path_factory.mktemp("given") / "home")
     home = Home(tmp_path_factory.mktemp("trained"))
     for arguments in (
         ("features", "import", "complete-journey", "--households", str(SMALL_CUT)),
@@ -81,6 +85,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Home:
 @pytest.fixture(scope="session")
 def service(trained: Home) -> Iterator[Service]:
     running = start_service(trained)
+    yield running
+    stop_service(running)
+
+
+@pytest.fixture(scope="module")
+def own_service(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service on a copy of the trained home, for tests that change what it holds."""
+    home = copy_home(trained, tmp_path_factory.mktemp("own") / "home")
+    running = start_service(home)
     yield running
     stop_service(running)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,16 +21,34 @@ from typing import Any
 
 import psutil
 
+from features.contacts import Contacts
 from features.event_log import EventLog, Incoming
 from features.events import parse_event
 from features.home import Home
-from features.identity import Identities
+from features.identity import Identities, mint_customer_id
 from features.shop import Shop
+from features.vault import Vault
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL_CUT = 1200
 NEW_YEAR = datetime(2018, 1, 1, 5, tzinfo=UTC)
 """Where the real data ends: midnight in New York."""
+
+
+SECRET = "a secret that only the tests know" * 2
+"""One for all homes, so that what is hashed in two of them can be compared."""
+
+
+def customer(card: str) -> str:
+    """The id of the customer who was first seen with this loyalty card."""
+    return mint_customer_id(Vault(SECRET.encode()).key("loyalty_card", card))
+
+
+def loyalty_cards(home: Home) -> list[str]:
+    """Every loyalty card of the home, in clear, in the order of the cards."""
+    identities = Identities(home)
+    keys = [key for key in identities.strongest().values() if key.startswith("loyalty_card:")]
+    return sorted(Contacts(home, identities.vault).identifiers(keys).values())
 
 
 def surroundings() -> dict[str, str]:
@@ -73,11 +94,30 @@ class TinyShop:
 
     def add(self, *raw: dict[str, Any], known_at: datetime | None = None) -> Any:
         received = self.shop.data_end
-        batch = []
+        batch, identities = [], Identities(self.home)
         for each in raw:
-            parsed = parse_event(each, received)
-            batch.append(Incoming(parsed, known_at or parsed.occurred_at, received, "test"))
-        return self.log.append(batch, Identities(self.home))
+            event, content_hash, personal = identities.vault.seal(parse_event(each, received))
+            batch.append(Incoming(event, content_hash, known_at or event.occurred_at, received, "test", personal=personal))
+        return self.log.append(batch, identities)
+
+
+def copy_home(home: Home, to: Path) -> Home:
+    """A trained home of one's own, to change or to destroy: the registry's paths lead into the copy."""
+    shutil.copytree(home.root, to, ignore=shutil.ignore_patterns("*.lock", "service-*.log"))
+    with sqlite3.connect(to / "mlflow.db") as registry:
+        tables = [name for (name,) in registry.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()]
+        for table in tables:
+            for _, column, kind, *_ in registry.execute(f"PRAGMA table_info({table})").fetchall():
+                if "CHAR" in kind.upper() or "TEXT" in kind.upper():
+                    registry.execute(f'UPDATE {table} SET "{column}" = replace("{column}", ?, ?)', (str(home.root), str(to)))
+    return Home(to)
+
+
+def eventually(check: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.2)
 
 
 @dataclass
@@ -93,7 +133,7 @@ class Service:
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, {"content-type": "application/json", **headers})
         try:
             with urllib.request.urlopen(request, timeout=30) as response:
-                return response.status, json.load(response)
+                return response.status, json.loads(response.read() or b"{}")
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
 
@@ -102,9 +142,10 @@ class Service:
         assert status == 200, answer
         return answer
 
-    def get(self, path: str) -> tuple[int, str]:
+    def get(self, path: str, method: str = "GET", **headers: str) -> tuple[int, str]:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", method=method, headers=headers)
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as response:
+            with urllib.request.urlopen(request, timeout=120) as response:
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()

@@ -8,16 +8,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scene import NEW_YEAR, TinyShop, event
+from scene import NEW_YEAR, TinyShop, customer, event
 
 from features.clock import clock_from_environment, local_midnight, parse_as_of
 from features.folds import History, Touch, fold_history
-from features.identity import mint_customer_id
 from features.snapshots import compute, replay
 from features.timeline import open_timeline
 
 AS_OF = NEW_YEAR
-HER = mint_customer_id("loyalty_card:1")
+HER = customer("1")
 
 
 def days(count: float) -> datetime:

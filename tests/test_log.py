@@ -13,13 +13,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from scene import NEW_YEAR, ROOT, SMALL_CUT, TinyShop, command, event
+from scene import NEW_YEAR, ROOT, SMALL_CUT, TinyShop, command, customer, event
 
 from features.adapters.complete_journey import CompleteJourney
 from features.decision_log import DecisionLog
 from features.event_log import DeadLetter, EventLog, connect
 from features.home import Home
-from features.identity import Identities, mint_customer_id
+from features.identity import Identities
 
 BEFORE = NEW_YEAR - timedelta(days=10)
 
@@ -54,7 +54,7 @@ def test_a_second_identifier_joins_the_customer_of_the_first(tiny: TinyShop) -> 
     tiny.add(event("e1", "login", BEFORE, card="7"))
     tiny.add({**event("e2", "login", BEFORE, card=None), "identifiers": {"loyalty_card": "7", "cookie": "x"}})
     known = Identities(tiny.home)
-    assert known.resolve({"cookie": "x"}) == known.resolve({"loyalty_card": "7"}) == mint_customer_id("loyalty_card:7")
+    assert known.resolve({"cookie": "x"}) == known.resolve({"loyalty_card": "7"}) == customer("7")
     assert known.resolve({"cookie": "other"}) is None
 
 
@@ -64,8 +64,8 @@ def test_what_another_process_learns_is_known_after_a_refresh(tiny: TinyShop) ->
     tiny.add(event("e2", "login", BEFORE, card="8"))
     assert running.resolve({"loyalty_card": "8"}) is None
     running.refresh()
-    assert running.resolve({"loyalty_card": "8"}) == mint_customer_id("loyalty_card:8")
-    assert running.resolve({"loyalty_card": "7"}) == mint_customer_id("loyalty_card:7")
+    assert running.resolve({"loyalty_card": "8"}) == customer("8")
+    assert running.resolve({"loyalty_card": "7"}) == customer("7")
 
 
 def test_a_decision_is_flushed_once_and_a_cut_line_is_passed_over(tiny: TinyShop) -> None:

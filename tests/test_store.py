@@ -7,13 +7,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from scene import NEW_YEAR, TinyShop, event
+from scene import NEW_YEAR, TinyShop, customer, event
 
-from features.identity import mint_customer_id
 from features.snapshots import snapshot_path
 from features.store import FeatureStore, StaleFeaturesError, moment_of
 
-HER, OTHER = mint_customer_id("loyalty_card:1"), mint_customer_id("loyalty_card:2")
+HER, OTHER = customer("1"), customer("2")
 EARLIER = NEW_YEAR - timedelta(days=28)
 
 

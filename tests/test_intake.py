@@ -1,0 +1,289 @@
+"""Acknowledged means stored, exactly once: under load, after a kill at any moment, and with an inbox that has a bound."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scene import NEW_YEAR, SECRET, Service, TinyShop, customer, start_service, stop_service
+
+from features.clock import fixed_clock
+from features.consent import Consents
+from features.event_log import EventLog, connect
+from features.folds import Touch
+from features.home import Home
+from features.identity import Identities
+from features.store import FeatureStore
+from serving.engine import with_touches
+from serving.intake import InboxFullError, Intake
+
+ZONE = "America/New_York"
+KILLS = 6
+
+
+def batch(size: int, who: str | None = None, at: datetime = NEW_YEAR) -> list[dict[str, Any]]:
+    return [
+        {
+            "event_id": uuid.uuid4().hex, "name": "view_item", "occurred_at": at.isoformat(), "channel": "web",
+            "identifiers": {"cookie": who or f"cookie-{uuid.uuid4().hex[:8]}"}, "items": [{"item_id": "1082185"}],
+        }
+        for _ in range(size)
+    ]  # fmt: skip
+
+
+class Load(threading.Thread):
+    """A client that sends batches as fast as it is answered, and remembers what was acknowledged."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(daemon=True)
+        self.port, self.acknowledged, self.sent = port, list[str](), 0
+
+    def run(self) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            while True:
+                events = batch(20)
+                self.sent += len(events)
+                connection.request("POST", "/v1/events", json.dumps({"events": events}), {"content-type": "application/json"})
+                with connection.getresponse() as response:
+                    answer = json.load(response)
+                    if response.status == 200:
+                        self.acknowledged += [e["event_id"] for e in answer["events"] if e["status"] == "accepted"]
+        except (OSError, http.client.HTTPException, ValueError):
+            return  # the service was killed
+
+
+def test_what_was_acknowledged_is_stored_exactly_once_whenever_the_process_is_killed(own_service: Service) -> None:
+    home, random_moment = own_service.home, random.Random(7)
+    acknowledged: list[str] = []
+    for _ in range(KILLS):
+        running = start_service(home)
+        clients = [Load(running.port) for _ in range(4)]
+        for client in clients:
+            client.start()
+        time.sleep(random_moment.uniform(0.2, 2.5))
+        stop_service(running, signal.SIGKILL)
+        for client in clients:
+            client.join(60)
+            acknowledged += client.acknowledged
+    stop_service(start_service(home))
+    ids = connect().execute("SELECT event_id FROM read_parquet(?)", [EventLog(home, ZONE).files()]).fetchall()
+    stored = [event_id for (event_id,) in ids]
+    assert len(acknowledged) > 500
+    assert set(acknowledged) <= set(stored), "acknowledged and lost"
+    assert len(stored) == len(set(stored)), "stored twice"
+    with sqlite3.connect(home.inbox) as inbox:
+        assert inbox.execute("SELECT count(*) FROM waiting").fetchone() == (0,)
+
+
+def test_the_disk_is_synced_before_the_answer_is_written(own_service: Service, tmp_path: Path) -> None:
+    """A trace of system calls: between reading a request and writing its answer lies a sync of the inbox."""
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("strace is not installed (apt-get install strace)")
+    worker = worker_of(own_service)
+    trace = tmp_path / "trace.txt"
+    tracer = subprocess.Popen(
+        [
+            strace,
+            "-f",
+            "-y",
+            "-tt",
+            "-e",
+            "trace=fsync,fdatasync,sendto,sendmsg,write,writev,recvfrom,read",
+            "-s",
+            "64",
+            "-o",
+            str(trace),
+            "-p",
+            str(worker),
+        ],
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert tracer.stderr is not None
+        assert b"attached" in tracer.stderr.readline()
+        for _ in range(5):
+            answer = own_service.ask("events", {"events": batch(3)})
+            assert answer["accepted"] == 3
+        time.sleep(0.3)
+    finally:
+        tracer.send_signal(signal.SIGINT)
+        tracer.wait(30)
+    requests = 0
+    synced = asked = False
+    for line in trace.read_text().splitlines():
+        if "POST /v1/events" in line:
+            asked, synced = True, False
+        elif re.search(r"f(data)?sync\(\d+<[^>]*inbox\.db", line) or ("sync resumed" in line and asked):
+            synced = True
+        elif asked and "HTTP/1.1 200" in line:
+            assert synced, "the answer left before the inbox was on the disk"
+            requests, asked = requests + 1, False
+    assert requests == 5
+
+
+def worker_of(service: Service) -> int:
+    """The process that listens for requests."""
+    import psutil
+
+    family = [psutil.Process(service.process.pid), *psutil.Process(service.process.pid).children(recursive=True)]
+    for process in family[::-1]:
+        if any("inbox.db" in each.path for each in process.open_files()):
+            return int(process.pid)
+    raise AssertionError("no process has the inbox open")
+
+
+def test_a_full_inbox_asks_to_come_again_and_takes_nothing(own_service: Service) -> None:
+    small = start_service(own_service.home, UBIQUO_MAX_WAITING="50")
+    try:
+        events = batch(60)
+        connection = http.client.HTTPConnection("127.0.0.1", small.port, timeout=30)
+        connection.request("POST", "/v1/events", json.dumps({"events": events}), {"content-type": "application/json"})
+        with connection.getresponse() as response:
+            problem = json.load(response)
+            assert response.status == 429
+            assert int(response.headers["retry-after"]) >= 1
+            assert "send again" in problem["detail"]
+        assert small.ask("events", {"events": events[:40]})["accepted"] == 40, "none of the sixty was taken"
+    finally:
+        stop_service(small)
+
+
+class TestIntakeItself:
+    """Without HTTP, on an invented shop."""
+
+    @pytest.fixture
+    def intake(self, tiny: TinyShop) -> Any:
+        tiny.add(
+            {
+                "event_id": "first",
+                "name": "login",
+                "occurred_at": (NEW_YEAR - timedelta(days=3)).isoformat(),
+                "identifiers": {"loyalty_card": "1"},
+            }
+        )
+        store = FeatureStore(tiny.home)
+        store.apply()
+        identities = Identities(tiny.home)
+        intake = Intake(tiny.home, fixed_clock(NEW_YEAR), store, identities, Consents(tiny.home, tiny.shop.consent))
+        yield intake
+        intake.close()
+
+    def test_a_repeat_of_what_the_log_holds_is_a_duplicate_whoever_stored_it(self, intake: Intake) -> None:
+        old = {
+            "event_id": "first",
+            "name": "login",
+            "occurred_at": (NEW_YEAR - timedelta(days=3)).isoformat(),
+            "identifiers": {"loyalty_card": "1"},
+        }
+        assert intake.accept([old]).duplicates == 1
+        assert intake.accept([{**old, "name": "call"}]).rejected == 1
+        [new] = batch(1)
+        assert [intake.accept([new, new]).accepted, intake.accept([new]).duplicates] == [1, 1]
+        intake.drain()
+        assert intake.accept([new]).duplicates == 1
+
+    def test_an_answer_knows_the_event_before_the_log_does(self, intake: Intake) -> None:
+        [view] = batch(1, who="c")
+        receipt = intake.accept([{**view, "identifiers": {"loyalty_card": "1"}}]).events[0]
+        assert receipt.customer_id == customer("1")
+        [(at, touch)] = intake.fresh(customer("1"))
+        row = with_touches({"bought_item_ids": None, "customer_history_at": None}, [(at, touch)])
+        assert row["recent_item_ids"] == ["1082185"]
+        assert with_touches(row, [(at, touch)]) is row, "what the row knows is not folded in again"
+        intake.drain()
+        assert intake.fresh(customer("1")) == []
+
+    def test_a_broken_disk_is_told_and_nothing_is_taken_for_stored(self, intake: Intake, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(*_: Any) -> None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        [event] = batch(1)
+        monkeypatch.setattr(intake.inbox, "_commit", full)
+        with pytest.raises(sqlite3.OperationalError, match="full"):
+            intake.accept([event])
+        monkeypatch.undo()
+        assert intake.accept([event]).accepted == 1, "sent again it is new"
+
+    def test_past_the_bound_none_is_taken(self, intake: Intake, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(intake, "_max_waiting", 10)
+        with pytest.raises(InboxFullError):
+            intake.accept(batch(11))
+        assert intake.accept(batch(10)).accepted == 10
+        with pytest.raises(InboxFullError):
+            intake.accept(batch(1))
+        intake.drain()
+        assert intake.accept(batch(1)).accepted == 1
+
+    def test_threads_together_lose_and_double_nothing(self, intake: Intake) -> None:
+        shared = batch(40)
+        accepted: list[str] = []
+
+        def send() -> None:
+            for start in range(0, 40, 8):
+                answer = intake.accept(shared[start : start + 8])
+                accepted.extend(e.event_id or "" for e in answer.events if e.status == "accepted")
+
+        threads = [threading.Thread(target=send) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        intake.drain()
+        assert sorted(accepted) == sorted(e["event_id"] for e in shared)
+
+    def test_nothing_in_clear_lies_in_the_inbox(self, intake: Intake, tiny: TinyShop) -> None:
+        marked = f"ada.{uuid.uuid4().hex}@example.org"
+        event = {**batch(1)[0], "name": "identify", "identifiers": {"email": marked}, "traits": {"first_name": "Adalgisa"}, "items": []}
+        assert intake.accept([event]).accepted == 1
+        for path in tiny.home.root.rglob("*"):
+            if path.is_file():
+                assert marked.encode() not in path.read_bytes(), path
+                assert b"Adalgisa" not in path.read_bytes(), path
+
+
+def test_touches_are_folded_in_the_order_of_their_receipt() -> None:
+    at = datetime(2018, 1, 1, tzinfo=UTC)
+    touches = [(at + timedelta(seconds=k), Touch("view_item", at + timedelta(seconds=k), "web", [f"i{k}"])) for k in range(3)]
+    row = with_touches({"bought_item_ids": None, "customer_history_at": None}, touches)
+    assert row["recent_item_ids"] == ["i0", "i1", "i2"]
+    assert row["customer_history_at"] == int((at + timedelta(seconds=2)).timestamp() * 1e6) + 1
+
+
+def test_the_secret_is_made_once_and_missed_when_it_is_gone(tmp_path: Path) -> None:
+    """In a process of its own, as the tests set a secret for themselves."""
+    code = (
+        "from features.home import Home; from features.vault import Vault; print(Vault.open(Home.from_environment()).hash('user_id', '1'))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "UBIQUO_SECRET"} | {"UBIQUO_HOME": str(tmp_path)}
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=Path(__file__).parent.parent
+        )
+
+    first, second = run(), run()
+    assert first.stdout == second.stdout != ""
+    assert oct(Home(tmp_path).secret.stat().st_mode & 0o777) == "0o600"
+    assert SECRET not in Home(tmp_path).secret.read_text()
+    Home(tmp_path).events.mkdir(parents=True)
+    Home(tmp_path).secret.unlink()
+    assert "put it back" in run().stderr
+    environment["UBIQUO_SECRET"] = "short"
+    assert "32 characters" in run().stderr
