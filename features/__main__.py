@@ -82,6 +82,8 @@ def _bring_in(home: Home, source: Source, again: bool) -> None:
         f"{report.source}: {report.appended} events stored, {report.repeated} already known, {report.conflicting} conflicting, "
         f"{report.rejected} rejected; {report.rows_rejected} rows never became one"
     )
+    if report.erased:
+        console.print(f"{report.erased} events of erased people were not brought back")
     if report.conflicting + report.rejected + report.rows_rejected:
         console.print("python -m features dead-letters lists what was not taken, and why")
     if report.conflicting:

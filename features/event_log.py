@@ -231,8 +231,8 @@ class EventLog:
 
     @property
     def exists(self) -> bool:
-        """Whether any event was ever stored."""
-        return bool(DeltaTable.is_deltatable(str(self._home.events)))
+        """Whether any event is stored."""
+        return bool(tables.files(self._home.events))
 
     def version(self) -> int:
         """The Delta version of the log, which names its exact content.

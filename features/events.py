@@ -102,6 +102,9 @@ REQUIRED_FIELDS: dict[str, tuple[str, ...]] = {
 }
 """What an event of this name must carry to mean anything."""
 
+PRIVATE = ("identifiers", "previous", "personal", "traits")
+"""The fields of which no message repeats what was sent."""
+_QUOTED = re.compile(r"'[^']*'")
 ABOUT_A_PERSON = ("identify", "sign_up")
 BLOT = "[e-mail]"
 _decoder = msgspec.json.Decoder(Event)
@@ -178,6 +181,9 @@ def explain(error: msgspec.ValidationError) -> tuple[str, str]:
     named = _NAMED_FIELD.search(text)
     if named:
         path = f"{path}.{named.group(1)}" if path else named.group(1)
+    if path.startswith(PRIVATE):
+        # what stands there may be somebody's
+        reason = _QUOTED.sub("that", reason)
     return path or "$", reason
 
 

@@ -284,7 +284,9 @@ class Identities:
             self._join(anchor, key, "linked", event_id, known_at)
             return anchor
         rule = RULES[kind_of(key)]
-        if key in self._owner and not (rule.names_a_person and rule.most == 1):
+        if self._parted(anchor, key):
+            pass  # somebody has said whose it is
+        elif key in self._owner and not (rule.names_a_person and rule.most == 1):
             self._share(key, event_id, known_at)
         elif key not in self._owner and not _is_exclusive(anchor) and anchor in self._owner and names_a_person(key):
             # the anchor has joined too many: it is the shared one, and what it joined falls apart
@@ -317,6 +319,8 @@ class Identities:
         return any(counts[kind] > RULES[kind].most for kind in smaller)
 
     def _parted(self, one: str, other: str) -> bool:
+        if not self._apart:
+            return False
         mine, theirs = self._owner.get(one), self._owner.get(other)
         ours = self._members.get(mine, ()) if mine else (one,)
         others = self._members.get(theirs, ()) if theirs else (other,)

@@ -32,6 +32,8 @@ and without (``tests/bench_linkage.py``); judged on febrl4."""
 REVIEW_WEIGHT = -4.0
 """From here on a link is worth a look."""
 SEED = 1
+LEAST_PAIRS = 50
+"""Fewer likely pairs teach nothing about how people are misspelt."""
 RULES: Sequence[Sequence[str]] = (
     ("national_id",), ("first_name", "last_name", "birth_date"), ("last_name", "birth_date", "postal_code"),
     ("first_name", "last_name", "house_number", "postal_code"),
@@ -151,7 +153,7 @@ def link(people: pd.DataFrame, other: pd.DataFrame | None = None) -> list[Pair]:
     if exact:
         linker.training.estimate_probability_two_random_records_match(exact, recall=0.8)
     linker.training.estimate_u_using_random_sampling(max_pairs=1e6, seed=SEED)
-    for each in _blocks(fields)[:3]:
+    for each in _trainable(people, other, fields)[:3]:
         linker.training.estimate_parameters_using_expectation_maximisation(block_on(*each))
     rows = linker.inference.predict(threshold_match_weight=REVIEW_WEIGHT - 10).as_pandas_dataframe()
     return [_pair(row, fields) for row in rows.to_dict("records")]
@@ -177,6 +179,23 @@ def _blocks(fields: Sequence[str]) -> list[list[str]]:
     ]  # fmt: skip
     possible = [block for block in wanted if set(block) <= set(fields)]
     return possible or [[fields[0]]]
+
+
+def _trainable(people: pd.DataFrame, other: pd.DataFrame | None, fields: Sequence[str]) -> list[list[str]]:
+    """The blocks with enough pairs to learn from.
+
+    Raises:
+        MissingStateError: there are none.
+    """
+    found = []
+    for block in _blocks(fields):
+        left = people.dropna(subset=block).groupby(block).size()
+        pairs = (left * (left - 1) / 2).sum() if other is None else (left * other.dropna(subset=block).groupby(block).size()).dropna().sum()
+        if pairs >= LEAST_PAIRS:
+            found.append(block)
+    if not found:
+        raise MissingStateError("too few customers resemble one another to learn from how much: nobody seems to be known twice")
+    return found
 
 
 def _pair(row: Mapping[str, Any], fields: Sequence[str]) -> Pair:

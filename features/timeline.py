@@ -18,6 +18,7 @@ from features.event_log import EventLog
 from features.events import Purpose
 from features.home import Home
 from features.identifiers import KINDS
+from features.identity import SCHEMA
 from features.shop import Shop
 
 _EVER, _FOREVER = datetime(1900, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
@@ -94,9 +95,7 @@ def open_timeline(
     files = log.files()
     connection = ibis.duckdb.connect()
     connection.raw_sql("SET TimeZone='UTC'")
-    identifiers = connection.create_table(
-        "identifiers_raw", DeltaTable(str(home.identifiers)).to_pyarrow_table(columns=["identity_key", "customer_id", "known_at", "seq"])
-    )
+    identifiers = connection.create_table("identifiers_raw", _steps(home))
     consents = consents or Consents(home, shop.consent)
     raw = connection.read_parquet(files, table_name="log")
     known = connection.create_table("known", _as_known(identifiers, identified_by), temp=True)
@@ -134,6 +133,14 @@ def open_timeline(
         shop=shop,
         consents=consents.digest(),
     )
+
+
+def _steps(home: Home) -> pa.Table:
+    """The identifiers table; empty where every event so far is anonymous."""
+    columns = ["identity_key", "customer_id", "known_at", "seq"]
+    if not DeltaTable.is_deltatable(str(home.identifiers)):
+        return SCHEMA.empty_table().select(columns)
+    return DeltaTable(str(home.identifiers)).to_pyarrow_table(columns=columns)
 
 
 def _identified(raw: ir.Table, known: ir.Table, some_are_shared: bool) -> ir.Table:

@@ -190,7 +190,6 @@ class Registry:
 
     def frames(self) -> Iterator[tuple[str, str, pd.DataFrame]]:
         """Every table that a run has logged as a Parquet file: the run, the file's name, and the table."""
-        import mlflow
         import pandas as pd
 
         names = [model.experiment for model in self.settings.models.values()]
@@ -201,8 +200,9 @@ class Registry:
             for run in page:
                 for artifact in self._client.list_artifacts(run.info.run_id):
                     if artifact.path.endswith(".parquet"):
-                        path = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=artifact.path)
-                        yield run.info.run_id, artifact.path, pd.read_parquet(path)
+                        with tempfile.TemporaryDirectory() as scratch:
+                            path = self._client.download_artifacts(run.info.run_id, artifact.path, scratch)
+                            yield run.info.run_id, artifact.path, pd.read_parquet(path)
             token = page.token
             if not token:
                 return

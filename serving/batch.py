@@ -121,13 +121,15 @@ def outputs(home: Home) -> list[Path]:
     """The files that batches of this home were written to, those that still lie there."""
     path = home.root / OUTPUTS
     listed = msgspec.json.decode(path.read_bytes(), type=list[str]) if path.exists() else []
-    return [Path(each) for each in listed if Path(each).exists()]
+    return [path for each in listed if (path := home.root / each).exists()]
 
 
 def _remember_output(home: Home, out: Path) -> None:
     """So that an erasure finds the file; before it is written, as a crash may come after."""
-    known = {*map(str, outputs(home)), str(out.resolve())}
-    write_atomically(home.root / OUTPUTS, msgspec.json.encode(sorted(known)))
+    known = {path.resolve() for path in (*outputs(home), out)}
+    # a home may be moved
+    named = [str(path.relative_to(home.root) if path.is_relative_to(home.root) else path) for path in sorted(known)]
+    write_atomically(home.root / OUTPUTS, msgspec.json.encode(named))
 
 
 def _withdrawn(identities: Identities, consents: Consents) -> set[str]:

@@ -52,6 +52,10 @@ SHORTEST_SEARCHED = 8
 """Shorter values are searched for only together with their kind: a card number of four digits is part of any number."""
 
 
+class BusyHomeError(ValueError):
+    """A service runs on the home, and holds in memory what is to go."""
+
+
 class Found(msgspec.Struct):
     """A trace that the proof found."""
 
@@ -259,12 +263,12 @@ def open_office(home: Home, clock: Clock) -> Iterator[Office]:
     """The office of a home that no service runs on.
 
     Raises:
-        RuntimeError: a service runs on it, and would go on with what it has in memory.
+        BusyHomeError: a service runs on it, and would go on with what it has in memory.
     """
     try:
         guard = home.held("serving", exclusive=True)
     except BlockingIOError:
-        raise RuntimeError("a service runs on this home: ask it (DELETE or GET /v1/customers/{id}), or end it first") from None
+        raise BusyHomeError("a service runs on this home: ask it (DELETE or GET /v1/customers/{id}), or end it first") from None
     with guard:
         store, identities, decisions = FeatureStore(home), Identities(home), DecisionLog(home)
         store.apply()

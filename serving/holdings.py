@@ -13,7 +13,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from deltalake import DeltaTable
 
 from features import tables
 from features.contacts import Contacts
@@ -323,7 +322,7 @@ def mentions(subject: Subject) -> Callable[[str], bool]:
 
 
 def _delta_rows(path: Path, column: str, values: Sequence[str]) -> Iterator[Row]:
-    if not values or not DeltaTable.is_deltatable(str(path)):
+    if not values or not tables.files(path):
         return
     connection = connect()
     connection.register("wanted", pa.table({column: pa.array(values, pa.string())}))

@@ -1,0 +1,146 @@
+"""Who may ask what: keys with scopes, hashed at rest; an audit log of customers read and erased; no identifier where it does not belong."""
+
+from __future__ import annotations
+
+import base64
+import json
+import uuid
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scene import NEW_YEAR, SECRET, Service, command, customer, loyalty_cards, start_service, stop_service
+
+from features.home import Home
+from features.vault import Vault
+from serving.keys import SCOPES, Audit, Keys
+
+BY_SCOPE: dict[str, list[tuple[str, str]]] = {
+    "ingest": [("POST", "/v1/events"), ("POST", "/v1/batch"), ("POST", "/v1/identify"), ("POST", "/mp/collect"), ("POST", "/bento/events")],
+    "decide": [("POST", "/v1/recommendations"), ("POST", "/v1/similar-items"), ("POST", "/v1/next-best-offer"), ("POST", "/v1/churn"),
+               ("POST", "/bento/churn"), ("GET", "/metrics")],
+    "read_customer": [("POST", "/v1/profile"), ("GET", "/v1/customers/nobody"), ("GET", "/v1/customers/nobody/export")],
+    "admin": [("DELETE", "/v1/customers/nobody"), ("GET", "/v1/erasures/none")],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def keyed(own_service: Service) -> Iterator[tuple[Service, dict[str, str]]]:
+    """A service that asks for keys, and one key a scope."""
+    keys = Keys(own_service.home)
+    tokens = {scope: keys.create(f"{scope}-{uuid.uuid4().hex[:6]}", [scope], NEW_YEAR) for scope in SCOPES}
+    running = start_service(own_service.home)
+    yield running, tokens
+    stop_service(running)
+
+
+def call(service: Service, method: str, path: str, token: str, **headers: str) -> int:
+    headers = {"authorization": f"Bearer {token}"} if token and not headers else headers
+    if method == "POST":
+        return service.post(path, {"request": {}} if path.startswith("/bento") else {}, **headers)[0]
+    return service.get(path, method, **headers)[0]
+
+
+@pytest.mark.parametrize("scope", list(BY_SCOPE))
+def test_a_key_opens_what_its_scope_says_and_nothing_else(keyed: tuple[Service, dict[str, str]], scope: str) -> None:
+    service, tokens = keyed
+    for method, path in BY_SCOPE[scope]:
+        assert call(service, method, path, "") == 401, path
+        assert call(service, method, path, "ubq_wrong") == 401, path
+        for held, token in tokens.items():
+            status = call(service, method, path, token)
+            assert (status == 403) == (held not in (scope, "admin")), (held, path, status)
+            assert status != 401
+
+
+def test_a_key_comes_as_bearer_as_a_write_key_or_in_googles_query(keyed: tuple[Service, dict[str, str]]) -> None:
+    service, tokens = keyed
+    basic = base64.b64encode(f"{tokens['ingest']}:".encode()).decode()
+    assert call(service, "POST", "/v1/batch", "", authorization=f"Basic {basic}") == 400
+    assert service.post(f"/mp/collect?api_secret={tokens['ingest']}", {})[0] == 400
+    assert service.post(f"/v1/churn?api_secret={tokens['decide']}", {})[0] == 401, "a key in an address is in every log between"
+    assert call(service, "POST", "/v1/batch", "", authorization="Basic not-base64") == 401
+
+
+def test_a_key_is_nowhere_in_clear_and_a_revoked_one_opens_nothing(keyed: tuple[Service, dict[str, str]]) -> None:
+    service, tokens = keyed
+    for path in (service.home.root / "access.db", service.home.root / "access.db-wal"):
+        if path.exists():
+            assert not any(token.encode() in path.read_bytes() for token in tokens.values())
+    home = service.home.root
+    made = command("serving", "keys", "create", "short-lived", "--scope", "decide", home=home)
+    token = made.stdout.strip()
+    assert Keys(service.home).check(token) is not None
+    assert "short-lived" in command("serving", "keys", "list", home=home).stdout
+    assert command("serving", "keys", "create", "short-lived", "--scope", "decide", home=home).returncode == 1
+    assert command("serving", "keys", "create", "other", "--scope", "everything", home=home).returncode == 1
+    assert "revoked" in command("serving", "keys", "revoke", "short-lived", home=home).stdout
+    assert Keys(service.home).check(token) is None
+    assert command("serving", "keys", "revoke", "short-lived", home=home).returncode == 1
+
+
+def test_customers_read_and_erased_are_written_down_as_keyed_hashes(keyed: tuple[Service, dict[str, str]]) -> None:
+    service, tokens = keyed
+    admin = {"authorization": f"Bearer {tokens['admin']}"}
+    name = uuid.uuid4().hex
+    at = (NEW_YEAR - timedelta(hours=1)).isoformat()
+    event = {"event_id": name, "name": "login", "occurred_at": at, "identifiers": {"loyalty_card": name}}
+    assert service.post("/v1/events", event, **admin)[1]["accepted"] == 1
+    status, view = service.post("/v1/profile", {"identifiers": {"loyalty_card": name}}, authorization=f"Bearer {tokens['read_customer']}")
+    assert status == 200
+    her = view["customer_id"]
+    assert service.get(f"/v1/customers/{her}/export", **admin)[0] == 200
+    assert service.get(f"/v1/customers/{her}", "DELETE", **admin)[0] in (200, 202)
+    lines = Audit(service.home, Vault(SECRET.encode())).lines(her)
+    assert [line["action"] for line in lines] == ["read", "export", "erase"]
+    assert lines[0]["key"].startswith("read_customer-")
+    assert {line["outcome"] for line in lines} == {"done"}
+    assert her.encode() not in (service.home.root / "access.db").read_bytes()
+    assert call(service, "GET", f"/v1/customers/{'c_0123456789abcdef'}", tokens["admin"]) == 404
+    assert Audit(service.home, Vault(SECRET.encode())).lines("c_0123456789abcdef")[-1]["outcome"] == "unknown"
+
+
+MARK = "zz-marked"
+BAD: list[tuple[str, Any]] = [
+    ("/v1/events", {"event_id": "x", "name": "login", "identifiers": {"email": f"{MARK} at home"}, "occurred_at": "2018-01-01T00:00:00Z"}),
+    ("/v1/events", {"event_id": "x", "name": "login", "identifiers": {"phone": MARK}, "occurred_at": "2018-01-01T00:00:00Z"}),
+    ("/v1/events", {"event_id": "x", "name": "login", "identifiers": {MARK: "x"}, "occurred_at": "2018-01-01T00:00:00Z"}),
+    ("/v1/events", {"event_id": "x", "name": "login", "identifiers": [MARK], "occurred_at": "2018-01-01T00:00:00Z"}),
+    ("/v1/events", {"event_id": "x", "name": "identify", "identifiers": {"cookie": "c"}, "traits": {"name": [MARK]}, "occurred_at": "2018-01-01"}),
+    ("/v1/recommendations", {"identifiers": {"email": MARK}}),
+    ("/v1/recommendations", {"customer_id": MARK, "identifiers": {"email": "a@shop.org"}}),
+    ("/v1/profile", {"customer_id": MARK}),
+    ("/v1/profile", {"identifiers": {"phone": MARK}}),
+    (f"/v1/customers/{MARK}", {}),
+    (f"/v1/{MARK}", {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body"), BAD)
+def test_no_mistake_is_answered_with_an_identifier(keyed: tuple[Service, dict[str, str]], path: str, body: Any) -> None:
+    service, tokens = keyed
+    status, problem = service.post(path, body, authorization=f"Bearer {tokens['admin']}")
+    assert 400 <= status < 500, problem
+    assert MARK not in json.dumps(problem)
+
+
+def test_neither_logs_nor_metrics_name_a_customer(keyed: tuple[Service, dict[str, str]]) -> None:
+    service, tokens = keyed
+    admin = {"authorization": f"Bearer {tokens['admin']}"}
+    card = loyalty_cards(service.home)[11]
+    service.get(f"/v1/customers/{customer(card)}", **admin)
+    service.post("/v1/profile", {"identifiers": {"email": f"{MARK}@shop.org"}}, **admin)
+    metrics = service.get("/metrics", **admin)[1]
+    log = (service.home.root / f"service-{service.port}.log").read_text()
+    for text in (metrics, log):
+        assert customer(card) not in text
+        assert MARK not in text
+    assert 'route="customers"' in metrics
+
+
+def test_beyond_loopback_a_key_is_asked_for(trained: Home, tmp_path: Path) -> None:
+    done = command("serving", "--host", "0.0.0.0", home=tmp_path)
+    assert done.returncode == 1
+    assert "python -m serving keys create" in done.stdout

@@ -1,0 +1,205 @@
+"""Erasure and export: every place, a proof by search, a crash in between, and nothing that comes back."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
+from scene import NEW_YEAR, Service, command, copy_home, customer, eventually, loyalty_cards, start_service, stop_service
+
+from features.clock import fixed_clock
+from features.event_log import EventLog, connect
+from features.home import Home
+from features.identity import Identities
+from serving.erasure import Office, open_office, prove
+from serving.holdings import Place, Subject, mentions
+
+PLACES = ("events", "inbox", "dead letters", "feature snapshots", "online store", "decisions", "batch files", "model runs",
+          "import stages", "contacts", "identity")  # fmt: skip
+HELD_NOWHERE_ELSE = ("inbox", "import stages")
+"""Places that are empty once everything is drained and every import is done."""
+
+
+@pytest.fixture(scope="module")
+def lived_in(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, str]:
+    """A home in which one customer is known to every place, and her card."""
+    home = copy_home(trained, tmp_path_factory.mktemp("lived") / "home")
+    card = loyalty_cards(home)[40]
+    running = start_service(home)
+    her = {"loyalty_card": card}
+    at = (NEW_YEAR - timedelta(hours=2)).isoformat()
+    person = {
+        "event_id": uuid.uuid4().hex, "name": "identify", "occurred_at": at, "channel": "web",
+        "identifiers": {**her, "email": "Countess.Lovelace@example.org", "phone": "+44 20 7946 0958", "cookie": "cookie-of-ada"},
+        "traits": {"first_name": "Augusta Ada", "street": "12 St James's Square"},
+    }  # fmt: skip
+    try:
+        assert running.ask("events", person)["accepted"] == 1
+        bad = {**person, "event_id": uuid.uuid4().hex, "name": "offer_view", "note": "call countess.lovelace@EXAMPLE.org on 020-7946 0958"}
+        assert running.post("/v1/events", bad)[0] == 400
+        for question in ("churn", "recommendations", "next-best-offer"):
+            running.ask(question, {"identifiers": {"email": "countess.lovelace@example.org"}})
+        eventually(lambda: running.ask("recommendations", {"identifiers": her})["fallback"] is None)
+    finally:
+        stop_service(running)
+    for kind, suffix in (("recommendations", "parquet"), ("churn", "jsonl")):
+        out = home.root / "batch" / f"{kind}.{suffix}"
+        done = command("serving", "score", kind, "--out", str(out), "--limit", "2", home=home.root)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return home, card
+
+
+@pytest.fixture
+def office(lived_in: tuple[Home, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Office, str, Home]]:
+    home = copy_home(lived_in[0], tmp_path / "home")
+    monkeypatch.setenv("UBIQUO_HOME", str(home.root))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    # MLflow remembers by run where its artifacts lie, and the copies' runs have the same ids
+    _artifact_repos_cache.clear()
+    with open_office(home, fixed_clock(NEW_YEAR + timedelta(hours=1))) as opened:
+        yield opened, customer(lived_in[1]), home
+
+
+class TestEveryPlace:
+    """The contract of a place: it finds her, it takes out what it finds, and then neither it nor its files know her."""
+
+    def place(self, office: Office, name: str) -> Place:
+        [found] = [place for place in office.places if place.name == name]
+        return found
+
+    def test_there_is_none_that_no_test_knows(self, office: tuple[Office, str, Home]) -> None:
+        assert {place.name for place in office[0].places} == set(PLACES)
+
+    def test_each_finds_and_takes_out(self, office: tuple[Office, str, Home]) -> None:
+        opened, her, _ = office
+        subject = opened.subject(her)
+        for name in PLACES:
+            place = self.place(opened, name)
+            before = list(place.find(subject))
+            assert bool(before) == (name not in HELD_NOWHERE_ELSE), name
+            place.erase(subject)
+            assert list(place.find(subject)) == [], name
+
+
+def test_she_is_taken_out_of_everything_and_the_others_stay(office: tuple[Office, str, Home]) -> None:
+    opened, her, home = office
+    log = EventLog(home, "America/New_York")
+    count, mine = log.count(), len(opened.subject(her).event_ids)
+    others = len(Identities(home).customers())
+    subject = opened.subject(her)
+    assert prove(home, subject).found, "the search finds her before"
+    receipt = opened.erase(her)
+    assert receipt.proof.found == []
+    assert receipt.proof.files > 100
+    assert receipt.proof.values > mine
+    assert receipt.tombstones == 4
+    assert {name for name, rows in receipt.places.items() if not rows} == set(HELD_NOWHERE_ELSE)
+    assert log.count() == count - mine
+    assert len(Identities(home).customers()) == others - 1
+    kept = (home.root / "erasures" / f"{receipt.receipt_id}.json").read_text()
+    assert her not in kept
+    assert "lovelace" not in kept.lower()
+
+
+def test_the_proof_finds_what_is_left_behind(office: tuple[Office, str, Home]) -> None:
+    """Each trace that one might overlook, put there on purpose."""
+    opened, her, home = office
+    subject = opened.subject(her)
+    opened.erase(her)
+    traces: dict[str, Any] = {
+        "note.txt": b"ask countess.lovelace@example.org", "cache.bin": b"\x00\x01" + subject.keys[0].partition(":")[2].encode(),
+        "old.json": json.dumps({"customer_id": her}).encode(),
+    }  # fmt: skip
+    for name, content in traces.items():
+        (home.root / name).write_bytes(content)
+    table = pa.table({"deep": [[{"who": "countess.lovelace@example.org"}]]})
+    pq.write_table(table, home.root / "deep.parquet", compression="zstd")
+    found = {Path(each.file).name: each.what for each in prove(home, subject).found}
+    assert found == {"note.txt": "email", "cache.bin": "keyed hash", "old.json": "customer id", "deep.parquet": "email"}
+
+
+def test_a_repeated_import_does_not_bring_her_back(office: tuple[Office, str, Home]) -> None:
+    opened, her, home = office
+    opened.erase(her)
+    count = EventLog(home, "America/New_York").count()
+    opened.close()
+    again = command("features", "import", "complete-journey", "--households", "1200", "--again", home=home.root)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert EventLog(home, "America/New_York").count() == count
+    assert her not in Identities(home).customers()
+    assert "of erased people" in again.stdout
+
+
+@pytest.mark.parametrize("broken", ["online store", "identity"])
+def test_an_erasure_that_broke_off_is_carried_out_at_the_next_start(
+    office: tuple[Office, str, Home], broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, her, home = office
+    [place] = [each for each in opened.places if each.name == broken]
+    subject = opened.subject(her)
+
+    def crash(_: Subject) -> int:
+        raise RuntimeError("the power went")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, "erase", crash)
+        with pytest.raises(RuntimeError, match="power"):
+            opened.erase(her)
+    [receipt_id] = opened.resume()
+    receipt = opened.receipt(receipt_id, timeout=None)
+    assert receipt.proof.found == []
+    assert prove(home, subject).found == []
+    assert opened.resume() == []
+
+
+def test_the_export_holds_everything_as_json_lines(office: tuple[Office, str, Home]) -> None:
+    opened, her, home = office
+    lines = [json.loads(line) for line in opened.export(her)]
+    places = {line["place"] for line in lines}
+    assert places == set(PLACES) - set(HELD_NOWHERE_ELSE)
+    by_place = {place: [line for line in lines if line["place"] == place] for place in places}
+    files = EventLog(home, "America/New_York").files()
+    [(mine,)] = (
+        connect().execute("SELECT count(*) FROM read_parquet(?) WHERE identity_key = ?", [files, opened.subject(her).keys[0]]).fetchall()
+    )
+    assert len(by_place["events"]) == mine
+    values = {line["value"] for line in by_place["contacts"]}
+    assert {"countess.lovelace@example.org", "+442079460958", "Augusta Ada", "cookie-of-ada"} <= values
+
+
+def test_a_letter_names_her_in_whatever_writing() -> None:
+    named = mentions(Subject([], [], [("email", "ada@shop.org"), ("phone", "+442079460958"), ("loyalty_card", "1029")]))
+    for text in ('{"email": "ADA@shop.org"}', "call 020 7946-0958", '{"card": "1029"}', "card 1029, please"):
+        assert named(text), text
+    for text in ("ada@shop.org.uk.example"[1:], "canada@shop.org", "10290", "item 51029", "nobody"):
+        assert not named(text), text
+
+
+class TestByCommand:
+    def test_erased_exported_and_unknown(self, lived_in: tuple[Home, str], tmp_path: Path) -> None:
+        home = copy_home(lived_in[0], tmp_path / "home")
+        out = tmp_path / "ada.jsonl"
+        done = command("serving", "export", "email:Countess.Lovelace@example.org", "--out", str(out), home=home.root)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Augusta Ada" in out.read_text()
+        gone = command("serving", "erase", f"loyalty_card:{lived_in[1]}", "--yes", home=home.root)
+        assert gone.returncode == 0, gone.stdout + gone.stderr
+        assert ": 0 found" in gone.stdout
+        again = command("serving", "erase", f"loyalty_card:{lived_in[1]}", "--yes", home=home.root)
+        assert again.returncode == 1
+        assert "nobody is known by that" in again.stdout
+        assert "erase" in command("serving", "audit", home=home.root).stdout
+
+    def test_not_behind_the_back_of_a_service(self, own_service: Service) -> None:
+        card = loyalty_cards(own_service.home)[7]
+        done = command("serving", "erase", f"loyalty_card:{card}", "--yes", home=own_service.home.root)
+        assert done.returncode == 1
+        assert "a service runs on this home" in done.stdout
