@@ -29,6 +29,8 @@ evaluate: $(VENV)/demo.stamp
 bench: $(VENV)/dev.stamp
 	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_import.py
 	PYTHONPATH=.:tests $(PY) -W ignore tests/bench.py
+	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_intake.py
+	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_linkage.py
 
 $(VENV)/%.stamp: pyproject.toml requirements.lock
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)

@@ -157,6 +157,11 @@ class Consents:
         ends = [at for at, _ in said[1:]]
         return [Interval(at, end, allowed) for (at, allowed), end in zip(said, [*ends, None], strict=True) if end is None or at < end]
 
+    @property
+    def silent(self) -> bool:
+        """Whether nobody has said anything yet."""
+        return not self._by_key
+
     def keys(self) -> list[str]:
         """The identity keys under which anything was said."""
         with self._lock:

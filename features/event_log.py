@@ -287,7 +287,7 @@ class EventLog:
 
     def hashes_of(self, event_ids: Sequence[str]) -> dict[str, str]:
         """The content hash of each of *event_ids* that the log holds."""
-        if not self.exists or not event_ids:
+        if not event_ids or not self.exists:
             return {}
         connection = connect()
         connection.register("batch", pa.table({"event_id": pa.array(event_ids, pa.string())}))

@@ -242,16 +242,14 @@ class Identities:
         """The event's customer, minted if need be; what is new waits for ``flush``. None where nobody is identified."""
         if not event.identifiers:
             return None
-        keys = keys_of(event.identifiers)
-        with self._lock:
-            if len(keys) == 1 and not event.previous and keys[0] in self._owner:
-                self._seen_earlier(keys[0], event.event_id, known_at)
-                return self._owner[keys[0]]
-            return self._learn(keys, keys_of(event.previous), event.event_id, known_at)
+        return self.learn_keys(keys_of(event.identifiers), keys_of(event.previous), event.event_id, known_at)
 
     def learn_keys(self, keys: Sequence[str], previous: Sequence[str], event_id: str, known_at: datetime) -> str | None:
         """As ``learn``, of identity keys (the strongest first) in place of an event."""
         with self._lock:
+            if len(keys) == 1 and not previous and keys[0] in self._owner:
+                self._seen_earlier(keys[0], event_id, known_at)
+                return self._owner[keys[0]]
             return self._learn(keys, previous, event_id, known_at)
 
     def learn_all(self, events: Iterable[tuple[SealedEvent, datetime]]) -> None:

@@ -94,9 +94,10 @@ class Vault:
 
     def seal(self, event: Event) -> Sealed:
         """Part the event into what may be stored and what is personal."""
-        fields = {name: getattr(event, name) for name in event.__struct_fields__}
+        fields = msgspec.structs.asdict(event)
         fields["identifiers"] = {kind: self.hash(kind, value) for kind, value in event.identifiers.items()}
-        fields["previous"] = {kind: self.hash(kind, value) for kind, value in event.previous.items()}
+        if event.previous:
+            fields["previous"] = {kind: self.hash(kind, value) for kind, value in event.previous.items()}
         fields["personal"] = {}
         sealed = SealedEvent(**fields)
         personal = [

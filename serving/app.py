@@ -84,7 +84,7 @@ class Runtime:
         self.audit = Audit(home, self.identities.vault)
         self.reader = OnlineReader(FeatureStore(home), self.intake.fresh)
         self._chores: list[tuple[str, Callable[[], Any], float]] = [
-            ("moving events to the log", self.intake.drain, TICK_SECONDS),
+            ("moving events to the log", self.intake.drain_if_due, TICK_SECONDS),
             ("flushing decisions", self.decisions.flush, TICK_SECONDS),
             ("recomputing aggregates", self.intake.refresh_aggregates, AGGREGATE_SECONDS),
             ("looking for new champions", self._refresh_models, MODEL_CHECK_SECONDS),

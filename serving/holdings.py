@@ -103,7 +103,7 @@ class Waiting:
     def find(self, subject: Subject) -> Iterator[Row]:
         """Nothing waits once it is drained, except what came since."""
         names = set(subject.event_ids)
-        yield from ({"event_id": letter.event_id} for letter in self._inbox.waiting(-1)[0] if letter.event_id in names)
+        yield from ({"event_id": letter.event_id} for letter in self._inbox.waiting(-1) if letter.event_id in names)
 
     def erase(self, subject: Subject) -> int:
         """Overwrite what the file still shows."""

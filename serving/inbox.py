@@ -114,15 +114,19 @@ class Inbox:
                 self._writer.execute("ROLLBACK")
                 raise
 
-    def waiting(self, limit: int = 10_000) -> tuple[list[Letter], list[Refused]]:
-        """What has not reached the log yet, oldest first; a limit of -1 is none."""
+    def waiting(self, limit: int = 10_000, after: datetime = EPOCH) -> list[Letter]:
+        """The events that were received after a moment and have not left yet, oldest first; a limit of -1 is none."""
+        query = """SELECT event_id, content_hash, received_at, payload, source, personal FROM waiting
+                   WHERE received_at > ? ORDER BY received_at LIMIT ?"""
         with self._reading:
-            events = self._reader.execute(
-                "SELECT event_id, content_hash, received_at, payload, source, personal FROM waiting ORDER BY received_at LIMIT ?", (limit,)
-            ).fetchall()
-            refused = self._reader.execute("SELECT * FROM refused ORDER BY received_at LIMIT ?", (limit,)).fetchall()
-        letters = [Letter(i, h, _moment(at), *rest) for i, h, at, *rest in events]
-        return letters, [Refused(_moment(at), *rest) for at, *rest in refused]
+            rows = self._reader.execute(query, (microseconds(after), limit)).fetchall()
+        return [Letter(i, h, _moment(at), *rest) for i, h, at, *rest in rows]
+
+    def refused(self, limit: int = 10_000) -> list[Refused]:
+        """The rows that could not be taken and have not left yet, oldest first."""
+        with self._reading:
+            rows = self._reader.execute("SELECT * FROM refused ORDER BY received_at LIMIT ?", (limit,)).fetchall()
+        return [Refused(_moment(at), *rest) for at, *rest in rows]
 
     def drained(self, letters: Sequence[Letter], refused: Sequence[Refused]) -> None:
         """Let go of what the log now holds."""

@@ -17,18 +17,23 @@ from features.event_log import DeadLetter, EventLog, Incoming
 from features.events import RejectedEvent, SealedEvent, parse_event
 from features.folds import History, Touch, fold_history
 from features.home import Home
-from features.identity import Identities
+from features.identity import Identities, keys_of
 from features.shop import Shop
 from features.snapshots import compute, replay
 from features.store import FeatureStore
 from features.timeline import open_timeline
 from features.tombstones import Tombstones
 from features.vault import Personal, Sealed
-from serving.inbox import Inbox, Letter, Refused
+from serving.inbox import EPOCH, Inbox, Letter, Refused
 from serving.schemas import EventReceipt, EventsAnswer
 
 SOURCE = "http"
 TICK = timedelta(microseconds=1)
+BATCHES_FOLDED_AT_ONCE = 5
+BUSY_EVENTS = 2_000
+"""How many more events wait than a tick ago when the intake counts as busy."""
+MAX_POSTPONED = 5
+"""How many ticks the log may be kept waiting by a busy intake."""
 MAX_WAITING = 200_000
 """How many events may wait for the log (``UBIQUO_MAX_WAITING`` sets another bound) before callers are asked to come again."""
 Translate = Callable[[Any, datetime], Any]
@@ -69,6 +74,7 @@ class Intake:
         self._minted: set[str] = set()
         """Customers first seen by this process, who have no past to look up."""
         self._unfolded: list[Incoming] = []
+        self._postponed = self._seen_waiting = 0
         self._touched: set[str] = set()
         self._last = self.inbox.last_received()
         self._log.catch_up()
@@ -154,8 +160,11 @@ class Intake:
         return Refused(at, source, self._vault.encrypt(msgspec.json.encode(letter)))
 
     def _learn(self, event: SealedEvent, at: datetime) -> str | None:
-        known_before = self.identities.customer_of(event)
-        customer = self.identities.learn(event, at)
+        if not event.identifiers:
+            return None
+        keys = keys_of(event.identifiers)
+        known_before = self.identities.owner_of(keys)
+        customer = self.identities.learn_keys(keys, keys_of(event.previous), event.event_id, at)
         if customer and known_before is None:
             self._minted.add(customer)
         self._consents.note(event, at)
@@ -163,12 +172,13 @@ class Intake:
 
     def _show(self, taken: Sequence[tuple[SealedEvent, str | None, datetime]]) -> None:
         for event, customer, at in taken:
-            if customer is not None and self._usable(event):
+            if customer is not None and self._usable(customer):
                 self._fresh.setdefault(customer, []).append((at, touch_of(event)))
 
-    def _usable(self, event: SealedEvent) -> bool:
-        customer = self.identities.customer_of(event)
-        return customer is None or self._consents.allows(self.identities.members(customer), "personalization")
+    def _usable(self, customer: str) -> bool:
+        if self._consents.silent:
+            return self._shop.consent.default("personalization")
+        return self._consents.allows(self.identities.members(customer), "personalization")
 
     def _next_moment(self) -> datetime:
         """The time of receipt: the clock's, but always later than the last, so that the order of events is their order."""
@@ -178,26 +188,43 @@ class Intake:
 
     # --- on
 
+    def drain_if_due(self) -> int:
+        """As ``drain``; under load only now and then, so that the core is there for those who wait for an answer."""
+        waiting, self._seen_waiting = len(self._waiting) - self._seen_waiting, len(self._waiting)
+        if waiting > BUSY_EVENTS and len(self._waiting) < self._max_waiting // 2 and self._postponed < MAX_POSTPONED:
+            self._postponed += 1
+            return 0
+        self._postponed = 0
+        return self.drain()
+
     def drain(self) -> int:
         """Move what waits into the log, and what is new of it into the online rows, in batches; returns how many events."""
         moved = 0
         with self._moving:
             self._log.catch_up()
-            while True:
-                letters, refused = self.inbox.waiting()
-                if not letters and not refused:
-                    return moved
-                report = self._log.append([self._incoming(letter) for letter in letters], self.identities)
-                self._log.reject([self._dead_letter(each) for each in refused])
-                # what an earlier failure left unfolded goes first: only when all is folded may it leave the inbox
-                self._unfolded += report.fresh
-                if letters:
-                    self._fold(self._unfolded, letters[-1].received_at + TICK)
-                self._unfolded = []
-                self.inbox.drained(letters, refused)
-                for letter in letters:
-                    self._waiting.pop(letter.event_id, None)
-                moved += len(letters)
+            while taken := self._drain_some():
+                moved += taken
+        return moved
+
+    def _drain_some(self) -> int:
+        """Append a few batches to the log, then fold them all at once: a customer's row is written once however often she came."""
+        letters: list[Letter] = []
+        refused = self.inbox.refused()
+        self._log.reject([self._dead_letter(each) for each in refused])
+        for _ in range(BATCHES_FOLDED_AT_ONCE):
+            more = self.inbox.waiting(after=letters[-1].received_at if letters else EPOCH)
+            if not more:
+                break
+            # what an earlier failure left unfolded goes first: only when all is folded may it leave the inbox
+            self._unfolded += self._log.append([self._incoming(letter) for letter in more], self.identities).fresh
+            letters += more
+        if letters:
+            self._fold(self._unfolded, letters[-1].received_at + TICK)
+        self._unfolded = []
+        self.inbox.drained(letters, refused)
+        for letter in letters:
+            self._waiting.pop(letter.event_id, None)
+        return len(letters) + len(refused)
 
     def refresh_aggregates(self) -> int:
         """Recompute the windowed features of the customers whose events have just reached the log.
@@ -255,12 +282,11 @@ class Intake:
         again = disturbed | {c for c, row in online.items() if row["bought_item_ids"] is None and c not in self._minted}
         rows = []
         for customer in ordinary:
-            usable = [row.event for row in by_customer[customer] if self._usable(row.event)]
-            if customer in again or not usable:
+            if customer in again or not self._usable(customer):
                 continue
             history = History.from_row(online[customer])
-            for event in usable:
-                fold_history(history, touch_of(event))
+            for row in by_customer[customer]:
+                fold_history(history, touch_of(row.event))
             rows.append({"customer_id": customer, **history.to_row()})
         self._store.push("customer_history", rows, until)
         if again:
@@ -289,7 +315,7 @@ class Intake:
 
         The letters leave the inbox last, so that a crash during the recovery only means another one.
         """
-        letters, _ = self.inbox.waiting(limit=-1)
+        letters = self.inbox.waiting(limit=-1)
         if not letters:
             return
         batch = [self._incoming(letter) for letter in letters]

@@ -1,7 +1,7 @@
 """Durable intake and identity, measured: ``make bench`` prints the tables.
 
-Server and client have a core each. The floor is an endpoint on the same kind of server that reads the same JSON and acknowledges
-it without storing anything.
+Server and client have a core each. Beside the service stand two endpoints of a bare uvicorn that acknowledge the same batches without
+storing anything: one reads the JSON, the other checks and seals each event too, as the intake does.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -29,7 +31,7 @@ from features.identity import Identities
 from features.shop import Shop
 from features.vault import Vault
 
-FLOOR = """
+READING = """
 import msgspec
 BODY = b'{"accepted":100}'
 HEAD = [(b"content-type", b"application/json"), (b"content-length", str(len(BODY)).encode())]
@@ -44,6 +46,31 @@ async def app(scope, receive, send):
         msgspec.json.decode(body)
         await send({"type": "http.response.start", "status": 200, "headers": HEAD})
         await send({"type": "http.response.body", "body": BODY})
+"""
+CHECKING = """
+import msgspec
+from features.clock import system_clock
+from features.events import parse_event
+from features.home import Home
+from features.shop import Shop
+from features.vault import Vault
+from serving.schemas import EventReceipt, EventsAnswer
+home = Home.from_environment()
+vault, shop = Vault.open(home), Shop.load(home)
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        body = b""
+        while True:
+            message = await receive()
+            body += message["body"]
+            if not message.get("more_body"):
+                break
+        events = [vault.seal(parse_event(raw, system_clock(), shop.currency, shop.phone_region)).event
+                  for raw in msgspec.json.decode(body)["events"]]
+        answer = msgspec.json.encode(EventsAnswer(len(events), 0, 0, 0, [EventReceipt("accepted", e.event_id) for e in events]))
+        head = [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await send({"type": "http.response.body", "body": answer})
 """
 BATCH, BATCHES, CONNECTIONS, CUSTOMERS = 100, 600, 8, 5_000
 IDENTIFIERS = 1_000_000
@@ -94,33 +121,95 @@ def pin(pid: int, core: int) -> None:
             os.sched_setaffinity(thread.id, [core])
 
 
+def endpoint(folder: Path, name: str, code: str, home: Home) -> tuple[int, subprocess.Popen[bytes]]:
+    """A bare uvicorn that runs *code*."""
+    (folder / f"{name}.py").write_text(code)
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", f"{name}:app", "--port", str(port), "--no-access-log", "--log-level", "error"]
+    environment = {**os.environ, "UBIQUO_HOME": str(home.root), "PYTHONPATH": str(ROOT)}
+    return port, subprocess.Popen(command, cwd=folder, env=environment)
+
+
+FORGETFUL = """
+from concurrent.futures import Future
+from serving import inbox
+def forget(self, letters, refused):
+    done = Future()
+    done.set_result(None)
+    return done
+inbox.Inbox.submit = forget
+from serving.service import Ubiquo
+"""
+
+
+def forgetful_service(home: Home, folder: Path) -> Service:
+    """The very service, but for an inbox that says it has stored what it has not."""
+    (folder / "forgetful.py").write_text(FORGETFUL)
+    port = free_port()
+    environment = {
+        **os.environ, "UBIQUO_HOME": str(home.root), "PYTHONPATH": str(ROOT), "UBIQUO_LOOPBACK": "1", "UBIQUO_MAX_WAITING": "10000000",
+        "UBIQUO_CLOCK": f"from:{NEW_YEAR.isoformat()}", "BENTOML_HOME": str(home.root / "bentoml"),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "bentoml", "serve", "forgetful:Ubiquo", "--working-dir", str(folder), "--port", str(port)]
+    process = subprocess.Popen(
+        command, env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    service = Service(home, port, process)
+    for _ in range(600):
+        try:
+            if service.get("/readyz")[0] == 200:
+                return service
+        except OSError:
+            time.sleep(0.2)
+    raise RuntimeError("it did not start")
+
+
+def settle(home: Home) -> None:
+    """Wait until nothing waits for the log."""
+    with sqlite3.connect(f"file:{home.inbox}?mode=ro", uri=True) as inbox:
+        while inbox.execute("SELECT count(*) FROM waiting").fetchone() != (0,):
+            time.sleep(0.05)
+
+
 def intake(home: Home) -> None:
     folder = home.root / "bench"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "ack.py").write_text(FLOOR)
-    port = free_port()
-    floor = subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", "ack:app", "--port", str(port), "--no-access-log", "--log-level", "error"], cwd=folder
-    )
+    reading, reader = endpoint(folder, "reading", READING, home)
+    checking, checker = endpoint(folder, "checking", CHECKING, home)
     service: Service = start_service(home, UBIQUO_MAX_WAITING="1000000")
+    forgetful = forgetful_service(home, folder)
+    rates: dict[str, list[float]] = {}
+    settled: list[float] = []
     try:
         cores = sorted(os.sched_getaffinity(0))
-        pin(service.process.pid, cores[0])
-        pin(floor.pid, cores[0])
+        for process in (service.process, forgetful.process, reader, checker):
+            pin(process.pid, cores[0])
         os.sched_setaffinity(0, [cores[-1]])
-        asyncio.run(send(service.port, "/v1/events", bodies(20)))
-        print("| intake, batches of 100 | events/s | share of acknowledging without storing |\n|---|---|---|")
-        rates: dict[str, list[float]] = {"bare uvicorn: read, acknowledge, store nothing": [], "**durable intake** (/v1/events)": []}
+        for port in (service.port, forgetful.port):
+            asyncio.run(send(port, "/v1/events", bodies(20)))
         for _ in range(3):
-            rates["bare uvicorn: read, acknowledge, store nothing"].append(asyncio.run(send(port, "/", bodies(BATCHES))))
-            rates["**durable intake** (/v1/events)"].append(asyncio.run(send(service.port, "/v1/events", bodies(BATCHES))))
-        base = sorted(rates["bare uvicorn: read, acknowledge, store nothing"])[1]
-        for name, each in rates.items():
-            print(f"| {name} | {sorted(each)[1]:.0f} | {sorted(each)[1] / base:.2f} |")
+            for name, port, path in (("reads, stores nothing", reading, "/"), ("reads, checks and seals, stores nothing", checking, "/"),
+                                     ("the same service with an inbox that stores nothing", forgetful.port, "/v1/events"),
+                                     ("**durable intake**", service.port, "/v1/events")):  # fmt: skip
+                batches = bodies(BATCHES)
+                began = time.perf_counter()
+                rates.setdefault(name, []).append(asyncio.run(send(port, path, batches)))
+                if port == service.port:
+                    settle(home)
+                    settled.append(BATCHES * BATCH / (time.perf_counter() - began))
     finally:
         os.sched_setaffinity(0, range(os.cpu_count() or 1))
         stop_service(service)
-        floor.terminate()
+        stop_service(forgetful, signal.SIGKILL)
+        reader.terminate()
+        checker.terminate()
+    middle = {name: sorted(each)[1] for name, each in rates.items()}
+    print("| batches of 100, one core | events/s | durable intake, as a share |\n|---|---|---|")
+    for name, each in middle.items():
+        print(f"| {name} | {each:.0f} | {middle['**durable intake**'] / each:.2f} |")
+    print(
+        f"\nWith the log and the online rows of {CUSTOMERS:,} customers brought up to date, all on that core: {sorted(settled)[1]:.0f} events/s."
+    )
     stored = connect().execute("SELECT count(*), count(DISTINCT event_id) FROM read_parquet(?)", [EventLog(home, "UTC").files()]).fetchall()
     print(f"\nStored afterwards: {stored[0][0]} events, {stored[0][1]} of them distinct.")
 
