@@ -15,7 +15,7 @@ from deltalake import DeltaTable, write_deltalake
 from features.events import SealedEvent
 from features.home import Home
 from features.identifiers import RANK, RULES, IdentifierKind, normalise_all
-from features.tables import append, files, without_statistics
+from features.tables import append, compact_if_fragmented, files, without_statistics
 from features.vault import IDENTIFIER, Personal, Vault
 
 SCHEMA = pa.schema(
@@ -87,6 +87,8 @@ class Identities:
         self._lock = threading.RLock()
         self._forget()
         self.refresh()
+        # what was merged before this process began is no news to it
+        self.take_disturbed()
 
     @classmethod
     def empty(cls, home: Home, vault: Vault) -> Identities:
@@ -114,11 +116,13 @@ class Identities:
         with self._lock:
             standing = set(files(self._home.identifiers))
             if not self._read <= standing:
-                pending = self._pending
+                pending, disturbed, before = self._pending, self._disturbed, dict(self._members)
                 self._forget()
                 self._apply_files(standing)
                 for step in pending:
                     self._record(step)
+                changed = (c for c in before.keys() | self._members.keys() if set(before.get(c, ())) != set(self._members.get(c, ())))
+                self._disturbed = disturbed.union(changed)
             else:
                 self._apply_files(standing - self._read)
 
@@ -471,6 +475,7 @@ class Identities:
             self.refresh()
             steps, self._pending = self._pending, []
             append(self._home.identifiers, _table(steps, self._seq + 1))
+            compact_if_fragmented(self._home.identifiers)
             self._seq += len(steps)
             self._read = set(files(self._home.identifiers))
 

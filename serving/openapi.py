@@ -8,9 +8,11 @@ from typing import Any
 import msgspec
 
 from features.events import Event
+from serving.erasure import Receipt
 from serving.schemas import (
     ChurnAnswer,
     ChurnRequest,
+    CustomerRequest,
     EventsAnswer,
     ItemsAnswer,
     NextBestOfferRequest,
@@ -19,6 +21,7 @@ from serving.schemas import (
     RecommendationsRequest,
     SimilarItemsRequest,
 )
+from serving.trackers import TRACKERS
 
 ROUTES: dict[str, tuple[str, Any, Any]] = {
     "/v1/recommendations": ("What will this customer like?", RecommendationsRequest, ItemsAnswer),
@@ -26,13 +29,22 @@ ROUTES: dict[str, tuple[str, Any, Any]] = {
     "/v1/next-best-offer": ("What should this customer be offered next?", NextBestOfferRequest, OffersAnswer),
     "/v1/churn": ("Is this customer about to leave?", ChurnRequest, ChurnAnswer),
     "/v1/events": ('Take one event, or a batch in {"events": [...]}.', Event, EventsAnswer),
+    "/v1/profile": ("Who is this customer? The reading is audited.", CustomerRequest, dict[str, Any]),
+    **{path: (f"Take what {tracker.source} clients send.", dict[str, Any], dict[str, Any]) for path, tracker in TRACKERS.items()},
 }
+CUSTOMER_ROUTES: dict[str, dict[str, tuple[str, Any]]] = {
+    "/v1/customers/{customer_id}": {"get": ("Who is this customer?", dict[str, Any]), "delete": ("Erase this customer.", Receipt)},
+    "/v1/customers/{customer_id}/export": {"get": ("Everything held of this customer, as JSON Lines.", dict[str, Any])},
+    "/v1/erasures/{receipt_id}": {"get": ("What an erasure did; 202 while it is under way.", Receipt)},
+}
+"""What is asked about and done to one customer; each is audited."""
 
 
 @cache
 def document() -> dict[str, Any]:
     """The whole description."""
-    kinds = [kind for _, request, answer in ROUTES.values() for kind in (request, answer)]
+    kinds: list[Any] = [kind for _, request, answer in ROUTES.values() for kind in (request, answer)]
+    kinds += [answer for methods in CUSTOMER_ROUTES.values() for _, answer in methods.values()]
     schemas, components = msgspec.json.schema_components([*kinds, Problem], ref_template="#/components/schemas/{name}")
     refs = dict(zip([*kinds, Problem], schemas, strict=True))
     problem = {"content": {"application/problem+json": {"schema": refs[Problem]}}}
@@ -43,24 +55,53 @@ def document() -> dict[str, Any]:
             asked = {
                 "oneOf": [asked, {"type": "object", "required": ["events"], "properties": {"events": {"type": "array", "items": asked}}}]
             }
+        good = str(TRACKERS[path].status) if path in TRACKERS else "200"
+        answered = {"description": "The answer."} if good == "204" else _json("The answer.", refs[answer])
         paths[path] = {
             "post": {
                 "summary": summary,
-                "operationId": path.removeprefix("/v1/").replace("-", "_"),
+                "operationId": path.strip("/").removeprefix("v1/").replace("-", "_").replace("/", "_"),
                 "requestBody": {"required": True, "content": {"application/json": {"schema": asked}}},
-                "responses": {
-                    "200": {"description": "The answer.", "content": {"application/json": {"schema": refs[answer]}}},
-                    "400": {"description": "A mistake in the request; field names it.", **problem},
-                    "401": {"description": "The API key is missing or wrong.", **problem},
-                    "405": {"description": "Only POST is taken.", **problem},
-                    "413": {"description": "The body is too large.", **problem},
-                    "503": {"description": "The model that would answer has no champion, or the service is starting.", **problem},
-                },
+                "responses": {good: answered, **_mistakes(problem)},
             }
+        }
+    for path, methods in CUSTOMER_ROUTES.items():
+        name = path.partition("{")[2].partition("}")[0]
+        paths[path] = {
+            "parameters": [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}}],
+            **{
+                method: {
+                    "summary": summary,
+                    "operationId": f"{method}_{path.replace('/v1/', '').replace('/', '_').replace('{', '').replace('}', '')}",
+                    "responses": {
+                        "200": _json("The answer.", refs[answer]),
+                        **({"202": _json("It is under way; ask again.", {"type": "object"})} if answer is Receipt else {}),
+                        "404": {"description": "Nobody, or nothing, is known by that id.", **problem},
+                        **_mistakes(problem),
+                    },
+                }
+                for method, (summary, answer) in methods.items()
+            },
         }
     return {
         "openapi": "3.1.0",
         "info": {"title": "ubiquo", "version": "1", "description": "Churn, next best offer and recommendations from one stream of events."},
         "paths": paths,
         "components": {"schemas": components, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+    }
+
+
+def _json(description: str, schema: Any) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _mistakes(problem: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "400": {"description": "A mistake in the request; field names it.", **problem},
+        "401": {"description": "The API key is missing or wrong.", **problem},
+        "403": {"description": "The API key does not hold the scope.", **problem},
+        "405": {"description": "Another method is taken.", **problem},
+        "413": {"description": "The body is too large.", **problem},
+        "429": {"description": "Too many events wait; Retry-After says when to come again.", **problem},
+        "503": {"description": "The model that would answer has no champion, or the service is starting.", **problem},
     }
