@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, get_args
 
 import duckdb
 import msgspec
 
-from features.events import Consent, ContactChannel, Purpose, SealedEvent, identity_key
+from features.events import Consent, ContactChannel, Purpose, SealedEvent
 from features.home import Home
+from features.identifiers import RANK
 from features.identity import Identities
 from features.tables import files
 
@@ -77,58 +78,54 @@ class Consents:
         self._lock = threading.Lock()
         self._by_key: dict[str, dict[str, Statement]] = {}
         self._read: set[str] = set()
+        self._noted: dict[str, tuple[list[str], Statement]] = {}
+        """What was said and is not in the log yet."""
         self.refresh()
 
     def refresh(self) -> None:
-        """Read what is new in the log."""
+        """Read what is new in the log. What was noted and is not there yet stays, and nobody is silent meanwhile."""
         standing = set(files(self._home.events))
-        new = sorted(standing - self._read)
-        if not self._read <= standing:
-            # compacted or erased: what is gone must go here too
-            with self._lock:
-                self._by_key = {}
-            new = sorted(standing)
-        if new:
-            rows = (
-                _connect()
-                .execute(
-                    """SELECT identity_key, name, channel, consent, occurred_at, known_at, event_id FROM read_parquet(?)
-                       WHERE (consent IS NOT NULL OR name = 'message_unsubscribe') AND identity_key IS NOT NULL""",
-                    [new],
-                )
-                .fetchall()
-            )
-            for key, name, channel, consent, occurred_at, known_at, event_id in rows:
-                said = None if consent is None else msgspec.json.decode(consent, type=Consent)
-                self._keep(key, name, channel, said, occurred_at.astimezone(UTC), known_at.astimezone(UTC), event_id)
-        self._read = standing
+        anew = not self._read <= standing
+        rows = _spoken(sorted(standing if anew else standing - self._read))
+        with self._lock:
+            # compacted or erased: what is gone must go here too, in one step for those who read
+            by_key: dict[str, dict[str, Statement]] = {} if anew else {key: dict(said) for key, said in self._by_key.items()}
+            for keys, statement in rows:
+                self._noted.pop(statement.event_id, None)
+                _file(by_key, keys, statement)
+            for keys, statement in self._noted.values():
+                _file(by_key, keys, statement)
+            self._by_key = by_key
+            self._read = standing
 
     def note(self, event: SealedEvent, known_at: datetime) -> bool:
         """Take an event of this moment into account at once; returns whether it was a statement."""
-        key = identity_key(event)
-        if key is None or not is_statement(event):
+        if not event.identifiers or not is_statement(event):
             return False
-        self._keep(key, event.name, event.channel, event.consent, event.occurred_at, known_at, event.event_id)
+        keys = [f"{kind}:{event.identifiers[kind]}" for kind in sorted(event.identifiers, key=RANK.__getitem__)]
+        statement = _statement(event.name, event.channel, event.consent, event.occurred_at, known_at, event.event_id)
+        with self._lock:
+            self._noted[event.event_id] = (keys, statement)
+            _file(self._by_key, keys, statement)
         return True
 
-    def _keep(
-        self, key: str, name: str, channel: str | None, consent: Consent | None, occurred_at: datetime, known_at: datetime, event_id: str
-    ) -> None:
-        said: dict[str, bool] = {}
-        if name == "message_unsubscribe":
-            said[channel if channel in CONTACT_CHANNELS else "email"] = False
-        if consent is not None:
-            said.update([*consent.purposes.items(), *consent.permissions.items()])
-        version, source = (consent.policy_version, consent.source) if consent is not None else (None, None)
+    def forget(self, keys: Iterable[str]) -> None:
+        """Let go of what was noted under *keys*: of a person who is erased."""
+        gone = set(keys)
         with self._lock:
-            self._by_key.setdefault(key, {})[event_id] = Statement(occurred_at, known_at, event_id, said, version, source)
+            self._noted = {name: each for name, each in self._noted.items() if not gone & set(each[0])}
 
     def of(self, keys: Iterable[str]) -> list[Statement]:
         """What was said under any of *keys*, in the order in which it occurred."""
         if not self._by_key:
             return []
         with self._lock:
-            found = {s.event_id: s for key in keys for s in self._by_key.get(key, {}).values()}
+            found: dict[str, Statement] = {}
+            for key in keys:
+                for s in self._by_key.get(key, {}).values():
+                    # the whole statement, where a part of it lies under another of her keys
+                    if s.event_id not in found or len(s.said) > len(found[s.event_id].said):
+                        found[s.event_id] = s
         return sorted(found.values(), key=lambda s: (s.occurred_at, s.known_at, s.event_id))
 
     def allows(self, keys: Iterable[str], subject: Purpose | ContactChannel, declared: bool | None = None) -> bool:
@@ -136,6 +133,14 @@ class Consents:
         answer = self.policy.default(subject) if declared is None else declared
         for statement in self.of(keys):
             answer = statement.said.get(subject, answer)
+        return answer
+
+    def usable(self, keys: Sequence[str], purpose: Purpose, occurred_at: datetime) -> bool:
+        """Whether what occurred then may be used now: it was allowed at the time and is not withdrawn."""
+        answer = self.policy.default(purpose)
+        for each in self.intervals(keys, purpose):
+            if (each.starts is None or each.starts <= occurred_at) and (each.ends is None or occurred_at < each.ends):
+                answer = each.allowed
         return answer
 
     def forbidden_channels(self, keys: Iterable[str]) -> frozenset[str]:
@@ -216,6 +221,42 @@ def told(consents: Consents, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
             }
         )  # fmt: skip
     return answer
+
+
+def _statement(
+    name: str, channel: str | None, consent: Consent | None, occurred_at: datetime, known_at: datetime, event_id: str
+) -> Statement:
+    said: dict[str, bool] = {}
+    if name == "message_unsubscribe":
+        said[channel if channel in CONTACT_CHANNELS else "email"] = False
+    if consent is not None:
+        said.update([*consent.purposes.items(), *consent.permissions.items()])
+    version, source = (consent.policy_version, consent.source) if consent is not None else (None, None)
+    return Statement(occurred_at, known_at, event_id, said, version, source)
+
+
+def _file(by_key: dict[str, dict[str, Statement]], keys: Sequence[str], statement: Statement) -> None:
+    """Under the strongest key, and what is forbidden under all: that must stand even where the strongest proves to be shared."""
+    by_key.setdefault(keys[0], {})[statement.event_id] = statement
+    forbidden = {subject: False for subject, allowed in statement.said.items() if not allowed}
+    if forbidden:
+        for key in keys[1:]:
+            by_key.setdefault(key, {}).setdefault(statement.event_id, statement._replace(said=forbidden))
+
+
+def _spoken(paths: Sequence[str]) -> list[tuple[list[str], Statement]]:
+    """The statements in these files of the log, with the keys of their events, the strongest first."""
+    if not paths:
+        return []
+    query = """SELECT identifiers, name, channel, consent, occurred_at, known_at, event_id FROM read_parquet(?)
+               WHERE (consent IS NOT NULL OR name = 'message_unsubscribe') AND identity_key IS NOT NULL"""
+    found = []
+    for identifiers, name, channel, consent, occurred_at, known_at, event_id in _connect().execute(query, [list(paths)]).fetchall():
+        pairs = sorted(identifiers, key=lambda pair: RANK[pair["key"]])
+        said = None if consent is None else msgspec.json.decode(consent, type=Consent)
+        statement = _statement(name, channel, said, occurred_at.astimezone(UTC), known_at.astimezone(UTC), event_id)
+        found.append(([f"{pair['key']}:{pair['value']}" for pair in pairs], statement))
+    return found
 
 
 def _connect() -> duckdb.DuckDBPyConnection:

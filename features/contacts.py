@@ -46,9 +46,14 @@ class Contacts:
             PRAGMA secure_delete=ON;
             CREATE TABLE IF NOT EXISTS contacts (
                 identity_key TEXT NOT NULL, field TEXT NOT NULL, known_at INTEGER NOT NULL, token BLOB NOT NULL,
-                PRIMARY KEY (identity_key, field)) WITHOUT ROWID;
+                    PRIMARY KEY (identity_key, field)) WITHOUT ROWID;
             """
         )
+        self._kept = {key for (key,) in self._db.execute("SELECT identity_key FROM contacts WHERE field = ?", [IDENTIFIER])}
+
+    def news(self, personal: Iterable[Personal]) -> list[Personal]:
+        """What of *personal* the table may lack: an identifier in clear is kept once."""
+        return [each for each in personal if each.field != IDENTIFIER or each.identity_key not in self._kept]
 
     def remember(self, rows: Iterable[tuple[Personal, datetime]]) -> None:
         """Keep each row; of one field of one identifier the value known last stays."""
@@ -66,6 +71,7 @@ class Contacts:
             except BaseException:
                 self._db.execute("ROLLBACK")
                 raise
+            self._kept.update(key for key, field, _, _ in sealed if field == IDENTIFIER)
 
     def of(self, identity_keys: Sequence[str]) -> list[Contact]:
         """Everything held under *identity_keys*, in clear, oldest first."""
@@ -103,6 +109,7 @@ class Contacts:
         with self._lock:
             count = 0
             for key in identity_keys:
+                self._kept.discard(key)
                 count += self._db.execute("DELETE FROM contacts WHERE identity_key = ?", (key,)).rowcount
             # the write-ahead log still holds the pages as they were
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

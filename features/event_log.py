@@ -142,7 +142,8 @@ class EventLog:
         return Vault.open(self._home)
 
     @cached_property
-    def _contacts(self) -> Contacts:
+    def contacts(self) -> Contacts:
+        """The contact table of the home."""
         return Contacts(self._home, self.vault)
 
     @cached_property
@@ -158,7 +159,7 @@ class EventLog:
         if not batch:
             return AppendReport(0, 0, 0)
         with self._home.locked("log"):
-            welcome = self._tombstones.welcome(row.event for row in batch)
+            welcome = self._tombstones.welcome((row.event for row in batch), keep=True)
             stored = self._stored([row.event.event_id for row in batch])
             fresh: list[Incoming] = []
             conflicts: list[DeadLetter] = []
@@ -170,7 +171,7 @@ class EventLog:
                     fresh.append(row)
                 elif stored[row.event.event_id] != row.content_hash:
                     conflicts.append(self._conflict(row))
-            self._contacts.remember((personal, row.known_at) for row in fresh for personal in row.personal)
+            self.contacts.remember((personal, row.known_at) for row in fresh for personal in row.personal)
             identities.learn_all((row.event, row.known_at) for row in fresh)
             identities.flush()
             if fresh:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from features.identifiers import ADDRESS, KINDS, IdentifierError, IdentifierKind, normalise_all
+from features.identifiers import ADDRESS, KINDS, NUMBER, OF_A_PERSON, IdentifierError, IdentifierKind, normalise_all
 
 EventName = Literal[
     "view_item_list", "select_item", "view_item", "search", "add_to_cart", "remove_from_cart", "view_cart",
@@ -106,7 +106,8 @@ PRIVATE = ("identifiers", "previous", "personal", "traits")
 """The fields of which no message repeats what was sent."""
 _QUOTED = re.compile(r"'[^']*'")
 ABOUT_A_PERSON = ("identify", "sign_up")
-BLOT = "[e-mail]"
+BLOT = "[blotted out]"
+_IDS = ("event_id", "session_id", "store_id", "offer_id", "campaign_id", "decision_id")
 _decoder = msgspec.json.Decoder(Event)
 _PATH = re.compile(r" - at (?:`[a-z]+` in )?`\$\.?([^`]*)`$")
 _NAMED_FIELD = re.compile(r"(?:missing required|unknown) field `([^`]+)`")
@@ -163,13 +164,25 @@ def _in_order(event: Event, phone_region: str | None) -> Event:
             except IdentifierError as error:
                 kind, _, mend = str(error).partition(": ")
                 raise RejectedEvent(f"{field}.{kind}", mend) from None
+    for field in _IDS:
+        if ADDRESS.search(getattr(event, field) or ""):
+            raise RejectedEvent(field, "holds an e-mail address: use an id of your own")
     if event.traits and event.name in ABOUT_A_PERSON:
         changed |= {"personal": {**event.traits, **event.personal}, "traits": {}}
-    elif event.traits and any("@" in value for value in event.traits.values()):
-        changed["traits"] = {name: ADDRESS.sub(BLOT, value) for name, value in event.traits.items()}
-    if event.query and "@" in event.query:
-        changed["query"] = ADDRESS.sub(BLOT, event.query)
+    elif event.traits:
+        hers = {name: value for name, value in event.traits.items() if OF_A_PERSON.search(name)}
+        rest = {_blotted(name): _blotted(value) for name, value in event.traits.items() if name not in hers}
+        changed |= {"personal": {**hers, **event.personal}, "traits": rest}
+    if event.query:
+        changed["query"] = _blotted(event.query)
     return msgspec.structs.replace(event, **changed)
+
+
+def _blotted(text: str) -> str:
+    """A free text without e-mail addresses and international phone numbers."""
+    if "@" in text or "%40" in text:
+        text = ADDRESS.sub(BLOT, text)
+    return NUMBER.sub(BLOT, text) if "+" in text else text
 
 
 def explain(error: msgspec.ValidationError) -> tuple[str, str]:

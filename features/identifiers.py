@@ -51,8 +51,16 @@ _NOBODYS_MAILBOX = re.compile(
     r"(\+[^@]*)?@"
 )
 """Addresses that tills, forms and testers type when there is none."""
-ADDRESS = re.compile(r"[\w.+%'-]+@[\w-]+(?:\.[\w-]+)+")
-"""An e-mail address within a text."""
+ADDRESS = re.compile(r"[\w.+'-]+(?:@|%40)[\w-]+(?:\.[\w-]+)+")
+"""An e-mail address within a text, or within an address of the web."""
+NUMBER = re.compile(r"\+\d[\d\s().-]{7,}\d")
+"""An international phone number within a text."""
+OF_A_PERSON = re.compile(
+    r"(?:^|[._ -])(?:(?:first|last|middle|full|given|family|maiden|sur|user|customer|contact)[._ -]?name|birth\w*|dob|street\w*|address\w*|"
+    r"\w*_address|phone\w*|mobile\w*|e[._ -]?mail\w*|post(?:al)?[._ -]?code|zip\w*|passport\w*|ssn|iban|national_id|tax_id)",
+    re.IGNORECASE,
+)
+"""The names of what is true of a person, wherever it is said."""
 
 
 class IdentifierError(ValueError):
@@ -103,7 +111,7 @@ def _email(text: str) -> str | None:
 
 def _phone(text: str, region: str | None) -> str | None:
     digits = re.sub(r"\D", "", text)
-    if len(set(digits)) <= 1 or digits in "01234567890123456789":
+    if digits and (len(set(digits)) == 1 or digits in "01234567890123456789"):
         return None
     try:
         number = phonenumbers.parse(text, region)
@@ -113,3 +121,13 @@ def _phone(text: str, region: str | None) -> str | None:
     if not phonenumbers.is_possible_number(number):
         raise IdentifierError("phone: too short or too long for a phone number of its country")
     return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
+
+
+def kind_of(key: str) -> str:
+    """The kind of an identity key."""
+    return key.partition(":")[0]
+
+
+def names_a_person(key: str) -> bool:
+    """Whether the key is of a kind that belongs to somebody, rather than to a thing."""
+    return RULES[kind_of(key)].names_a_person

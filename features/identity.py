@@ -14,9 +14,9 @@ from deltalake import DeltaTable, write_deltalake
 
 from features.events import SealedEvent
 from features.home import Home
-from features.identifiers import RANK, RULES, IdentifierKind, normalise_all
+from features.identifiers import RANK, RULES, IdentifierKind, kind_of, names_a_person, normalise_all
 from features.tables import append, compact_if_fragmented, files, without_statistics
-from features.vault import IDENTIFIER, Personal, Vault
+from features.vault import Vault
 
 SCHEMA = pa.schema(
     [
@@ -48,6 +48,18 @@ class Step(NamedTuple):
     through: str | None = None
 
 
+class Lesson(NamedTuple):
+    """What an event taught, to be taught again."""
+
+    keys: Sequence[str]
+    previous: Sequence[str]
+    event_id: str
+    known_at: datetime
+
+
+_STATE = ("_owner", "_since", "_changed", "_members", "_links", "_apart", "_moved", "_pending", "_learnt", "_read", "_seq", "_disturbed")
+
+
 class PartedError(ValueError):
     """What was asked of the identity graph cannot be done; the message tells why."""
 
@@ -55,16 +67,6 @@ class PartedError(ValueError):
 def mint_customer_id(key: str) -> str:
     """The id of the customer first seen under *key*: opaque, and the same in every rebuild of the table."""
     return "c_" + hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
-
-
-def kind_of(key: str) -> str:
-    """The kind of an identity key."""
-    return key.partition(":")[0]
-
-
-def names_a_person(key: str) -> bool:
-    """Whether the key is of a kind that belongs to somebody, rather than to a thing."""
-    return RULES[kind_of(key)].names_a_person
 
 
 class Identities:
@@ -85,6 +87,7 @@ class Identities:
         self._home = home
         self.vault = vault or Vault.open(home)
         self._lock = threading.RLock()
+        self._teachable = True
         self._forget()
         self.refresh()
         # what was merged before this process began is no news to it
@@ -94,7 +97,7 @@ class Identities:
     def empty(cls, home: Home, vault: Vault) -> Identities:
         """Identities that know nobody yet, whatever the table holds: to work it out anew."""
         self = cls.__new__(cls)
-        self._home, self.vault, self._lock = home, vault, threading.RLock()
+        self._home, self.vault, self._lock, self._teachable = home, vault, threading.RLock(), False
         self._forget()
         return self
 
@@ -107,24 +110,37 @@ class Identities:
         self._apart: set[frozenset[str]] = set()
         self._moved: dict[str, str] = {}
         self._pending: list[Step] = []
+        self._learnt: list[Lesson | Step] = []
         self._read: set[str] = set()
         self._seq = 0
         self._disturbed: set[str] = set()
 
     def refresh(self) -> None:
-        """Read the table again: another process may have added to it, or an erasure taken from it."""
+        """Read the table again: another process may have added to it, or an erasure taken from it.
+
+        What was learnt here and is not written yet is learnt again on top of what the others have written, so that the guards
+        hold over both. Readers see the old state or the new one.
+        """
         with self._lock:
             standing = set(files(self._home.identifiers))
-            if not self._read <= standing:
-                pending, disturbed, before = self._pending, self._disturbed, dict(self._members)
-                self._forget()
-                self._apply_files(standing)
-                for step in pending:
-                    self._record(step)
-                changed = (c for c in before.keys() | self._members.keys() if set(before.get(c, ())) != set(self._members.get(c, ())))
-                self._disturbed = disturbed.union(changed)
-            else:
+            if standing == self._read:
+                return
+            if self._read <= standing and not self._pending:
                 self._apply_files(standing - self._read)
+                return
+            fresh = Identities.empty(self._home, self.vault)
+            fresh._apply_files(standing)
+            for again in self._learnt:
+                if isinstance(again, Lesson):
+                    fresh.learn_keys(*again)
+                else:
+                    fresh._record(again)
+            fresh._learnt = self._learnt
+            before, after = self._members, fresh._members
+            changed = (c for c in before.keys() | after.keys() if set(before.get(c, ())) != set(after.get(c, ())))
+            fresh._disturbed = self._disturbed.union(changed)
+            for name in _STATE:
+                setattr(self, name, getattr(fresh, name))
 
     def _apply_files(self, paths: Collection[str]) -> None:
         if not paths:
@@ -200,10 +216,6 @@ class Identities:
         """Whether the identity key was ever seen."""
         return key in self._owner
 
-    def news(self, personal: Iterable[Personal]) -> list[Personal]:
-        """What of *personal* the contact table may lack: an identifier that was seen before has its clear value there."""
-        return [each for each in personal if each.field != IDENTIFIER or each.identity_key not in self._owner]
-
     def members(self, customer_id: str) -> list[str]:
         """The customer's identity keys, the strongest first."""
         return sorted(self._members.get(customer_id, ()), key=lambda key: (RANK[kind_of(key)], key))
@@ -219,6 +231,13 @@ class Identities:
     def former(self, customer_id: str) -> list[str]:
         """The customers that were merged into this one."""
         return sorted(old for old in self._moved if self.current(old) == customer_id)
+
+    def lost(self, customer_id: str) -> list[str]:
+        """The keys that were hers, or of those merged into her, and identify nobody any more."""
+        hers = {customer_id, *self.former(customer_id)}
+        return sorted(
+            {step.identity_key for step in self.steps() if step.customer_id in hers and self._owner.get(step.identity_key, "") is None}
+        )
 
     def story(self, customer_id: str) -> list[Step]:
         """How the customer came to be: everything known of her identifiers and of what was split from them, oldest first."""
@@ -252,9 +271,15 @@ class Identities:
         """As ``learn``, of identity keys (the strongest first) in place of an event."""
         with self._lock:
             if len(keys) == 1 and not previous and keys[0] in self._owner:
-                self._seen_earlier(keys[0], event_id, known_at)
+                if known_at < self._since[keys[0]]:
+                    self._seen_earlier(keys[0], event_id, known_at)
+                    self._learnt.append(Lesson(keys, previous, event_id, known_at))
                 return self._owner[keys[0]]
-            return self._learn(keys, previous, event_id, known_at)
+            had = len(self._pending)
+            owner = self._learn(keys, previous, event_id, known_at)
+            if self._teachable and len(self._pending) > had:
+                self._learnt.append(Lesson(keys, previous, event_id, known_at))
+            return owner
 
     def learn_all(self, events: Iterable[tuple[SealedEvent, datetime]]) -> None:
         """Learn from each event in turn."""
@@ -425,7 +450,9 @@ class Identities:
             first, second = self.members(self.current(one)), self.members(self.current(other))
             if not first or not second:
                 raise PartedError(f"{other if first else one} is no customer")
+            had = len(self._pending)
             self._join(first[0], second[0], "joined", why, known_at)
+            self._learnt += self._pending[had:]
 
     def parted(self, one: str, other: str) -> bool:
         """Whether two customers were parted by hand."""
@@ -445,12 +472,13 @@ class Identities:
             if customer_id in map(mint_customer_id, keys):
                 # hers by name: then the others go
                 keys, rest = rest, list(keys)
-            minted = self._name(keys)
+            minted, had = self._name(keys), len(self._pending)
             for key in keys:
                 self._record(Step(key, minted, self._not_before(key, known_at), why, "parted"))
             for key in keys:
                 for other in rest:
                     self._record(Step(key, minted, self._not_before(key, known_at), why, "parted", other))
+            self._learnt += self._pending[had:]
             return minted
 
     def repeat(self, step: Step) -> None:
@@ -473,7 +501,7 @@ class Identities:
                 return
             # what others have written meanwhile comes first
             self.refresh()
-            steps, self._pending = self._pending, []
+            steps, self._pending, self._learnt = self._pending, [], []
             append(self._home.identifiers, _table(steps, self._seq + 1))
             compact_if_fragmented(self._home.identifiers)
             self._seq += len(steps)
@@ -482,7 +510,7 @@ class Identities:
     def write_anew(self) -> None:
         """Put what was learnt in the place of the whole table. Hold the lock of the log around it."""
         with self._lock:
-            steps, self._pending = self._pending, []
+            steps, self._pending, self._learnt = self._pending, [], []
             write_deltalake(str(self._home.identifiers), _table(steps, 1), mode="overwrite", **without_statistics(self._home.identifiers))
             self._seq, self._read = len(steps), set(files(self._home.identifiers))
 

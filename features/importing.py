@@ -156,7 +156,7 @@ def _store(log: EventLog, identities: Identities, source: Source, arrivals: list
         sealed, content_hash, personal = identities.vault.seal(event)
         known = known_at or event.occurred_at
         basis = (source.name, source.consent_basis, source.purposes)
-        batch.append(Incoming(sealed, content_hash, known, received_at, *basis, personal=identities.news(personal)))
+        batch.append(Incoming(sealed, content_hash, known, received_at, *basis, personal=log.contacts.news(personal)))
     stored = log.append(batch, identities)
     log.reject(letters)
     report.appended += stored.appended

@@ -64,8 +64,8 @@ def _replay(log: EventLog, identities: Identities, shop: Shop, letter: Mapping[s
         event = parse_event(translate(raw, letter["received_at"], shop.currency), letter["received_at"], shop.currency, shop.phone_region)
     except RejectedEvent as error:
         return Replayed(name, "rejected", error.field, error.reason)
-    sealed, content_hash, personal = identities.vault.seal(event)
-    row = Incoming(sealed, content_hash, known_at, letter["received_at"], letter["source"], personal=identities.news(personal))
+    sealed, content_hash, personal = identities.vault.seal(event, timeless=letter["source"] != "http")
+    row = Incoming(sealed, content_hash, known_at, letter["received_at"], letter["source"], personal=log.contacts.news(personal))
     report = log.append([row], identities)
     if report.conflicting:
         return Replayed(name, "rejected", "event_id", "is stored with other content: give a corrected event an id of its own")

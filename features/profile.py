@@ -12,7 +12,8 @@ from features.consent import Consents, told
 from features.contacts import Contacts
 from features.event_log import EventLog, connect
 from features.home import Home
-from features.identity import Identities, kind_of
+from features.identifiers import kind_of
+from features.identity import Identities
 from features.shop import Shop
 from features.timeline import open_timeline
 from features.vault import IDENTIFIER

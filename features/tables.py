@@ -44,11 +44,13 @@ def erase(path: Path, column: str, values: Sequence[str]) -> int:
 
     By a merge, whose condition names no value: the predicate of a delete stays in the commit.
     """
-    if not values or not DeltaTable.is_deltatable(str(path)):
+    if not DeltaTable.is_deltatable(str(path)):
         return 0
-    table = DeltaTable(str(path))
-    doomed = pa.table({column: pa.array(sorted(set(values)), pa.string())})
-    told = table.merge(doomed, f"t.{column} = s.{column}", source_alias="s", target_alias="t").when_matched_delete().execute()
-    # older versions, and what a crash left between a write and its commit
+    gone = 0
+    if values:
+        doomed = pa.table({column: pa.array(sorted(set(values)), pa.string())})
+        merge = DeltaTable(str(path)).merge(doomed, f"t.{column} = s.{column}", source_alias="s", target_alias="t")
+        gone = int(merge.when_matched_delete().execute()["num_target_rows_deleted"])
+    # older versions, and what a crash left; without values too, as it may have come between a delete and this
     DeltaTable(str(path)).vacuum(0, enforce_retention_duration=False, dry_run=False)
-    return int(told["num_target_rows_deleted"])
+    return gone

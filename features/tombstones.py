@@ -10,6 +10,7 @@ from datetime import datetime
 from features.clock import microseconds
 from features.events import SealedEvent
 from features.home import Home
+from features.identifiers import names_a_person
 from features.vault import Vault
 
 STARTS_ANEW = ("sign_up", "consent_update")
@@ -30,13 +31,13 @@ class Tombstones:
         self._stones: dict[str, tuple[int, int | None]] = {}
         self._stamp: tuple[int, int] | None = None
 
-    def welcome(self, events: Iterable[SealedEvent]) -> list[bool]:
-        """For each event whether it may be kept."""
+    def welcome(self, events: Iterable[SealedEvent], keep: bool = False) -> list[bool]:
+        """For each event whether it may be kept; a new beginning is written down only where *keep* says that it will be."""
         with self._lock:
             self._read_if_changed()
             if not self._stones:
                 return [True for _ in events]
-            return [self._may_stay(event) for event in events]
+            return [self._may_stay(event, keep) for event in events]
 
     def add(self, identity_keys: Sequence[str], erased_at: datetime) -> int:
         """Raise a tombstone for each key; returns how many."""
@@ -46,21 +47,24 @@ class Tombstones:
                            "lifted_at = NULL", rows)  # fmt: skip
         return len(rows)
 
-    def _may_stay(self, event: SealedEvent) -> bool:
+    def _may_stay(self, event: SealedEvent, keep: bool) -> bool:
         occurred = microseconds(event.occurred_at)
         keys = [f"{kind}:{value}" for who in (event.identifiers, event.previous) for kind, value in who.items()]
+        # a tablet that an erased person used too is no reason to refuse whoever signs in on it
+        keys = [key for key in keys if names_a_person(key)] or keys
         stones = {stone: self._stones[stone] for key in keys if (stone := self._vault.tombstone(key)) in self._stones}
         if any(occurred < erased_at for erased_at, _ in stones.values()):
             return False
         asleep = [stone for stone, (_, lifted_at) in stones.items() if lifted_at is None or occurred < lifted_at]
         if asleep and event.name in STARTS_ANEW and (event.consent is None or any(event.consent.purposes.values())):
-            self._lift(asleep, occurred)
+            self._lift(asleep, occurred, keep)
             return True
         return not asleep
 
-    def _lift(self, stones: Sequence[str], at: int) -> None:
-        with self._connect() as db:
-            db.executemany("UPDATE tombstones SET lifted_at = ? WHERE tombstone = ?", [(at, stone) for stone in stones])
+    def _lift(self, stones: Sequence[str], at: int, keep: bool) -> None:
+        if keep:
+            with self._connect() as db:
+                db.executemany("UPDATE tombstones SET lifted_at = ? WHERE tombstone = ?", [(at, stone) for stone in stones])
         for stone in stones:
             self._stones[stone] = (self._stones[stone][0], at)
 

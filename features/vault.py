@@ -7,6 +7,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 import msgspec
@@ -19,6 +20,7 @@ from features.home import Home, MissingStateError, write_atomically
 from features.identifiers import RANK, IdentifierKind
 
 _HASH_BYTES: Final = 16
+_NO_TIME: Final = datetime(1970, 1, 1, tzinfo=UTC)
 IDENTIFIER: Final = "identifier"
 
 
@@ -92,8 +94,8 @@ class Vault:
         """The identity keys of normalised *identifiers*, the strongest first."""
         return [self.key(kind, identifiers[kind]) for kind in sorted(identifiers, key=RANK.__getitem__)]
 
-    def seal(self, event: Event) -> Sealed:
-        """Part the event into what may be stored and what is personal."""
+    def seal(self, event: Event, timeless: bool = False) -> Sealed:
+        """Part the event into what may be stored and what is personal; *timeless*: its time is no part of what it says."""
         fields = msgspec.structs.asdict(event)
         fields["identifiers"] = {kind: self.hash(kind, value) for kind, value in event.identifiers.items()}
         if event.previous:
@@ -108,11 +110,11 @@ class Vault:
         owner = identity_key(sealed)
         if owner is not None:
             personal += [Personal(owner, field, value) for field, value in event.personal.items()]
-        return Sealed(sealed, self._content_hash(event), personal)
+        return Sealed(sealed, self._content_hash(event, timeless), personal)
 
-    def _content_hash(self, event: Event) -> str:
+    def _content_hash(self, event: Event, timeless: bool) -> str:
         """A keyed digest of everything the event says; equal for a faithful repeat, different for a conflict."""
-        content = msgspec.json.encode(event, order="sorted")
+        content = msgspec.json.encode(msgspec.structs.replace(event, occurred_at=_NO_TIME) if timeless else event, order="sorted")
         return hashlib.blake2b(content, digest_size=_HASH_BYTES, key=self._identifiers).hexdigest()
 
     def tombstone(self, key: str) -> str:

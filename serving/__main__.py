@@ -44,8 +44,7 @@ def serve(
     check_bind(host, port)
     check_champions(home)
     home.root.mkdir(parents=True, exist_ok=True)
-    # check_bind has let this address pass without a key only if it is loopback
-    os.environ["UBIQUO_LOOPBACK"] = "1"
+    os.environ["UBIQUO_LOOPBACK"] = "1" if is_loopback(host) else "0"
     os.environ.setdefault("BENTOML_HOME", str(home.root / "bentoml"))
     console.print(f"serving on http://{host}:{port}: /v1/..., /openapi.json, /metrics, /readyz; Ctrl-C ends it", highlight=False)
     command = ["bentoml", "serve", "serving.service:Ubiquo", "--working-dir", str(ROOT), "--host", host, "--port", str(port)]
@@ -196,16 +195,25 @@ def _customer(home: Home, said: str) -> str:
     return found
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach *host*.
+
+    Raises:
+        ValueError: it is no address.
+    """
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        raise ValueError(f"--host {host!r} is not an address: use 127.0.0.1, or 0.0.0.0 with a key made first") from None
+
+
 def check_bind(host: str, port: int) -> None:
     """Refuse a wide bind without a key, and a port that is taken, before anything heavy starts.
 
     Raises:
         ValueError: with the mend.
     """
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        raise ValueError(f"--host {host!r} is not an address: use 127.0.0.1, or 0.0.0.0 with UBIQUO_API_KEY set") from None
+    loopback = is_loopback(host)
     if not loopback and not Keys(Home.from_environment()).any():
         raise ValueError(
             f"--host {host} is open to others: make a key first (python -m serving keys create NAME --scope decide), "

@@ -123,6 +123,9 @@ class Runtime:
         if customer_id is None:
             return Who(None, True, self.consents.forbidden_channels(()))
         customer_id = self.identities.current(customer_id)
+        if not self.identities.members(customer_id):
+            # whatever text was sent: what nobody is known by is not repeated, nor logged
+            return Who(None, True, self.consents.forbidden_channels(()))
         allowed = standing(self.consents, self.identities, customer_id)
         return Who(customer_id, allowed.personalization, allowed.forbidden_channels)
 

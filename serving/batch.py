@@ -20,7 +20,8 @@ from features.contacts import Contacts
 from features.event_log import EventLog
 from features.events import Channel
 from features.home import Home, MissingStateError, write_atomically
-from features.identity import Identities, kind_of
+from features.identifiers import kind_of
+from features.identity import Identities
 from features.shop import Shop
 from features.snapshots import snapshot_path
 from features.store import FeatureStore

@@ -231,7 +231,9 @@ class Engine:
             "feature_at": _oldest(kind, row),
             "fallback": answer.fallback,
             # whom it is about stands in customer_id; identifiers in clear stand nowhere but in the contact table
-            "request": msgspec.structs.replace(request, identifiers={}) if isinstance(request, CustomerRequest) else request,
+            "request": msgspec.structs.replace(request, customer_id=None, identifiers={})
+            if isinstance(request, CustomerRequest)
+            else request,
             "choices": choices,
             "features": row,
         }

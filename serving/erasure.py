@@ -76,7 +76,8 @@ class Order(msgspec.Struct):
     """An erasure that was asked for and is not done."""
 
     receipt_id: str
-    customer_id: str
+    subject: bytes
+    """All that she is known by, encrypted: the stores lose it one after the other."""
     at: datetime
 
 
@@ -150,7 +151,7 @@ class Office:
         """
         self._intake.drain()
         subject = self.subject(customer_id)
-        order = Order(uuid.uuid4().hex, subject.customer_ids[0], self._clock())
+        order = Order(uuid.uuid4().hex, self._identities.vault.encrypt(msgspec.json.encode(subject)), self._clock())
         Tombstones(self._home, self._identities.vault).add(subject.keys, order.at)
         write_atomically(self._folder / f"{order.receipt_id}{PENDING}", msgspec.json.encode(order))
         self._running[order.receipt_id] = self._hands.submit(self._carry_out, order)
@@ -184,14 +185,18 @@ class Office:
     def _carry_out(self, order: Order) -> Receipt:
         pending = self._folder / f"{order.receipt_id}{PENDING}"
         with self._intake.standing_still():
-            # nobody is known by that id any more if all but the receipt was done before a crash
-            subject = Subject.of(self._home, self._identities, self._contacts, order.customer_id) or Subject([order.customer_id], [], [])
+            subject = msgspec.json.decode(self._identities.vault.decrypt(order.subject), type=Subject)
+            # what came between the order and the standstill
+            now = Subject.of(self._home, self._identities, self._contacts, subject.customer_ids[0])
+            if now is not None:
+                subject = subject.joined(now)
             counts = {place.name: place.erase(subject) for place in self.places}
-        self._intake.forget(subject.customer_ids)
+        self._intake.forget(subject.customer_ids, subject.keys)
         proof = prove(self._home, subject, leaving_out={pending})
         receipt = Receipt(order.receipt_id, order.at, counts, len(subject.keys), proof)
         write_atomically(self._folder / f"{order.receipt_id}.json", msgspec.json.encode(receipt))
-        pending.unlink()
+        if not proof.found:
+            pending.unlink()
         return receipt
 
 

@@ -45,6 +45,8 @@ class Subject:
     personal: Sequence[str] = ()
     """What else the contact table holds of her, in clear."""
     event_ids: Sequence[str] = field(default_factory=list)
+    lost: Sequence[str] = ()
+    """Keys that were hers until they proved to be shared: their clear values go, while others' events may carry them."""
 
     @classmethod
     def of(cls, home: Home, identities: Identities, contacts: Contacts, customer_id: str) -> Subject | None:
@@ -53,12 +55,18 @@ class Subject:
         keys = identities.members(customer_id)
         if not keys:
             return None
-        held = contacts.of(keys)
+        lost = identities.lost(customer_id)
+        held = contacts.of([*keys, *lost])
         clear = [(c.identity_key.partition(":")[0], c.value) for c in held if c.field == IDENTIFIER]
         log = EventLog(home, Shop.load(home).timezone)
         event_ids = events_of(log.files(), keys) if log.exists else []
         personal = [c.value for c in held if c.field != IDENTIFIER]
-        return cls([customer_id, *identities.former(customer_id)], keys, clear, personal, event_ids)
+        return cls([customer_id, *identities.former(customer_id)], keys, clear, personal, event_ids, lost)
+
+    def joined(self, other: Subject) -> Subject:
+        """What either of them is known by."""
+        fields = ("customer_ids", "keys", "clear", "personal", "event_ids", "lost")
+        return Subject(*(list(dict.fromkeys([*getattr(self, field), *getattr(other, field)])) for field in fields))
 
 
 class Place(Protocol):
@@ -139,13 +147,13 @@ class ContactTable:
 
     def find(self, subject: Subject) -> Iterator[Row]:
         """In clear."""
-        for contact in self._contacts.of(subject.keys):
+        for contact in self._contacts.of([*subject.keys, *subject.lost]):
             kind = contact.identity_key.partition(":")[0]
             yield {"kind": kind, "field": contact.field, "value": contact.value, "known_at": contact.known_at}
 
     def erase(self, subject: Subject) -> int:
         """Delete and overwrite."""
-        return self._contacts.erase(subject.keys)
+        return self._contacts.erase([*subject.keys, *subject.lost])
 
 
 class IdentityTable:

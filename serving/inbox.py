@@ -75,14 +75,12 @@ class Inbox:
         )
         return db
 
-    def submit(self, letters: Sequence[Letter], refused: Sequence[Refused]) -> Future[None]:
-        """Hand everything to the next commit, in the order of calls; the future is done once it is on the disk.
+    def submit(self, letters: Sequence[Letter], refused: Sequence[Refused], done: Future[None]) -> None:
+        """Hand everything to the next commit, in the order of calls; *done* is, once it is on the disk.
 
         An empty submission is done once all earlier ones are.
         """
-        job = _Job(letters, refused, Future())
-        self._jobs.put(job)
-        return job.done
+        self._jobs.put(_Job(letters, refused, done))
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:

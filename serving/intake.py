@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -30,6 +31,8 @@ from serving.schemas import EventReceipt, EventsAnswer
 SOURCE = "http"
 TICK = timedelta(microseconds=1)
 BATCHES_FOLDED_AT_ONCE = 5
+MAX_KEPT = 32_768
+"""How much is kept of a row that could not be taken."""
 BUSY_EVENTS = 2_000
 """How many more events wait than a tick ago when the intake counts as busy."""
 MAX_POSTPONED = 5
@@ -67,8 +70,10 @@ class Intake:
         self._moving = threading.RLock()
         """One thread at a time moves what waits into the log."""
         self._max_waiting = int(os.environ.get("UBIQUO_MAX_WAITING", MAX_WAITING))
-        self._waiting: dict[str, str] = {}
-        """The content hash of each event that is not in the log yet."""
+        self._waiting: dict[str, tuple[str, Future[None]]] = {}
+        """The content hash of each event that is not in the log yet, and what is done once it is on the disk."""
+        self._spoilt: set[str] = set()
+        """Customers whose online rows a failure left half brought up to date."""
         self._fresh: dict[str, list[tuple[datetime, Touch]]] = {}
         """What each customer's online row may not know yet."""
         self._minted: set[str] = set()
@@ -99,6 +104,8 @@ class Intake:
             letters: list[Letter] = []
             refused: list[Refused] = []
             taken: list[tuple[SealedEvent, str | None, datetime]] = []
+            stored: Future[None] = Future()
+            repeated: list[Future[None]] = []
             logged = self._log.known_ids([p.event.event_id for p in parsed if isinstance(p, Sealed)])
             for raw, sealed in zip(raw_events, parsed, strict=True):
                 at = self._next_moment()
@@ -107,15 +114,18 @@ class Intake:
                     if not next(welcome):
                         receipts.append(EventReceipt("erased", sealed.event.event_id))
                         continue
-                    known = self._waiting.get(sealed.event.event_id) or logged.get(sealed.event.event_id)
+                    held = self._waiting.get(sealed.event.event_id)
+                    known = held[0] if held else logged.get(sealed.event.event_id)
                     if known is None:
                         letters.append(self._letter(sealed, at, source))
-                        self._waiting[sealed.event.event_id] = sealed.content_hash
+                        self._waiting[sealed.event.event_id] = sealed.content_hash, stored
                         customer = self._learn(sealed.event, at)
                         taken.append((sealed.event, customer, at))
                         receipts.append(EventReceipt("accepted", sealed.event.event_id, customer))
                         continue
                     if known == sealed.content_hash:
+                        if held and held[1] is not stored:
+                            repeated.append(held[1])
                         receipts.append(EventReceipt("duplicate", sealed.event.event_id))
                         continue
                     reason = f"{sealed.event.event_id!r} is already stored with other content: give a corrected event an id of its own"
@@ -124,14 +134,16 @@ class Intake:
                 refused.append(self._refused(at, source, error, raw))
                 name = raw.get("event_id") if isinstance(raw, dict) else None
                 receipts.append(EventReceipt("rejected", name if isinstance(name, str) else None, field=error.field, reason=error.reason))
-            # nothing new is waited for too: what it repeats may not be on the disk yet
-            stored = self.inbox.submit(letters, refused)
+            self.inbox.submit(letters, refused, stored)
         try:
             stored.result()
         except BaseException:
             for letter in letters:
                 self._waiting.pop(letter.event_id, None)
             raise
+        for other in repeated:
+            # what is only repeated may not be on the disk yet, and may never get there
+            other.result()
         self._show(taken)
         counts = {status: sum(r.status == status for r in receipts) for status in ("accepted", "duplicate", "rejected", "erased")}
         return EventsAnswer(counts["accepted"], counts["duplicate"], counts["rejected"], counts["erased"], receipts)
@@ -146,17 +158,22 @@ class Intake:
             said = translate(raw, now) if translate is not None else raw
             if not isinstance(said, dict):
                 return RejectedEvent("$", "an event must be a JSON object")
-            return self._vault.seal(parse_event(said, now, self._shop.currency, self._shop.phone_region))
+            # a translated time is corrected by when it was sent: the same message sent again is the same message
+            timeless = translate is not None
+            return self._vault.seal(parse_event(said, now, self._shop.currency, self._shop.phone_region), timeless)
         except RejectedEvent as error:
             return error
 
     def _letter(self, sealed: Sealed, at: datetime, source: str) -> Letter:
-        news = self.identities.news(sealed.personal)
+        news = self._log.contacts.news(sealed.personal)
         personal = self._vault.encrypt(msgspec.json.encode(news)) if news else None
         return Letter(sealed.event.event_id, sealed.content_hash, at, msgspec.json.encode(sealed.event), source, personal)
 
     def _refused(self, at: datetime, source: str, error: RejectedEvent, raw: Any) -> Refused:
-        letter = {"field": error.field, "reason": error.reason, "raw": msgspec.json.encode(raw).decode()}
+        said = msgspec.json.encode(raw).decode()
+        if len(said) > MAX_KEPT:
+            said = f"{said[:MAX_KEPT]}... ({len(said)} characters)"
+        letter = {"field": error.field, "reason": error.reason, "raw": said}
         return Refused(at, source, self._vault.encrypt(msgspec.json.encode(letter)))
 
     def _learn(self, event: SealedEvent, at: datetime) -> str | None:
@@ -172,13 +189,13 @@ class Intake:
 
     def _show(self, taken: Sequence[tuple[SealedEvent, str | None, datetime]]) -> None:
         for event, customer, at in taken:
-            if customer is not None and self._usable(customer):
+            if customer is not None and self._usable(customer, event.occurred_at):
                 self._fresh.setdefault(customer, []).append((at, touch_of(event)))
 
-    def _usable(self, customer: str) -> bool:
+    def _usable(self, customer: str, occurred_at: datetime) -> bool:
         if self._consents.silent:
             return self._shop.consent.default("personalization")
-        return self._consents.allows(self.identities.members(customer), "personalization")
+        return self._consents.usable(self.identities.members(customer), "personalization", occurred_at)
 
     def _next_moment(self) -> datetime:
         """The time of receipt: the clock's, but always later than the last, so that the order of events is their order."""
@@ -234,7 +251,8 @@ class Intake:
         """
         with self._lock:
             at = self._next_moment()
-            earlier = self.inbox.submit([], [])
+            earlier: Future[None] = Future()
+            self.inbox.submit([], [], earlier)
         earlier.result()
         with self._moving:
             self.drain()
@@ -252,12 +270,13 @@ class Intake:
             self.drain()
             yield
 
-    def forget(self, customer_ids: Sequence[str]) -> None:
+    def forget(self, customer_ids: Sequence[str], keys: Sequence[str]) -> None:
         """Let go of what is in memory of customers who were erased."""
         for customer in customer_ids:
             self._fresh.pop(customer, None)
             self._minted.discard(customer)
             self._touched.discard(customer)
+        self._consents.forget(keys)
         self._consents.refresh()
 
     def close(self) -> None:
@@ -267,7 +286,16 @@ class Intake:
 
     def _fold(self, events: Sequence[Incoming], until: datetime) -> None:
         """Bring the online history rows up to *until*: everything received before is in the log."""
-        disturbed = self.identities.take_disturbed() | {
+        try:
+            self._fold_rows(events, until)
+        except BaseException:
+            # some rows may know these events by now and others not: next time they are made anew
+            self._spoilt |= {customer for row in events if (customer := self.identities.customer_of(row.event))}
+            raise
+
+    def _fold_rows(self, events: Sequence[Incoming], until: datetime) -> None:
+        self._spoilt |= self.identities.take_disturbed()
+        disturbed = self._spoilt | {
             customer for row in events if is_about_consent(row.event) and (customer := self.identities.customer_of(row.event))
         }
         by_customer: dict[str, list[Incoming]] = {}
@@ -282,15 +310,17 @@ class Intake:
         again = disturbed | {c for c, row in online.items() if row["bought_item_ids"] is None and c not in self._minted}
         rows = []
         for customer in ordinary:
-            if customer in again or not self._usable(customer):
+            usable = [row.event for row in by_customer[customer] if self._usable(customer, row.event.occurred_at)]
+            if customer in again or not usable:
                 continue
             history = History.from_row(online[customer])
-            for row in by_customer[customer]:
-                fold_history(history, touch_of(row.event))
+            for event in usable:
+                fold_history(history, touch_of(event))
             rows.append({"customer_id": customer, **history.to_row()})
         self._store.push("customer_history", rows, until)
         if again:
             self._rebuild(sorted(again), until)
+        self._spoilt = set()
         for customer in list(self._fresh):
             left = [each for each in self._fresh[customer] if each[0] >= until]
             if left:

@@ -49,6 +49,7 @@ class Keys:
         self._home = home
         self._lock = threading.Lock()
         self._known: dict[str, Key] = {}
+        self._ever = False
         self._read_at = float("-inf")
         environment = os.environ.get("UBIQUO_API_KEY", "")
         self._environment = _digest(environment) if environment else ""
@@ -97,12 +98,12 @@ class Keys:
         return bool(self._environment) or bool(self._current())
 
     def check(self, token: str) -> Key | None:
-        """The key that *token* is, or None; without any keys everybody on loopback may everything."""
+        """The key that *token* is, or None. On loopback everybody may everything until the first key is made."""
         digest = _digest(token)
         if self._environment and hmac.compare_digest(digest, self._environment):
             return Key("environment", frozenset(SCOPES))
         known = self._current()
-        if not known and not self._environment:
+        if not self._environment and not self._ever and os.environ.get("UBIQUO_LOOPBACK") == "1":
             return LOCAL
         return known.get(digest)
 
@@ -112,6 +113,8 @@ class Keys:
                 if self._home.access.exists():
                     with self._connect() as db:
                         rows = db.execute("SELECT name, digest, scopes FROM keys WHERE revoked_at IS NULL").fetchall()
+                        # a shop that revoked its last key has not opened its doors
+                        self._ever = db.execute("SELECT count(*) FROM keys").fetchone() != (0,)
                     self._known = {digest: Key(name, frozenset(scopes.split())) for name, digest, scopes in rows}
                 self._read_at = time.monotonic()
             return self._known

@@ -15,6 +15,8 @@ from features.events import RejectedEvent
 from serving.access import MAX_BODY_BYTES
 from serving.schemas import HttpProblem
 
+MAX_CONTEXT_BYTES = 4_096
+"""What a batch may say of all its messages; it is kept with each."""
 MAX_BATCH = 2_500
 """How many messages Segment takes in one batch."""
 
@@ -72,8 +74,10 @@ def _batch(headers: Mapping[bytes, bytes], body: bytes) -> list[Any]:
         raise HttpProblem(400, "Too large", f"a batch may hold {MAX_BATCH} messages", "batch")
     # what the batch says once holds for each message, and a dead letter must be able to stand alone
     common = {key: said[key] for key in ("sentAt",) if said.get(key) is not None}
-    context = said.get("context") if isinstance(said.get("context"), dict) else None
-    return [{**({"context": context} if context else {}), **common, **each} if isinstance(each, dict) else each for each in said["batch"]]
+    context = said.get("context")
+    if isinstance(context, dict) and len(msgspec.json.encode(context)) <= MAX_CONTEXT_BYTES:
+        common["context"] = context
+    return [{**common, **each} if isinstance(each, dict) else each for each in said["batch"]]
 
 
 def _segment_event(message: Any, received_at: datetime, currency: str | None) -> dict[str, Any]:

@@ -131,12 +131,9 @@ def endpoint(folder: Path, name: str, code: str, home: Home) -> tuple[int, subpr
 
 
 FORGETFUL = """
-from concurrent.futures import Future
 from serving import inbox
-def forget(self, letters, refused):
-    done = Future()
+def forget(self, letters, refused, done):
     done.set_result(None)
-    return done
 inbox.Inbox.submit = forget
 from serving.service import Ubiquo
 """

@@ -19,6 +19,7 @@ from scene import NEW_YEAR, SECRET, SMALL_CUT, Service, TinyShop, command, copy_
 from features.catalogue import ITEM_CONTEXT, ITEMS, OFFERS, Catalogue
 from features.home import Home, configure_process
 from features.shop import Shop
+from serving.keys import SCOPES, Keys
 
 configure_process()
 os.environ["UBIQUO_SECRET"] = SECRET
@@ -38,6 +39,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         reasons = [str(r.longrepr) for r in reporter.stats.get("skipped", [])]
         if any(not any(allowed in reason for allowed in ALLOWED_SKIPS_IN_CI) for reason in reasons):
             session.exitstatus = 1
+
+
+@pytest.fixture(autouse=True)
+def registry_of_the_home() -> Iterator[None]:
+    """MLflow leaves in the environment which registry it spoke to last; the next test's home has one of its own."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    yield
+    if before is None:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 @pytest.fixture
@@ -89,12 +99,22 @@ def service(trained: Home) -> Iterator[Service]:
     stop_service(running)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def own_service(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service on a copy of the trained home, for tests that change what it holds."""
     home = copy_home(trained, tmp_path_factory.mktemp("own") / "home")
     running = start_service(home)
     yield running
+    stop_service(running)
+
+
+@pytest.fixture(scope="session")
+def keyed_service(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, dict[str, str]]]:
+    """A service on a home of its own that asks for keys, and one key a scope."""
+    home = copy_home(trained, tmp_path_factory.mktemp("keyed") / "home")
+    tokens = {scope: Keys(home).create(f"{scope}-key", [scope], NEW_YEAR) for scope in SCOPES}
+    running = start_service(home)
+    yield running, tokens
     stop_service(running)
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 import uuid
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
-from scene import NEW_YEAR, SECRET, Service, command, customer, loyalty_cards, start_service, stop_service
+from scene import NEW_YEAR, SECRET, Service, command, customer, loyalty_cards
 
 from features.home import Home
 from features.vault import Vault
-from serving.keys import SCOPES, Audit, Keys
+from serving.keys import Audit, Keys
 
 BY_SCOPE: dict[str, list[tuple[str, str]]] = {
     "ingest": [("POST", "/v1/events"), ("POST", "/v1/batch"), ("POST", "/v1/identify"), ("POST", "/mp/collect"), ("POST", "/bento/events")],
@@ -26,14 +27,9 @@ BY_SCOPE: dict[str, list[tuple[str, str]]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def keyed(own_service: Service) -> Iterator[tuple[Service, dict[str, str]]]:
-    """A service that asks for keys, and one key a scope."""
-    keys = Keys(own_service.home)
-    tokens = {scope: keys.create(f"{scope}-{uuid.uuid4().hex[:6]}", [scope], NEW_YEAR) for scope in SCOPES}
-    running = start_service(own_service.home)
-    yield running, tokens
-    stop_service(running)
+@pytest.fixture
+def keyed(keyed_service: tuple[Service, dict[str, str]]) -> tuple[Service, dict[str, str]]:
+    return keyed_service
 
 
 def call(service: Service, method: str, path: str, token: str, **headers: str) -> int:
@@ -81,6 +77,19 @@ def test_a_key_is_nowhere_in_clear_and_a_revoked_one_opens_nothing(keyed: tuple[
     assert command("serving", "keys", "revoke", "short-lived", home=home).returncode == 1
 
 
+def test_a_shop_that_revokes_its_last_key_has_not_opened_its_doors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UBIQUO_API_KEY", raising=False)
+    monkeypatch.setenv("UBIQUO_LOOPBACK", "1")
+    home = Home(tmp_path)
+    assert Keys(home).check("") is not None, "on loopback, before the first key"
+    token = Keys(home).create("only", ["decide"], NEW_YEAR)
+    Keys(home).revoke("only", NEW_YEAR)
+    assert Keys(home).check("") is None
+    assert Keys(home).check(token) is None
+    monkeypatch.setenv("UBIQUO_LOOPBACK", "0")
+    assert Keys(Home(tmp_path / "new")).check("") is None
+
+
 def test_customers_read_and_erased_are_written_down_as_keyed_hashes(keyed: tuple[Service, dict[str, str]]) -> None:
     service, tokens = keyed
     admin = {"authorization": f"Bearer {tokens['admin']}"}
@@ -95,7 +104,7 @@ def test_customers_read_and_erased_are_written_down_as_keyed_hashes(keyed: tuple
     assert service.get(f"/v1/customers/{her}", "DELETE", **admin)[0] in (200, 202)
     lines = Audit(service.home, Vault(SECRET.encode())).lines(her)
     assert [line["action"] for line in lines] == ["read", "export", "erase"]
-    assert lines[0]["key"].startswith("read_customer-")
+    assert lines[0]["key"] == "read_customer-key"
     assert {line["outcome"] for line in lines} == {"done"}
     assert her.encode() not in (service.home.root / "access.db").read_bytes()
     assert call(service, "GET", f"/v1/customers/{'c_0123456789abcdef'}", tokens["admin"]) == 404
@@ -124,6 +133,19 @@ def test_no_mistake_is_answered_with_an_identifier(keyed: tuple[Service, dict[st
     status, problem = service.post(path, body, authorization=f"Bearer {tokens['admin']}")
     assert 400 <= status < 500, problem
     assert MARK not in json.dumps(problem)
+
+
+def test_the_decision_log_repeats_nothing_that_names_a_customer(keyed: tuple[Service, dict[str, str]]) -> None:
+    service, tokens = keyed
+    decide = {"authorization": f"Bearer {tokens['decide']}"}
+    for who in ({"customer_id": f"{MARK}@shop.org"}, {"identifiers": {"email": f"{MARK}@shop.org"}}):
+        status, answer = service.post("/v1/recommendations", who, **decide)
+        assert (status, answer["customer_id"]) == (200, None)
+    time.sleep(2.5)
+    for path in (service.home.root / "decisions").rglob("*"):
+        if path.is_file():
+            text = str(pq.read_table(path).to_pylist()) if path.suffix == ".parquet" else path.read_bytes().decode("latin-1")
+            assert MARK not in text, path
 
 
 def test_neither_logs_nor_metrics_name_a_customer(keyed: tuple[Service, dict[str, str]]) -> None:

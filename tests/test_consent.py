@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scene import NEW_YEAR, TinyShop, command, customer
 
+from features import consent
 from features.consent import CONTACT_CHANNELS, FEATURES, LEARNING, PURPOSES, STATISTICS, ConsentPolicy, Consents, Statement, standing
 from features.contacts import Contacts
 from features.events import RejectedEvent, parse_event
@@ -158,6 +159,41 @@ def test_anonymous_events_are_nobodys_to_allow(tiny: TinyShop) -> None:
     shop.save(tiny.home)
     TinyShop(tiny.home, shop).add({**bought(10), "identifiers": {}})
     assert open_timeline(tiny.home, NEW_YEAR, purposes=STATISTICS).events.count().execute() == 1
+
+
+def test_a_withdrawal_stands_where_the_address_it_came_from_proves_to_be_shared(tiny: TinyShop) -> None:
+    hers = {"email": "us@home.org", "cookie": "hers"}
+    tiny.add({**bought(30), "identifiers": hers}, {**says(20, purposes={"personalization": False}), "identifiers": hers})
+    for card in ("7", "8"):
+        who = {"loyalty_card": card, "email": "us@home.org"}
+        tiny.add({"event_id": card, "name": "login", "occurred_at": ago(2).isoformat(), "identifiers": who})
+    identities = Identities(tiny.home)
+    assert identities.resolve({"email": "us@home.org"}) is None
+    her = identities.resolve({"cookie": "hers"})
+    assert her is not None
+    assert not standing(Consents(tiny.home, tiny.shop.consent), identities, her).personalization
+    events = open_timeline(tiny.home, NEW_YEAR).events
+    assert events.filter(events.customer_id == her, events.name == "purchase").count().execute() == 0
+
+
+def test_what_was_said_is_not_forgotten_while_the_log_is_read_again(tiny: TinyShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.add(bought(10), says(9, permissions={"email": True}))
+    consents, identities = Consents(tiny.home, tiny.shop.consent), Identities(tiny.home)
+    keys = identities.members(customer("1"))
+    late = identities.vault.seal(parse_event(says(1, purposes={"personalization": False}), NEW_YEAR)).event
+    assert consents.note(late, NEW_YEAR)
+    read, seen = consent._spoken, []
+
+    def watched(paths: Any) -> Any:
+        seen.append(consents.allows(keys, "personalization"))
+        return read(paths)
+
+    monkeypatch.setattr(consent, "_spoken", watched)
+    consents._read = {"a file that a compaction has taken away"}
+    consents.refresh()
+    assert seen == [False], "nobody is silent meanwhile"
+    assert not consents.allows(keys, "personalization"), "what is not in the log yet stays"
+    assert consents.allows(keys, "email")
 
 
 class TestPermissions:

@@ -91,3 +91,22 @@ def test_the_digest_tells_other_content_from_other_order() -> None:
         for traits in ({"a": "1", "b": "2"}, {"b": "2", "a": "1"}, {"a": "1", "b": "3"})
     )
     assert one == same != other
+
+
+@pytest.mark.parametrize("field", ["event_id", "session_id", "offer_id", "campaign_id"])
+def test_an_address_is_no_id(field: str) -> None:
+    with pytest.raises(RejectedEvent, match="e-mail address"):
+        parse_event(changed(**{field: "for ada@shop.org"}), NOW)
+
+
+def test_what_is_of_a_person_is_taken_apart_wherever_it_is_said() -> None:
+    traits = {
+        "shipping_address.street": "12 St James's Square", "full_name": "Ada Lovelace", "customer.last_name": "Lovelace", "phone_number": "1",
+        "path": "/u/ada%40shop.org/home", "note": "call +44 20 7946 0958 or ada@shop.org", "country": "UK", "size": "42",
+    }  # fmt: skip
+    parsed = parse_event(changed(traits=traits, query="ada@shop.org"), NOW)
+    assert set(parsed.personal) == {"shipping_address.street", "full_name", "customer.last_name", "phone_number"}
+    assert parsed.traits["country"] == "UK"
+    said = str(parsed.traits) + str(parsed.query)
+    for clear in ("ada", "7946", "Lovelace", "James"):
+        assert clear not in said

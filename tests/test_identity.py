@@ -261,6 +261,22 @@ def test_worked_out_anew_from_the_log_it_is_the_same(tmp_path_factory: pytest.Te
     assert owners(Identities(home)) == before
 
 
+def test_two_processes_that_learn_at_once_agree_in_the_end(tmp_path: Path) -> None:
+    """A tablet that one process has seen with one card and another with another card is shared, whoever writes last."""
+    home = Home(tmp_path)
+    one, other = World(home), World(home)
+    one.event(loyalty_card="1", device="tablet")
+    other.event(loyalty_card="2", device="tablet")
+    other.identities.flush()
+    one.identities.flush()
+    again = Identities(home, VAULT)
+    assert owners(one.identities) == owners(again)
+    other.identities.refresh()
+    assert owners(other.identities) == owners(again)
+    assert again.resolve({"device": "tablet"}) is None
+    assert again.resolve({"loyalty_card": "1"}) != again.resolve({"loyalty_card": "2"})
+
+
 class TestNormalising:
     @pytest.mark.parametrize(
         ("kind", "value", "region", "form"),

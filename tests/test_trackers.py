@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scene import NEW_YEAR, Service, command, eventually, start_service, stop_service
+from scene import NEW_YEAR, Service, command, eventually
 
 from features.adapters import ga4, segment
 from features.contacts import Contacts
@@ -27,7 +26,6 @@ from features.events import Event, RejectedEvent, parse_event
 from features.home import Home
 from features.identity import Identities
 from serving.access import scope_of
-from serving.keys import Keys
 
 ZONE = "America/New_York"
 PYTHON_CLIENT = """
@@ -74,13 +72,11 @@ analytics.closeAndFlush().then(() => console.log(JSON.stringify(failed)));
 """
 
 
-@pytest.fixture(scope="module")
-def keyed(own_service: Service) -> Iterator[tuple[Service, str]]:
-    """A service of its own that asks for keys, and a key that may only send events."""
-    write_key = Keys(own_service.home).create(f"tracker-{uuid.uuid4().hex[:6]}", ["ingest"], datetime.now(UTC))
-    running = start_service(own_service.home)
-    yield running, write_key
-    stop_service(running)
+@pytest.fixture
+def keyed(keyed_service: tuple[Service, dict[str, str]]) -> tuple[Service, str]:
+    """A service that asks for keys, and a key that may only send events."""
+    service, tokens = keyed_service
+    return service, tokens["ingest"]
 
 
 @pytest.fixture(scope="module")
