@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -66,11 +67,33 @@ class OnlineStoreContract:
         assert her["bought_weights"] == [0.1]
         assert her["recent_item_ids"] == []
 
+    def test_deleted_rows_are_gone_from_the_store_itself_and_the_others_stay(self, store: FeatureStore) -> None:
+        assert store.delete("customer_history", [HER, "nobody"]) == 1
+        her, other = store.online("next_best_offer_v1", [HER, OTHER])
+        assert her["bought_item_ids"] is None
+        assert her["recency_days"] == 3, "another view's row is another matter"
+        assert other["bought_item_ids"] == ["i2"]
+        assert store.delete("customer_activity", [HER]) == 1
+        assert store.delete("customer_activity", [HER]) == 0
+        store.scrub()
+        assert not self.holds(store, HER)
+        assert self.holds(store, OTHER)
+
+    @staticmethod
+    def holds(store: FeatureStore, customer_id: str) -> bool:
+        """Whether the store's own files or keys still name a customer."""
+        raise NotImplementedError
+
 
 class TestSqlite(OnlineStoreContract):
     @pytest.fixture
     def store(self, tiny: TinyShop) -> FeatureStore:
         return self.fresh(tiny)
+
+    @staticmethod
+    def holds(store: FeatureStore, customer_id: str) -> bool:
+        files = store._home.feast.glob("online.db*")
+        return any(customer_id.encode() in path.read_bytes() for path in files)
 
 
 class TestRedis(OnlineStoreContract):
@@ -82,6 +105,13 @@ class TestRedis(OnlineStoreContract):
         redis.Redis(host, int(port)).flushall()
         monkeypatch.setenv("UBIQUO_REDIS", redis_url)
         return self.fresh(tiny)
+
+    @staticmethod
+    def holds(store: FeatureStore, customer_id: str) -> bool:
+        import redis
+
+        host, port = os.environ["UBIQUO_REDIS"].split(":")
+        return any(customer_id.encode() in key for key in redis.Redis(host, int(port)).scan_iter())
 
 
 def spine(*rows: tuple[str, datetime]) -> pd.DataFrame:

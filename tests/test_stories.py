@@ -6,10 +6,15 @@ import json
 import time
 import uuid
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
-from scene import Service, eventually, loyalty_cards
+from deltalake import DeltaTable
+from scene import Service, command, customer, eventually, loyalty_cards
+
+from features.consent import Consents
+from features.shop import Shop
 
 ITEM, OTHER_ITEM = "1082185", "1029743"
 
@@ -142,6 +147,44 @@ def test_a_withdrawn_consent_changes_the_next_answer(story: Story) -> None:
     assert story.profile(card)["withheld"] > 0
     story.consents(card, purposes={"personalization": True})
     eventually(lambda: [i["item_id"] for i in story.recommended(card)["items"]] == [i["item_id"] for i in before["items"]])
+
+
+def test_tomorrows_email_keeps_consent_and_permission_and_everybody_is_in_the_file(story: Story, tmp_path: Path) -> None:
+    home = story.service.home
+    withdrawn, permitted, silent = ({"loyalty_card": card} for card in loyalty_cards(home)[5:8])
+    story.consents(withdrawn, purposes={"personalization": False}, permissions={"email": True})
+    story.consents(permitted, permissions={"email": True})
+    asked = {name: story.recommended(who)["decision_id"] for name, who in (("withdrawn", withdrawn), ("permitted", permitted))}
+    eventually(lambda: len(Consents(home, Shop.load(home).consent).keys()) >= 2)
+    out = tmp_path / "tomorrow.jsonl"
+    done = command("serving", "score", "recommendations", "--channel", "email", "--limit", "3", "--out", str(out), home=home.root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for line in map(json.loads, out.read_text().splitlines()):
+        lines.setdefault(line["customer_id"], []).append(line)
+    assert {customer(card) for card in loyalty_cards(home)[:1000]} <= set(lines), "every customer is in the file"
+    names = {name: customer(who["loyalty_card"]) for name, who in (("withdrawn", withdrawn), ("permitted", permitted), ("silent", silent))}
+    assert len(lines[names["permitted"]]) == 3
+    [said] = lines[names["silent"]]
+    assert (said["id"], said["fallback"]) == (None, "she has not permitted contact by email")
+    [said] = lines[names["withdrawn"]]
+    assert (said["id"], said["score"]) == (None, None)
+    assert "does not allow" in said["fallback"]
+
+    def logged() -> dict[str, Any]:
+        rows = pq_rows(home.decisions / "table")
+        return {row["decision_id"]: row for row in rows}
+
+    eventually(lambda: set(asked.values()) <= set(logged()))
+    decisions = logged()
+    assert decisions[asked["withdrawn"]]["customer_id"] is None
+    assert decisions[asked["withdrawn"]]["features"] == "{}"
+    assert decisions[asked["permitted"]]["customer_id"] == names["permitted"]
+
+
+def pq_rows(table: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = DeltaTable(str(table)).to_pyarrow_table().to_pylist() if table.exists() else []
+    return rows
 
 
 def test_an_erased_person_stays_erased(story: Story) -> None:
