@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import msgspec
@@ -10,10 +9,8 @@ import msgspec
 from features.events import explain
 from features.identifiers import IdentifierError
 from features.profile import UnknownCustomerError, profile
+from serving.runtime import Runtime
 from serving.schemas import CustomerRequest, HttpProblem
-
-if TYPE_CHECKING:
-    from serving.app import Runtime
 
 Reply = tuple[int, bytes, bytes]
 ERASURES = "/v1/erasures/"

@@ -33,7 +33,8 @@ class Ubiquo:
         configure_process()
         if os.environ.get("UBIQUO_LOOPBACK") != "1" and not Keys(Home.from_environment()).any():
             raise RuntimeError("make an API key (python -m serving keys create): only a service on loopback may do without one")
-        from serving.app import App, Runtime
+        from serving.app import App
+        from serving.runtime import Runtime
 
         self._app = App()
         self._app.runtime = Runtime(Home.from_environment())
