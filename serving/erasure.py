@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import msgspec
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from features.clock import Clock
 from features.consent import Consents
@@ -45,8 +40,8 @@ from serving.holdings import (
     Waiting,
 )
 from serving.intake import Intake
+from serving.search import EVENT_ID, Found, Trace, search
 
-EVENT_ID = "event id"
 PENDING = ".pending"
 SHORTEST_SEARCHED = 8
 """Shorter values are searched for only together with their kind: a card number of four digits is part of any number."""
@@ -54,14 +49,6 @@ SHORTEST_SEARCHED = 8
 
 class BusyHomeError(ValueError):
     """A service runs on the home, and holds in memory what is to go."""
-
-
-class Found(msgspec.Struct):
-    """A trace that the proof found."""
-
-    file: str
-    what: str
-    """Of which kind the trace is; the value itself is not told."""
 
 
 class Proof(msgspec.Struct):
@@ -203,64 +190,24 @@ class Office:
 def prove(home: Home, subject: Subject, leaving_out: Collection[Path] = ()) -> Proof:
     """Search every file of *home*, and every batch file, for everything that the subject was known by.
 
-    Parquet files are searched value by value, as they are compressed; all others byte by byte.
+    Raises:
+        subprocess.CalledProcessError: the search broke off.
     """
+    files = sorted({*(p for p in home.root.rglob("*") if p.is_file()), *outputs(home)} - {*leaving_out})
     traces = list(_traces(subject))
-    paths = sorted({*(p for p in home.root.rglob("*") if p.is_file()), *outputs(home)} - {*leaving_out})
-    # a lock or a part may be gone again by now
-    found = [Found(str(path), what) for path in paths if path.exists() for what in sorted(_search(path, traces))]
-    return Proof(len(paths), len(traces), found)
+    return Proof(len(files), len(traces), search(files, traces))
 
 
-@dataclass(frozen=True)
-class _Trace:
-    """One value to search for."""
-
-    value: bytes
-    what: str
-    whole: bool = False
-    """What follows it must not belong to the same word: a short card number is the beginning of many a hash."""
-
-    def is_in(self, content: bytes) -> bool:
-        if not self.whole:
-            return self.value in content
-        return re.search(re.escape(self.value) + rb"(?![0-9A-Za-z])", content) is not None
-
-
-def _traces(subject: Subject) -> Iterator[_Trace]:
+def _traces(subject: Subject) -> Iterator[Trace]:
     for kind, value in subject.clear:
-        yield _Trace(f"{kind}:{value}".encode(), kind, whole=True)
-        yield _Trace(f'"{kind}":"{value}"'.encode(), kind)
+        yield Trace(f"{kind}:{value}", kind, whole=True)
+        yield Trace(f'"{kind}":"{value}"', kind)
         if len(value) >= SHORTEST_SEARCHED:
-            yield _Trace(value.encode(), kind)
-    yield from (_Trace(key.partition(":")[2].encode(), "keyed hash") for key in subject.keys)
-    yield from (_Trace(customer_id.encode(), "customer id") for customer_id in subject.customer_ids)
-    yield from (_Trace(event_id.encode(), EVENT_ID) for event_id in subject.event_ids if len(event_id) >= SHORTEST_SEARCHED)
-    yield from (_Trace(value.encode(), "personal") for value in subject.personal if len(value) >= SHORTEST_SEARCHED)
-
-
-def _search(path: Path, traces: Sequence[_Trace]) -> set[str]:
-    if path.suffix != ".parquet":
-        content = path.read_bytes()
-        return {trace.what for trace in traces if trace.is_in(content)}
-    texts = {text for column in pq.ParquetFile(path).read().itercolumns() for text in _texts(column)}
-    found = {trace.what for trace in traces if trace.value.decode() in texts}
-    joined = "\n".join(texts).encode()
-    return found | {trace.what for trace in traces if trace.what != EVENT_ID and trace.is_in(joined)}
-
-
-def _texts(column: pa.ChunkedArray) -> Iterator[str]:
-    """Every distinct text in a column, however deep."""
-    kind = column.type
-    if pa.types.is_struct(kind):
-        for part in column.combine_chunks().flatten():
-            yield from _texts(pa.chunked_array([part]))
-    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_list_view(kind):
-        yield from _texts(pa.chunked_array([pc.list_flatten(column.combine_chunks())]))
-    elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        yield from (text for text in pc.unique(column.cast(pa.string())).to_pylist() if text is not None)
-    elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
-        yield from (content.decode("latin-1") for content in column.to_pylist() if content is not None)
+            yield Trace(value, kind)
+    yield from (Trace(key.partition(":")[2], "keyed hash") for key in subject.keys)
+    yield from (Trace(customer_id, "customer id") for customer_id in subject.customer_ids)
+    yield from (Trace(event_id, EVENT_ID) for event_id in subject.event_ids if len(event_id) >= SHORTEST_SEARCHED)
+    yield from (Trace(value, "personal") for value in subject.personal if len(value) >= SHORTEST_SEARCHED)
 
 
 @contextlib.contextmanager

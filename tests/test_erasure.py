@@ -16,10 +16,12 @@ from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 from scene import NEW_YEAR, Service, command, copy_home, customer, eventually, loyalty_cards, start_service, stop_service
 
 from features.clock import fixed_clock
+from features.contacts import Contacts
 from features.event_log import EventLog, connect
 from features.home import Home
 from features.identity import Identities
-from serving.erasure import Office, open_office, prove
+from features.vault import Vault
+from serving.erasure import PENDING, Office, open_office, prove
 from serving.holdings import Place, Subject, mentions
 
 PLACES = ("events", "inbox", "dead letters", "feature snapshots", "online store", "decisions", "batch files", "model runs",
@@ -181,6 +183,25 @@ def test_a_letter_names_her_in_whatever_writing() -> None:
         assert named(text), text
     for text in ("ada@shop.org.uk.example"[1:], "canada@shop.org", "10290", "item 51029", "nobody"):
         assert not named(text), text
+
+
+def test_what_comes_after_an_erasure_is_kept_though_somebody_looks_in_between(own_service: Service) -> None:
+    """A search that opened the databases' files itself would cancel the locks of the service, and the next to leave delete its log."""
+    home, vault = own_service.home, Vault.open(own_service.home)
+    identify = {"name": "identify", "occurred_at": NEW_YEAR.isoformat(), "identifiers": {"user_id": "keeper-7"}}
+
+    def held() -> dict[str, str]:
+        contacts = Contacts(home, vault)
+        try:
+            return {c.field: c.value for c in contacts.of([vault.key("user_id", "keeper-7")])}
+        finally:
+            contacts.close()
+
+    assert own_service.get(f"/v1/customers/{customer(loyalty_cards(home)[9])}", "DELETE")[0] in (200, 202)
+    eventually(lambda: not list((home.root / "erasures").glob(f"*{PENDING}")))
+    for field in ("first_name", "last_name"):
+        assert own_service.ask("events", {**identify, "event_id": uuid.uuid4().hex, "traits": {field: "Grace"}})["accepted"] == 1
+        eventually(lambda field=field: held().get(field) == "Grace")
 
 
 class TestByCommand:
