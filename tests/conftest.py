@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, settings
 from scene import NEW_YEAR, SECRET, SMALL_CUT, Service, TinyShop, command, copy_home, free_port, start_service, stop_service
 
 from features.catalogue import ITEM_CONTEXT, ITEMS, OFFERS, Catalogue
@@ -22,6 +23,9 @@ from features.shop import Shop
 from serving.keys import SCOPES, Keys
 
 configure_process()
+# how fast a machine draws and checks says nothing of the code
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 os.environ["UBIQUO_SECRET"] = SECRET
 ALLOWED_SKIPS_IN_CI: tuple[str, ...] = ("does not lie beside this checkout",)
 

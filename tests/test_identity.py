@@ -218,7 +218,7 @@ def owners(identities: Identities) -> dict[str, str | None]:
     return dict(identities._owner)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(EVENTS)
 def test_whatever_happens_the_guards_hold_and_the_table_tells_the_same(
     tmp_path_factory: pytest.TempPathFactory, drawn: Sequence[dict[str, str]]
@@ -242,7 +242,7 @@ def test_whatever_happens_the_guards_hold_and_the_table_tells_the_same(
     }
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(EVENTS)
 def test_worked_out_anew_from_the_log_it_is_the_same(tmp_path_factory: pytest.TempPathFactory, drawn: Sequence[dict[str, str]]) -> None:
     from features.shop import Shop

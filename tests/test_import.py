@@ -235,7 +235,7 @@ class TestWhatIsTaken:
         files = EventLog(home, "Europe/Paris").files()
         assert connect().execute("SELECT DISTINCT consent_basis FROM read_parquet(?)", [files]).fetchall() == [("loyalty terms",)]
 
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     @given(
         st.lists(
             st.tuples(st.integers(1, 4), st.sampled_from("abc"), st.integers(1, 50), st.decimals("0", "500", places=2)),

@@ -188,7 +188,7 @@ def test_fitting_twice_on_the_same_gives_the_same_files(tmp_path: Path) -> None:
     assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     bought=st.lists(st.sampled_from([str(i) for i in range(30)]), unique=True, max_size=12),
     departments=st.sets(st.sampled_from(["D0", "D1", "D2", "nowhere"])),

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scene import NEW_YEAR, ROOT, TinyShop, command, event, free_port, surroundings
 from sklearn.metrics import average_precision_score, ndcg_score, roc_auc_score
@@ -36,7 +36,6 @@ def midnight(text: str) -> datetime:
     return local_midnight(date.fromisoformat(text), ZONE)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=4, max_size=80).filter(lambda r: 0 < sum(x for x, _ in r) < len(r)))
 def test_auc_and_average_precision_are_scikit_learns_ties_included(rows: list[tuple[bool, int]]) -> None:
     labels, scores = np.array([r[0] for r in rows]), np.array([float(r[1]) for r in rows])
@@ -45,7 +44,6 @@ def test_auc_and_average_precision_are_scikit_learns_ties_included(rows: list[tu
     assert found["average_precision"] == pytest.approx(average_precision_score(labels, scores))
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 3), st.integers(0, 3)), min_size=6, max_size=40))
 def test_a_weight_is_a_repetition(rows: list[tuple[bool, int, int]]) -> None:
     labels, scores, weights = (np.array(column) for column in zip(*rows, strict=True))
