@@ -7,7 +7,8 @@ from typing import Any
 
 from features.event_log import EventLog, connect
 from features.home import Home
-from features.identity import BY_HAND, Identities, keys_of
+from features.identity import Identities, write_anew
+from features.identity_graph import BY_HAND, IdentityGraph, keys_of
 
 Advance = Callable[[int, int], None]
 BATCH = 100_000
@@ -21,9 +22,8 @@ def rebuild(home: Home, timezone: str, advance: Advance = lambda done, of: None)
     """
     log = EventLog(home, timezone)
     with home.locked("log"):
-        before = Identities(home)
-        decisions = [step for step in before.steps() if step.cause in BY_HAND]
-        fresh = Identities.empty(home, before.vault)
+        decisions = [step for step in Identities(home).steps() if step.cause in BY_HAND]
+        graph = IdentityGraph()
         db = connect()
         db.execute(_ORDERED, [log.files()]).fetchall()
         [(count,)] = db.execute("SELECT count(*) FROM said").fetchall()
@@ -35,15 +35,15 @@ def rebuild(home: Home, timezone: str, advance: Advance = lambda done, of: None)
             ).fetchall()
             for identifiers, previous, event_id, known_at in rows:
                 while decision is not None and decision.known_at < known_at:
-                    fresh.repeat(decision)
+                    graph.repeat(decision)
                     decision = next(waiting)
-                fresh.learn_keys(keys_of(_dict(identifiers)), keys_of(_dict(previous)), event_id, known_at)
+                graph.learn(keys_of(_dict(identifiers)), keys_of(_dict(previous)), event_id, known_at)
             advance(min(start + BATCH, count), count)
         while decision is not None:
-            fresh.repeat(decision)
+            graph.repeat(decision)
             decision = next(waiting)
-        fresh.write_anew()
-    return len(fresh.customers())
+        write_anew(home, graph.news)
+    return len(graph.customers())
 
 
 _ORDERED = """

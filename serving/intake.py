@@ -18,7 +18,7 @@ from features.event_log import DeadLetter, EventLog, Incoming
 from features.events import RejectedEvent, SealedEvent, parse_event
 from features.folds import History, Touch, fold_history
 from features.home import Home
-from features.identity import Identities, keys_of
+from features.identity import Identities
 from features.shop import Shop
 from features.snapshots import compute, replay
 from features.store import FeatureStore
@@ -179,9 +179,8 @@ class Intake:
     def _learn(self, event: SealedEvent, at: datetime) -> str | None:
         if not event.identifiers:
             return None
-        keys = keys_of(event.identifiers)
-        known_before = self.identities.owner_of(keys)
-        customer = self.identities.learn_keys(keys, keys_of(event.previous), event.event_id, at)
+        known_before = self.identities.customer_of(event)
+        customer = self.identities.learn(event, at)
         if customer and known_before is None:
             self._minted.add(customer)
         self._consents.note(event, at)

@@ -82,17 +82,26 @@ def tiny(tmp_path: Path) -> TinyShop:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """The small cut of the real data, imported, materialized and trained by the commands of the README."""
-    if given := os.environ.get("UBIQUO_TEST_HOME"):
-        # one that was made before by these very commands, to save two minutes while a test is being written
-        return copy_home(Home(Path(given)), tmp_path_factory.mktemp("given") / "home")
-    home = Home(tmp_path_factory.mktemp("trained"))
-    for arguments in (
-        ("features", "import", "complete-journey", "--households", str(SMALL_CUT)),
-        ("features", "materialize"),
-        ("training", "all"),
-    ):
-        done = command(*arguments, home=home.root)
-        assert done.returncode == 0, done.stdout + done.stderr
+    # one that was made before by these very commands saves two minutes while a test is being written
+    given = os.environ.get("UBIQUO_TEST_HOME")
+    made = Home(Path(given)) if given else _made_once(tmp_path_factory.getbasetemp())
+    return copy_home(made, tmp_path_factory.mktemp("trained") / "home")
+
+
+def _made_once(folder: Path) -> Home:
+    """The home of which each of the workers that share the tests takes a copy."""
+    shared = Home(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
+    home = Home(shared.root / "made")
+    with shared.locked("made"):
+        if not (home.root / "complete").exists():
+            for arguments in (
+                ("features", "import", "complete-journey", "--households", str(SMALL_CUT)),
+                ("features", "materialize"),
+                ("training", "all"),
+            ):
+                done = command(*arguments, home=home.root)
+                assert done.returncode == 0, done.stdout + done.stderr
+            (home.root / "complete").touch()
     return home
 
 

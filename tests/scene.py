@@ -25,7 +25,8 @@ from features.contacts import Contacts
 from features.event_log import EventLog, Incoming
 from features.events import parse_event
 from features.home import Home
-from features.identity import Identities, mint_customer_id
+from features.identity import Identities
+from features.identity_graph import mint_customer_id
 from features.shop import Shop
 from features.vault import Vault
 
@@ -113,7 +114,7 @@ def copy_home(home: Home, to: Path) -> Home:
     return Home(to)
 
 
-def eventually(check: Callable[[], bool], seconds: float = 20) -> None:
+def eventually(check: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not check():
         assert time.monotonic() < deadline, "it did not come about in time"

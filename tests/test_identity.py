@@ -16,7 +16,8 @@ from scene import NEW_YEAR, SECRET, TinyShop, command
 from features.events import parse_event
 from features.home import Home, MissingStateError
 from features.identifiers import IdentifierError, normalise
-from features.identity import Identities, PartedError
+from features.identity import Identities
+from features.identity_graph import PartedError
 from features.identity_rebuild import rebuild
 from features.linkage import ACCEPT_WEIGHT, propose
 from features.timeline import open_timeline
@@ -215,7 +216,7 @@ EVENTS = st.lists(
 
 
 def owners(identities: Identities) -> dict[str, str | None]:
-    return dict(identities._owner)
+    return identities.owners()
 
 
 @settings(max_examples=60)

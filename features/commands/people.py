@@ -13,7 +13,8 @@ from features.clock import clock_from_environment
 from features.contacts import Contacts
 from features.home import Home
 from features.identifiers import KINDS, kind_of
-from features.identity import Identities, Step
+from features.identity import Identities
+from features.identity_graph import Step
 from features.shop import Shop
 
 app = typer.Typer(help="Who is one customer, and what may be done by default.", no_args_is_help=True, pretty_exceptions_enable=False)
