@@ -189,14 +189,18 @@ class Registry:
         self._client: MlflowClient = mlflow.MlflowClient()
 
     def frames(self) -> Iterator[tuple[str, str, pd.DataFrame]]:
-        """Every table that a run has logged as a Parquet file: the run, the file's name, and the table."""
+        """Every table that a run has logged as a Parquet file: the run, the file's name, and the table.
+
+        A run that was deleted counts: MLflow only hides it, and keeps its files.
+        """
         import pandas as pd
+        from mlflow.entities import ViewType
 
         names = [model.experiment for model in self.settings.models.values()]
         experiments = [e.experiment_id for name in names if (e := self._client.get_experiment_by_name(name)) is not None]
         token: str | None = None
         while experiments:
-            page = self._client.search_runs(experiments, page_token=token)
+            page = self._client.search_runs(experiments, run_view_type=ViewType.ALL, page_token=token)
             for run in page:
                 for artifact in self._client.list_artifacts(run.info.run_id):
                     if artifact.path.endswith(".parquet"):

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,6 +22,7 @@ from features.event_log import EventLog, connect
 from features.home import Home
 from features.identity import Identities
 from features.vault import Vault
+from models.registry import Registry
 from serving.erasure import PENDING, Office, open_office, prove
 from serving.holdings import Place, Subject, mentions
 
@@ -98,6 +100,10 @@ def test_she_is_taken_out_of_everything_and_the_others_stay(office: tuple[Office
     others = len(Identities(home).customers())
     subject = opened.subject(her)
     assert prove(home, subject).found, "the search finds her before"
+    registry = Registry()
+    version = registry.version_of("churn", "champion")
+    assert version is not None
+    mlflow.MlflowClient().delete_run(registry.run_of("churn", version))
     receipt = opened.erase(her)
     assert receipt.proof.found == []
     assert receipt.proof.files > 100

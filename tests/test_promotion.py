@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from scene import NEW_YEAR, TinyShop, command, event
+from scene import NEW_YEAR, TinyShop, command, copy_home, event
 
 from features.home import Home
 from features.timeline import open_timeline
@@ -247,8 +246,7 @@ class TestTheLoopOfADataScientist:
     """Retrain, compare, be refused, force it, regret it: by the commands, on the small cut of the real data."""
 
     def test_from_challenger_to_rollback(self, trained: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        home = tmp_path / "home"
-        shutil.copytree(trained.root, home, ignore=shutil.ignore_patterns("mlartifacts", "inbox*", "*.log"))
+        home = copy_home(trained, tmp_path / "home").root
 
         def run(*arguments: str, code: int = 0) -> str:
             done = command("training", *arguments, home=home)
