@@ -31,7 +31,7 @@ class Stage:
 
     name: str
     seconds: float
-    peak_mb: float
+    peak_mb: float | None = None
 
 
 def run(home: Home, households: int | None, port: int, tour_only: bool, console: Console) -> int:
@@ -63,11 +63,12 @@ def run(home: Home, households: int | None, port: int, tour_only: bool, console:
     try:
         started = time.monotonic()
         wait_until_ready(service, port)
-        stages.append(Stage("start the service", time.monotonic() - started, 0.0))
+        stages.append(Stage("start the service", time.monotonic() - started))
         tour(port, console)
         console.rule("what each stage took")
         for stage in stages:
-            console.print(f"{stage.name:24} {stage.seconds:6.1f} s   peak memory {stage.peak_mb:6.0f} MB", highlight=False)
+            memory = "" if stage.peak_mb is None else f"   peak memory {stage.peak_mb:6.0f} MB"
+            console.print(f"{stage.name:24} {stage.seconds:6.1f} s{memory}", highlight=False)
         if tour_only:
             return 0
         ui_port = free_port()

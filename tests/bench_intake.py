@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 import pyarrow as pa
-from scene import NEW_YEAR, ROOT, SECRET, Service, TinyShop, event, free_port, start_service, stop_service
+from scene import NEW_YEAR, ROOT, SECRET, Service, TinyShop, copy_home, event, free_port, start_service, stop_service
 
 from features import tables
 from features.event_log import EVENT_SCHEMA, EventLog, connect
@@ -255,7 +255,9 @@ def identity(home: Home) -> None:
 
 
 def main() -> None:
-    intake(Home.from_environment())
+    with tempfile.TemporaryDirectory() as folder:
+        # the events are invented: they belong in no home that somebody uses
+        intake(copy_home(Home.from_environment(), Path(folder) / "home"))
     # from here on everything is invented
     os.environ["UBIQUO_SECRET"] = SECRET
     with tempfile.TemporaryDirectory() as scratch:
