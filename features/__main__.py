@@ -176,9 +176,9 @@ def materialize(
         raise ValueError(f"--as-of {moment.isoformat()} lies in the future: live events until then would be taken for old ones")
     EventLog(home, shop.timezone).check_reaches(moment)
     store = FeatureStore(home)
-    store.apply()
     views = ("customer_activity", "customer_history")
-    with Progress(console=console) as progress:
+    with home.deriving(), Progress(console=console) as progress:
+        store.apply()
         task = progress.add_task("materializing features", total=2 * len(views))
         for view in views:
             store.backfill(view, {moment: None}, lambda n: progress.advance(task))

@@ -176,7 +176,7 @@ class EventLog:
             identities.flush()
             if fresh:
                 tables.append(self._home.events, self._to_arrow(fresh))
-            self.reject(conflicts)
+            self._reject(conflicts)
             tables.compact_if_fragmented(self._home.events)
             ids = [row.event.event_id for row in fresh]
             self._seen.add(ids, self.files() if self.exists else [])
@@ -187,8 +187,11 @@ class EventLog:
 
     def reject(self, letters: Sequence[DeadLetter]) -> None:
         """Keep rows that could not be taken, encrypted; the same letter from a repeated import is kept once."""
-        if not letters:
-            return
+        if letters:
+            with self._home.locked("log"):
+                self._reject(letters)
+
+    def _reject(self, letters: Sequence[DeadLetter]) -> None:
         path = self._home.dead_letters
         ids = [self.vault.hash("letter", "\0".join(x[1:])) for x in letters]
         known: set[str] = set()
@@ -204,7 +207,9 @@ class EventLog:
 
     def _conflict(self, row: Incoming) -> DeadLetter:
         clear = {p.identity_key.partition(":")[0]: p.value for p in row.personal if p.field == IDENTIFIER}
-        event = {**msgspec.to_builtins(row.event), **({"identifiers": clear} if clear else {})}
+        event = msgspec.to_builtins(row.event)
+        # in clear what is not known yet, and by its keyed hash what is
+        event["identifiers"] = {**event.get("identifiers", {}), **clear}
         return DeadLetter(
             received_at=row.received_at,
             source=row.source,

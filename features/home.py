@@ -15,6 +15,10 @@ class MissingStateError(RuntimeError):
     """A table, snapshot or model that a command needs does not exist yet; the message names the mend."""
 
 
+DERIVED = "derived"
+"""The lock between an erasure and whoever writes what follows from the log."""
+
+
 @dataclass(frozen=True)
 class Home:
     """The folder that holds all data, stores and models of one ubiquo installation."""
@@ -106,12 +110,16 @@ class Home:
             raise
         return handle
 
+    def deriving(self) -> contextlib.AbstractContextManager[None]:
+        """Hold this from the first read of customers' rows to the last write of what follows from them: no erasure comes in between."""
+        return self.locked(DERIVED, shared=True)
+
     @contextlib.contextmanager
-    def locked(self, name: str) -> Iterator[None]:
-        """Hold the exclusive inter-process lock *name*; the operating system frees it if the process dies."""
+    def locked(self, name: str, shared: bool = False) -> Iterator[None]:
+        """Hold the inter-process lock *name*, alone or *shared*; the operating system frees it if the process dies."""
         self.root.mkdir(parents=True, exist_ok=True)
         with open(self.root / f"{name}.lock", "w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
             yield
 
 

@@ -156,10 +156,10 @@ class Identities:
     def steps(self) -> list[Step]:
         """The whole table, in the order in which it was written, and what is to be written."""
         with self._lock:
-            written: list[Step] = []
-            if DeltaTable.is_deltatable(str(self._home.identifiers)):
-                written = list(_steps(DeltaTable(str(self._home.identifiers)).to_pyarrow_table().sort_by("seq")))
-            return [*written, *self._graph.news]
+            table = DeltaTable(str(self._home.identifiers)) if files(self._home.identifiers) else None
+            news = list(self._graph.news)
+        # a table stays at the version at which it was opened: nobody need wait while it is read
+        return [*(() if table is None else _steps(table.to_pyarrow_table().sort_by("seq"))), *news]
 
     def take_disturbed(self) -> set[str]:
         """The customers who gained or lost an identifier with a past since the last call: what was derived of them is out of date."""

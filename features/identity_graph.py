@@ -130,11 +130,11 @@ class IdentityGraph:
 
     def strongest(self) -> dict[str, str]:
         """Each customer's strongest identity key, the first of them by alphabet."""
-        return {customer: min(keys, key=lambda key: (RANK[kind_of(key)], key)) for customer, keys in self._members.items()}
+        return {customer: min(keys, key=lambda key: (RANK[kind_of(key)], key)) for customer, keys in list(self._members.items())}
 
     def former(self, customer_id: str) -> list[str]:
         """The customers that were merged into this one."""
-        return sorted(old for old in self._moved if self.current(old) == customer_id)
+        return sorted(old for old in list(self._moved) if self.current(old) == customer_id)
 
     def changed_since(self, before: IdentityGraph) -> set[str]:
         """The customers who do not have the identifiers that they had."""

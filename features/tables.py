@@ -42,7 +42,8 @@ def compact_if_fragmented(path: Path) -> None:
 def erase(path: Path, column: str, values: Sequence[str]) -> int:
     """Delete the rows whose *column* is one of *values* and every older version of the table; returns how many rows.
 
-    By a merge, whose condition names no value: the predicate of a delete stays in the commit.
+    Nobody may be writing to the table: hold its lock. By a merge, whose condition names no value, as the predicate of a delete
+    stays in the commit.
     """
     if not DeltaTable.is_deltatable(str(path)):
         return 0
@@ -51,6 +52,22 @@ def erase(path: Path, column: str, values: Sequence[str]) -> int:
         doomed = pa.table({column: pa.array(sorted(set(values)), pa.string())})
         merge = DeltaTable(str(path)).merge(doomed, f"t.{column} = s.{column}", source_alias="s", target_alias="t")
         gone = int(merge.when_matched_delete().execute()["num_target_rows_deleted"])
-    # older versions, and what a crash left; without values too, as it may have come between a delete and this
-    DeltaTable(str(path)).vacuum(0, enforce_retention_duration=False, dry_run=False)
+    # without values too, as a crash may have come between a delete and this
+    _forget_what_was(path)
     return gone
+
+
+def blank(path: Path, column: str, values: Sequence[str]) -> int:
+    """Set *column* to null where it is one of *values*, and delete every older version of the table; returns how many rows."""
+    if not values or not DeltaTable.is_deltatable(str(path)):
+        return 0
+    doomed = pa.table({column: pa.array(sorted(set(values)), pa.string())})
+    merge = DeltaTable(str(path)).merge(doomed, f"t.{column} = s.{column}", source_alias="s", target_alias="t")
+    blanked = int(merge.when_matched_update({column: "CAST(NULL AS STRING)"}).execute()["num_target_rows_updated"])
+    _forget_what_was(path)
+    return blanked
+
+
+def _forget_what_was(path: Path) -> None:
+    """Delete older versions and what a crash left. *full*: a checkpoint forgets in time which files are no longer of the table."""
+    DeltaTable(str(path)).vacuum(0, enforce_retention_duration=False, dry_run=False, full=True)

@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 from features.clock import microseconds
 from features.events import SealedEvent
@@ -17,18 +18,26 @@ STARTS_ANEW = ("sign_up", "consent_update")
 """By these a person who was erased begins again, from then on."""
 
 
+class Stone(NamedTuple):
+    """One erased key. Nothing of it comes in until the erasure is *settled*."""
+
+    erased_at: int
+    lifted_at: int | None
+    settled: bool
+
+
 class Tombstones:
     """A SQLite file of keyed hashes of identity keys, each with the moments of the erasure and of a new beginning.
 
     What occurred before the erasure is refused for ever, from whatever source it comes again. What occurs later is refused
-    too until she signs up or consents anew.
+    too until she signs up or consents anew, which she cannot while the erasure is under way: it would take her new life too.
     """
 
     def __init__(self, home: Home, vault: Vault) -> None:
         self._vault = vault
         self._path = home.tombstones
         self._lock = threading.Lock()
-        self._stones: dict[str, tuple[int, int | None]] = {}
+        self._stones: dict[str, Stone] = {}
         self._stamp: tuple[int, int] | None = None
 
     def welcome(self, events: Iterable[SealedEvent], keep: bool = False) -> list[bool]:
@@ -40,12 +49,17 @@ class Tombstones:
             return [self._may_stay(event, keep) for event in events]
 
     def add(self, identity_keys: Sequence[str], erased_at: datetime) -> int:
-        """Raise a tombstone for each key; returns how many."""
+        """Raise a tombstone for each key, of an erasure that is under way; returns how many."""
         rows = [(self._vault.tombstone(key), microseconds(erased_at)) for key in identity_keys]
         with self._lock, self._connect() as db:
-            db.executemany("INSERT INTO tombstones VALUES (?, ?, NULL) ON CONFLICT DO UPDATE SET erased_at = excluded.erased_at, "
-                           "lifted_at = NULL", rows)  # fmt: skip
+            db.executemany("INSERT INTO tombstones VALUES (?, ?, NULL, FALSE) ON CONFLICT DO UPDATE SET "
+                           "erased_at = excluded.erased_at, lifted_at = NULL, settled = FALSE", rows)  # fmt: skip
         return len(rows)
+
+    def settle(self, identity_keys: Sequence[str]) -> None:
+        """Note that the erasure of these keys is done."""
+        with self._lock, self._connect() as db:
+            db.executemany("UPDATE tombstones SET settled = TRUE WHERE tombstone = ?", [(self._vault.tombstone(k),) for k in identity_keys])
 
     def _may_stay(self, event: SealedEvent, keep: bool) -> bool:
         occurred = microseconds(event.occurred_at)
@@ -53,9 +67,9 @@ class Tombstones:
         # a tablet that an erased person used too is no reason to refuse whoever signs in on it
         keys = [key for key in keys if names_a_person(key)] or keys
         stones = {stone: self._stones[stone] for key in keys if (stone := self._vault.tombstone(key)) in self._stones}
-        if any(occurred < erased_at for erased_at, _ in stones.values()):
+        if any(occurred < each.erased_at or not each.settled for each in stones.values()):
             return False
-        asleep = [stone for stone, (_, lifted_at) in stones.items() if lifted_at is None or occurred < lifted_at]
+        asleep = [stone for stone, each in stones.items() if each.lifted_at is None or occurred < each.lifted_at]
         if asleep and event.name in STARTS_ANEW and (event.consent is None or any(event.consent.purposes.values())):
             self._lift(asleep, occurred, keep)
             return True
@@ -66,12 +80,13 @@ class Tombstones:
             with self._connect() as db:
                 db.executemany("UPDATE tombstones SET lifted_at = ? WHERE tombstone = ?", [(at, stone) for stone in stones])
         for stone in stones:
-            self._stones[stone] = (self._stones[stone][0], at)
+            self._stones[stone] = self._stones[stone]._replace(lifted_at=at)
 
     def _connect(self) -> sqlite3.Connection:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         db = sqlite3.connect(self._path, timeout=60)
-        db.execute("CREATE TABLE IF NOT EXISTS tombstones (tombstone TEXT PRIMARY KEY, erased_at INTEGER NOT NULL, lifted_at INTEGER)")
+        db.execute("CREATE TABLE IF NOT EXISTS tombstones (tombstone TEXT PRIMARY KEY, erased_at INTEGER NOT NULL, "
+                   "lifted_at INTEGER, settled INTEGER NOT NULL)")  # fmt: skip
         return db
 
     def _read_if_changed(self) -> None:
@@ -82,4 +97,7 @@ class Tombstones:
         if (status.st_mtime_ns, status.st_size) != self._stamp:
             self._stamp = (status.st_mtime_ns, status.st_size)
             with self._connect() as db:
-                self._stones = {stone: (erased, lifted) for stone, erased, lifted in db.execute("SELECT * FROM tombstones")}
+                self._stones = {
+                    stone: Stone(erased_at, lifted_at, bool(settled))
+                    for stone, erased_at, lifted_at, settled in db.execute("SELECT * FROM tombstones")
+                }

@@ -72,7 +72,7 @@ def score(
     if channel is not None and through is None:
         raise ValueError(f"--channel {channel!r} is not one of {', '.join(get_args(Channel))}")
     moment = parse_as_of(as_of or shop.data_end.isoformat(), shop.timezone)
-    with Progress(console=console) as progress:
+    with home.deriving(), Progress(console=console) as progress:
         task = progress.add_task(f"scoring {kind}", total=None)
         rows = score_all(home, chosen, moment, out, limit, lambda done, of: progress.update(task, completed=done, total=of), through)
     console.print(f"{out}: {rows} rows, as of {moment.isoformat()}", highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import uuid
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,10 +14,9 @@ import msgspec
 
 from features.clock import Clock
 from features.consent import Consents
-from features.contacts import Contacts
 from features.decision_log import DecisionLog
 from features.event_log import EventLog
-from features.home import Home, write_atomically
+from features.home import DERIVED, Home, write_atomically
 from features.identity import Identities
 from features.profile import UnknownCustomerError
 from features.shop import Shop
@@ -85,17 +85,21 @@ class Office:
     def __init__(self, home: Home, clock: Clock, store: FeatureStore, intake: Intake, decisions: DecisionLog) -> None:
         identities = intake.identities
         self._home, self._clock, self._identities, self._intake = home, clock, identities, intake
-        self._contacts = Contacts(home, identities.vault)
+        # the intake's own: it remembers which identifiers are kept already
+        self._contacts = intake.contacts
+        self._tombstones = Tombstones(home, identities.vault)
+        self._decisions = Decisions(decisions)
         self._log = EventLog(home, Shop.load(home).timezone)
         # the identity table goes last: a repeated erasure finds by it what a broken one has left
         self.places: list[Place] = [
-            Events(home), Waiting(intake.inbox), DeadLetters(self._log), Snapshots(home), OnlineRows(store), Decisions(decisions),
+            Events(home), Waiting(intake.inbox), DeadLetters(self._log), Snapshots(home), OnlineRows(store), self._decisions,
             BatchFiles(home), RunTables(Registry()), Stages(home), ContactTable(self._contacts), IdentityTable(home, identities),
         ]  # fmt: skip
         self._folder = home.root / "erasures"
         # one at a time
         self._hands = ThreadPoolExecutor(1, "ubiquo-erasure")
         self._running: dict[str, Future[Receipt]] = {}
+        self._ordering = threading.Lock()
 
     def subject(self, customer_id: str) -> Subject:
         """All that the customer is known by.
@@ -131,35 +135,55 @@ class Office:
     def begin(self, customer_id: str) -> str:
         """Raise her tombstones, and take her out of every place in the background; returns the receipt's id.
 
-        From here on nothing of her past comes in again, and a crash is made good by ``resume``.
+        From here on nothing of hers comes in, until it is done and she begins anew. A crash is made good by ``resume``.
 
         Raises:
             UnknownCustomerError: nobody is known by that id.
         """
-        self._intake.drain()
-        subject = self.subject(customer_id)
-        order = Order(uuid.uuid4().hex, self._identities.vault.encrypt(msgspec.json.encode(subject)), self._clock())
-        Tombstones(self._home, self._identities.vault).add(subject.keys, order.at)
-        write_atomically(self._folder / f"{order.receipt_id}{PENDING}", msgspec.json.encode(order))
-        self._running[order.receipt_id] = self._hands.submit(self._carry_out, order)
-        return order.receipt_id
+        with self._ordering:
+            self._intake.drain()
+            subject, receipt_id, at = self.subject(customer_id), uuid.uuid4().hex, self._clock()
+            self._write_order(receipt_id, subject, at)
+            # what came in before the tombstones stood is hers too
+            self._intake.drain()
+            now = Subject.of(self._home, self._identities, self._contacts, customer_id)
+            if now is not None and now.customer_ids[0] == subject.customer_ids[0]:
+                subject = subject.joined(now)
+            order = self._write_order(receipt_id, subject, at)
+            self._running[receipt_id] = self._hands.submit(self._carry_out, order)
+            return receipt_id
+
+    def _write_order(self, receipt_id: str, subject: Subject, at: datetime) -> Order:
+        order = Order(receipt_id, self._identities.vault.encrypt(msgspec.json.encode(subject)), at)
+        write_atomically(self._folder / f"{receipt_id}{PENDING}", msgspec.json.encode(order))
+        self._tombstones.add(subject.keys, at)
+        return order
 
     def resume(self) -> list[str]:
-        """Take up the erasures that a crash broke off; returns their receipts' ids."""
-        orders = [msgspec.json.decode(path.read_bytes(), type=Order) for path in sorted(self._folder.glob(f"*{PENDING}"))]
-        for order in orders:
-            self._running[order.receipt_id] = self._hands.submit(self._carry_out, order)
-        return [order.receipt_id for order in orders]
+        """Take up the erasures that a crash or a failure broke off; returns their receipts' ids."""
+        with self._ordering:
+            broken = [path for path in sorted(self._folder.glob(f"*{PENDING}")) if not self._is_under_way(path.stem)]
+            for path in broken:
+                order = msgspec.json.decode(path.read_bytes(), type=Order)
+                self._running[order.receipt_id] = self._hands.submit(self._carry_out, order)
+            return [path.stem for path in broken]
+
+    def _is_under_way(self, receipt_id: str) -> bool:
+        running = self._running.get(receipt_id)
+        return running is not None and not (running.done() and running.exception() is not None)
 
     def receipt(self, receipt_id: str, timeout: float | None = 0.0) -> Receipt:
-        """The receipt of an erasure, waited for so many seconds (None: to the end).
+        """The receipt of an erasure, waited for so many seconds (None: to the end, or to its failure).
 
         Raises:
-            TimeoutError: it is not done yet.
+            TimeoutError: it is not done yet, or failed and will be tried again.
             LookupError: there is no such erasure.
         """
-        if receipt_id in self._running:
-            return self._running[receipt_id].result(timeout)
+        running = self._running.get(receipt_id)
+        if running is not None:
+            if timeout is not None and running.exception(timeout) is not None:
+                raise TimeoutError("the erasure failed and will be tried again")
+            return running.result(timeout)
         path = self._folder / f"{receipt_id}.json"
         if not receipt_id.isalnum() or not path.exists():
             raise LookupError("there is no receipt of that id")
@@ -171,19 +195,21 @@ class Office:
 
     def _carry_out(self, order: Order) -> Receipt:
         pending = self._folder / f"{order.receipt_id}{PENDING}"
-        with self._intake.standing_still():
-            subject = msgspec.json.decode(self._identities.vault.decrypt(order.subject), type=Subject)
-            # what came between the order and the standstill
-            now = Subject.of(self._home, self._identities, self._contacts, subject.customer_ids[0])
-            if now is not None:
-                subject = subject.joined(now)
-            counts = {place.name: place.erase(subject) for place in self.places}
-        self._intake.forget(subject.customer_ids, subject.keys)
-        proof = prove(self._home, subject, leaving_out={pending})
+        subject = msgspec.json.decode(self._identities.vault.decrypt(order.subject), type=Subject)
+        # a crash may have come before the tombstones
+        self._tombstones.add(subject.keys, order.at)
+        with self._home.locked(DERIVED):
+            with self._intake.standing_still():
+                counts = {place.name: place.erase(subject) for place in self.places}
+            self._intake.forget(subject.customer_ids, subject.keys)
+            # until a moment ago she was still known, and may have been answered
+            counts[self._decisions.name] += self._decisions.erase(subject)
+            proof = prove(self._home, subject, leaving_out={pending})
         receipt = Receipt(order.receipt_id, order.at, counts, len(subject.keys), proof)
         write_atomically(self._folder / f"{order.receipt_id}.json", msgspec.json.encode(receipt))
-        if not proof.found:
-            pending.unlink()
+        # whatever the proof says, for the receipt tells it: carried out again it would take what she is by then
+        self._tombstones.settle(subject.keys)
+        pending.unlink()
         return receipt
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 import pandas as pd
+import phonenumbers
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -30,6 +31,14 @@ from serving.inbox import Inbox
 
 Row = dict[str, Any]
 CUSTOMER_VIEWS = ("customer_activity", "customer_history")
+SHORTEST_ALONE = 8
+_SAID_OF = {
+    "loyalty_card": "card|loyalty|household|member|customer|client|kund|kart|carte|tarjeta",
+    "user_id": "user|customer|client|member|account|login|kund|konto|usuario|compte",
+    "email": "mail", "device": "device|advertising", "cookie": "cookie|anonymous|client|visitor|session",
+    "receipt": "receipt|order|invoice|basket|transaction|bon|rechnung|facture|factura",
+}  # fmt: skip
+"""What may stand before an identifier of a kind, as the name of a field or a word."""
 
 
 @dataclass(frozen=True)
@@ -171,10 +180,12 @@ class IdentityTable:
                 yield {"kind": step.identity_key.partition(":")[0], **step._asdict()}
 
     def erase(self, subject: Subject) -> int:
-        """Delete every row that names her."""
-        wanted = (("identity_key", subject.keys), ("customer_id", subject.customer_ids), ("through", subject.keys))
+        """Delete every row that is hers, and what others' rows say of her."""
+        wanted = (("identity_key", subject.keys), ("customer_id", subject.customer_ids))
         with self._home.locked("log"):
             gone = sum(tables.erase(self._home.identifiers, column, values) for column, values in wanted)
+            # what is left is somebody else's, though it was joined through a thing of hers
+            gone += tables.blank(self._home.identifiers, "through", subject.keys)
         self._identities.refresh()
         return gone
 
@@ -320,12 +331,23 @@ class Stages:
 
 
 def mentions(subject: Subject) -> Callable[[str], bool]:
-    """Whether a text names one of the subject's identifiers, as a word of its own; a phone number in whatever punctuation."""
-    words = [re.escape(value) for kind, value in subject.clear if kind != "phone"]
-    numbers = [r"\D{0,3}".join(value.lstrip("+")[-9:]) for kind, value in subject.clear if kind == "phone"]
-    if not words and not numbers:
+    """Whether a text names one of the subject's identifiers, as a word of its own; a phone number in whatever punctuation.
+
+    What is short or all digits is found only behind a word that says what it is: a card's four digits may be anybody's amount.
+    """
+    words = [re.escape(key.partition(":")[2]) for key in subject.keys]
+    named, numbers = [], []
+    for kind, value in subject.clear:
+        if kind == "phone":
+            numbers.append(r"\D{0,3}".join(str(phonenumbers.parse(value).national_number)))
+        elif len(value) < SHORTEST_ALONE or value.isdigit():
+            named.append(rf"(?:{_SAID_OF[kind]})\w*\W{{1,5}}{re.escape(value)}")
+        else:
+            words.append(re.escape(value))
+    parts = [*(rf"(?<![\w@]){word}(?![\w@])" for word in words), *(rf"{each}(?!\w)" for each in named), *(rf"{n}(?!\d)" for n in numbers)]
+    if not parts:
         return lambda text: False
-    pattern = re.compile("|".join([*(rf"(?<![\w@]){word}(?![\w@])" for word in words), *numbers]), re.IGNORECASE)
+    pattern = re.compile("|".join(parts), re.IGNORECASE)
     return lambda text: pattern.search(text) is not None
 
 

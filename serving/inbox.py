@@ -55,6 +55,7 @@ class Inbox:
         self._reading = threading.Lock()
         self._writer = self._connect(home)
         self._writing = threading.Lock()
+        self._closed = False
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="ubiquo-inbox", daemon=True)
         self._thread.start()
@@ -80,13 +81,19 @@ class Inbox:
 
         An empty submission is done once all earlier ones are.
         """
+        if self._closed:
+            done.set_exception(RuntimeError("the inbox is closed"))
+            return
         self._jobs.put(_Job(letters, refused, done))
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            jobs = [job]
-            while not self._jobs.empty() and (more := self._jobs.get()) is not None:
-                jobs.append(more)
+        closing = False
+        while not closing:
+            taken = [self._jobs.get()]
+            while not self._jobs.empty():
+                taken.append(self._jobs.get())
+            jobs = [job for job in taken if job is not None]
+            closing = len(jobs) < len(taken)
             try:
                 self._commit(jobs)
             except BaseException as error:
@@ -148,6 +155,7 @@ class Inbox:
 
     def close(self) -> None:
         """Finish what was submitted and close the file."""
+        self._closed = True
         self._jobs.put(None)
         self._thread.join()
         with self._reading, self._writing:

@@ -14,6 +14,7 @@ import msgspec
 
 from features.clock import Clock
 from features.consent import Consents
+from features.contacts import Contacts
 from features.event_log import DeadLetter, EventLog, Incoming
 from features.events import RejectedEvent, SealedEvent, parse_event
 from features.folds import History, Touch, fold_history
@@ -80,10 +81,16 @@ class Intake:
         """Customers first seen by this process, who have no past to look up."""
         self._unfolded: list[Incoming] = []
         self._postponed = self._seen_waiting = 0
-        self._touched: set[str] = set()
+        self._touched: dict[str, datetime] = {}
+        """Customers whose aggregates do not know what the log holds, and before when all of that was received."""
         self._last = self.inbox.last_received()
         self._log.catch_up()
         self._recover()
+
+    @property
+    def contacts(self) -> Contacts:
+        """The contact table that it writes to."""
+        return self._log.contacts
 
     # --- in
 
@@ -258,8 +265,8 @@ class Intake:
             customers = sorted(self._touched)
             if customers:
                 self._push_view("customer_activity", customers, at)
-                # only now: a failure leaves them for the next time
-                self._touched -= set(customers)
+                # only now: a failure leaves them for the next time, as does an event that came while this one drained
+                self._touched = {customer: until for customer, until in self._touched.items() if until > at}
             return len(customers)
 
     @contextlib.contextmanager
@@ -274,7 +281,7 @@ class Intake:
         for customer in customer_ids:
             self._fresh.pop(customer, None)
             self._minted.discard(customer)
-            self._touched.discard(customer)
+            self._touched.pop(customer, None)
         self._consents.forget(keys)
         self._consents.refresh()
 
@@ -302,7 +309,7 @@ class Intake:
             customer = self.identities.customer_of(row.event)
             if customer is not None:
                 by_customer.setdefault(customer, []).append(row)
-        self._touched |= disturbed | by_customer.keys()
+        self._touched |= dict.fromkeys(disturbed | by_customer.keys(), until)
         ordinary = [c for c in by_customer if c not in disturbed]
         online = dict(zip(ordinary, self._store.online("recommendations_v1", ordinary), strict=True)) if ordinary else {}
         # not online yet is not the same as without a past: the log knows
@@ -352,9 +359,10 @@ class Intake:
             self._consents.note(row.event, row.known_at)
         self._log.append(batch, self.identities)
         disturbed = self.identities.take_disturbed()
-        self._touched = disturbed | {c for row in batch if (c := self.identities.customer_of(row.event))}
+        until = letters[-1].received_at + TICK
+        self._touched = dict.fromkeys(disturbed | {c for row in batch if (c := self.identities.customer_of(row.event))}, until)
         if self._touched:
-            self._rebuild(sorted(self._touched), letters[-1].received_at + TICK)
+            self._rebuild(sorted(self._touched), until)
         self.inbox.drained(letters, [])
 
     def _push_view(self, view: str, customers: Sequence[str], at: datetime) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 from features.clock import Clock, clock_from_environment
 from features.consent import Consents, standing
-from features.contacts import Contacts
 from features.decision_log import DecisionLog
 from features.event_log import EventLog
 from features.home import Home
@@ -50,7 +49,7 @@ class Runtime:
         self.engine = Engine(home)
         self.decisions = DecisionLog(home)
         self.intake = Intake(home, self.clock, writer, self.identities, self.consents)
-        self.contacts = Contacts(home, self.identities.vault)
+        self.contacts = self.intake.contacts
         self.office = Office(home, self.clock, writer, self.intake, self.decisions)
         self.office.resume()
         self.audit = Audit(home, self.identities.vault)
@@ -59,6 +58,7 @@ class Runtime:
             ("moving events to the log", self.intake.drain_if_due, TICK_SECONDS),
             ("flushing decisions", self.decisions.flush, TICK_SECONDS),
             ("recomputing aggregates", self.intake.refresh_aggregates, AGGREGATE_SECONDS),
+            ("taking up broken erasures", self.office.resume, MODEL_CHECK_SECONDS),
             ("looking for new champions", self._refresh_models, MODEL_CHECK_SECONDS),
             # an import by another process makes customers known that this one has not met
             ("looking for new customers", self._refresh_customers, MODEL_CHECK_SECONDS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import timedelta
@@ -13,18 +14,24 @@ import mlflow
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
-from scene import NEW_YEAR, Service, command, copy_home, customer, eventually, loyalty_cards, start_service, stop_service
+from scene import NEW_YEAR, Service, TinyShop, command, copy_home, customer, eventually, loyalty_cards, start_service, stop_service
 
+from features import tables
 from features.clock import fixed_clock
+from features.consent import Consents
 from features.contacts import Contacts
+from features.decision_log import DecisionLog
 from features.event_log import EventLog, connect
 from features.home import Home
 from features.identity import Identities
+from features.store import FeatureStore
 from features.vault import Vault
 from models.registry import Registry
 from serving.erasure import PENDING, Office, open_office, prove
 from serving.holdings import Place, Subject, mentions
+from serving.intake import Intake
 
 PLACES = ("events", "inbox", "dead letters", "feature snapshots", "online store", "decisions", "batch files", "model runs",
           "import stages", "contacts", "identity")  # fmt: skip
@@ -184,11 +191,101 @@ def test_the_export_holds_everything_as_json_lines(office: tuple[Office, str, Ho
 
 
 def test_a_letter_names_her_in_whatever_writing() -> None:
-    named = mentions(Subject([], [], [("email", "ada@shop.org"), ("phone", "+442079460958"), ("loyalty_card", "1029")]))
-    for text in ('{"email": "ADA@shop.org"}', "call 020 7946-0958", '{"card": "1029"}', "card 1029, please"):
+    her = [("email", "ada@shop.org"), ("phone", "+442079460958"), ("phone", "+4512345678"), ("loyalty_card", "1029"), ("user_id", "12")]
+    named = mentions(Subject([], ["cookie:0123456789abcdef0123456789abcdef"], her))
+    for text in ('{"email": "ADA@shop.org"}', "call 020 7946-0958", "call 12 34 56 78", '{"card": "1029"}', "card 1029, please",
+                 '{"CustomerID": "12"}', '{"userId":12,"x":1}', '{"cookie": "0123456789abcdef0123456789abcdef"}'):  # fmt: skip
         assert named(text), text
-    for text in ("ada@shop.org.uk.example"[1:], "canada@shop.org", "10290", "item 51029", "nobody"):
+    for text in (
+        "ada@shop.org.uk.example"[1:],
+        "canada@shop.org",
+        "10290",
+        "item 51029",
+        "nobody",
+        '{"quantity": 12}',
+        '{"price": "1029"}',
+    ):
         assert not named(text), text
+
+
+def test_a_file_that_the_tables_checkpoint_has_forgotten_goes_too(tmp_path: Path) -> None:
+    """A checkpoint drops what it remembers of removed files after a week, here at once."""
+    path, known_at = tmp_path / "table", pa.array([NEW_YEAR], pa.timestamp("us", tz="UTC"))
+    for name in ("ada", "bob"):
+        tables.append(path, pa.table({"who": [name], "known_at": known_at}))
+    DeltaTable(str(path)).alter.set_table_properties({"delta.deletedFileRetentionDuration": "interval 1 second"})
+    DeltaTable(str(path)).optimize.compact()
+    time.sleep(1.1)
+    DeltaTable(str(path)).create_checkpoint()
+    assert tables.erase(path, "who", ["ada"]) == 1
+    left = [pq.ParquetFile(each).read()["who"].to_pylist() for each in path.glob("*.parquet")]
+    assert left == [["bob"]]
+
+
+SIGN_UP: dict[str, Any] = {
+    "event_id": "anew", "name": "sign_up", "occurred_at": NEW_YEAR.isoformat(), "identifiers": {"email": "ada.lovelace@shop.org"},
+}  # fmt: skip
+
+
+class TestOfASmallShop:
+    """In one process, where what happens in between can be made to happen."""
+
+    @pytest.fixture
+    def intake(self, tiny: TinyShop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Intake]:
+        monkeypatch.setenv("UBIQUO_HOME", str(tiny.home.root))
+        tiny.add({**SIGN_UP, "event_id": "first", "occurred_at": (NEW_YEAR - timedelta(days=3)).isoformat()})
+        store = FeatureStore(tiny.home)
+        store.apply()
+        intake = Intake(tiny.home, fixed_clock(NEW_YEAR), store, Identities(tiny.home), Consents(tiny.home, tiny.shop.consent))
+        yield intake
+        intake.close()
+
+    @pytest.fixture
+    def desk(self, tiny: TinyShop, intake: Intake) -> Iterator[Office]:
+        decisions = DecisionLog(tiny.home)
+        office = Office(tiny.home, fixed_clock(NEW_YEAR), FeatureStore(tiny.home), intake, decisions)
+        yield office
+        office.close()
+        decisions.close()
+
+    def her(self, intake: Intake) -> str:
+        found = intake.identities.resolve({"email": "ada.lovelace@shop.org"})
+        assert found is not None
+        return found
+
+    def test_it_waits_for_who_writes_what_follows_from_the_log_and_nobody_begins_anew_meanwhile(
+        self, tiny: TinyShop, intake: Intake, desk: Office
+    ) -> None:
+        with tiny.home.deriving():
+            receipt_id = desk.begin(self.her(intake))
+            with pytest.raises(TimeoutError):
+                desk.receipt(receipt_id, 0.5)
+            assert intake.accept([SIGN_UP]).erased == 1
+        assert desk.receipt(receipt_id, timeout=None).proof.found == []
+        assert intake.accept([SIGN_UP]).accepted == 1
+        intake.drain()
+        key = intake.identities.vault.key("email", "ada.lovelace@shop.org")
+        assert intake.contacts.identifiers([key]) == {key: "ada.lovelace@shop.org"}, "she is known by it again"
+
+    def test_what_the_proof_finds_is_told_once_and_her_new_life_is_let_be(self, tiny: TinyShop, intake: Intake, desk: Office) -> None:
+        (tiny.home.root / "note.txt").write_text("ask ada.lovelace@shop.org")
+        assert [each.what for each in desk.erase(self.her(intake)).proof.found] == ["email"]
+        assert intake.accept([SIGN_UP]).accepted == 1
+        assert desk.resume() == []
+        assert self.her(intake)
+
+    def test_who_was_joined_through_a_thing_of_hers_keeps_what_was_joined(self, tiny: TinyShop, intake: Intake, desk: Office) -> None:
+        at, phone = NEW_YEAR.isoformat(), "+442079460958"
+        for k, who in enumerate(({"loyalty_card": "77"}, {"email": "bob.babbage@shop.org"})):
+            event = {"event_id": f"b{k}", "name": "login", "occurred_at": at, "identifiers": {**who, "phone": phone}}
+            assert intake.accept([event]).accepted == 1
+        identities = intake.identities
+        bob = identities.resolve({"loyalty_card": "77"})
+        assert bob is not None
+        theirs = identities.part(bob, [identities.vault.key("phone", phone)], NEW_YEAR, "his neighbour's")
+        intake.drain()
+        desk.erase(theirs)
+        assert Identities(tiny.home).resolve({"email": "bob.babbage@shop.org"}) == bob
 
 
 def test_what_comes_after_an_erasure_is_kept_though_somebody_looks_in_between(own_service: Service) -> None:

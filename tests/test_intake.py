@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import uuid
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from features.identity import Identities
 from features.store import FeatureStore
 from features.tombstones import Tombstones
 from serving.engine import with_touches
+from serving.inbox import Inbox, Letter
 from serving.intake import InboxFullError, Intake
 
 ZONE = "America/New_York"
@@ -190,6 +192,47 @@ class TestIntakeItself:
         intake = Intake(tiny.home, fixed_clock(NEW_YEAR), store, identities, Consents(tiny.home, tiny.shop.consent))
         yield intake
         intake.close()
+
+    def test_the_features_of_who_came_while_they_were_computed_are_computed_again(
+        self, intake: Intake, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        drain = intake.drain
+
+        def late() -> int:
+            assert intake.accept(batch(1)).accepted == 1
+            return drain()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(intake, "drain", late)
+            assert intake.refresh_aggregates() == 1
+        assert intake.refresh_aggregates() == 1
+        assert intake.refresh_aggregates() == 0
+
+    def test_an_inbox_that_is_closed_while_it_is_busy_finishes_what_it_took(self, tmp_path: Path) -> None:
+        inbox, begun, go_on = Inbox(Home(tmp_path)), threading.Event(), threading.Event()
+        commit = inbox._commit
+
+        def slow(jobs: Any) -> None:
+            begun.set()
+            assert go_on.wait(30)
+            commit(jobs)
+
+        inbox._commit = slow  # type: ignore[method-assign]
+        first, second, third = (Future[None]() for _ in range(3))
+        inbox.submit([Letter("a", "h", NEW_YEAR, b"{}", "http")], [], first)
+        assert begun.wait(30)
+        inbox.submit([Letter("b", "h", NEW_YEAR + timedelta(seconds=1), b"{}", "http")], [], second)
+        closing = threading.Thread(target=inbox.close, daemon=True)
+        closing.start()
+        while not inbox._closed:
+            time.sleep(0.01)
+        inbox.submit([], [], third)
+        go_on.set()
+        closing.join(30)
+        assert not closing.is_alive()
+        assert (first.result(1), second.result(1)) == (None, None)
+        assert isinstance(third.exception(1), RuntimeError)
+        assert len(Inbox(Home(tmp_path)).waiting()) == 2
 
     def test_a_repeat_of_what_the_log_holds_is_a_duplicate_whoever_stored_it(self, intake: Intake) -> None:
         old = {

@@ -144,7 +144,7 @@ def _run(kinds: list[str], as_of: str | None, horizon: int, window: int | None, 
     plan = Plan(moment, horizon, window, seed)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     for kind in kinds:
-        with Progress(*columns, console=console) as progress:
+        with home.deriving(), Progress(*columns, console=console) as progress:
             task = progress.add_task(f"{kind}: opening the log", total=None)
 
             def told(step: str, task: object = task, kind: str = kind, progress: Progress = progress) -> None:
