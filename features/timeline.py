@@ -161,10 +161,12 @@ def _usable(connection: Any, events: ir.Table, identifiers: ir.Table, consents: 
     columns = events.columns
     # a withdrawal counts for all that is hers by now, however little was known of her at the moment looked back to
     latest = _as_known(identifiers, _FOREVER)
-    owners = latest.select("identity_key", now=latest.customer_id)
-    with_now = events.left_join(owners, "identity_key")
-    subject = ibis.coalesce(with_now.now, with_now.customer_id)
-    table = connection.create_table("with_subject", with_now.select(*columns, subject=subject), temp=True)
+    known = connection.create_table("known_now", latest, temp=True)
+    then = events.rename(then="customer_id")
+    now = _identified(then, known.filter(known.customer_id.notnull()), bool(known.customer_id.isnull().any().execute()))
+    as_then = [now.then.name("customer_id") if name == "customer_id" else now[name] for name in columns]
+    subject = ibis.coalesce(now.customer_id, now.then)
+    table = connection.create_table("with_subject", now.select(*as_then, subject=subject), temp=True)
     speakers = _speakers(latest, consents)
     for purpose in purposes:
         rows = [

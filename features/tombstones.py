@@ -19,7 +19,7 @@ STARTS_ANEW = ("sign_up", "consent_update")
 
 
 class Stone(NamedTuple):
-    """One erased key. Nothing of it comes in until the erasure is *settled*."""
+    """One erased key. No event that carries it comes in until the erasure is *settled*."""
 
     erased_at: int
     lifted_at: int | None
@@ -64,10 +64,12 @@ class Tombstones:
     def _may_stay(self, event: SealedEvent, keep: bool) -> bool:
         occurred = microseconds(event.occurred_at)
         keys = [f"{kind}:{value}" for who in (event.identifiers, event.previous) for kind, value in who.items()]
+        if any(not self._stones[stone].settled for key in keys if (stone := self._vault.tombstone(key)) in self._stones):
+            return False
         # a tablet that an erased person used too is no reason to refuse whoever signs in on it
         keys = [key for key in keys if names_a_person(key)] or keys
         stones = {stone: self._stones[stone] for key in keys if (stone := self._vault.tombstone(key)) in self._stones}
-        if any(occurred < each.erased_at or not each.settled for each in stones.values()):
+        if any(occurred < each.erased_at for each in stones.values()):
             return False
         asleep = [stone for stone, each in stones.items() if each.lifted_at is None or occurred < each.lifted_at]
         if asleep and event.name in STARTS_ANEW and (event.consent is None or any(event.consent.purposes.values())):
@@ -95,9 +97,10 @@ class Tombstones:
         except FileNotFoundError:
             return
         if (status.st_mtime_ns, status.st_size) != self._stamp:
-            self._stamp = (status.st_mtime_ns, status.st_size)
             with self._connect() as db:
                 self._stones = {
                     stone: Stone(erased_at, lifted_at, bool(settled))
                     for stone, erased_at, lifted_at, settled in db.execute("SELECT * FROM tombstones")
                 }
+            # not before: a failed read is tried again
+            self._stamp = (status.st_mtime_ns, status.st_size)

@@ -100,4 +100,5 @@ def _receipt(runtime: Runtime, receipt_id: str, patience: float) -> Reply:
     try:
         return 200, msgspec.json.encode(runtime.office.receipt(receipt_id, patience)), JSON
     except TimeoutError:
+        # a failed one is logged, and tried again
         return 202, msgspec.json.encode({"receipt_id": receipt_id, "state": "running", "ask": f"{ERASURES}{receipt_id}"}), JSON

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import uuid
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from features.decision_log import DecisionLog
 from features.event_log import EventLog
 from features.home import DERIVED, Home, write_atomically
 from features.identity import Identities
-from features.profile import UnknownCustomerError
+from features.profile import UnknownCustomerError, events_of
 from features.shop import Shop
 from features.store import FeatureStore
 from features.tombstones import Tombstones
@@ -43,6 +45,7 @@ from serving.intake import Intake
 from serving.search import EVENT_ID, Found, Trace, search
 
 PENDING = ".pending"
+logger = logging.getLogger("ubiquo")
 SHORTEST_SEARCHED = 8
 """Shorter values are searched for only together with their kind: a card number of four digits is part of any number."""
 
@@ -100,6 +103,7 @@ class Office:
         self._hands = ThreadPoolExecutor(1, "ubiquo-erasure")
         self._running: dict[str, Future[Receipt]] = {}
         self._ordering = threading.Lock()
+        self._closing = threading.Event()
 
     def subject(self, customer_id: str) -> Subject:
         """All that the customer is known by.
@@ -144,8 +148,10 @@ class Office:
             self._intake.drain()
             subject, receipt_id, at = self.subject(customer_id), uuid.uuid4().hex, self._clock()
             self._write_order(receipt_id, subject, at)
-            # what came in before the tombstones stood is hers too
+            # what came in before the tombstones stood is hers too, from here or by an import that is just storing it
             self._intake.drain()
+            with self._home.locked("log"):
+                self._identities.refresh()
             now = Subject.of(self._home, self._identities, self._contacts, customer_id)
             if now is not None and now.customer_ids[0] == subject.customer_ids[0]:
                 subject = subject.joined(now)
@@ -190,17 +196,59 @@ class Office:
         return msgspec.json.decode(path.read_bytes(), type=Receipt)
 
     def close(self) -> None:
-        """Finish what was begun."""
+        """Finish what was begun; what still waits for others is taken up at the next start."""
+        self._closing.set()
         self._hands.shutdown()
 
     def _carry_out(self, order: Order) -> Receipt:
+        try:
+            return self._carried_out(order)
+        except Exception:
+            logger.exception("erasure %s broke off; it will be tried again", order.receipt_id)
+            raise
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody writes what follows from the log.
+
+        Raises:
+            InterruptedError: the service ended before that came about.
+        """
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                guard = self._home.held(DERIVED, exclusive=True)
+                break
+            if self._closing.wait(0.1):
+                raise InterruptedError("somebody still writes what follows from the log; it is carried out at the next start")
+        with guard:
+            yield
+
+    def _empty(self, subject: Subject) -> dict[str, int]:
+        """Take her out of every place, even if one fails; out of the identity table only if none did, as she is found by it."""
+        counts: dict[str, int] = {}
+        errors: list[Exception] = []
+        for place in self.places:
+            if errors and isinstance(place, IdentityTable):
+                break
+            try:
+                counts[place.name] = place.erase(subject)
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return counts
+
+    def _carried_out(self, order: Order) -> Receipt:
         pending = self._folder / f"{order.receipt_id}{PENDING}"
         subject = msgspec.json.decode(self._identities.vault.decrypt(order.subject), type=Subject)
         # a crash may have come before the tombstones
         self._tombstones.add(subject.keys, order.at)
-        with self._home.locked(DERIVED):
+        with self._alone():
             with self._intake.standing_still():
-                counts = {place.name: place.erase(subject) for place in self.places}
+                # a broken order may not have seen what was stored last; from the tombstones on nothing is
+                late = events_of(self._log.files(), subject.keys) if self._log.exists else []
+                subject = subject.joined(replace(subject, event_ids=late))
+                counts = self._empty(subject)
             self._intake.forget(subject.customer_ids, subject.keys)
             # until a moment ago she was still known, and may have been answered
             counts[self._decisions.name] += self._decisions.erase(subject)

@@ -264,8 +264,7 @@ class BatchFiles:
             if path.suffix == ".parquet":
                 yield from _parquet_rows(path, subject)
             else:
-                rows = (msgspec.json.decode(line) for line in path.read_bytes().splitlines())
-                yield from (row for row in rows if row["customer_id"] in subject.customer_ids)
+                yield from (msgspec.json.decode(line) for line in path.read_bytes().splitlines() if _is_hers(line, subject))
 
     def erase(self, subject: Subject) -> int:
         """Write each file that has her anew, without her."""
@@ -275,7 +274,7 @@ class BatchFiles:
                 gone += _without(path, subject)
             else:
                 lines = path.read_bytes().splitlines(keepends=True)
-                kept = [line for line in lines if msgspec.json.decode(line)["customer_id"] not in subject.customer_ids]
+                kept = [line for line in lines if not _is_hers(line, subject)]
                 if len(kept) < len(lines):
                     write_atomically(path, b"".join(kept))
                 gone += len(lines) - len(kept)
@@ -368,7 +367,8 @@ def _parquet_rows(path: Path, subject: Subject) -> Iterator[Row]:
 
 def _without(path: Path, subject: Subject) -> int:
     """Write a Parquet file anew without the subject's rows, whole or not at all; returns how many they were."""
-    customers = pq.ParquetFile(path).read(columns=["customer_id"])
+    file = pq.ParquetFile(path)
+    customers = file.read(columns=[name for name in ("customer_id",) if name in file.schema_arrow.names])
     count = int(pc.sum(_mine(customers, subject)).as_py() or 0)
     if count:
         table = pq.ParquetFile(path).read()
@@ -378,7 +378,18 @@ def _without(path: Path, subject: Subject) -> int:
     return count
 
 
+def _is_hers(line: bytes, subject: Subject) -> bool:
+    try:
+        row = msgspec.json.decode(line)
+    except msgspec.DecodeError:
+        # somebody has written something else there: the search will tell whether it names her
+        return False
+    return isinstance(row, dict) and row.get("customer_id") in subject.customer_ids
+
+
 def _mine(table: pa.Table, subject: Subject) -> pa.Array:
+    if "customer_id" not in table.column_names:
+        return pa.repeat(False, len(table))
     return pc.is_in(table["customer_id"], pa.array(list(subject.customer_ids), pa.string()))
 
 

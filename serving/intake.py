@@ -103,10 +103,10 @@ class Intake:
             InboxFullError: too many events wait; none of these was taken.
         """
         parsed = [self._parse(raw, translate) for raw in raw_events]
-        welcome = iter(self._tombstones.welcome(p.event for p in parsed if isinstance(p, Sealed)))
         with self._lock:
             if len(self._waiting) + len(parsed) > self._max_waiting:
                 raise InboxFullError(f"{len(self._waiting)} events wait for the log: send again in a few seconds")
+            welcome = iter(self._tombstones.welcome(p.event for p in parsed if isinstance(p, Sealed)))
             receipts: list[EventReceipt] = []
             letters: list[Letter] = []
             refused: list[Refused] = []
@@ -162,7 +162,7 @@ class Intake:
     def _parse(self, raw: Any, translate: Translate | None) -> Sealed | RejectedEvent:
         now = self._clock()
         try:
-            said = translate(raw, now) if translate is not None else raw
+            said = raw if translate is None else _translated(translate, raw, now)
             if not isinstance(said, dict):
                 return RejectedEvent("$", "an event must be a JSON object")
             # a translated time is corrected by when it was sent: the same message sent again is the same message
@@ -239,7 +239,13 @@ class Intake:
             if not more:
                 break
             # what an earlier failure left unfolded goes first: only when all is folded may it leave the inbox
-            self._unfolded += self._log.append([self._incoming(letter) for letter in more], self.identities).fresh
+            batch = [self._incoming(letter) for letter in more]
+            try:
+                self._unfolded += self._log.append(batch, self.identities).fresh
+            except BaseException:
+                # it may lie in the log all the same, and is no news then: the rows are made anew from the log
+                self._spoilt |= {customer for row in batch if (customer := self.identities.customer_of(row.event))}
+                raise
             letters += more
         if letters:
             self._fold(self._unfolded, letters[-1].received_at + TICK)
@@ -381,6 +387,16 @@ class Intake:
     def _dead_letter(self, refused: Refused) -> DeadLetter:
         said: Mapping[str, str] = msgspec.json.decode(self._vault.decrypt(refused.token))
         return DeadLetter(refused.received_at, refused.source, said["field"], said["reason"], said["raw"])
+
+
+def _translated(translate: Translate, raw: Any, now: datetime) -> Any:
+    try:
+        return translate(raw, now)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        if isinstance(error, RejectedEvent):
+            raise
+        # what a client may send has no end; the error's own words may repeat it
+        raise RejectedEvent("$", f"a value in it is of a kind or size that cannot be read ({type(error).__name__})") from None
 
 
 def touch_of(event: SealedEvent) -> Touch:

@@ -144,6 +144,22 @@ def test_a_withdrawal_counts_for_all_that_is_hers_by_now(tiny: TinyShop) -> None
     assert past.filter(past.customer_id == customer("1")).count().execute() == 0, "nor where one looks back to before it was known"
 
 
+def test_a_withdrawal_counts_where_the_events_own_address_has_since_proved_to_be_shared(tiny: TinyShop) -> None:
+    """She is told by her phone today, as she was by the family's address then."""
+    family, phone = {"email": "us@home.org"}, {"phone": "+442079460958"}
+    tiny.add({"event_id": "first", "name": "login", "occurred_at": ago(40).isoformat(), "identifiers": {"loyalty_card": "7", **family}})
+    tiny.add({**bought(30), "identifiers": {**family, **phone}})
+
+    def usable() -> int:
+        past = open_timeline(tiny.home, ago(20)).before(ago(20)).events
+        return int(past.filter(past.name == "purchase").count().execute())
+
+    assert usable() == 1
+    tiny.add({"event_id": "other", "name": "login", "occurred_at": ago(10).isoformat(), "identifiers": {"loyalty_card": "8", **family}})
+    tiny.add({**says(5, purposes={"personalization": False}), "identifiers": phone})
+    assert usable() == 0
+
+
 def test_opt_in_forbids_until_she_allows_and_what_an_import_declares_stands(tiny: TinyShop) -> None:
     shop = msgspec.structs.replace(tiny.shop, consent=ConsentPolicy(purposes={"analytics": "opt-in", "personalization": "opt-in"}))
     shop.save(tiny.home)

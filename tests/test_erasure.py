@@ -267,6 +267,36 @@ class TestOfASmallShop:
         key = intake.identities.vault.key("email", "ada.lovelace@shop.org")
         assert intake.contacts.identifiers([key]) == {key: "ada.lovelace@shop.org"}, "she is known by it again"
 
+    def test_a_place_that_fails_keeps_no_other_from_being_emptied_and_is_tried_again(self, intake: Intake, desk: Office) -> None:
+        [batches] = [place for place in desk.places if place.name == "batch files"]
+        key = intake.identities.vault.key("email", "ada.lovelace@shop.org")
+        assert intake.contacts.of([key])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(batches, "erase", lambda subject: 1 // 0)
+            receipt_id = desk.begin(self.her(intake))
+            with pytest.raises(ZeroDivisionError):
+                desk.receipt(receipt_id, timeout=None)
+            with pytest.raises(TimeoutError, match="will be tried again"):
+                desk.receipt(receipt_id, timeout=1)
+        assert not intake.contacts.of([key])
+        assert intake.accept([SIGN_UP]).erased == 1, "she cannot begin anew yet"
+        assert desk.resume() == [receipt_id]
+        assert desk.receipt(receipt_id, timeout=None).proof.found == []
+        assert intake.accept([SIGN_UP]).accepted == 1
+
+    def test_a_service_that_ends_while_one_waits_carries_it_out_at_the_next_start(
+        self, tiny: TinyShop, intake: Intake, desk: Office
+    ) -> None:
+        with tiny.home.deriving():
+            receipt_id = desk.begin(self.her(intake))
+            desk.close()
+        decisions = DecisionLog(tiny.home)
+        again = Office(tiny.home, fixed_clock(NEW_YEAR), FeatureStore(tiny.home), intake, decisions)
+        assert again.resume() == [receipt_id]
+        assert again.receipt(receipt_id, timeout=None).proof.found == []
+        again.close()
+        decisions.close()
+
     def test_what_the_proof_finds_is_told_once_and_her_new_life_is_let_be(self, tiny: TinyShop, intake: Intake, desk: Office) -> None:
         (tiny.home.root / "note.txt").write_text("ask ada.lovelace@shop.org")
         assert [each.what for each in desk.erase(self.her(intake)).proof.found] == ["email"]

@@ -31,6 +31,7 @@ from features.event_log import EventLog, connect
 from features.folds import Touch
 from features.home import Home
 from features.identity import Identities
+from features.letters import TRANSLATORS
 from features.store import FeatureStore
 from features.tombstones import Tombstones
 from serving.engine import with_touches
@@ -208,6 +209,45 @@ class TestIntakeItself:
         assert intake.refresh_aggregates() == 1
         assert intake.refresh_aggregates() == 0
 
+    def test_what_the_log_took_though_it_failed_afterwards_is_in_the_online_rows(
+        self, intake: Intake, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        log, [event] = intake._log, batch(1, who="regular")
+        event = {**event, "name": "purchase", "currency": "USD"}
+        append = log.append
+
+        def full_disk(rows: Any, identities: Identities) -> Any:
+            append(rows, identities)
+            raise OSError("no space left on device")
+
+        assert intake.accept([event]).accepted == 1
+        with monkeypatch.context() as patch:
+            patch.setattr(log, "append", full_disk)
+            with pytest.raises(OSError, match="no space"):
+                intake.drain()
+        intake.drain()
+        regular = intake.identities.resolve({"cookie": "regular"})
+        assert regular is not None
+        [row] = intake._store.online("recommendations_v1", [regular])
+        assert row["bought_item_ids"] == ["1082185"]
+
+    @pytest.mark.parametrize(
+        ("source", "odd"),
+        [
+            ("segment", {"context": {"externalIds": 5}}),
+            ("segment", {"properties": {"currency": "USD", "products": [{"sku": "1", "price": "1e999999"}]}}),
+            ("segment", {"properties": {"currency": "USD", "products": [{"sku": "1", "quantity": "1e99999"}]}}),
+            ("segment", {"originalTimestamp": "0001-01-01T00:00:00Z", "sentAt": "9990-01-01T00:00:00Z"}),
+            ("ga4", {"consent": {"ad_user_data": ["x"]}}),
+            ("ga4", {"event": {"name": "purchase", "params": {"currency": "USD", "items": [{"item_id": "1", "price": "NaN"}]}}}),
+        ],
+    )
+    def test_a_clients_odd_value_is_a_dead_letter_and_holds_no_other_up(self, intake: Intake, source: str, odd: dict[str, Any]) -> None:
+        plain = {"segment": {"type": "identify", "userId": "u"}, "ga4": {"client_id": "c.1", "event": {"name": "login"}}}[source]
+        track = {"type": "track", "event": "Order Completed"} if source == "segment" else {}
+        answer = intake.accept([{**plain, **track, **odd}, plain], source, lambda raw, now: TRANSLATORS[source](raw, now, "USD"))
+        assert (answer.accepted, answer.rejected) == (1, 1), answer
+
     def test_an_inbox_that_is_closed_while_it_is_busy_finishes_what_it_took(self, tmp_path: Path) -> None:
         inbox, begun, go_on = Inbox(Home(tmp_path)), threading.Event(), threading.Event()
         commit = inbox._commit
@@ -373,7 +413,9 @@ class TestIntakeItself:
 
     def test_the_tombstone_of_a_tablet_refuses_nobody_who_signs_in_on_it(self, intake: Intake, tiny: TinyShop) -> None:
         vault = intake.identities.vault
-        Tombstones(tiny.home, vault).add([vault.key("device", "tablet"), vault.key("email", "ada@shop.org")], NEW_YEAR)
+        erased = [vault.key("device", "tablet"), vault.key("email", "ada@shop.org")]
+        Tombstones(tiny.home, vault).add(erased, NEW_YEAR)
+        Tombstones(tiny.home, vault).settle(erased)
         bob = {**batch(1)[0], "identifiers": {"user_id": "bob", "device": "tablet"}}
         nobody, ada = ({**batch(1)[0], "identifiers": who} for who in ({"device": "tablet"}, {"email": "ada@shop.org", "device": "tablet"}))
         assert [each.status for each in intake.accept([bob, nobody, ada]).events] == ["accepted", "erased", "erased"]

@@ -52,11 +52,12 @@ def part(
 ) -> None:
     """Split a customer in two, for good: no event will join the two again. `join` undoes it."""
     home = Home.from_environment()
-    identities = Identities(home)
-    keys = [_key(home, identities, each) for each in off]
-    new = identities.part(found(home, identities, customer), keys, clock_from_environment()(), f"by hand: {reason}")
-    with home.locked("log"):
-        identities.flush()
+    with home.deriving():
+        identities = Identities(home)
+        keys = [_key(home, identities, each) for each in off]
+        new = identities.part(found(home, identities, customer), keys, clock_from_environment()(), f"by hand: {reason}")
+        with home.locked("log"):
+            identities.flush()
     console.print(f"{new}: {len(keys)} identifiers parted")
 
 
@@ -68,11 +69,12 @@ def join(
 ) -> None:
     """Make two customers one, because you know better. `part` undoes it."""
     home = Home.from_environment()
-    identities = Identities(home)
-    first, second = found(home, identities, one), found(home, identities, other)
-    identities.join(first, second, clock_from_environment()(), f"by hand: {reason}")
-    with home.locked("log"):
-        identities.flush()
+    with home.deriving():
+        identities = Identities(home)
+        first, second = found(home, identities, one), found(home, identities, other)
+        identities.join(first, second, clock_from_environment()(), f"by hand: {reason}")
+        with home.locked("log"):
+            identities.flush()
     console.print(f"{identities.current(second)}: joined")
 
 
@@ -98,7 +100,8 @@ def link(
     from features.linkage import ACCEPT_WEIGHT, propose
 
     home = Home.from_environment()
-    links = propose(home, ACCEPT_WEIGHT if accept_above is None else accept_above, clock_from_environment()())
+    with home.deriving():
+        links = propose(home, ACCEPT_WEIGHT if accept_above is None else accept_above, clock_from_environment()())
     table = Table("one", "other", "weight", "what agrees", "outcome")
     for each in links:
         table.add_row(each.one, each.other, f"{each.weight:.1f}", ", ".join(each.agreeing), each.outcome)
