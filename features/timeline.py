@@ -160,14 +160,13 @@ def _usable(connection: Any, events: ir.Table, identifiers: ir.Table, consents: 
     """The events that may be used for all of *purposes*."""
     columns = events.columns
     # a withdrawal counts for all that is hers by now, however little was known of her at the moment looked back to
-    latest = _as_known(identifiers, _FOREVER)
-    known = connection.create_table("known_now", latest, temp=True)
+    known = connection.create_table("known_now", _as_known(identifiers, _FOREVER), temp=True)
     then = events.rename(then="customer_id")
     now = _identified(then, known.filter(known.customer_id.notnull()), bool(known.customer_id.isnull().any().execute()))
     as_then = [now.then.name("customer_id") if name == "customer_id" else now[name] for name in columns]
     subject = ibis.coalesce(now.customer_id, now.then)
     table = connection.create_table("with_subject", now.select(*as_then, subject=subject), temp=True)
-    speakers = _speakers(latest, consents)
+    speakers = _speakers(known, consents)
     for purpose in purposes:
         rows = [
             (customer, interval.starts or _EVER, interval.ends or _FOREVER, interval.allowed)
