@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from features.clock import microseconds
+from features.disk import open_database, roll_back
 from features.home import Home
 from features.vault import IDENTIFIER, Personal, Vault
 
@@ -36,18 +36,15 @@ class Contacts:
     """
 
     def __init__(self, home: Home, vault: Vault) -> None:
-        home.root.mkdir(parents=True, exist_ok=True)
         self._vault = vault
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(home.contacts, timeout=60, check_same_thread=False, isolation_level=None)
-        self._db.executescript(
-            """
-            PRAGMA journal_mode=WAL;
-            PRAGMA secure_delete=ON;
-            CREATE TABLE IF NOT EXISTS contacts (
-                identity_key TEXT NOT NULL, field TEXT NOT NULL, known_at INTEGER NOT NULL, token BLOB NOT NULL,
-                    PRIMARY KEY (identity_key, field)) WITHOUT ROWID;
-            """
+        self._db = open_database(
+            home.contacts,
+            "PRAGMA journal_mode=WAL",
+            "PRAGMA synchronous=FULL",
+            "PRAGMA secure_delete=ON",
+            "CREATE TABLE IF NOT EXISTS contacts (identity_key TEXT NOT NULL, field TEXT NOT NULL, known_at INTEGER NOT NULL, "
+            "token BLOB NOT NULL, PRIMARY KEY (identity_key, field)) WITHOUT ROWID",
         )
         self._kept = {key for (key,) in self._db.execute("SELECT identity_key FROM contacts WHERE field = ?", [IDENTIFIER])}
 
@@ -69,7 +66,7 @@ class Contacts:
                 )
                 self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                roll_back(self._db)
                 raise
             self._kept.update(key for key, field, _, _ in sealed if field == IDENTIFIER)
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 from deltalake import DeltaTable
 
 from features import tables
+from features.disk import RESERVED_BYTES, AppendOnlyFile, free_bytes, make_folder, unlink_all
 from features.event_log import connect
 from features.home import Home
 
@@ -34,58 +35,90 @@ SCHEMA = pa.schema(
         ("features", pa.string()),
     ]
 )
+MOST_BYTES = 5_000_000_000
+"""How much the table may hold before its older half is let go (``UBIQUO_MAX_DECISION_BYTES`` sets another bound)."""
+_SPOOLS = "*.jsonl"
+
+
+class _Line(msgspec.Struct, forbid_unknown_fields=True):
+    """One line of the spool."""
+
+    decision_id: str
+    kind: str
+    customer_id: str | None
+    as_of: datetime
+    model: str
+    feature_at: int | None
+    fallback: str | None
+    request: msgspec.Raw
+    choices: msgspec.Raw
+    features: msgspec.Raw
 
 
 class DecisionLog:
     """An append-only spool that a decision reaches before its answer leaves, and the Delta table it is flushed to.
 
     The spool is handed to the operating system at once, so a crash of the process loses nothing; a line cut short by a
-    crash of the machine is passed over with a warning.
+    crash of the machine is passed over with a warning. A spool is deleted once what it holds is in the table, and synced.
     """
 
     def __init__(self, home: Home) -> None:
         self._home = home
         self._folder = home.decisions
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         self._lock = threading.Lock()
+        self._most_bytes = int(os.environ.get("UBIQUO_MAX_DECISION_BYTES", MOST_BYTES))
+        self.unlogged = 0
+        """How many decisions could not be kept since the start."""
         # what a crash left may end in half a line: it must not be written on
-        self._seal()
-        self._spool = self._open()
+        self._spool = self._new_spool()
 
     @property
     def table(self) -> Path:
         """Where the Delta table lies."""
         return self._folder / "table"
 
-    def append(self, decision: dict[str, Any]) -> None:
-        """Hand one decision (the columns of ``SCHEMA``; request, choices and features as JSON-able values) to the system."""
+    def append(self, decision: dict[str, Any]) -> bool:
+        """Hand one decision (the columns of ``SCHEMA``; request, choices and features as JSON-able values) to the system.
+
+        Returns whether it was taken: a full disk costs the record, not the answer.
+        """
         line = msgspec.json.encode(decision) + b"\n"
         with self._lock:
-            while line:
-                line = line[os.write(self._spool, line) :]
+            try:
+                self._spool.write(line)
+            except (OSError, ValueError) as error:
+                self.unlogged += 1
+                logger.warning("a decision could not be logged: %s", error)
+                return False
+        return True
 
     def flush(self) -> int:
         """Move the spooled decisions into the Delta table, exactly once each; returns how many."""
         with self._home.locked("decisions"):
             return self._flush()
 
+    def maintain(self) -> None:
+        """Keep the table in few files, and within its bound."""
+        with self._home.locked("decisions"):
+            tables.keep_newest(self.table, "as_of", self._most_bytes)
+            tables.maintain(self.table)
+
     def _flush(self) -> int:
-        left_by_a_crash = set(self._folder.glob("sealed-*.jsonl"))
-        with self._lock:
-            os.close(self._spool)
-            self._seal()
-            self._spool = self._open()
+        rotated = self._rotate()
         moved = 0
-        for sealed in sorted(self._folder.glob("sealed-*.jsonl")):
-            rows = [row for line in sealed.read_bytes().splitlines() if (row := _decode(line)) is not None]
-            known = self._known([row["decision_id"] for row in rows]) if sealed in left_by_a_crash else set()
+        for sealed in sorted(set(self._folder.glob(_SPOOLS)) - {self._spool.path}):
+            if free_bytes(self._folder) < RESERVED_BYTES:
+                logger.warning("decisions wait in %s: the disk is nearly full", self._folder)
+                break
+            rows = _decoded(sealed)
+            # only what was just written is certainly new: any other spool may be of a flush that broke off
+            known = self._known([row["decision_id"] for row in rows]) if sealed != rotated else set()
             fresh = [row for row in rows if row["decision_id"] not in known]
             if fresh:
                 tables.append(self.table, pa.Table.from_pylist(fresh, SCHEMA))
-            sealed.unlink()
+            unlink_all([sealed])
             moved += len(fresh)
-        if moved:
-            tables.compact_if_fragmented(self.table)
         return moved
 
     def erase(self, customer_ids: Sequence[str]) -> int:
@@ -106,17 +139,23 @@ class DecisionLog:
 
     def close(self) -> None:
         """Flush and let go of the spool."""
-        self.flush()
-        os.close(self._spool)
+        try:
+            self.flush()
+        finally:
+            with self._lock:
+                self._spool.close()
 
-    def _seal(self) -> None:
-        """Give a spool that holds something a name of its own: a crash from here on leaves it to the next flush."""
-        current = self._folder / "spool.jsonl"
-        if current.exists() and current.stat().st_size:
-            current.rename(self._folder / f"sealed-{os.urandom(8).hex()}.jsonl")
+    def _rotate(self) -> Path | None:
+        """Begin a new spool and return the path of the one before; where no new one can be made the old goes on."""
+        with self._lock:
+            if not self._spool.size:
+                return None
+            old, self._spool = self._spool, self._new_spool()
+            old.close()
+            return old.path
 
-    def _open(self) -> int:
-        return os.open(self._folder / "spool.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    def _new_spool(self) -> AppendOnlyFile:
+        return AppendOnlyFile(self._folder / f"spool-{os.getpid()}-{os.urandom(8).hex()}.jsonl")
 
     def _known(self, decision_ids: list[str]) -> set[str]:
         if not decision_ids or not DeltaTable.is_deltatable(str(self.table)):
@@ -128,12 +167,15 @@ class DecisionLog:
         return {row[0] for row in rows}
 
 
-def _decode(line: bytes) -> dict[str, Any] | None:
-    try:
-        row: dict[str, Any] = msgspec.json.decode(line)
-    except msgspec.DecodeError:
-        logger.warning("a decision was cut short by a crash and is lost: %d bytes", len(line))
-        return None
-    as_of = msgspec.convert(row["as_of"], type=datetime)
-    texts = {name: msgspec.json.encode(row[name]).decode() for name in ("request", "choices", "features")}
-    return {**row, **texts, "as_of": as_of}
+def _decoded(path: Path) -> list[dict[str, Any]]:
+    """The decisions of a spool; a line that is none is named and passed over."""
+    rows, decoder = [], msgspec.json.Decoder(_Line)
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            row = decoder.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            logger.warning("%s: line %d (%d bytes) is no decision, cut short by a crash perhaps: it is lost", path, number, len(line))
+            continue
+        texts = {name: bytes(getattr(row, name)).decode() for name in ("request", "choices", "features")}
+        rows.append({**msgspec.structs.asdict(row), **texts})
+    return rows

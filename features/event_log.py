@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -25,6 +27,7 @@ from features.identity import Identities
 from features.tombstones import Tombstones
 from features.vault import IDENTIFIER, Personal, Vault
 
+logger = logging.getLogger("ubiquo")
 _TIME = pa.timestamp("us", tz="UTC")
 _ITEM = pa.struct(
     [
@@ -76,6 +79,13 @@ DEAD_LETTER_SCHEMA = pa.schema(
 )
 MAX_SILENCE = timedelta(days=7)
 """How long before the moment of features the last event may lie."""
+MOST_LETTER_BYTES = 1_000_000_000
+"""How much the dead letters may hold before the older half of them is let go."""
+MAINTAIN_EVERY = 64
+"""After so many appends of one process the tables are made small again."""
+_TAKEN = "{!r} is already stored with other content: give a corrected event an id of its own"
+LOOKS = 3
+"""How often a look at files is tried that others may replace meanwhile."""
 INDEX_FROM = 5_000
 """Batches of so many events look their ids up in an index."""
 
@@ -134,7 +144,9 @@ class EventLog:
         self._home = home
         self._zone = ZoneInfo(timezone)
         self._index: _Index | None = None
-        self._seen = SeenIds()
+        self._seen = SeenIds("event_id")
+        self._letters = SeenIds("letter_id")
+        self._appends = 0
 
     @cached_property
     def vault(self) -> Vault:
@@ -162,7 +174,8 @@ class EventLog:
             welcome = self._tombstones.welcome((row.event for row in batch), keep=True)
             stored = self._stored([row.event.event_id for row in batch])
             fresh: list[Incoming] = []
-            conflicts: list[DeadLetter] = []
+            letters: list[DeadLetter] = []
+            repeated = 0
             for row, is_welcome in zip(batch, welcome, strict=True):
                 if not is_welcome:
                     continue
@@ -170,53 +183,111 @@ class EventLog:
                     stored[row.event.event_id] = row.content_hash
                     fresh.append(row)
                 elif stored[row.event.event_id] != row.content_hash:
-                    conflicts.append(self._conflict(row))
+                    letters.append(self._letter(row, "event_id", _TAKEN.format(row.event.event_id)))
+                else:
+                    repeated += 1
+            fresh, table = self._taken(fresh, letters, identities)
             self.contacts.remember((personal, row.known_at) for row in fresh for personal in row.personal)
-            identities.learn_all((row.event, row.known_at) for row in fresh)
             identities.flush()
             if fresh:
-                tables.append(self._home.events, self._to_arrow(fresh))
-            self._reject(conflicts)
-            tables.compact_if_fragmented(self._home.events)
-            ids = [row.event.event_id for row in fresh]
-            self._seen.add(ids, self.files() if self.exists else [])
+                tables.append(self._home.events, table)
+            self._reject(letters)
+            ids, files = [row.event.event_id for row in fresh], tables.files(self._home.events)
+            self._seen.add(ids, files)
             if self._index is not None:
                 self._index.add(ids, [row.content_hash for row in fresh], self._version_now())
-        erased = len(batch) - sum(welcome)
-        return AppendReport(len(fresh), len(batch) - len(fresh) - len(conflicts) - erased, len(conflicts), erased, fresh)
+        self._tidy(len(files))
+        return AppendReport(len(fresh), repeated, len(letters), len(batch) - sum(welcome), fresh)
+
+    def _taken(self, rows: list[Incoming], letters: list[DeadLetter], identities: Identities) -> tuple[list[Incoming], pa.Table]:
+        """The events that can be stored, as a table, with what they teach of identity learnt; the others become *letters*.
+
+        One event that cannot be stored must not hold up the others, now and at every later try.
+        """
+        taken = []
+        for row in rows:
+            try:
+                identities.learn(row.event, row.known_at)
+            except Exception as error:
+                logger.exception("an event cannot be understood as to whose it is; it becomes a dead letter")
+                reason = f"what they tell of the customer cannot be taken in ({type(error).__name__})"
+                letters.append(self._letter(row, "identifiers", reason))
+            else:
+                taken.append(row)
+        try:
+            return taken, self._to_arrow(taken)
+        except (pa.ArrowException, ValueError, TypeError, OverflowError):
+            kept = []
+            for row in taken:
+                try:
+                    self._to_arrow([row])
+                except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+                    logger.exception("an event cannot be stored; it becomes a dead letter")
+                    letters.append(self._letter(row, "$", f"a value in it cannot be stored ({type(error).__name__})"))
+                else:
+                    kept.append(row)
+            return kept, self._to_arrow(kept)
+
+    def maintain(self, kept_seconds: float = tables.KEPT_SECONDS) -> None:
+        """Keep the tables of the log in few files, and the dead letters within their bound."""
+        with self._home.locked("log"):
+            if tables.keep_newest(self._home.dead_letters, "received_at", MOST_LETTER_BYTES):
+                self._letters = SeenIds("letter_id")
+            for path in (self._home.events, self._home.identifiers, self._home.dead_letters):
+                tables.maintain(path, kept_seconds)
+
+    def recover(self) -> None:
+        """Take back what a power cut left half written, and see that all that was stored is there.
+
+        Raises:
+            DamagedStateError: something is not; the message names the file and the way back.
+        """
+        with self._home.locked("log"):
+            for path in (self._home.events, self._home.identifiers, self._home.dead_letters):
+                tables.recover(path)
+        with self._home.locked("decisions"):
+            tables.recover(self._home.decisions / "table")
+
+    def _tidy(self, files: int = 0) -> None:
+        self._appends += 1
+        if self._appends % MAINTAIN_EVERY == 0 or files > tables.COMPACT_ABOVE_FILES:
+            self.maintain()
 
     def reject(self, letters: Sequence[DeadLetter]) -> None:
         """Keep rows that could not be taken, encrypted; the same letter from a repeated import is kept once."""
         if letters:
             with self._home.locked("log"):
                 self._reject(letters)
+            self._tidy()
 
     def _reject(self, letters: Sequence[DeadLetter]) -> None:
+        if not letters:
+            return
         path = self._home.dead_letters
-        ids = [self.vault.hash("letter", "\0".join(x[1:])) for x in letters]
+        by_id = {self.vault.hash("letter", "\0".join(x[1:])): x for x in letters}
+        self._letters.catch_up(tables.files(path))
+        perhaps = self._letters.perhaps(list(by_id))
         known: set[str] = set()
-        if DeltaTable.is_deltatable(str(path)):
-            known = set(DeltaTable(str(path)).to_pyarrow_table(columns=["letter_id"])["letter_id"].to_pylist())
-        rows = {
-            i: {"letter_id": i, "received_at": x.received_at, "source": x.source, "field": x.field, "token": self._sealed_letter(x)}
-            for i, x in zip(ids, letters, strict=True)
+        if perhaps:
+            connection = connect()
+            connection.register("batch", pa.table({"letter_id": pa.array(perhaps, pa.string())}))
+            query = "SELECT letter_id FROM read_parquet(?) SEMI JOIN batch USING (letter_id)"
+            known = {letter_id for (letter_id,) in connection.execute(query, [tables.files(path)]).fetchall()}
+        rows: list[dict[str, Any]] = [
+            {"letter_id": i, "received_at": x.received_at, "source": x.source, "field": x.field, "token": self._sealed_letter(x)}
+            for i, x in by_id.items()
             if i not in known
-        }
+        ]
         if rows:
-            tables.append(path, pa.Table.from_pylist(list(rows.values()), DEAD_LETTER_SCHEMA))
+            tables.append(path, pa.Table.from_pylist(rows, DEAD_LETTER_SCHEMA))
+            self._letters.add([row["letter_id"] for row in rows], tables.files(path))
 
-    def _conflict(self, row: Incoming) -> DeadLetter:
+    def _letter(self, row: Incoming, field: str, reason: str) -> DeadLetter:
         clear = {p.identity_key.partition(":")[0]: p.value for p in row.personal if p.field == IDENTIFIER}
         event = msgspec.to_builtins(row.event)
         # in clear what is not known yet, and by its keyed hash what is
         event["identifiers"] = {**event.get("identifiers", {}), **clear}
-        return DeadLetter(
-            received_at=row.received_at,
-            source=row.source,
-            field="event_id",
-            reason=f"{row.event.event_id!r} is already stored with other content: give a corrected event an id of its own",
-            raw=msgspec.json.encode(event).decode(),
-        )
+        return DeadLetter(row.received_at, row.source, field, reason, msgspec.json.encode(event).decode())
 
     def _sealed_letter(self, letter: DeadLetter) -> bytes:
         return self.vault.encrypt(msgspec.json.encode({"reason": letter.reason, "raw": letter.raw}))
@@ -297,10 +368,12 @@ class EventLog:
             return {}
         connection = connect()
         connection.register("batch", pa.table({"event_id": pa.array(event_ids, pa.string())}))
-        rows = connection.execute(
-            "SELECT event_id, content_hash FROM read_parquet(?) SEMI JOIN batch USING (event_id)", [self.files()]
-        ).fetchall()
-        return dict(rows)
+        query = "SELECT event_id, content_hash FROM read_parquet(?) SEMI JOIN batch USING (event_id)"
+        for _ in range(LOOKS):
+            # an erasure may take a file away between the list and the look
+            with contextlib.suppress(duckdb.IOException):
+                return dict(connection.execute(query, [self.files()]).fetchall())
+        return dict(connection.execute(query, [self.files()]).fetchall())
 
     def _stored(self, event_ids: Sequence[str]) -> dict[str, str]:
         """As ``hashes_of``; while batches are large, from an index, as scanning the whole log for each would be quadratic."""
@@ -370,9 +443,10 @@ class _Index:
 
 
 class SeenIds:
-    """Whether the log may hold an event id: the ids' 64-bit digests, 8 bytes an event. No is certain, yes must be looked up."""
+    """Whether a table may hold an id: the 64-bit digests of one column, 8 bytes a row. No is certain, yes must be looked up."""
 
-    def __init__(self) -> None:
+    def __init__(self, column: str) -> None:
+        self._column = column
         self._files: set[str] = set()
         self._digests: NDArray[np.uint64] = np.empty(0, np.uint64)
         self._recent: set[str] = set()
@@ -381,7 +455,8 @@ class SeenIds:
         """Read the ids of files not read yet; what a compaction wrote anew counts twice, which does no harm."""
         new = sorted(set(files) - self._files)
         if new:
-            ids = connect().execute("SELECT md5_number_lower(event_id) AS id FROM read_parquet(?)", [new]).fetchnumpy()["id"]
+            query = f"SELECT md5_number_lower({self._column}) AS id FROM read_parquet(?)"
+            ids = connect().execute(query, [new]).fetchnumpy()["id"]
             self._digests = np.unique(np.concatenate([self._digests, np.asarray(ids, np.uint64)]))
             self._files |= set(new)
 

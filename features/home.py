@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from features.disk import make_folder
+
 
 class MissingStateError(RuntimeError):
     """A table, snapshot or model that a command needs does not exist yet; the message names the mend."""
@@ -101,7 +103,7 @@ class Home:
         Raises:
             BlockingIOError: somebody holds it so that it cannot be had.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_folder(self.root)
         handle = open(self.root / f"{name}.lock", "w")  # noqa: SIM115 - the caller closes it
         try:
             fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
@@ -117,24 +119,10 @@ class Home:
     @contextlib.contextmanager
     def locked(self, name: str, shared: bool = False) -> Iterator[None]:
         """Hold the inter-process lock *name*, alone or *shared*; the operating system frees it if the process dies."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_folder(self.root)
         with open(self.root / f"{name}.lock", "w") as handle:
             fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
             yield
-
-
-def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
-    """Replace *path* with *content* so that a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def configure_process() -> None:

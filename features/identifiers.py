@@ -36,8 +36,8 @@ RULES: dict[str, Rule] = {
     "phone": Rule(names_a_person=True, most=3),
     # cookies are reset all the time, so having had many proves nothing
     "device": Rule(names_a_person=False, most=100),
-    "cookie": Rule(names_a_person=False, most=10_000),
-    "receipt": Rule(names_a_person=False, most=100_000),
+    "cookie": Rule(names_a_person=False, most=1_000),
+    "receipt": Rule(names_a_person=False, most=10_000),
 }
 _PLACEHOLDERS = frozenset(
     {

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from deltalake import DeltaTable, write_deltalake
+from deltalake import DeltaTable
 
 from features.events import SealedEvent
 from features.home import Home
 from features.identifiers import IdentifierKind, normalise_all
 from features.identity_graph import IdentityGraph, Step, keys_of
-from features.tables import append, compact_if_fragmented, files, without_statistics
+from features.tables import append, files, overwrite
 from features.vault import Vault
 
 SCHEMA = pa.schema(
@@ -221,13 +221,12 @@ class Identities:
             # not before they are written: a failed commit is tried again
             self._graph.news, self._learnt = [], []
             self._seq += len(steps)
-            compact_if_fragmented(self._home.identifiers)
             self._read = set(files(self._home.identifiers))
 
 
 def write_anew(home: Home, steps: Sequence[Step]) -> None:
     """Put *steps* in the place of the whole table. Hold the lock of the log around it."""
-    write_deltalake(str(home.identifiers), _table(steps, 1), mode="overwrite", **without_statistics(home.identifiers))
+    overwrite(home.identifiers, _table(steps, 1))
 
 
 def _steps(rows: pa.Table) -> Iterator[Step]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from features.identifiers import RANK, RULES, IdentifierKind, kind_of, names_a_person
 
@@ -63,37 +63,77 @@ class IdentityGraph:
         self._links: dict[str, set[str]] = {}
         self._apart: set[frozenset[str]] = set()
         self._moved: dict[str, str] = {}
+        self._undo: list[Callable[[], Any]] | None = None
+        """While a lesson is being learnt: how to take back each change, the oldest first."""
 
     def apply(self, step: Step) -> None:
         """Take over a step that was worked out before."""
         key, owner = step.identity_key, step.customer_id
         if step.cause == "parted" and step.through is not None:
-            self._apart.add(frozenset((key, step.through)))
+            pair = frozenset((key, step.through))
+            if pair not in self._apart:
+                self._apart.add(pair)
+                self._note(lambda: self._apart.discard(pair))
             return
         before = self._owner.get(key)
         if before is not None and before != owner:
-            self.disturbed |= {before, *([owner] if owner is not None else [])}
+            news = {before, *([owner] if owner is not None else [])} - self.disturbed
+            self.disturbed |= news
+            self._note(lambda: self.disturbed.difference_update(news))
             rest = tuple(k for k in self._members[before] if k != key)
             if rest:
-                self._members[before] = rest
+                self._set(self._members, before, rest)
             else:
-                del self._members[before]
+                self._set(self._members, before, None)
                 if owner is not None:
-                    self._moved[before] = owner
+                    self._set(self._moved, before, owner)
         if key not in self._owner or before != owner:
-            self._owner[key] = owner
+            self._own(key, owner)
             if owner is not None:
-                self._members[owner] = (*self._members.get(owner, ()), key)
-                self._moved.pop(owner, None)
+                self._set(self._members, owner, (*self._members.get(owner, ()), key))
+                self._set(self._moved, owner, None)
             if key in self._since:
-                self._changed[key] = step.known_at
-        self._since[key] = min(step.known_at, self._since.get(key, step.known_at))
+                self._set(self._changed, key, step.known_at)
+        self._set(self._since, key, min(step.known_at, self._since.get(key, step.known_at)))
         if step.cause == "shared":
-            for other in self._links.pop(key, set()):
-                self._links[other].discard(key)
-        elif step.through is not None:
-            self._links.setdefault(key, set()).add(step.through)
-            self._links.setdefault(step.through, set()).add(key)
+            for other in list(self._links.get(key, ())):
+                self._unlink(key, other)
+        elif step.through is not None and step.through != key:
+            self._link(key, step.through)
+
+    def _note(self, undo: Callable[[], Any]) -> None:
+        if self._undo is not None:
+            self._undo.append(undo)
+
+    def _set(self, held: dict[str, Any], key: str, value: Any) -> None:
+        """Set a value of one of the dictionaries, or (None) take it out, so that it can be undone."""
+        before = held.get(key)
+        if value is None:
+            held.pop(key, None)
+        else:
+            held[key] = value
+        self._note(lambda: held.pop(key, None) if before is None else held.__setitem__(key, before))
+
+    def _own(self, key: str, owner: str | None) -> None:
+        # None is a value here: known, and nobody's
+        known, before = key in self._owner, self._owner.get(key)
+        self._owner[key] = owner
+        self._note(lambda: self._owner.__setitem__(key, before) if known else self._owner.pop(key, None))
+
+    def _link(self, one: str, other: str) -> None:
+        if other in self._links.get(one, ()):
+            return
+        self._links.setdefault(one, set()).add(other)
+        self._links.setdefault(other, set()).add(one)
+        self._note(lambda: self._unlink(one, other))
+
+    def _unlink(self, one: str, other: str) -> None:
+        for key, gone in ((one, other), (other, one)):
+            links = self._links.get(key, set())
+            links.discard(gone)
+            if not links:
+                self._links.pop(key, None)
+        self._note(lambda: self._link(one, other))
 
     def record(self, step: Step) -> None:
         """Apply a step as news."""
@@ -146,11 +186,25 @@ class IdentityGraph:
     def learn(self, keys: Sequence[str], previous: Sequence[str], event_id: str, known_at: datetime) -> str | None:
         """The customer of an event with *keys*, the strongest first, minted if need be; None where nobody is identified.
 
-        *previous* are keys by which the customer was known before.
+        *previous* are keys by which the customer was known before. The graph learns all of it or, where that raises, nothing.
         """
         if len(keys) == 1 and not previous and keys[0] in self._owner:
             self._seen_earlier(keys[0], event_id, known_at)
             return self._owner[keys[0]]
+        learnt, changes = len(self.news), list[Callable[[], Any]]()
+        self._undo = changes
+        try:
+            return self._learn(keys, previous, event_id, known_at)
+        except BaseException:
+            self._undo = None
+            del self.news[learnt:]
+            for change in reversed(changes):
+                change()
+            raise
+        finally:
+            self._undo = None
+
+    def _learn(self, keys: Sequence[str], previous: Sequence[str], event_id: str, known_at: datetime) -> str | None:
         usable = [key for key in keys if self._owner.get(key, "new") is not None]
         if not usable:
             return None
@@ -221,6 +275,9 @@ class IdentityGraph:
     def _join(self, one: str, other: str, cause: str, event_id: str, known_at: datetime) -> None:
         """Make the customers of both keys one, or give a new key to the customer of the other."""
         mine, theirs = self._owner.get(one), self._owner.get(other)
+        if one == other and mine is not None:
+            # whoever is said to have been known by what they are known by now
+            return
         if mine is not None and mine == theirs:
             if other not in self._links.get(one, ()):
                 self.record(Step(other, mine, self._not_before(other, known_at), event_id, cause, one))

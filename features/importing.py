@@ -14,9 +14,10 @@ import msgspec
 
 from features.catalogue import Catalogue
 from features.clock import system_clock
+from features.disk import write_atomically
 from features.event_log import DeadLetter, EventLog, Incoming
 from features.events import Purpose, RejectedEvent, parse_event
-from features.home import Home, write_atomically
+from features.home import Home
 from features.identity import Identities
 from features.shop import Shop
 

@@ -7,7 +7,8 @@ from datetime import datetime
 import msgspec
 
 from features.consent import ConsentPolicy
-from features.home import Home, MissingStateError, write_atomically
+from features.disk import write_atomically
+from features.home import Home, MissingStateError
 
 
 class Shop(msgspec.Struct, frozen=True, kw_only=True):

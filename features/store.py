@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from features.clock import microseconds
+from features.disk import make_folder, open_database
 from features.home import Home, MissingStateError, configure_process
 from features.snapshots import Wanted, backfill, snapshot_path
 
@@ -47,7 +48,7 @@ class FeatureStore:
         self._views = VIEWS
         self._services = SERVICES
         redis = os.environ.get("UBIQUO_REDIS")
-        home.feast.mkdir(parents=True, exist_ok=True)
+        make_folder(home.feast)
         self._feast: feast.FeatureStore = feast.FeatureStore(
             config=RepoConfig(
                 project="ubiquo",
@@ -63,7 +64,7 @@ class FeatureStore:
         )
         if not redis:
             # readers go on while a writer commits
-            sqlite3.connect(home.feast / "online.db").execute("PRAGMA journal_mode=WAL").connection.close()
+            open_database(home.feast / "online.db", "PRAGMA journal_mode=WAL").close()
         self._feature_services: dict[str, feast.FeatureService] = {}
 
     def apply(self) -> None:

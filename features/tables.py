@@ -1,29 +1,53 @@
-"""What all Delta tables of a home have in common: how they are written, and how rows leave them for good."""
+"""What all Delta tables of a home have in common: how they are written for good, kept small, and how rows leave them.
+
+A version counts once its files, its commit and their folders are synced and the mark beside the table says so. Nothing old is
+let go before. What a power cut leaves beyond the mark is checked at the next start, and taken back where it is not whole;
+whatever made it was not let go either.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
-from deltalake import DeltaTable, write_deltalake
+from deltalake import DeltaTable, PostCommitHookProperties, WriterProperties, write_deltalake
 
+from features.disk import DamagedStateError, sync_file, sync_folder, unlink_all, write_atomically
+
+logger = logging.getLogger("ubiquo")
 TIMES = ("known_at", "received_at", "as_of")
 COMPACT_ABOVE_FILES = 64
-
-
-def without_statistics(path: Path) -> dict[str, Any]:
-    """Options of ``write_deltalake`` for a table that may be new: its commits keep no least and greatest identifier.
-
-    Commits outlive the rows that they tell of, so an erasure would not reach what they say.
-    """
-    return {} if DeltaTable.is_deltatable(str(path)) else {"configuration": {"delta.dataSkippingStatsColumns": TIMES[0]}}
+CHECKPOINT_EVERY = 64
+"""After so many commits a checkpoint stands for all before it, which then go."""
+KEPT_SECONDS = 600.0
+"""How long a file that no version needs any more is kept, for readers that have begun with it."""
+SMALLEST_FILE, LARGEST_FILE = 8_000_000, 256_000_000
+_HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
+_WRITER = WriterProperties(compression="ZSTD", compression_level=3)
+_orphaned: dict[Path, float] = {}
+"""Since when (monotonic) this process has known a file that no version needs."""
 
 
 def append(path: Path, rows: pa.Table) -> None:
-    """Append *rows* in one commit; the first makes the table."""
-    write_deltalake(str(path), rows, mode="append", **without_statistics(path))
+    """Append *rows* in one commit, which is on the disk when this returns; the first makes the table."""
+    # commits outlive the rows that they tell of: they keep no least and greatest identifier
+    new = {} if DeltaTable.is_deltatable(str(path)) else {"configuration": {"delta.dataSkippingStatsColumns": TIMES[0]}}
+    write_deltalake(str(path), rows, mode="append", writer_properties=_WRITER, post_commithook_properties=_HOOKS, **new)
+    confirm(path)
+
+
+def overwrite(path: Path, rows: pa.Table) -> None:
+    """Put *rows* in the place of the whole table, in one commit."""
+    new = {} if DeltaTable.is_deltatable(str(path)) else {"configuration": {"delta.dataSkippingStatsColumns": TIMES[0]}}
+    write_deltalake(str(path), rows, mode="overwrite", writer_properties=_WRITER, post_commithook_properties=_HOOKS, **new)
+    confirm(path)
 
 
 def files(path: Path) -> list[str]:
@@ -33,10 +57,23 @@ def files(path: Path) -> list[str]:
     return [uri.removeprefix("file://") for uri in DeltaTable(str(path)).file_uris()]
 
 
-def compact_if_fragmented(path: Path) -> None:
-    """Make many small files few."""
-    if DeltaTable.is_deltatable(str(path)) and len(files(path)) > COMPACT_ABOVE_FILES:
-        DeltaTable(str(path)).optimize.compact()
+def maintain(path: Path, kept_seconds: float = KEPT_SECONDS) -> None:
+    """Make many small files few, many commits one checkpoint, and delete what nobody has needed for *kept_seconds*.
+
+    Nobody else may be writing to the table: hold its lock.
+    """
+    if not DeltaTable.is_deltatable(str(path)):
+        return
+    active = files(path)
+    if len(active) > COMPACT_ABOVE_FILES:
+        # files near the target stay as they are, so a byte is written anew only as often as the table doubles
+        size = sum(Path(each).stat().st_size for each in active)
+        target = min(max(SMALLEST_FILE, size // 8), LARGEST_FILE)
+        optimizer = DeltaTable(str(path)).optimize
+        optimizer.compact(target_size=target, writer_properties=_WRITER, post_commithook_properties=_HOOKS)
+        confirm(path)
+    _checkpoint_if_due(path)
+    _purge(path, kept_seconds)
 
 
 def erase(path: Path, column: str, values: Sequence[str]) -> int:
@@ -50,10 +87,11 @@ def erase(path: Path, column: str, values: Sequence[str]) -> int:
     gone = 0
     if values:
         doomed = pa.table({column: pa.array(sorted(set(values)), pa.string())})
-        merge = DeltaTable(str(path)).merge(doomed, f"t.{column} = s.{column}", source_alias="s", target_alias="t")
-        gone = int(merge.when_matched_delete().execute()["num_target_rows_deleted"])
+        merge = _merge(path, doomed, column).when_matched_delete()
+        gone = int(merge.execute()["num_target_rows_deleted"])
     # without values too, as a crash may have come between a delete and this
-    _forget_what_was(path)
+    confirm(path)
+    _purge(path, 0.0)
     return gone
 
 
@@ -62,12 +100,212 @@ def blank(path: Path, column: str, values: Sequence[str]) -> int:
     if not values or not DeltaTable.is_deltatable(str(path)):
         return 0
     doomed = pa.table({column: pa.array(sorted(set(values)), pa.string())})
-    merge = DeltaTable(str(path)).merge(doomed, f"t.{column} = s.{column}", source_alias="s", target_alias="t")
-    blanked = int(merge.when_matched_update({column: "CAST(NULL AS STRING)"}).execute()["num_target_rows_updated"])
-    _forget_what_was(path)
+    merge = _merge(path, doomed, column).when_matched_update({column: "CAST(NULL AS STRING)"})
+    blanked = int(merge.execute()["num_target_rows_updated"])
+    confirm(path)
+    _purge(path, 0.0)
     return blanked
 
 
-def _forget_what_was(path: Path) -> None:
-    """Delete older versions and what a crash left. *full*: a checkpoint forgets in time which files are no longer of the table."""
-    DeltaTable(str(path)).vacuum(0, enforce_retention_duration=False, dry_run=False, full=True)
+def keep_newest(path: Path, column: str, most_bytes: int) -> bool:
+    """Delete the older half by the time *column* of a table that holds more than *most_bytes*; returns whether it did."""
+    active = files(path)
+    if sum(Path(each).stat().st_size for each in active) <= most_bytes:
+        return False
+    times = DeltaTable(str(path)).to_pyarrow_table(columns=[column])[column].to_pylist()
+    middle = sorted(times)[len(times) // 2]
+    DeltaTable(str(path)).delete(f"{column} < '{middle.isoformat()}'", writer_properties=_WRITER, post_commithook_properties=_HOOKS)
+    confirm(path)
+    logger.warning("%s held more than %d MB: what came before %s was let go", path, most_bytes // 1_000_000, middle.isoformat())
+    return True
+
+
+def confirm(path: Path) -> None:
+    """Wait until everything that the current version needs is on the disk, and note the version beside the table."""
+    version, marked = DeltaTable(str(path)).version(), confirmed(path)
+    if marked == version:
+        return
+    log = path / "_delta_log"
+    for commit in sorted(each for each in log.glob("*.json") if marked is None or int(each.stem) > marked):
+        for action in _actions(commit):
+            if "add" in action:
+                # removed again by a later commit, perhaps
+                with contextlib.suppress(FileNotFoundError):
+                    sync_file(path / unquote(action["add"]["path"]))
+        sync_file(commit)
+    if marked is None:
+        for each in files(path):
+            sync_file(Path(each))
+        sync_folder(path.parent)
+    sync_folder(path)
+    sync_folder(log)
+    write_atomically(_mark(path), str(version).encode())
+
+
+def confirmed(path: Path) -> int | None:
+    """The last version that is on the disk for good; None if that was never noted.
+
+    Raises:
+        DamagedStateError: the note cannot be read.
+    """
+    mark = _mark(path)
+    try:
+        return int(mark.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise DamagedStateError(f"{mark} is damaged: delete it; the table is then taken as it stands") from None
+
+
+def recover(path: Path) -> None:
+    """Take back what a power cut left half written, and see that all that was confirmed is there. Hold the table's lock.
+
+    Raises:
+        DamagedStateError: a confirmed commit or one of its files is missing, cut short or empty.
+    """
+    mark, log = confirmed(path), path / "_delta_log"
+    commits = sorted(log.glob("*.json")) if log.exists() else []
+    if mark is None and not commits:
+        return
+    _drop_torn_checkpoint(log)
+    torn: list[Path] = []
+    for commit in commits:
+        number = int(commit.stem)
+        if torn or not _is_whole(path, commit, check_files=mark is not None and number > mark):
+            if mark is None or number <= mark:
+                raise DamagedStateError(
+                    f"{commit} is empty or cut short, though it was stored for good: put the table {path} back from a backup, or give up "
+                    "what it held: python -m features repair"
+                )
+            torn.append(commit)
+    for commit in torn:
+        logger.warning("%s was never finished, as the power was cut: taken back; what it held is still where it came from", commit)
+    unlink_all(torn)
+    _check_active(path, mark)
+    confirm(path)
+
+
+def repair(path: Path) -> list[str]:
+    """Give up what cannot be read: cut-off commits and missing files; returns what was given up. Hold the table's lock."""
+    given_up: list[str] = []
+    log = path / "_delta_log"
+    if not log.exists():
+        if confirmed(path) is not None:
+            given_up.append(f"{path}: the whole table is missing")
+            _mark(path).unlink()
+        return given_up
+    _mark(path).unlink(missing_ok=True)
+    _drop_torn_checkpoint(log)
+    torn = False
+    for commit in sorted(log.glob("*.json")):
+        torn = torn or not _is_whole(path, commit, check_files=False)
+        if torn:
+            given_up.append(str(commit))
+            commit.replace(commit.with_suffix(".damaged"))
+    if not DeltaTable.is_deltatable(str(path)):
+        return given_up
+    for file, size in _sizes(path).items():
+        if file.exists() and file.stat().st_size != size:
+            file.replace(file.with_suffix(".damaged"))
+    if any(not file.exists() for file in _sizes(path)):
+        given_up += [str(path / each) for each in DeltaTable(str(path)).repair(post_commithook_properties=_HOOKS)["files_removed"]]
+    confirm(path)
+    return given_up
+
+
+def _merge(path: Path, doomed: pa.Table, column: str) -> Any:
+    return DeltaTable(str(path)).merge(
+        doomed, f"t.{column} = s.{column}", source_alias="s", target_alias="t", writer_properties=_WRITER, post_commithook_properties=_HOOKS
+    )
+
+
+def _mark(path: Path) -> Path:
+    return path.with_name(f"{path.name}.synced")
+
+
+def _actions(commit: Path) -> Iterator[dict[str, Any]]:
+    for line in commit.read_bytes().splitlines():
+        yield json.loads(line)
+
+
+def _is_whole(path: Path, commit: Path, check_files: bool) -> bool:
+    try:
+        actions = list(_actions(commit))
+    except ValueError:
+        return False
+    if not check_files:
+        return bool(actions)
+    added = {path / unquote(each["add"]["path"]): each["add"]["size"] for each in actions if "add" in each}
+    removed = {path / unquote(each["remove"]["path"]) for each in actions if "remove" in each}
+    return bool(actions) and all(file in removed or (file.exists() and file.stat().st_size == size) for file, size in added.items())
+
+
+def _sizes(path: Path) -> dict[Path, int]:
+    actions = pa.table(DeltaTable(str(path)).get_add_actions(flatten=True))
+    names, sizes = actions["path"].to_pylist(), actions["size_bytes"].to_pylist()
+    return {path / unquote(name): size for name, size in zip(names, sizes, strict=True)}
+
+
+def _check_active(path: Path, mark: int | None) -> None:
+    if not DeltaTable.is_deltatable(str(path)):
+        if mark is None:
+            return
+        raise DamagedStateError(
+            f"the table {path} is missing, though version {mark} of it was stored: put it back from a backup, or give it up: "
+            "python -m features repair"
+        )
+    version = DeltaTable(str(path)).version()
+    if mark is not None and version < mark:
+        raise DamagedStateError(
+            f"{path / '_delta_log'} ends at version {version}, though version {mark} was stored: put the table back from a backup, or "
+            "give up what is missing: python -m features repair"
+        )
+    for file, size in _sizes(path).items():
+        found = file.stat().st_size if file.exists() else None
+        if found != size:
+            state = "is missing" if found is None else f"holds {found} bytes instead of {size}"
+            raise DamagedStateError(
+                f"{file} {state}: put it back from a backup, or give up the rows that it held: python -m features repair"
+            )
+
+
+def _drop_torn_checkpoint(log: Path) -> None:
+    """A pointer to the last checkpoint that was cut short is worth nothing, and is not needed."""
+    pointer = log / "_last_checkpoint"
+    if not pointer.exists():
+        return
+    try:
+        version = int(json.loads(pointer.read_bytes())["version"])
+        whole = any(each.stat().st_size for each in log.glob(f"{version:020}.checkpoint*.parquet"))
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        pointer.unlink()
+
+
+def _checkpoint_if_due(path: Path) -> None:
+    log = path / "_delta_log"
+    commits = sorted(log.glob("*.json"))
+    if len(commits) <= CHECKPOINT_EVERY:
+        return
+    table = DeltaTable(str(path))
+    table.create_checkpoint()
+    checkpoint = log / f"{table.version():020}.checkpoint.parquet"
+    sync_file(checkpoint)
+    sync_file(log / "_last_checkpoint")
+    sync_folder(log)
+    # what the checkpoint stands for; the last few stay for whoever has just listed them
+    older = [each for each in log.glob("*.checkpoint.parquet") if each != checkpoint]
+    unlink_all([*(commit for commit in commits if int(commit.stem) < table.version()), *older])
+
+
+def _purge(path: Path, kept_seconds: float) -> None:
+    """Delete the files of no version that this process has known as such for *kept_seconds*, and what a crash left."""
+    needed, now = set(map(Path, files(path))), time.monotonic()
+    lying = [each for each in path.glob("*.parquet") if each not in needed]
+    for each in lying:
+        _orphaned.setdefault(each, now)
+    due = [each for each in lying if now - _orphaned[each] >= kept_seconds]
+    unlink_all(due)
+    for each in due:
+        del _orphaned[each]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import NamedTuple
 
 from features.clock import microseconds
+from features.disk import transaction
 from features.events import SealedEvent
 from features.home import Home
 from features.identifiers import names_a_person
@@ -51,14 +53,14 @@ class Tombstones:
     def add(self, identity_keys: Sequence[str], erased_at: datetime) -> int:
         """Raise a tombstone for each key, of an erasure that is under way; returns how many."""
         rows = [(self._vault.tombstone(key), microseconds(erased_at)) for key in identity_keys]
-        with self._lock, self._connect() as db:
+        with self._lock, self._open() as db:
             db.executemany("INSERT INTO tombstones VALUES (?, ?, NULL, FALSE) ON CONFLICT DO UPDATE SET "
                            "erased_at = excluded.erased_at, lifted_at = NULL, settled = FALSE", rows)  # fmt: skip
         return len(rows)
 
     def settle(self, identity_keys: Sequence[str]) -> None:
         """Note that the erasure of these keys is done."""
-        with self._lock, self._connect() as db:
+        with self._lock, self._open() as db:
             db.executemany("UPDATE tombstones SET settled = TRUE WHERE tombstone = ?", [(self._vault.tombstone(k),) for k in identity_keys])
 
     def _may_stay(self, event: SealedEvent, keep: bool) -> bool:
@@ -79,17 +81,17 @@ class Tombstones:
 
     def _lift(self, stones: Sequence[str], at: int, keep: bool) -> None:
         if keep:
-            with self._connect() as db:
+            with self._open() as db:
                 db.executemany("UPDATE tombstones SET lifted_at = ? WHERE tombstone = ?", [(at, stone) for stone in stones])
         for stone in stones:
             self._stones[stone] = self._stones[stone]._replace(lifted_at=at)
 
-    def _connect(self) -> sqlite3.Connection:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        db = sqlite3.connect(self._path, timeout=60)
-        db.execute("CREATE TABLE IF NOT EXISTS tombstones (tombstone TEXT PRIMARY KEY, erased_at INTEGER NOT NULL, "
-                   "lifted_at INTEGER, settled INTEGER NOT NULL)")  # fmt: skip
-        return db
+    def _open(self) -> AbstractContextManager[sqlite3.Connection]:
+        return transaction(
+            self._path,
+            "CREATE TABLE IF NOT EXISTS tombstones (tombstone TEXT PRIMARY KEY, erased_at INTEGER NOT NULL, "
+            "lifted_at INTEGER, settled INTEGER NOT NULL)",
+        )
 
     def _read_if_changed(self) -> None:
         try:
@@ -97,7 +99,7 @@ class Tombstones:
         except FileNotFoundError:
             return
         if (status.st_mtime_ns, status.st_size) != self._stamp:
-            with self._connect() as db:
+            with self._open() as db:
                 self._stones = {
                     stone: Stone(erased_at, lifted_at, bool(settled))
                     for stone, erased_at, lifted_at, settled in db.execute("SELECT * FROM tombstones")

@@ -15,8 +15,9 @@ from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from features.disk import write_atomically
 from features.events import Event, SealedEvent, identity_key
-from features.home import Home, MissingStateError, write_atomically
+from features.home import Home, MissingStateError
 from features.identifiers import RANK, IdentifierKind
 
 _HASH_BYTES: Final = 16

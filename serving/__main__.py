@@ -16,8 +16,9 @@ from rich.table import Table
 
 from features.clock import clock_from_environment, parse_as_of, system_clock
 from features.command import run
+from features.disk import write_atomically
 from features.events import Channel
-from features.home import Home, MissingStateError, write_atomically
+from features.home import Home, MissingStateError
 from features.identifiers import KINDS
 from features.identity import Identities
 from features.shop import Shop

@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 from features.clock import microseconds
 from features.consent import Consents, standing
 from features.contacts import Contacts
+from features.disk import write_atomically
 from features.event_log import EventLog
 from features.events import Channel
-from features.home import Home, MissingStateError, write_atomically
+from features.home import Home, MissingStateError
 from features.identifiers import kind_of
 from features.identity import Identities
 from features.shop import Shop
@@ -110,7 +111,8 @@ def score(
                 writer.write(rows)
                 written += len(rows)
                 advance(start + len(chunk), len(customers))
-            writer.write([{"customer_id": customer, "as_of": as_of, "rank": 1, "fallback": WITHDRAWN} for customer in silent])
+            refused = {customer: _who(identities, consents, customer).not_reached(channel) or WITHDRAWN for customer in silent}
+            writer.write([{"customer_id": customer, "as_of": as_of, "rank": 1, "fallback": why} for customer, why in refused.items()])
             written += len(silent)
         os.replace(part, out)
     finally:
@@ -151,7 +153,7 @@ def answer(
     """One customer's lines, best first."""
     customer = str(row["customer_id"])
     if kind == "churn":
-        churn, _ = engine.churn(ChurnRequest(), who, row, as_of)
+        churn, _ = engine.churn(ChurnRequest(channel=channel), who, row, as_of)
         common = {"customer_id": customer, "as_of": as_of, "model": churn.model, "fallback": churn.fallback}
         yield {**common, "rank": 1, "id": None, "score": churn.score, "source": churn.source, "reason": churn.reason, "propensity": 1.0}
         return

@@ -17,8 +17,9 @@ import msgspec
 from features.clock import Clock
 from features.consent import Consents
 from features.decision_log import DecisionLog
+from features.disk import write_atomically
 from features.event_log import EventLog
-from features.home import DERIVED, Home, write_atomically
+from features.home import DERIVED, Home
 from features.identity import Identities
 from features.profile import UnknownCustomerError, events_of
 from features.shop import Shop

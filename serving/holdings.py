@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 from features import tables
 from features.contacts import Contacts
 from features.decision_log import DecisionLog
+from features.disk import write_atomically
 from features.event_log import EventLog, connect
-from features.home import Home, write_atomically
+from features.home import Home
 from features.identity import Identities
 from features.profile import events_of
 from features.shop import Shop

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from features.clock import microseconds
+from features.disk import check_room, explained, open_database, roll_back
 from features.home import Home
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -50,7 +51,7 @@ class Inbox:
     """
 
     def __init__(self, home: Home) -> None:
-        home.root.mkdir(parents=True, exist_ok=True)
+        self._path = home.inbox
         self._reader = self._connect(home)
         self._reading = threading.Lock()
         self._writer = self._connect(home)
@@ -62,19 +63,15 @@ class Inbox:
 
     @staticmethod
     def _connect(home: Home) -> sqlite3.Connection:
-        db = sqlite3.connect(home.inbox, timeout=60, check_same_thread=False, isolation_level=None)
-        db.executescript(
-            """
-            PRAGMA journal_mode=WAL;
-            PRAGMA synchronous=FULL;
-            PRAGMA secure_delete=ON;
-            CREATE TABLE IF NOT EXISTS waiting (
-                received_at INTEGER PRIMARY KEY, event_id TEXT NOT NULL, content_hash TEXT NOT NULL, payload BLOB NOT NULL,
-                source TEXT NOT NULL, personal BLOB);
-            CREATE TABLE IF NOT EXISTS refused (received_at INTEGER PRIMARY KEY, source TEXT NOT NULL, token BLOB NOT NULL);
-            """
+        return open_database(
+            home.inbox,
+            "PRAGMA journal_mode=WAL",
+            "PRAGMA synchronous=FULL",
+            "PRAGMA secure_delete=ON",
+            "CREATE TABLE IF NOT EXISTS waiting (received_at INTEGER PRIMARY KEY, event_id TEXT NOT NULL, content_hash TEXT NOT NULL, "
+            "payload BLOB NOT NULL, source TEXT NOT NULL, personal BLOB)",
+            "CREATE TABLE IF NOT EXISTS refused (received_at INTEGER PRIMARY KEY, source TEXT NOT NULL, token BLOB NOT NULL)",
         )
-        return db
 
     def submit(self, letters: Sequence[Letter], refused: Sequence[Refused], done: Future[None]) -> None:
         """Hand everything to the next commit, in the order of calls; *done* is, once it is on the disk.
@@ -109,15 +106,16 @@ class Inbox:
         refused = [(microseconds(x.received_at), x.source, x.token) for job in jobs for x in job.refused]
         if not letters and not refused:
             return
+        check_room(self._path.parent)
         with self._writing:
             self._writer.execute("BEGIN IMMEDIATE")
             try:
                 self._writer.executemany("INSERT INTO waiting VALUES (?, ?, ?, ?, ?, ?)", letters)
                 self._writer.executemany("INSERT INTO refused VALUES (?, ?, ?)", refused)
                 self._writer.execute("COMMIT")
-            except BaseException:
-                self._writer.execute("ROLLBACK")
-                raise
+            except BaseException as error:
+                roll_back(self._writer)
+                raise (explained(error, self._path) if isinstance(error, sqlite3.Error) else error) from error
 
     def waiting(self, limit: int = 10_000, after: datetime = EPOCH) -> list[Letter]:
         """The events that were received after a moment and have not left yet, oldest first; a limit of -1 is none."""
@@ -137,9 +135,13 @@ class Inbox:
         """Let go of what the log now holds."""
         with self._writing:
             self._writer.execute("BEGIN IMMEDIATE")
-            self._writer.executemany("DELETE FROM waiting WHERE received_at = ?", [(microseconds(x.received_at),) for x in letters])
-            self._writer.executemany("DELETE FROM refused WHERE received_at = ?", [(microseconds(x.received_at),) for x in refused])
-            self._writer.execute("COMMIT")
+            try:
+                self._writer.executemany("DELETE FROM waiting WHERE received_at = ?", [(microseconds(x.received_at),) for x in letters])
+                self._writer.executemany("DELETE FROM refused WHERE received_at = ?", [(microseconds(x.received_at),) for x in refused])
+                self._writer.execute("COMMIT")
+            except BaseException:
+                roll_back(self._writer)
+                raise
 
     def scrub(self) -> None:
         """Bring the file and its write-ahead log to hold no more than what waits."""

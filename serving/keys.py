@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
+import logging
 import os
 import secrets
 import sqlite3
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple, get_args
 
 from features.clock import microseconds
+from features.disk import transaction
 from features.home import Home
 from features.vault import Vault
 
+logger = logging.getLogger("ubiquo")
 Scope = Literal["ingest", "decide", "read_customer", "admin"]
 """Send events; ask for answers; open a customer; erase customers. ``admin`` holds the others."""
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -67,7 +72,7 @@ class Keys:
             raise ValueError(f"a key needs a scope: use {', '.join(SCOPES)}")
         token = "ubq_" + secrets.token_urlsafe(32)
         try:
-            with self._connect() as db:
+            with _open(self._home) as db:
                 db.execute("INSERT INTO keys VALUES (?, ?, ?, ?, NULL)", (name, _digest(token), " ".join(scopes), microseconds(at)))
         except sqlite3.IntegrityError:
             raise ValueError(f"there is a key named {name!r} already: choose another name, or revoke it first") from None
@@ -79,14 +84,14 @@ class Keys:
         Raises:
             ValueError: there is no such key in force.
         """
-        with self._connect() as db:
+        with _open(self._home) as db:
             changed = db.execute("UPDATE keys SET revoked_at = ? WHERE name = ? AND revoked_at IS NULL", (microseconds(at), name)).rowcount
         if not changed:
             raise ValueError(f"no key named {name!r} is in force")
 
     def listed(self) -> list[dict[str, Any]]:
         """Every key: name, scopes, made and revoked when."""
-        with self._connect() as db:
+        with _open(self._home) as db:
             rows = db.execute("SELECT name, scopes, created_at, revoked_at FROM keys ORDER BY created_at").fetchall()
         return [
             {"name": name, "scopes": scopes.split(), "created_at": _moment(created), "revoked_at": _moment(revoked)}
@@ -110,17 +115,24 @@ class Keys:
     def _current(self) -> dict[str, Key]:
         with self._lock:
             if time.monotonic() - self._read_at > REFRESH_SECONDS:
-                if self._home.access.exists():
-                    with self._connect() as db:
-                        rows = db.execute("SELECT name, digest, scopes FROM keys WHERE revoked_at IS NULL").fetchall()
-                        # a shop that revoked its last key has not opened its doors
-                        self._ever = db.execute("SELECT count(*) FROM keys").fetchone() != (0,)
-                    self._known = {digest: Key(name, frozenset(scopes.split())) for name, digest, scopes in rows}
                 self._read_at = time.monotonic()
+                try:
+                    self._refresh()
+                except sqlite3.Error as error:
+                    # those known stay in force; where none was ever read nobody is let in
+                    logger.warning("%s cannot be read (%s): the keys known before stay in force", self._home.access, error)
+                    self._ever = True
             return self._known
 
-    def _connect(self) -> sqlite3.Connection:
-        return _connect(self._home)
+    def _refresh(self) -> None:
+        if not self._home.access.exists():
+            return
+        # only to read, and without waiting: requests wait for this
+        with contextlib.closing(sqlite3.connect(f"file:{self._home.access}?mode=ro", uri=True, timeout=0.05)) as db:
+            rows = db.execute("SELECT name, digest, scopes FROM keys WHERE revoked_at IS NULL").fetchall()
+            # a shop that revoked its last key has not opened its doors
+            self._ever = db.execute("SELECT count(*) FROM keys").fetchone() != (0,)
+        self._known = {digest: Key(name, frozenset(scopes.split())) for name, digest, scopes in rows}
 
 
 class Audit:
@@ -131,30 +143,26 @@ class Audit:
 
     def note(self, at: datetime, key: str, action: str, customer_id: str, outcome: str) -> None:
         """Write one line; it is on the disk when this returns."""
-        with _connect(self._home) as db:
+        with _open(self._home) as db:
             subject = self._vault.tombstone(customer_id)
             db.execute("INSERT INTO audit VALUES (?, ?, ?, ?, ?)", (microseconds(at), key, action, subject, outcome))
 
     def lines(self, customer_id: str | None = None) -> list[dict[str, Any]]:
         """Every line, or those about one customer, oldest first."""
         where, values = ("WHERE subject = ?", [self._vault.tombstone(customer_id)]) if customer_id else ("", [])
-        with _connect(self._home) as db:
+        with _open(self._home) as db:
             rows = db.execute(f"SELECT at, key, action, subject, outcome FROM audit {where} ORDER BY at, rowid", values).fetchall()
         return [{"at": _moment(at), "key": k, "action": a, "subject": s, "outcome": o} for at, k, a, s, o in rows]
 
 
-def _connect(home: Home) -> sqlite3.Connection:
-    home.root.mkdir(parents=True, exist_ok=True)
-    db = sqlite3.connect(home.access, timeout=60)
-    db.executescript(
-        """
-        CREATE TABLE IF NOT EXISTS keys (
-            name TEXT PRIMARY KEY, digest TEXT NOT NULL UNIQUE, scopes TEXT NOT NULL, created_at INTEGER NOT NULL, revoked_at INTEGER);
-        CREATE TABLE IF NOT EXISTS audit (
-            at INTEGER NOT NULL, key TEXT NOT NULL, action TEXT NOT NULL, subject TEXT NOT NULL, outcome TEXT NOT NULL);
-        """
+def _open(home: Home) -> AbstractContextManager[sqlite3.Connection]:
+    return transaction(
+        home.access,
+        "CREATE TABLE IF NOT EXISTS keys (name TEXT PRIMARY KEY, digest TEXT NOT NULL UNIQUE, scopes TEXT NOT NULL, "
+        "created_at INTEGER NOT NULL, revoked_at INTEGER)",
+        "CREATE TABLE IF NOT EXISTS audit (at INTEGER NOT NULL, key TEXT NOT NULL, action TEXT NOT NULL, subject TEXT NOT NULL, "
+        "outcome TEXT NOT NULL)",
     )
-    return db
 
 
 def _digest(token: str) -> str:

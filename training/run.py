@@ -17,8 +17,9 @@ import numpy as np
 
 from features.catalogue import Catalogue
 from features.clock import system_clock
+from features.disk import write_atomically
 from features.event_log import EventLog
-from features.home import Home, write_atomically
+from features.home import Home
 from features.shop import Shop
 from models.registry import Kind, Registry, settings_path
 from training import promotion
