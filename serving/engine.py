@@ -19,7 +19,7 @@ from features.folds import History, Touch, fold_history
 from features.home import Home
 from features.store import FeatureStore, moment_of
 from models.churn import Churn, eligible
-from models.decision import NO_PERMISSION, Decision, Pipeline, Query
+from models.decision import Decision, Pipeline, Query
 from models.next_best_offer import ATTRIBUTES as OFFER_ATTRIBUTES
 from models.next_best_offer import NextBestOffer
 from models.offers import Offer
@@ -54,7 +54,7 @@ SERVICE_OF: dict[str, str] = {
 DecisionRecord = dict[str, Any]
 
 
-WITHDRAWN = "this customer does not allow her data to be used for personalization"
+WITHDRAWN = "the customer does not allow their data to be used for personalization"
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,10 @@ class Who:
     may_be_used: bool = True
     """Whether her data may be used for personalization."""
     forbidden_channels: frozenset[str] = frozenset()
+
+    def not_reached(self, channel: str | None) -> str | None:
+        """Why nothing may be decided that is to go out by *channel*; None where it may, or where nothing goes out."""
+        return f"the customer has not permitted contact by {channel}" if channel in self.forbidden_channels else None
 
 
 NOBODY = Who(None)
@@ -155,7 +159,7 @@ class Engine:
         loaded = self._champion("churn")
         model: Churn = loaded.model.model
         query = Query.from_row(who.customer_id, as_of, row) if who.may_be_used else Query.from_row(None, as_of, {})
-        why_not = eligible(row) if who.may_be_used else WITHDRAWN
+        why_not = who.not_reached(request.channel) or (eligible(row) if who.may_be_used else WITHDRAWN)
         about = self._about("churn", loaded, query, why_not or self._age_note("churn", row, as_of))
         probability, reasons = (None, []) if why_not else model.answer(row)
         said = [str(r["text"]) for r in reasons if r["effect"] == "raises"] or [str(r["text"]) for r in reasons]
@@ -270,9 +274,11 @@ def with_touches(row: Mapping[str, Any], fresh: Sequence[tuple[datetime, Touch]]
 
 
 def _told(who: Who, query: Query, decision: Decision) -> Decision:
-    """The decision with the reason why it could not be hers."""
-    if NO_PERMISSION in decision.removed and not decision.choices and query.channel in query.forbidden_channels:
-        return replace(decision, fallback=f"she has not permitted contact by {query.channel}")
+    """The decision with the reason why it could not be the customer's own."""
+    not_reached = who.not_reached(query.channel)
+    if not_reached is not None:
+        # the filters have left nothing; even one that forgets to look sends nothing out
+        return replace(decision, choices=(), fallback=not_reached)
     return decision if who.may_be_used else replace(decision, fallback=WITHDRAWN)
 
 

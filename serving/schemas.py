@@ -22,10 +22,10 @@ class CustomerRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class DeliveredRequest(CustomerRequest, kw_only=True, forbid_unknown_fields=True):
-    """A question whose answer is to reach her."""
+    """A question whose answer is, or leads to, something that reaches the customer."""
 
     channel: Channel | None = None
-    """Through what the answer will reach her: by e-mail, SMS, push, mail, call or ads only with her permission."""
+    """Through what the customer will be reached: by e-mail, SMS, push, mail, call or ads only with their permission."""
 
 
 class RecommendationsRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
@@ -61,7 +61,7 @@ class NextBestOfferRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields
     explore: bool = False
 
 
-class ChurnRequest(CustomerRequest, kw_only=True, forbid_unknown_fields=True):
+class ChurnRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
     """Is she about to leave?"""
 
 

@@ -14,7 +14,9 @@ from deltalake import DeltaTable
 from scene import Service, command, customer, eventually, loyalty_cards
 
 from features.consent import Consents
+from features.identity import Identities
 from features.shop import Shop
+from models.registry import KINDS
 
 ITEM, OTHER_ITEM = "1082185", "1029743"
 
@@ -166,7 +168,7 @@ def test_tomorrows_email_keeps_consent_and_permission_and_everybody_is_in_the_fi
     names = {name: customer(who["loyalty_card"]) for name, who in (("withdrawn", withdrawn), ("permitted", permitted), ("silent", silent))}
     assert len(lines[names["permitted"]]) == 3
     [said] = lines[names["silent"]]
-    assert (said["id"], said["fallback"]) == (None, "she has not permitted contact by email")
+    assert (said["id"], said["fallback"]) == (None, "the customer has not permitted contact by email")
     [said] = lines[names["withdrawn"]]
     assert (said["id"], said["score"]) == (None, None)
     assert "does not allow" in said["fallback"]
@@ -180,6 +182,54 @@ def test_tomorrows_email_keeps_consent_and_permission_and_everybody_is_in_the_fi
     assert decisions[asked["withdrawn"]]["customer_id"] is None
     assert decisions[asked["withdrawn"]]["features"] == "{}"
     assert decisions[asked["permitted"]]["customer_id"] == names["permitted"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_kind_of_answer_goes_out_by_a_channel_without_permission(story: Story, tmp_path: Path, kind: str) -> None:
+    """Over HTTP and in batch, by one rule and in the same words, whatever else stands against an answer."""
+    home, refusal = story.service.home, "the customer has not permitted contact by email"
+    permitted, silent, withdrawn, unsubscribed = ({"loyalty_card": card} for card in loyalty_cards(home)[10:14])
+    story.consents(permitted, permissions={"email": True})
+    story.consents(unsubscribed, permissions={"email": True})
+    story.happens("message_unsubscribe", unsubscribed, channel="email")
+    story.consents(withdrawn, purposes={"personalization": False})
+    unknown = {"loyalty_card": story.name("card")}
+    for who in (silent, unsubscribed, withdrawn, unknown):
+        answer = story.service.ask(kind, {"identifiers": who, "channel": "email"})
+        assert answer["fallback"] == refusal
+        assert found_in(answer) in ([], None)
+        assert refusal not in (story.service.ask(kind, {"identifiers": who, "channel": "web"})["fallback"] or "")
+    allowed = story.service.ask(kind, {"identifiers": permitted, "channel": "email"})
+    assert refusal not in (allowed["fallback"] or "")
+    assert found_in(allowed) == found_in(story.service.ask(kind, {"identifiers": permitted}))
+
+    def logged() -> int:
+        return len(Consents(home, Shop.load(home).consent).of(Identities(home).members(customer(unsubscribed["loyalty_card"]))))
+
+    eventually(lambda: logged() >= 2)
+    out = tmp_path / "tomorrow.jsonl"
+    done = command("serving", "score", kind, "--channel", "email", "--limit", "2", "--out", str(out), home=home.root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    names = {customer(who["loyalty_card"]) for who in (silent, withdrawn, unsubscribed)}
+    refused = {line["customer_id"]: line for line in lines if line["fallback"] == refusal}
+    assert names <= set(refused)
+    assert {(line["id"], line["score"], line["rank"]) for line in refused.values()} == {(None, None, 1)}
+    theirs = [line for line in lines if line["customer_id"] == customer(permitted["loyalty_card"])]
+    assert theirs
+    assert customer(permitted["loyalty_card"]) not in refused
+    assert [line["score"] for line in theirs] != [None] or found_in(allowed) in ([], None)
+    consents, identities = Consents(home, Shop.load(home).consent), Identities(home)
+    for line in lines:
+        may = "email" not in consents.forbidden_channels(identities.members(line["customer_id"]))
+        assert may == (line["customer_id"] not in refused), line
+
+
+def found_in(answer: dict[str, Any]) -> Any:
+    """What an answer holds, of whatever kind it is: a probability, or the ids of what was chosen."""
+    if "probability" in answer:
+        return answer["probability"]
+    return [choice.get("item_id") or choice["offer_id"] for choice in answer.get("items", answer.get("offers"))]
 
 
 def pq_rows(table: Path) -> list[dict[str, Any]]:
