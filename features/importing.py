@@ -40,8 +40,8 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """Names what would be imported: same fingerprint, same events."""
 
-    def shop(self) -> Shop:
-        """The shop that the events belong to."""
+    def shop(self, standing: Shop | None) -> Shop:
+        """The shop that the events belong to: what the source says of it, and else what is *standing* in the home."""
 
     def count(self) -> int:
         """How many events ``events`` gives in all."""
@@ -106,7 +106,7 @@ def bring_in(home: Home, source: Source, advance: Callable[[int], None] = lambda
         report = None if again else _last_report(home, source)
         if report is None:
             report = ImportReport(source=source.name, fingerprint=source.fingerprint(), consent_basis=source.consent_basis)
-        shop = source.shop()
+        shop = source.shop(_standing(home))
         source.write_catalogue(Catalogue(home))
         log, identities = EventLog(home, shop.timezone), Identities(home)
         report.rows_rejected = 0
@@ -119,11 +119,17 @@ def bring_in(home: Home, source: Source, advance: Callable[[int], None] = lambda
                 _store(log, identities, source, arrivals, shop, report)
                 _write(home, report)
                 advance(report.done)
-        shop.save(home)
+        # as it stands by now: what was set during a long import, say the consent policy, stays
+        source.shop(_standing(home)).save(home)
         report.complete = True
         _write(home, report)
         source.finish()
     return report
+
+
+def _standing(home: Home) -> Shop | None:
+    """The shop that the home already holds."""
+    return Shop.load(home) if home.shop.exists() else None
 
 
 @contextlib.contextmanager

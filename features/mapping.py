@@ -7,7 +7,7 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import duckdb
@@ -108,15 +108,19 @@ class Refunds(_Strict, frozen=True):
 
 
 class ShopPart(_Strict, frozen=True):
-    """The shop that the events belong to; several sources may share it."""
+    """The shop that the events belong to; several sources may share it, so what one does not name is not reset by it."""
 
     name: NonEmpty
     timezone: NonEmpty
     currency: NonEmpty
-    margin_rate: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.25
-    phone_region: Annotated[str, msgspec.Meta(pattern="^[A-Z]{2}$")] | None = None
-    private_brands: list[NonEmpty] = []
-    broad_campaign_types: list[NonEmpty] = []
+    margin_rate: Annotated[float, msgspec.Meta(gt=0, le=1)] | msgspec.UnsetType = msgspec.UNSET
+    phone_region: Annotated[str, msgspec.Meta(pattern="^[A-Z]{2}$")] | msgspec.UnsetType | None = msgspec.UNSET
+    private_brands: tuple[NonEmpty, ...] | msgspec.UnsetType = msgspec.UNSET
+    broad_campaign_types: tuple[NonEmpty, ...] | msgspec.UnsetType = msgspec.UNSET
+
+    def named(self) -> dict[str, Any]:
+        """What the mapping names, and nothing else."""
+        return {name: value for name, value in msgspec.structs.asdict(self).items() if value is not msgspec.UNSET}
 
 
 class Files(_Strict, frozen=True):

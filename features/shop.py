@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 import msgspec
 
@@ -31,25 +32,26 @@ class Shop(msgspec.Struct, frozen=True, kw_only=True):
     broad_campaign_types: tuple[str, ...] = ()
     """The types of campaigns that go to customers at large; all others are aimed at a few."""
 
-    def joined(self, standing: Shop) -> Shop:
-        """The shop once this source is added to what *standing* already holds: its data ends with the later of the two.
+    @classmethod
+    def described(cls, standing: Shop | None, **said: Any) -> Shop:
+        """The shop as a source describes it, added to what *standing* already holds.
+
+        What the source says wins, what it does not say stays, and the data ends with the later of the two.
 
         Raises:
             ValueError: they are two shops.
         """
+        described = cls(**said)
+        if standing is None:
+            return described
         for field in ("name", "timezone", "currency"):
-            mine, theirs = getattr(self, field), getattr(standing, field)
+            mine, theirs = getattr(described, field), getattr(standing, field)
             if mine != theirs:
                 raise ValueError(
                     f"shop.{field}: this home holds the shop {standing.name!r} with {field} {theirs!r}, not {mine!r}: "
                     "say the same, or give another UBIQUO_HOME"
                 )
-        return msgspec.structs.replace(
-            self,
-            data_end=max(self.data_end, standing.data_end),
-            consent=standing.consent,
-            phone_region=self.phone_region or standing.phone_region,
-        )
+        return msgspec.structs.replace(standing, **said | {"data_end": max(described.data_end, standing.data_end)})
 
     def save(self, home: Home) -> None:
         """Write the shop's description into *home*."""

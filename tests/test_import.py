@@ -17,9 +17,10 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from zoneinfo import ZoneInfo
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -33,10 +34,12 @@ from features.adapters.guessing import propose
 from features.adapters.mapped import MappedFiles, RejectedFilesError
 from features.adapters.tabular import UnreadableFileError
 from features.catalogue import Catalogue
+from features.consent import ConsentPolicy
 from features.event_log import EventLog, connect
 from features.home import Home
 from features.importing import Source, bring_in
 from features.mapping import Mapping, MappingError
+from features.shop import Shop
 
 HEADER = "order,at,sku,name,qty,price,customer,branch"
 ROWS = (
@@ -439,6 +442,61 @@ class TestTwoFiles:
         write(path, (*ROWS, "9,2024-03-09 10:00:00,a,x,2,1.00,7,n"))
         report = bring_in(home, staged(home, path))
         assert (report.appended, report.repeated) == (1, 3)
+
+
+class TestASecondImport:
+    """What a shop is described by may be spread over several mappings, and over commands."""
+
+    NAMED: ClassVar[dict[str, Any]] = {
+        "margin_rate": 0.4, "phone_region": "FR", "private_brands": ("Ours", "Own"), "broad_campaign_types": ("leaflet",),
+    }  # fmt: skip
+    ANEW: ClassVar[dict[str, Any]] = {
+        "margin_rate": 0.3, "phone_region": None, "private_brands": (), "broad_campaign_types": ("mailing", "poster"),
+    }  # fmt: skip
+    IDENTITY = ("name", "timezone", "currency")
+    POLICY = ConsentPolicy(purposes={"analytics": "opt-in", "personalization": "opt-in"}, permissions={"email": "opt-out"})
+
+    @pytest.fixture
+    def described(self, home: Home, tmp_path: Path) -> Shop:
+        """A home whose shop is told in full, and no field of it is what it is by default."""
+        changes = {f"shop__{field}": list(value) if isinstance(value, tuple) else value for field, value in self.NAMED.items()}
+        bring_in(home, staged(home, write(tmp_path / "first.csv"), **changes))
+        msgspec.structs.replace(Shop.load(home), consent=self.POLICY).save(home)
+        shop = Shop.load(home)
+        plain = Shop(name=shop.name, timezone=shop.timezone, currency=shop.currency, data_end=datetime(2000, 1, 1, tzinfo=UTC))
+        for field in set(Shop.__struct_fields__) - set(self.IDENTITY):
+            assert getattr(shop, field) != getattr(plain, field), f"{field}: give it another value here"
+        return shop
+
+    def test_keeps_what_its_mapping_does_not_name(self, home: Home, tmp_path: Path, described: Shop) -> None:
+        bring_in(home, staged(home, write(tmp_path / "second.csv", ROWS[:2]), source="tills"))
+        assert Shop.load(home) == described, "its data ends earlier, and it says nothing more"
+
+    @pytest.mark.parametrize("field", list(NAMED))
+    def test_changes_what_its_mapping_names_and_nothing_else(self, home: Home, tmp_path: Path, described: Shop, field: str) -> None:
+        rows = [ROWS[3].replace("2024-03-03", "2024-05-09")]
+        anew = self.ANEW[field]
+        mapping = said(source="tills")
+        mapping["shop"][field] = list(anew) if isinstance(anew, tuple) else anew
+        source = MappedFiles(home, [str(write(tmp_path / "second.csv", rows))], Mapping.parse(yaml.safe_dump(mapping).encode(), "m.yaml"))
+        source.stage()
+        bring_in(home, source)
+        later = datetime(2024, 5, 9, 22, tzinfo=UTC)
+        assert Shop.load(home) == msgspec.structs.replace(described, **{field: anew}, data_end=later)
+
+    def test_what_is_set_while_it_runs_stays(self, home: Home, tmp_path: Path, described: Shop) -> None:
+        source = staged(home, write(tmp_path / "second.csv", ROWS[:2]), source="tills")
+        strict = ConsentPolicy(purposes={"analytics": "opt-in"}, permissions={})
+        bring_in(home, source, advance=lambda done: msgspec.structs.replace(described, consent=strict).save(home))
+        assert Shop.load(home).consent == strict
+
+    def test_of_the_demos_data_keeps_the_policy_and_refuses_another_shop(self) -> None:
+        source = CompleteJourney(households=1)
+        first = source.shop(None)
+        set_since = msgspec.structs.replace(first, consent=self.POLICY, margin_rate=0.4, phone_region="US", private_brands=())
+        assert source.shop(set_since) == msgspec.structs.replace(set_since, private_brands=("Private",)), "what it names, and no more"
+        with pytest.raises(ValueError, match=r"shop\.currency: this home holds the shop"):
+            source.shop(msgspec.structs.replace(first, currency="EUR"))
 
 
 class SourceContract:

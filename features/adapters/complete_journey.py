@@ -67,10 +67,15 @@ class CompleteJourney:
         sizes = [f"{t}:{(self.folder / f'{t}.parquet').stat().st_size}" for t in TABLES]
         return hashlib.sha256(f"v1 {self.households} {sizes}".encode()).hexdigest()
 
-    def shop(self) -> Shop:
-        """The grocer."""
+    def shop(self, standing: Shop | None) -> Shop:
+        """The grocer.
+
+        Raises:
+            ValueError: the home holds another shop.
+        """
         [(last_day,)] = self._db.execute(f"SELECT max({_local('transaction_timestamp')}::DATE) FROM transactions").fetchall()
-        return Shop(
+        return Shop.described(
+            standing,
             name=SOURCE,
             timezone=TIMEZONE,
             currency=CURRENCY,

@@ -169,26 +169,17 @@ class MappedFiles:
                 said = f"{file}, row {row}: {reason}" + (f": {value!r}" if value is not None else "")
                 yield DeadLetter(at, self.name, field, said, raw)
 
-    def shop(self) -> Shop:
+    def shop(self, standing: Shop | None) -> Shop:
         """The shop as the mapping describes it, its data ending with the last day that has an event, or as it already stands.
 
         Raises:
             ValueError: the home holds another shop.
         """
-        said = self.mapping.shop
+        zone = self.mapping.shop.timezone
         [(last,)] = self._connect().execute("SELECT epoch_us(max(occurred_at)) FROM heads").fetchall()
         moment = datetime.fromtimestamp(last / 1e6, UTC) if last is not None else system_clock()
-        shop = Shop(
-            name=said.name,
-            timezone=said.timezone,
-            currency=said.currency,
-            data_end=local_midnight(moment.astimezone(ZoneInfo(said.timezone)).date() + timedelta(days=1), said.timezone),
-            margin_rate=said.margin_rate,
-            phone_region=said.phone_region,
-            private_brands=tuple(said.private_brands),
-            broad_campaign_types=tuple(said.broad_campaign_types),
-        )
-        return shop.joined(Shop.load(self.home)) if self.home.shop.exists() else shop
+        ends = local_midnight(moment.astimezone(ZoneInfo(zone)).date() + timedelta(days=1), zone)
+        return Shop.described(standing, data_end=ends, **self.mapping.shop.named())
 
     def count(self) -> int:
         """How many events ``events`` gives."""
