@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from features.disk import write_atomically
 from features.events import Event, SealedEvent, identity_key
 from features.home import Home, MissingStateError
-from features.identifiers import RANK, IdentifierKind
+from features.identifiers import RANK, IdentifierKind, holds_personal
 
 _HASH_BYTES: Final = 16
 _NO_TIME: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -102,6 +102,8 @@ class Vault:
         if event.previous:
             fields["previous"] = {kind: self.hash(kind, value) for kind, value in event.previous.items()}
         fields["personal"] = {}
+        if event.session_id and holds_personal(event.session_id):
+            fields["session_id"] = self.hash("session", event.session_id)
         sealed = SealedEvent(**fields)
         personal = [
             Personal(f"{kind}:{sealed_by[kind]}", IDENTIFIER, value)

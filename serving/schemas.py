@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from features.events import Channel, Text
+from features.events import MAX_ID, Channel, Text, TextClass, check_keys
 from features.identifiers import IdentifierKind
 
 Limit = Annotated[int, msgspec.Meta(ge=1, le=100)]
-Values = dict[str, list[str]]
+MAX_VALUES_ASKED = 1_000
+"""Values of one attribute, and ids, that a question may name."""
+MAX_ATTRIBUTES_ASKED = 20
+Ids = Annotated[list[Text], msgspec.Meta(max_length=MAX_VALUES_ASKED)]
+Value = Annotated[str, msgspec.Meta(max_length=MAX_ID)]
+Values = Annotated[
+    dict[Text, Annotated[list[Value], msgspec.Meta(max_length=MAX_VALUES_ASKED)]], msgspec.Meta(max_length=MAX_ATTRIBUTES_ASKED)
+]
 
 
-class CustomerRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class Question(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What is asked; it is logged with its answer, so nothing personal may stand in what names things."""
+
+    def __post_init__(self) -> None:
+        """Refuse addresses and phone numbers where an id or a value belongs: a ``RejectedEvent`` that names the field."""
+        for field, kind in QUESTION_TEXTS.items():
+            if kind == "key":
+                check_keys(_texts(field, getattr(self, field, None)))
+
+
+class CustomerRequest(Question, kw_only=True, forbid_unknown_fields=True):
     """Whom a question is about: ubiquo's own id of the customer, or any identifier of hers."""
 
     customer_id: Text | None = None
@@ -36,18 +54,18 @@ class RecommendationsRequest(DeliveredRequest, kw_only=True, forbid_unknown_fiel
     include: Values = {}
     """Attribute to allowed values, e.g. ``{"department": ["PRODUCE"]}``."""
     exclude: Values = {}
-    exclude_item_ids: Annotated[list[Text], msgspec.Meta(max_length=1000)] = []
+    exclude_item_ids: Ids = []
     explore: bool = False
 
 
-class SimilarItemsRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class SimilarItemsRequest(Question, kw_only=True, forbid_unknown_fields=True):
     """What is like this item?"""
 
     item_id: Text
     limit: Limit = 10
     include: Values = {}
     exclude: Values = {}
-    exclude_item_ids: Annotated[list[Text], msgspec.Meta(max_length=1000)] = []
+    exclude_item_ids: Ids = []
 
 
 class NextBestOfferRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
@@ -57,12 +75,32 @@ class NextBestOfferRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields
     include: Values = {}
     """Attribute (channel, campaign_id, campaign_type) to allowed values."""
     exclude: Values = {}
-    exclude_offer_ids: Annotated[list[Text], msgspec.Meta(max_length=1000)] = []
+    exclude_offer_ids: Ids = []
     explore: bool = False
 
 
 class ChurnRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
     """Is she about to leave?"""
+
+
+QUESTION_TEXTS: dict[str, TextClass] = {
+    "customer_id": "key", "identifiers": "identifier", "include": "key", "exclude": "key", "item_id": "key", "exclude_item_ids": "key",
+    "exclude_offer_ids": "key",
+}  # fmt: skip
+"""What each text of a question is, in the classes of an event's texts; what identifies the customer is not logged."""
+
+
+def _texts(field: str, value: str | list[str] | dict[str, list[str]] | None) -> Iterator[tuple[str, str]]:
+    """Each text of a field with its place, the names of attributes among them."""
+    if isinstance(value, str):
+        yield field, value
+    elif isinstance(value, list):
+        yield from ((f"{field}[{number}]", text) for number, text in enumerate(value))
+    elif value:
+        for name, texts in value.items():
+            # checked before it names the place of its values
+            yield field, name
+            yield from ((f"{field}.{name}[{number}]", text) for number, text in enumerate(texts))
 
 
 class Answer(msgspec.Struct, kw_only=True):

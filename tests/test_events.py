@@ -93,7 +93,7 @@ def test_the_digest_tells_other_content_from_other_order() -> None:
     assert one == same != other
 
 
-@pytest.mark.parametrize("field", ["event_id", "session_id", "offer_id", "campaign_id"])
+@pytest.mark.parametrize("field", ["event_id", "store_id", "offer_id", "campaign_id"])
 def test_an_address_is_no_id(field: str) -> None:
     with pytest.raises(RejectedEvent, match="e-mail address"):
         parse_event(changed(**{field: "for ada@shop.org"}), NOW)
