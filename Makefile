@@ -6,7 +6,7 @@ PORT ?= 3000
 TOUR_ONLY ?=
 HOUSEHOLDS ?=
 
-.PHONY: install demo test evaluate bench lock clean
+.PHONY: install demo test evaluate bench attack lock clean
 
 # only the environment, to work with data of your own
 install: $(VENV)/demo.stamp
@@ -32,6 +32,10 @@ bench: $(VENV)/dev.stamp
 	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_intake.py
 	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_linkage.py
 	UBIQUO_KILLS=12 $(PY) -m pytest tests/test_intake.py -s -k whenever_the_process_is_killed
+
+# what clients, crashes, full disks and clocks can do to a running service: some ten minutes, loopback only
+attack: $(VENV)/dev.stamp
+	PYTHONPATH=.:tests $(PY) -W ignore tests/attack.py
 
 $(VENV)/%.stamp: pyproject.toml requirements.lock
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)

@@ -188,6 +188,30 @@ def materialize(
 
 
 @app.command()
+def repair(
+    clock: Annotated[bool, typer.Option("--clock", help="Also stamp anew what a wrong clock has stamped with a time to come.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Give up what of the stored tables cannot be read any more, so that the rest can be; end the service first.
+
+    Restoring a backup loses less: this names what is lost.
+    """
+    from features.event_log import EventLog
+    from features.shop import Shop
+
+    home = Home.from_environment()
+    if not yes:
+        typer.confirm(f"give up what is damaged in {home.root}?", abort=True)
+    log = EventLog(home, Shop.load(home).timezone)
+    with home.held("serving", exclusive=True):
+        for lost in log.repair():
+            console.print(f"[yellow]given up:[/yellow] {lost}", highlight=False)
+        if clock:
+            console.print(f"{log.stamp_anew(clock_from_environment()())} events from a time to come are known from now on")
+        console.print(f"{log.count()} events are stored and can be read; now: python -m features materialize", highlight=False)
+
+
+@app.command()
 def status() -> None:
     """Tell what the log holds."""
     from features.event_log import EventLog

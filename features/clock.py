@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
@@ -10,11 +11,48 @@ from zoneinfo import ZoneInfo
 
 Clock = Callable[[], datetime]
 """Returns the present moment, UTC-aware."""
+MAX_LEAP = timedelta(seconds=10)
+"""By how much the machine's time may be set at once and be followed."""
+AHEAD = timedelta(minutes=10)
+"""What is known from later than this after now was stamped by a clock that was wrong."""
 
 
 def system_clock() -> datetime:
     """The machine's time."""
     return datetime.now(UTC)
+
+
+class WatchedClock:
+    """The machine's time, followed as long as it runs evenly beside a clock that cannot be set; it never runs backwards.
+
+    Where the machine's time leaps by more than ``MAX_LEAP`` this one goes on as if it had not, and ``leap`` tells by how much.
+    The other clock is the time since the machine started, sleep included.
+    """
+
+    def __init__(self, wall: Clock = system_clock, steady: Callable[[], float] | None = None) -> None:
+        self._wall, self._steady = wall, steady or _since_start
+        self._lock = threading.Lock()
+        self._zero, self._began = wall(), self._steady()
+        self._last = self._zero
+        self.leap = timedelta()
+        """How far the machine's time lies ahead of this one, where that is not followed."""
+
+    def __call__(self) -> datetime:
+        """The present moment."""
+        with self._lock:
+            expected, said = self._zero + timedelta(seconds=self._steady() - self._began), self._wall()
+            if abs(said - expected) <= MAX_LEAP:
+                # a clock is drawn right in small steps all the time
+                self._zero += said - expected
+                self.leap, expected = timedelta(), said
+            else:
+                self.leap = said - expected
+            self._last = max(self._last, expected)
+            return self._last
+
+
+def _since_start() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def fixed_clock(moment: datetime) -> Clock:
@@ -38,7 +76,7 @@ def clock_from_environment(not_before: datetime | None = None) -> Clock:
     """
     setting = os.environ.get("UBIQUO_CLOCK", "system")
     if setting == "system":
-        return system_clock
+        return WatchedClock()
     kind, _, text = setting.partition(":")
     try:
         moment = datetime.fromisoformat(text)

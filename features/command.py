@@ -1,4 +1,4 @@
-"""How every command ends: what its user can mend in one line and exit code 1, anything else in a traceback."""
+"""How every command ends: what its user can fix in one line and exit code 1, anything else in a traceback."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from collections.abc import Callable
 
 from rich.console import Console
 
+from features.disk import DamagedStateError
 from features.home import MissingStateError, configure_process
 
 
 def run(app: Callable[[], object], console: Console, *mendable: type[Exception]) -> None:
     """Run *app*; besides missing state and wrong values, errors of *mendable* kinds are told without a traceback."""
-    told: tuple[type[Exception], ...] = (MissingStateError, ValueError, *mendable)
+    told: tuple[type[Exception], ...] = (MissingStateError, DamagedStateError, ValueError, OSError, *mendable)
     configure_process()
     warnings.filterwarnings("ignore")
     logging.getLogger("alembic").setLevel(logging.ERROR)

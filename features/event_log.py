@@ -248,6 +248,19 @@ class EventLog:
         with self._home.locked("decisions"):
             tables.recover(self._home.decisions / "table")
 
+    def repair(self) -> list[str]:
+        """Give up what cannot be read of any table; returns what was given up."""
+        with self._home.locked("log"), self._home.locked("decisions"):
+            paths = (self._home.events, self._home.identifiers, self._home.dead_letters, self._home.decisions / "table")
+            return [lost for path in paths for lost in tables.repair(path)]
+
+    def stamp_anew(self, now: datetime) -> int:
+        """Let events that a clock which was wrong has stamped with a time to come be known from *now* on; returns how many."""
+        if not self.exists:
+            return 0
+        with self._home.locked("log"):
+            return tables.lower(self._home.events, ("known_at", "received_at"), now)
+
     def _tidy(self, files: int = 0) -> None:
         self._appends += 1
         if self._appends % MAINTAIN_EVERY == 0 or files > tables.COMPACT_ABOVE_FILES:

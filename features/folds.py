@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -37,12 +38,13 @@ class History:
     last_channel: str = ""
 
     def to_row(self) -> dict[str, Any]:
-        """The list-valued feature row that the stores hold."""
+        """The list-valued feature row that the stores hold; the same in whatever order the events came."""
+        bought = sorted(self.bought.items())
         return {
-            "bought_item_ids": list(self.bought),
-            "bought_counts": [entry[0] for entry in self.bought.values()],
-            "bought_last_at": [entry[1] for entry in self.bought.values()],
-            "bought_weights": [entry[2] for entry in self.bought.values()],
+            "bought_item_ids": [item for item, _ in bought],
+            "bought_counts": [entry[0] for _, entry in bought],
+            "bought_last_at": [entry[1] for _, entry in bought],
+            "bought_weights": [entry[2] for _, entry in bought],
             "recent_item_ids": [entry[0] for entry in self.recent],
             "recent_at": [entry[1] for entry in self.recent],
             "recent_weights": [entry[2] for entry in self.recent],
@@ -66,18 +68,26 @@ class History:
 
 
 def fold_history(state: History, touch: Touch) -> History:
-    """Take one more event into *state*, which is changed in place and returned."""
+    """Take one more event into *state*, which is changed in place and returned.
+
+    The order in which events come makes no difference but for rounding, as long as no more items were bought than are kept.
+    """
     at = int(touch.occurred_at.timestamp())
-    if at >= state.last_event_at:
-        state.last_event_at, state.last_channel = at, touch.channel or ""
+    # of two at the same moment one always wins, whichever came first
+    state.last_event_at, state.last_channel = max((state.last_event_at, state.last_channel), (at, touch.channel or ""))
     if touch.name == "purchase":
         for item_id in dict.fromkeys(touch.item_ids):
             state.bought[item_id] = _bought_again(state.bought.get(item_id), at)
-        while len(state.bought) > HISTORY_LIMIT:
-            del state.bought[min(state.bought, key=lambda item: state.bought[item][1])]
+        if len(state.bought) > HISTORY_LIMIT:
+            # at once: one by one it would take time with the square of what a client sends
+            oldest = heapq.nsmallest(len(state.bought) - HISTORY_LIMIT, state.bought, key=lambda item: (state.bought[item][1], item))
+            for item_id in oldest:
+                del state.bought[item_id]
     elif touch.name in INTEREST:
-        state.recent.extend((item_id, at, INTEREST[touch.name]) for item_id in touch.item_ids)
-        del state.recent[:-RECENT_LIMIT]
+        # the newest by when it happened, not by when it came
+        looked = {(at, item_id, INTEREST[touch.name]) for item_id in touch.item_ids}
+        newest = heapq.nlargest(RECENT_LIMIT, [*((at, item_id, weight) for item_id, at, weight in state.recent), *looked])
+        state.recent = [(item_id, at, weight) for at, item_id, weight in reversed(newest)]
     return state
 
 

@@ -19,6 +19,7 @@ from features import definitions, folds, timeline, views
 from features.catalogue import Catalogue
 from features.clock import microseconds
 from features.definitions import DEFINITIONS
+from features.disk import make_folder, move_into_place
 from features.folds import History, Touch, fold_history
 from features.home import Home
 from features.timeline import Timeline, open_timeline
@@ -144,7 +145,7 @@ def _stands(path: Path, view: View, stamp: bytes, entities: Sequence[str] | None
 
 
 def _write(path: Path, table: pa.Table, stamp: bytes, complete: bool) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     part = path.with_suffix(f".{os.getpid()}.part")
     pq.write_table(table.replace_schema_metadata({b"stamp": stamp, b"all": b"1" if complete else b"0"}), part)
-    part.replace(path)
+    move_into_place(part, path)

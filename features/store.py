@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from features.clock import microseconds
-from features.disk import make_folder, open_database
+from features.clock import AHEAD, microseconds
+from features.disk import make_folder, open_database, transaction
 from features.home import Home, MissingStateError, configure_process
 from features.snapshots import Wanted, backfill, snapshot_path
 
@@ -126,10 +126,10 @@ class FeatureStore:
         return self._write(view, pq.ParquetFile(path).read().to_pandas())
 
     def push(self, view: str, rows: Sequence[Row], as_of: datetime) -> int:
-        """Write fresh rows of *view*, true as of *as_of*, online at once; newer rows stay."""
+        """Write fresh rows of *view*, true as of *as_of*, which is now, online; newer rows stay unless they are of a time to come."""
         at = microseconds(as_of)
         stamped = [{**row, "event_timestamp": as_of, self._views[view].at_column: at} for row in rows]
-        return self._write(view, pd.DataFrame(stamped, columns=self._views[view].arrow_schema().names))
+        return self._write(view, pd.DataFrame(stamped, columns=self._views[view].arrow_schema().names), microseconds(as_of + AHEAD))
 
     def delete(self, view: str, keys: Sequence[str]) -> int:
         """Take rows of *view* offline for good; returns how many there were.
@@ -138,20 +138,23 @@ class FeatureStore:
         """
         if not keys:
             return 0
+        with self._home.locked("online"):
+            return self._delete(view, keys)
+
+    def _delete(self, view: str, keys: Sequence[str]) -> int:
         from feast.infra.key_encoding_utils import serialize_entity_key
         from feast.protos.feast.types.EntityKey_pb2 import EntityKey
         from feast.protos.feast.types.Value_pb2 import Value
 
         entities = [EntityKey(join_keys=[self._views[view].key], entity_values=[Value(string_val=key)]) for key in keys]
-        with self._home.locked("online"):
-            if os.environ.get("UBIQUO_REDIS"):
-                return self._delete_redis(view, entities)
-            raw = [(serialize_entity_key(each, entity_key_serialization_version=3),) for each in entities]
-            table = f"ubiquo_{view}"
-            with contextlib.closing(sqlite3.connect(self._home.feast / "online.db", timeout=60)) as online, online:
-                if not online.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchall():
-                    return 0
-                return sum(online.execute(f"DELETE FROM {table} WHERE entity_key = ?", key).rowcount > 0 for key in raw)
+        if os.environ.get("UBIQUO_REDIS"):
+            return self._delete_redis(view, entities)
+        raw = [(serialize_entity_key(each, entity_key_serialization_version=3),) for each in entities]
+        table = f"ubiquo_{view}"
+        with transaction(self._home.feast / "online.db") as online:
+            if not online.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchall():
+                return 0
+            return sum(online.execute(f"DELETE FROM {table} WHERE entity_key = ?", key).rowcount > 0 for key in raw)
 
     def scrub(self) -> None:
         """Bring the SQLite file to hold no more than its rows: what Feast replaced or deleted may stand in free pages."""
@@ -185,7 +188,7 @@ class FeatureStore:
             self._feature_services[name] = self._feast.get_feature_service(name)
         return self._feature_services[name]
 
-    def _write(self, view: str, frame: pd.DataFrame) -> int:
+    def _write(self, view: str, frame: pd.DataFrame, believed_until: int | None = None) -> int:
         if frame.empty:
             return 0
         key, at_column, written = self._views[view].key, self._views[view].at_column, 0
@@ -194,6 +197,10 @@ class FeatureStore:
             # another process must not write between the look and the write; in chunks, so that nobody waits for long
             with self._home.locked("online"):
                 held = self._online_times(view, chunk[key].tolist())
+                if believed_until is not None and (ahead := [k for k, at in held.items() if at > believed_until]):
+                    # Redis keeps the newer row whatever is written, so these go first
+                    self._delete(view, ahead)
+                    held = {k: at for k, at in held.items() if at <= believed_until}
                 fresh = chunk[chunk[at_column].to_numpy() >= [held.get(k, 0) for k in chunk[key]]]
                 if not fresh.empty:
                     self._feast.write_to_online_store(view, fresh)

@@ -12,6 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -19,6 +20,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 from deltalake import DeltaTable, PostCommitHookProperties, WriterProperties, write_deltalake
 
+from features.clock import microseconds
 from features.disk import DamagedStateError, sync_file, sync_folder, unlink_all, write_atomically
 
 logger = logging.getLogger("ubiquo")
@@ -105,6 +107,16 @@ def blank(path: Path, column: str, values: Sequence[str]) -> int:
     confirm(path)
     _purge(path, 0.0)
     return blanked
+
+
+def lower(path: Path, columns: Sequence[str], most: datetime) -> int:
+    """Set each of the time *columns* to *most* where the first of them is later; returns how many rows."""
+    moment = f"to_timestamp_micros({microseconds(most)})"
+    updates = {column: f"CASE WHEN {column} > {moment} THEN {moment} ELSE {column} END" for column in columns}
+    table = DeltaTable(str(path))
+    done = table.update(updates, f"{columns[0]} > {moment}", writer_properties=_WRITER, post_commithook_properties=_HOOKS)
+    confirm(path)
+    return int(done["num_updated_rows"])
 
 
 def keep_newest(path: Path, column: str, most_bytes: int) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import secrets
+import sqlite3
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
@@ -15,7 +17,7 @@ from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from features.disk import write_atomically
+from features.disk import PRIVATE_FILE, write_atomically
 from features.events import Event, SealedEvent, identity_key
 from features.home import Home, MissingStateError
 from features.identifiers import RANK, IdentifierKind, holds_personal
@@ -71,7 +73,7 @@ class Vault:
         if given:
             if len(given) < 32:
                 raise ValueError("UBIQUO_SECRET is too short: use 32 characters or more, such as `openssl rand -hex 32` prints")
-            return cls(given.encode())
+            return cls(given.encode())._checked(home)
         if not home.secret.exists():
             if home.events.exists():
                 raise MissingStateError(
@@ -80,8 +82,29 @@ class Vault:
                 )
             with home.locked("secret"):
                 if not home.secret.exists():
-                    write_atomically(home.secret, secrets.token_hex(32).encode(), mode=0o600)
-        return cls(home.secret.read_bytes().strip())
+                    write_atomically(home.secret, secrets.token_hex(32).encode(), PRIVATE_FILE)
+        return cls(home.secret.read_bytes().strip())._checked(home)
+
+    def _checked(self, home: Home) -> Vault:
+        """This vault, if it is the one that the home was made with; that is noted beside the data at the first use."""
+        mark, mine = home.root / "secret.check", self.tombstone("the secret of this home").encode()
+        if not mark.exists():
+            self._check_contacts(home)
+            # a home that cannot be written to says so elsewhere
+            with contextlib.suppress(OSError):
+                write_atomically(mark, mine, PRIVATE_FILE)
+        elif mark.read_bytes() != mine:
+            raise WrongSecretError(
+                f"{home.root} was made with another secret: put secret.key or UBIQUO_SECRET back. With this one nobody would be known again"
+            )
+        return self
+
+    def _check_contacts(self, home: Home) -> None:
+        if not home.contacts.exists():
+            return
+        with contextlib.closing(sqlite3.connect(f"file:{home.contacts}?mode=ro", uri=True)) as db, contextlib.suppress(sqlite3.Error):
+            for (token,) in db.execute("SELECT token FROM contacts LIMIT 1"):
+                self.decrypt(token)
 
     def key(self, kind: str, value: str) -> str:
         """The identity key of an identifier in its compared form: its kind and a keyed hash."""

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from features.clock import clock_from_environment, parse_as_of, system_clock
 from features.command import run
-from features.disk import write_atomically
+from features.disk import make_folder, write_atomically
 from features.events import Channel
 from features.home import Home, MissingStateError
 from features.identifiers import KINDS
@@ -29,7 +29,6 @@ app = typer.Typer(help="Serve ubiquo's answers over HTTP (the default) and in bu
 keys_app = typer.Typer(help="API keys.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 console = Console()
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @app.callback(invoke_without_command=True)
@@ -44,12 +43,14 @@ def serve(
     home = Home.from_environment()
     check_bind(host, port)
     check_champions(home)
-    home.root.mkdir(parents=True, exist_ok=True)
+    make_folder(home.root)
     os.environ["UBIQUO_LOOPBACK"] = "1" if is_loopback(host) else "0"
+    os.environ["UBIQUO_SINGLE_PROCESS"] = "1"
     os.environ.setdefault("BENTOML_HOME", str(home.root / "bentoml"))
     console.print(f"serving on http://{host}:{port}: /v1/..., /openapi.json, /metrics, /readyz; Ctrl-C ends it", highlight=False)
-    command = ["bentoml", "serve", "serving.service:Ubiquo", "--working-dir", str(ROOT), "--host", host, "--port", str(port)]
-    os.execv(sys.executable, [sys.executable, "-m", *command])
+    from serving.server import serve as serve_http
+
+    sys.exit(serve_http(host, port))
 
 
 @app.command()

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from features.clock import microseconds
 from features.consent import Consents, standing
 from features.contacts import Contacts
-from features.disk import write_atomically
+from features.disk import move_into_place, write_atomically
 from features.event_log import EventLog
 from features.events import Channel
 from features.home import Home, MissingStateError
@@ -114,7 +114,7 @@ def score(
             refused = {customer: _who(identities, consents, customer).not_reached(channel) or WITHDRAWN for customer in silent}
             writer.write([{"customer_id": customer, "as_of": as_of, "rank": 1, "fallback": why} for customer, why in refused.items()])
             written += len(silent)
-        os.replace(part, out)
+        move_into_place(part, out)
     finally:
         part.unlink(missing_ok=True)
     return written

@@ -126,7 +126,7 @@ def tour(port: int, console: Console) -> None:
     her = {"identifiers": {"loyalty_card": _someone(base)}}
 
     def show(path: str, body: dict[str, Any]) -> dict[str, Any]:
-        console.print(f"\n[bold]curl {base}/{path} -d '{json.dumps(body)}'[/bold]", highlight=False, soft_wrap=True)
+        console.print(f"\n[bold]curl {base}/{path} --json '{json.dumps(body)}'[/bold]", highlight=False, soft_wrap=True)
         answer = post(f"{base}/{path}", body)
         console.print(json.dumps(_brief(answer), indent=1), highlight=False, soft_wrap=True)
         return answer

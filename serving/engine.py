@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import uuid
@@ -14,7 +15,7 @@ import msgspec
 import numpy as np
 
 from features.catalogue import ITEM_ATTRIBUTES, Catalogue
-from features.clock import microseconds
+from features.clock import AHEAD, microseconds
 from features.folds import History, Touch, fold_history
 from features.home import Home
 from features.store import FeatureStore, moment_of
@@ -39,6 +40,7 @@ from serving.schemas import (
     SimilarItemsRequest,
 )
 
+logger = logging.getLogger("ubiquo")
 MAX_FEATURE_AGE = timedelta(days=7)
 """Beyond this an answer says that its features are old."""
 VIEWS_OF: dict[str, tuple[str, ...]] = {
@@ -89,6 +91,8 @@ class Engine:
         self._home = home
         self._registry = registry or Registry()
         self._loaded: dict[str, Loaded] = {}
+        self.broken: dict[str, str] = {}
+        """The kinds whose champion cannot be loaded, and why."""
         self._offers = ""
         """Which offers the pipeline of the champion was built on."""
         self._rng = np.random.default_rng()
@@ -108,8 +112,17 @@ class Engine:
                     self._loaded[kind] = Loaded(held.model, self._pipeline(kind, held.model.model))
                     news.append(f"{held.model.label} with new offers")
                 continue
-            loaded = self._registry.load(f"{kind}@{self._registry.settings.champion}")
-            self._loaded[kind] = Loaded(loaded, self._pipeline(kind, loaded.model))
+            try:
+                loaded = self._registry.load(f"{kind}@{self._registry.settings.champion}")
+                self._loaded[kind] = Loaded(loaded, self._pipeline(kind, loaded.model))
+            except Exception as error:
+                # the others go on, and so does the champion before, if there was one
+                why = f"version {version} cannot be loaded: {error}"[:300]
+                if self.broken.get(kind) != why:
+                    logger.exception("%s: version %s cannot be loaded", kind, version)
+                self.broken[kind] = why
+                continue
+            self.broken.pop(kind, None)
             news.append(loaded.label)
         self._offers = offers
         return news
@@ -189,6 +202,8 @@ class Engine:
             return self._loaded[kind]
         except KeyError:
             detail = f"no champion for {kind}: train and promote one (python -m training {kind})"
+            if kind in self.broken:
+                detail = f"the champion for {kind} cannot be loaded: train and promote another, or roll back (python -m training rollback)"
             raise HttpProblem(503, "No champion", detail) from NoChampionError(detail)
 
     def _items(self, loaded: Loaded, kind: str, request: Any, query: Query, decision: Decision) -> tuple[ItemsAnswer, DecisionRecord]:
@@ -246,19 +261,26 @@ class Engine:
 class OnlineReader:
     """Feature rows of one customer for the request path: one read, and what has happened since the row was written."""
 
-    def __init__(self, store: FeatureStore, fresh: Callable[[str], Sequence[tuple[datetime, Touch]]] = lambda customer_id: ()) -> None:
-        self._store = store
-        self._fresh = fresh
+    def __init__(
+        self,
+        store: FeatureStore,
+        fresh: Callable[[str], Sequence[tuple[datetime, Touch]]] = lambda customer_id: (),
+        make_anew: Callable[[str], None] = lambda customer_id: None,
+    ) -> None:
+        self._store, self._fresh, self._make_anew = store, fresh, make_anew
         self._lock = threading.Lock()
 
-    def row(self, kind: str, customer_id: str | None) -> Mapping[str, Any]:
-        """Her row for that kind of question; empty for nobody."""
+    def row(self, kind: str, customer_id: str | None, as_of: datetime) -> Mapping[str, Any]:
+        """The customer's row for that kind of question; empty for nobody, and for a row from a time to come, which is made anew."""
         if customer_id is None:
             return {}
         # before the row: what is taken from here has reached the row by then
         fresh = self._fresh(customer_id) if "customer_history" in VIEWS_OF[kind] else ()
         with self._lock:
             [row] = self._store.online(SERVICE_OF[kind], [customer_id])
+        if any((row.get(f"{view}_at") or 0) > microseconds(as_of + AHEAD) for view in VIEWS_OF[kind]):
+            self._make_anew(customer_id)
+            return {}
         return with_touches(row, fresh) if fresh else row
 
 

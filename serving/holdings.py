@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from features import tables
 from features.contacts import Contacts
 from features.decision_log import DecisionLog
-from features.disk import write_atomically
+from features.disk import move_into_place, write_atomically
 from features.event_log import EventLog, connect
 from features.home import Home
 from features.identity import Identities
@@ -375,7 +375,7 @@ def _without(path: Path, subject: Subject) -> int:
         table = pq.ParquetFile(path).read()
         part = path.with_name(f".{path.name}.part")
         pq.write_table(table.filter(pc.invert(_mine(table, subject))), part)
-        part.replace(path)
+        move_into_place(part, path)
     return count
 
 

@@ -73,6 +73,11 @@ class Inbox:
             "CREATE TABLE IF NOT EXISTS refused (received_at INTEGER PRIMARY KEY, source TEXT NOT NULL, token BLOB NOT NULL)",
         )
 
+    @property
+    def is_open(self) -> bool:
+        """Whether what is submitted will be stored."""
+        return not self._closed and self._thread.is_alive()
+
     def submit(self, letters: Sequence[Letter], refused: Sequence[Refused], done: Future[None]) -> None:
         """Hand everything to the next commit, in the order of calls; *done* is, once it is on the disk.
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
 
-from features.clock import Clock
+from features.clock import AHEAD, Clock
 from features.consent import Consents
 from features.contacts import Contacts
+from features.disk import DamagedStateError, NoSpaceError, check_room
 from features.event_log import DeadLetter, EventLog, Incoming
 from features.events import RejectedEvent, SealedEvent, parse_event
 from features.folds import History, Touch, fold_history
-from features.home import Home
+from features.home import Home, MissingStateError
+from features.identifiers import holds_personal
 from features.identity import Identities
 from features.shop import Shop
 from features.snapshots import compute, replay
@@ -29,8 +34,12 @@ from features.vault import Personal, Sealed
 from serving.inbox import EPOCH, Inbox, Letter, Refused
 from serving.schemas import EventReceipt, EventsAnswer
 
+logger = logging.getLogger("ubiquo")
 SOURCE = "http"
 TICK = timedelta(microseconds=1)
+STORE_SECONDS = 4.0
+"""How long the disk is waited for."""
+MAX_SHOWN = 256
 BATCHES_FOLDED_AT_ONCE = 5
 MAX_KEPT = 32_768
 """How much is kept of a row that could not be taken."""
@@ -50,6 +59,21 @@ Raises:
 
 class InboxFullError(RuntimeError):
     """So many events wait that no more are taken for now."""
+
+
+class NotStoredError(RuntimeError):
+    """What was sent could not be stored; nothing of it was taken, or it cannot be told yet."""
+
+
+@dataclass
+class _Entry:
+    """What one batch has entered so far."""
+
+    receipts: list[EventReceipt] = field(default_factory=list)
+    letters: list[Letter] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    taken: list[tuple[SealedEvent, str | None, datetime]] = field(default_factory=list)
+    repeated: list[Future[None]] = field(default_factory=list)
 
 
 class Intake:
@@ -83,9 +107,15 @@ class Intake:
         self._postponed = self._seen_waiting = 0
         self._touched: dict[str, datetime] = {}
         """Customers whose aggregates do not know what the log holds, and before when all of that was received."""
-        self._last = self.inbox.last_received()
+        self._ahead: set[str] = set()
+        """Customers whose online rows a clock that was wrong has stamped with a time to come."""
+        self._refused_waiting = len(self.inbox.refused(-1))
+        self._last: datetime | None = None
+        last = self.inbox.last_received()
         self._log.catch_up()
         self._recover()
+        if last is not None and last <= clock() + AHEAD:
+            self._last = last
 
     @property
     def contacts(self) -> Contacts:
@@ -102,58 +132,96 @@ class Intake:
         Raises:
             InboxFullError: too many events wait; none of these was taken.
         """
+        check_room(self._home.root)
         parsed = [self._parse(raw, translate) for raw in raw_events]
+        stored: Future[None] = Future()
         with self._lock:
-            if len(self._waiting) + len(parsed) > self._max_waiting:
-                raise InboxFullError(f"{len(self._waiting)} events wait for the log: send again in a few seconds")
-            welcome = iter(self._tombstones.welcome(p.event for p in parsed if isinstance(p, Sealed)))
-            receipts: list[EventReceipt] = []
-            letters: list[Letter] = []
-            refused: list[Refused] = []
-            taken: list[tuple[SealedEvent, str | None, datetime]] = []
-            stored: Future[None] = Future()
-            repeated: list[Future[None]] = []
-            logged = self._log.known_ids([p.event.event_id for p in parsed if isinstance(p, Sealed)])
-            for raw, sealed in zip(raw_events, parsed, strict=True):
-                at = self._next_moment()
-                error = sealed if isinstance(sealed, RejectedEvent) else None
-                if isinstance(sealed, Sealed):
-                    if not next(welcome):
-                        receipts.append(EventReceipt("erased", sealed.event.event_id))
-                        continue
-                    held = self._waiting.get(sealed.event.event_id)
-                    known = held[0] if held else logged.get(sealed.event.event_id)
-                    if known is None:
-                        letters.append(self._letter(sealed, at, source))
-                        self._waiting[sealed.event.event_id] = sealed.content_hash, stored
-                        customer = self._learn(sealed.event, at)
-                        taken.append((sealed.event, customer, at))
-                        receipts.append(EventReceipt("accepted", sealed.event.event_id, customer))
-                        continue
-                    if known == sealed.content_hash:
-                        if held and held[1] is not stored:
-                            repeated.append(held[1])
-                        receipts.append(EventReceipt("duplicate", sealed.event.event_id))
-                        continue
-                    reason = f"{sealed.event.event_id!r} is already stored with other content: give a corrected event an id of its own"
-                    error = RejectedEvent("event_id", reason)
-                assert error is not None
-                refused.append(self._refused(at, source, error, raw))
-                name = raw.get("event_id") if isinstance(raw, dict) else None
-                receipts.append(EventReceipt("rejected", name if isinstance(name, str) else None, field=error.field, reason=error.reason))
-            self.inbox.submit(letters, refused, stored)
+            if self.waiting + len(parsed) > self._max_waiting:
+                raise InboxFullError(f"{self.waiting} events wait for the log: send again in a few seconds")
+            entry = _Entry()
+            try:
+                self._enter(entry, raw_events, parsed, stored, source)
+                self.inbox.submit(entry.letters, entry.refused, stored)
+            except BaseException:
+                self._take_back(entry)
+                raise
+            self._refused_waiting += len(entry.refused)
         try:
-            stored.result()
+            stored.result(STORE_SECONDS)
+        except TimeoutError:
+            # it may be stored yet: whoever sends it again is told once it is
+            raise NotStoredError("the disk takes long: send the same again") from None
+        except (sqlite3.Error, OSError, DamagedStateError, RuntimeError) as error:
+            self._take_back(entry)
+            if isinstance(error, NoSpaceError):
+                raise
+            logger.error("events could not be stored: %s", error)
+            raise NotStoredError("the events could not be stored: nothing of this request was taken") from None
         except BaseException:
-            for letter in letters:
-                self._waiting.pop(letter.event_id, None)
+            self._take_back(entry)
             raise
-        for other in repeated:
+        for other in entry.repeated:
             # what is only repeated may not be on the disk yet, and may never get there
-            other.result()
-        self._show(taken)
-        counts = {status: sum(r.status == status for r in receipts) for status in ("accepted", "duplicate", "rejected", "erased")}
-        return EventsAnswer(counts["accepted"], counts["duplicate"], counts["rejected"], counts["erased"], receipts)
+            try:
+                other.result(STORE_SECONDS)
+            except Exception:
+                raise NotStoredError("what was sent before could not be stored: send the same again") from None
+        self._show(entry.taken)
+        counts = {status: sum(r.status == status for r in entry.receipts) for status in ("accepted", "duplicate", "rejected", "erased")}
+        return EventsAnswer(counts["accepted"], counts["duplicate"], counts["rejected"], counts["erased"], entry.receipts)
+
+    def _enter(
+        self, entry: _Entry, raw_events: Sequence[Any], parsed: Sequence[Sealed | RejectedEvent], stored: Future[None], source: str
+    ) -> None:
+        """Give every event its receipt, and each new one its place; *entry* tells at any moment what was entered."""
+        welcome = iter(self._tombstones.welcome(p.event for p in parsed if isinstance(p, Sealed)))
+        logged = self._log.known_ids([p.event.event_id for p in parsed if isinstance(p, Sealed)])
+        for raw, sealed in zip(raw_events, parsed, strict=True):
+            at = self._next_moment()
+            error = sealed if isinstance(sealed, RejectedEvent) else None
+            if isinstance(sealed, Sealed):
+                event = sealed.event
+                if not next(welcome):
+                    entry.receipts.append(EventReceipt("erased", event.event_id))
+                    continue
+                held = self._waiting.get(event.event_id)
+                known = held[0] if held else logged.get(event.event_id)
+                if known is None:
+                    try:
+                        letter, customer = self._letter(sealed, at, source), self._learn(event, at)
+                    except Exception as failure:
+                        # whatever it is that cannot be taken in, it must not hold up the others
+                        logger.exception("an event cannot be taken in; it becomes a dead letter")
+                        error = RejectedEvent("$", f"what it says cannot be taken in ({type(failure).__name__})")
+                    else:
+                        entry.letters.append(letter)
+                        self._waiting[event.event_id] = sealed.content_hash, stored
+                        entry.taken.append((event, customer, at))
+                        entry.receipts.append(EventReceipt("accepted", event.event_id, customer))
+                        continue
+                elif known == sealed.content_hash:
+                    if held and held[1] is not stored:
+                        entry.repeated.append(held[1])
+                    entry.receipts.append(EventReceipt("duplicate", event.event_id))
+                    continue
+                else:
+                    reason = f"{event.event_id!r} is already stored with other content: give a corrected event an id of its own"
+                    error = RejectedEvent("event_id", reason)
+            assert error is not None
+            entry.refused.append(self._refused(at, source, error, raw))
+            name = raw.get("event_id") if isinstance(raw, dict) else None
+            # an id is repeated only if it could have been one
+            shown = name if isinstance(name, str) and len(name) <= MAX_SHOWN and not holds_personal(name) else None
+            entry.receipts.append(EventReceipt("rejected", shown, field=error.field, reason=error.reason))
+
+    def _take_back(self, entry: _Entry) -> None:
+        for letter in entry.letters:
+            self._waiting.pop(letter.event_id, None)
+
+    @property
+    def waiting(self) -> int:
+        """How many events and refused rows wait to be moved on."""
+        return len(self._waiting) + self._refused_waiting
 
     def fresh(self, customer_id: str) -> list[tuple[datetime, Touch]]:
         """What happened lately to a customer, oldest first; her online row may know some of it: compare with its moment."""
@@ -190,10 +258,11 @@ class Intake:
         customer = self.identities.learn(event, at)
         if customer and known_before is None:
             self._minted.add(customer)
-        self._consents.note(event, at)
         return customer
 
     def _show(self, taken: Sequence[tuple[SealedEvent, str | None, datetime]]) -> None:
+        for event, _, at in taken:
+            self._consents.note(event, at)
         for event, customer, at in taken:
             if customer is not None and self._usable(customer, event.occurred_at):
                 self._fresh.setdefault(customer, []).append((at, touch_of(event)))
@@ -233,13 +302,13 @@ class Intake:
         """Append a few batches to the log, then fold them all at once: a customer's row is written once however often she came."""
         letters: list[Letter] = []
         refused = self.inbox.refused()
-        self._log.reject([self._dead_letter(each) for each in refused])
+        self._log.reject([dead for each in refused if (dead := self._dead_letter(each)) is not None])
         for _ in range(BATCHES_FOLDED_AT_ONCE):
             more = self.inbox.waiting(after=letters[-1].received_at if letters else EPOCH)
             if not more:
                 break
             # what an earlier failure left unfolded goes first: only when all is folded may it leave the inbox
-            batch = [self._incoming(letter) for letter in more]
+            batch = self._read(more)
             try:
                 self._unfolded += self._log.append(batch, self.identities).fresh
             except BaseException:
@@ -253,6 +322,8 @@ class Intake:
         self.inbox.drained(letters, refused)
         for letter in letters:
             self._waiting.pop(letter.event_id, None)
+        with self._lock:
+            self._refused_waiting = max(0, self._refused_waiting - len(refused))
         return len(letters) + len(refused)
 
     def refresh_aggregates(self) -> int:
@@ -273,7 +344,16 @@ class Intake:
                 self._push_view("customer_activity", customers, at)
                 # only now: a failure leaves them for the next time, as does an event that came while this one drained
                 self._touched = {customer: until for customer, until in self._touched.items() if until > at}
+            ahead, self._ahead = self._ahead, set()
+            if ahead:
+                logger.warning("%d customers have rows from a time to come: they are made anew", len(ahead))
+                self._rebuild(sorted(ahead), at)
+                self._push_view("customer_activity", sorted(ahead), at)
             return len(customers)
+
+    def make_anew(self, customer_id: str) -> None:
+        """Have the customer's online rows made anew soon: they are from a time to come."""
+        self._ahead.add(customer_id)
 
     @contextlib.contextmanager
     def standing_still(self) -> Iterator[None]:
@@ -325,11 +405,18 @@ class Intake:
             usable = [row.event for row in by_customer[customer] if self._usable(customer, row.event.occurred_at)]
             if customer in again or not usable:
                 continue
-            history = History.from_row(online[customer])
-            for event in usable:
-                fold_history(history, touch_of(event))
-            rows.append({"customer_id": customer, **history.to_row()})
+            try:
+                history = History.from_row(online[customer])
+                for event in usable:
+                    fold_history(history, touch_of(event))
+                rows.append({"customer_id": customer, **history.to_row()})
+            except Exception:
+                # one customer's odd row or event must not keep the others' rows from being written
+                logger.exception("a customer's row cannot be brought up to date; it is made anew from the log")
+                again.add(customer)
         self._store.push("customer_history", rows, until)
+        # from here on their rows tell
+        self._minted.difference_update(by_customer)
         if again:
             self._rebuild(sorted(again), until)
         self._spoilt = set()
@@ -349,8 +436,15 @@ class Intake:
     def _replayed(self, customers: Sequence[str], at: datetime) -> dict[str, History]:
         if not self._log.exists:
             return {}
-        [(_, histories)] = list(replay(open_timeline(self._home, at, customers, consents=self._consents), [at]))
-        return histories
+        try:
+            [(_, histories)] = list(replay(open_timeline(self._home, at, customers, consents=self._consents), [at]))
+            return histories
+        except (ArithmeticError, TypeError, ValueError):
+            if len(customers) == 1:
+                logger.exception("a customer's row cannot be made from the log: the customer goes without one")
+                return {}
+            middle = len(customers) // 2
+            return self._replayed(customers[:middle], at) | self._replayed(customers[middle:], at)
 
     def _recover(self) -> None:
         """After a crash: what was acknowledged but not folded or logged is brought in now, from the log itself.
@@ -360,7 +454,7 @@ class Intake:
         letters = self.inbox.waiting(limit=-1)
         if not letters:
             return
-        batch = [self._incoming(letter) for letter in letters]
+        batch = self._read(letters)
         for row in batch:
             self._consents.note(row.event, row.known_at)
         self._log.append(batch, self.identities)
@@ -384,8 +478,24 @@ class Intake:
         personal = [] if letter.personal is None else msgspec.json.decode(self._vault.decrypt(letter.personal), type=list[Personal])
         return Incoming(event, letter.content_hash, letter.received_at, letter.received_at, letter.source, personal=personal)
 
-    def _dead_letter(self, refused: Refused) -> DeadLetter:
-        said: Mapping[str, str] = msgspec.json.decode(self._vault.decrypt(refused.token))
+    def _read(self, letters: Sequence[Letter]) -> list[Incoming]:
+        """The events of letters; one that cannot be read becomes a dead letter."""
+        batch = []
+        for letter in letters:
+            try:
+                batch.append(self._incoming(letter))
+            except (msgspec.DecodeError, ValueError, TypeError) as error:
+                logger.error("a letter in the inbox cannot be read (%s); it becomes a dead letter", type(error).__name__)
+                reason = "what lay in the inbox cannot be read"
+                self._log.reject([DeadLetter(letter.received_at, letter.source, "$", reason, letter.payload.decode("utf-8", "replace"))])
+        return batch
+
+    def _dead_letter(self, refused: Refused) -> DeadLetter | None:
+        try:
+            said: Mapping[str, str] = msgspec.json.decode(self._vault.decrypt(refused.token))
+        except (MissingStateError, msgspec.DecodeError):
+            logger.error("a refused row in the inbox cannot be read; it is let go")
+            return None
         return DeadLetter(refused.received_at, refused.source, said["field"], said["reason"], said["raw"])
 
 

@@ -6,16 +6,19 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from datetime import UTC, datetime
+from typing import IO, Any
 
-from features.clock import Clock, clock_from_environment
+from features.clock import AHEAD, Clock, WatchedClock, clock_from_environment
 from features.consent import Consents, standing
 from features.decision_log import DecisionLog
+from features.disk import RESERVED_BYTES, DamagedStateError, NoSpaceError, check_room, free_bytes
 from features.event_log import EventLog
-from features.home import Home
+from features.home import Home, MissingStateError
 from features.identity import Identities
 from features.shop import Shop
 from features.store import FeatureStore
+from features.vault import Vault
 from serving.engine import Engine, OnlineReader, Who
 from serving.erasure import Office
 from serving.inbox import Inbox
@@ -27,6 +30,24 @@ TICK_SECONDS = 1.0
 AGGREGATE_SECONDS = 5.0
 """How often the windowed features of the customers just seen are recomputed."""
 MODEL_CHECK_SECONDS = 30.0
+TIDY_SECONDS = 60.0
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class AlreadyServedError(MissingStateError):
+    """Another service runs on the home."""
+
+
+def hold_alone(home: Home) -> IO[str]:
+    """The lock of the one service of a home; it ends with the process.
+
+    Raises:
+        AlreadyServedError: another process holds it.
+    """
+    try:
+        return home.held("serving", exclusive=True)
+    except BlockingIOError:
+        raise AlreadyServedError(f"another service runs on {home.root}, or an erasure: end it first, or give another UBIQUO_HOME") from None
 
 
 class Runtime:
@@ -34,13 +55,22 @@ class Runtime:
 
     def __init__(self, home: Home, clock: Clock | None = None) -> None:
         shop = Shop.load(home)
-        inbox = Inbox(home)
         self.home, self.currency, self.phone_region = home, shop.currency, shop.phone_region
-        # whoever erases from outside must know that a service remembers
-        self._held = home.held("serving")
-        latest = [t for t in (EventLog(home, shop.timezone).latest_received(), inbox.last_received()) if t is not None]
+        # whoever serves or erases from outside must know that a service remembers
+        self._held = hold_alone(home)
+        check_room(home.root)
+        # before anything is read: a wrong secret, what a power cut left, what is damaged
+        Vault.open(home)
+        log = EventLog(home, shop.timezone)
+        log.recover()
+        inbox = Inbox(home)
+        latest = [t for t in (log.latest_received(), inbox.last_received()) if t is not None]
         inbox.close()
         self.clock = clock or clock_from_environment(not_before=max(latest, default=None))
+        self._log = log
+        self._ahead = max(latest, default=EPOCH) > self.clock() + AHEAD
+        self._failures: dict[str, tuple[int, str]] = {}
+        """How often in a row a chore has failed, and why."""
         self.identities = Identities(home)
         self.consents = Consents(home, shop.consent)
         writer = FeatureStore(home)
@@ -53,7 +83,7 @@ class Runtime:
         self.office = Office(home, self.clock, writer, self.intake, self.decisions)
         self.office.resume()
         self.audit = Audit(home, self.identities.vault)
-        self.reader = OnlineReader(FeatureStore(home), self.intake.fresh)
+        self.reader = OnlineReader(FeatureStore(home), self.intake.fresh, self.intake.make_anew)
         self._chores: list[tuple[str, Callable[[], Any], float]] = [
             ("moving events to the log", self.intake.drain_if_due, TICK_SECONDS),
             ("flushing decisions", self.decisions.flush, TICK_SECONDS),
@@ -62,6 +92,8 @@ class Runtime:
             ("looking for new champions", self._refresh_models, MODEL_CHECK_SECONDS),
             # an import by another process makes customers known that this one has not met
             ("looking for new customers", self._refresh_customers, MODEL_CHECK_SECONDS),
+            ("tidying the log", self._log.maintain, TIDY_SECONDS),
+            ("tidying the decisions", self.decisions.maintain, TIDY_SECONDS),
         ]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="ubiquo-background", daemon=True)
@@ -85,10 +117,39 @@ class Runtime:
                 due[name] = time.monotonic() + seconds
                 try:
                     chore()
-                except Exception:
+                    self._failures.pop(name, None)
+                except Exception as error:
                     # it is tried again when next due, and keeps no other chore from its turn; nothing waiting is lost,
                     # as an event leaves the inbox only once it is in the log
-                    logger.exception("%s failed; it will be tried again", name)
+                    self._failures[name] = self._failures.get(name, (0, ""))[0] + 1, f"{type(error).__name__}: {error}"[:200]
+                    if isinstance(error, (NoSpaceError, DamagedStateError)):
+                        logger.error("%s failed; it will be tried again: %s", name, error)
+                    else:
+                        logger.exception("%s failed; it will be tried again", name)
+
+    def problems(self) -> list[str]:
+        """Why events cannot be taken, or answers not be trusted: empty where all is well."""
+        found = [f"{name} has failed {n} times in a row: {why}" for name, (n, why) in dict(self._failures).items() if n >= 3]
+        if not self._thread.is_alive():
+            found.append("the background work has ended: restart the service")
+        if not self.intake.inbox.is_open:
+            found.append("the inbox takes no events: restart the service")
+        free = free_bytes(self.home.root)
+        if free < RESERVED_BYTES:
+            found.append(f"the disk has {free // 1_000_000} MB left: events are refused until there is room")
+        if isinstance(self.clock, WatchedClock) and self.clock.leap:
+            found.append(f"the machine's clock leapt by {self.clock.leap}: set it right, or restart the service to follow it")
+        return found
+
+    def degraded(self) -> list[str]:
+        """What answers less than it should."""
+        found = [f"{kind}: {why}" for kind, why in self.engine.broken.items()]
+        found += [f"{kind}: no champion" for kind in self.engine.missing() if kind not in self.engine.broken]
+        if self._ahead:
+            found.append("the log holds events known only from a time to come: a clock was wrong (python -m features repair --clock)")
+        if self.decisions.unlogged:
+            found.append(f"{self.decisions.unlogged} decisions could not be kept")
+        return found
 
     def who(self, customer_id: str | None) -> Who:
         """The customer with what she allows now."""

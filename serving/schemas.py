@@ -114,7 +114,9 @@ class Answer(msgspec.Struct, kw_only=True):
     """The moment of the oldest features that the answer used."""
     feature_age_seconds: float | None
     fallback: str | None
-    """Why the answer is general rather than hers, or None."""
+    """Why the answer is general rather than the customer's own, or None."""
+    logged: bool = True
+    """Whether the decision was kept: false where the disk did not take it, so that nothing can be learnt from it later."""
 
 
 class ItemChoice(msgspec.Struct):

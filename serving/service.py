@@ -6,6 +6,8 @@ The arbiter process imports this module too, so everything heavy waits for the s
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from typing import Any
 
 import bentoml
@@ -15,12 +17,14 @@ from serving.access import Gate
 from serving.asgi import application
 from serving.keys import Keys
 
+PR_SET_PDEATHSIG = 1
+
 
 @bentoml.service(
     name="ubiquo",
     workers=1,
-    # BentoML's timeout pins each request's memory for its whole length: keep it short, yet longer than a disk may stall
-    traffic={"timeout": 5},
+    # the last resort: bodies, lanes and long answers have deadlines of their own, all shorter
+    traffic={"timeout": 15},
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
 )
@@ -31,13 +35,18 @@ class Ubiquo:
         import gc
 
         configure_process()
+        _die_with_the_arbiter()
         if os.environ.get("UBIQUO_LOOPBACK") != "1" and not Keys(Home.from_environment()).any():
             raise RuntimeError("make an API key (python -m serving keys create): only a service on loopback may do without one")
         from serving.app import App
         from serving.runtime import Runtime
 
         self._app = App()
-        self._app.runtime = Runtime(Home.from_environment())
+        try:
+            self._app.runtime = Runtime(Home.from_environment())
+        except Exception as error:
+            application.failure = error
+            raise
         application.delegate = self._app
         gc.collect()
         gc.freeze()
@@ -70,6 +79,8 @@ class Ubiquo:
     @bentoml.on_shutdown
     def close(self) -> None:
         """Bring everything into the logs."""
+        application.delegate = None
+        self._app.close()
         if self._app.runtime is not None:
             self._app.runtime.close()
             self._app.runtime = None
@@ -85,6 +96,15 @@ class Ubiquo:
             problem = error.problem
             kind: type[BentoMLException] = InvalidArgument if problem.status < 500 else ServiceUnavailable
             raise kind(f"{problem.field + ': ' if problem.field else ''}{problem.detail}") from None
+
+
+def _die_with_the_arbiter() -> None:
+    """Under ``bentoml serve`` this is a worker: it must not go on answering once what started it is gone (prctl(2), Linux only)."""
+    if not sys.platform.startswith("linux") or os.environ.get("UBIQUO_SINGLE_PROCESS") == "1":
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 Ubiquo.add_asgi_middleware(Gate)  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from features.adapters import ga4, segment
-from features.events import RejectedEvent
+from features.events import RejectedEvent, bounded
 from serving.access import MAX_BODY_BYTES
 from serving.schemas import HttpProblem
 
@@ -75,28 +75,33 @@ def _batch(headers: Mapping[bytes, bytes], body: bytes) -> list[Any]:
     # what the batch says once holds for each message, and a dead letter must be able to stand alone
     common = {key: said[key] for key in ("sentAt",) if said.get(key) is not None}
     context = said.get("context")
-    if isinstance(context, dict) and len(msgspec.json.encode(context)) <= MAX_CONTEXT_BYTES:
+    if isinstance(context, dict) and _small(context):
         common["context"] = context
     return [{**common, **each} if isinstance(each, dict) else each for each in said["batch"]]
 
 
-def _segment_event(message: Any, received_at: datetime, currency: str | None) -> dict[str, Any]:
-    if len(msgspec.json.encode(message)) > segment.MAX_MESSAGE_BYTES:
-        raise RejectedEvent("$", f"a message may hold {segment.MAX_MESSAGE_BYTES} bytes")
-    return segment.to_event(message, received_at, currency)
+def _small(context: dict[str, Any]) -> bool:
+    try:
+        bounded(context)
+    except RejectedEvent:
+        return False
+    return len(msgspec.json.encode(context)) <= MAX_CONTEXT_BYTES
 
 
 def _ga4_messages(headers: Mapping[bytes, bytes], body: bytes) -> list[Any]:
+    plain = _unpacked(headers, body)
+    if len(plain) > ga4.MAX_BYTES:
+        raise HttpProblem(400, "Too large", f"a request may hold {ga4.MAX_BYTES} bytes: send fewer events at once")
     try:
-        return list(ga4.messages(_decoded(headers, body)))
+        return list(ga4.messages(_decoded({}, plain)))
     except RejectedEvent as error:
         raise HttpProblem(400, "Bad request", error.reason, error.field) from None
 
 
 _SUCCESS = b'{"success":true}'
 TRACKERS: dict[str, Tracker] = {
-    **{f"/v1/{call}": Tracker(segment.SOURCE, _one(call), _segment_event, 200, _SUCCESS) for call in segment.CALLS},
-    "/v1/batch": Tracker(segment.SOURCE, _batch, _segment_event, 200, _SUCCESS),
-    "/v1/import": Tracker(segment.SOURCE, _batch, _segment_event, 200, _SUCCESS),
+    **{f"/v1/{call}": Tracker(segment.SOURCE, _one(call), segment.to_event, 200, _SUCCESS) for call in segment.CALLS},
+    "/v1/batch": Tracker(segment.SOURCE, _batch, segment.to_event, 200, _SUCCESS),
+    "/v1/import": Tracker(segment.SOURCE, _batch, segment.to_event, 200, _SUCCESS),
     "/mp/collect": Tracker(ga4.SOURCE, _ga4_messages, ga4.to_event, 204, b""),
 }

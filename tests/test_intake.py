@@ -36,7 +36,7 @@ from features.store import FeatureStore
 from features.tombstones import Tombstones
 from serving.engine import with_touches
 from serving.inbox import Inbox, Letter
-from serving.intake import InboxFullError, Intake
+from serving.intake import InboxFullError, Intake, NotStoredError
 
 ZONE = "America/New_York"
 KILLS = int(os.environ.get("UBIQUO_KILLS", "2"))
@@ -305,7 +305,7 @@ class TestIntakeItself:
 
         [event] = batch(1)
         monkeypatch.setattr(intake.inbox, "_commit", full)
-        with pytest.raises(sqlite3.OperationalError, match="full"):
+        with pytest.raises(NotStoredError, match="nothing of this request"):
             intake.accept([event])
         monkeypatch.undo()
         assert intake.accept([event]).accepted == 1, "sent again it is new"
@@ -329,7 +329,7 @@ class TestIntakeItself:
         def send() -> None:
             try:
                 outcomes.append(intake.accept([event]))
-            except sqlite3.OperationalError as error:
+            except NotStoredError as error:
                 outcomes.append(error)
 
         threads = [threading.Thread(target=send) for _ in range(2)]
@@ -340,7 +340,7 @@ class TestIntakeItself:
         go_on.set()
         for thread in threads:
             thread.join()
-        assert all(isinstance(each, sqlite3.OperationalError) for each in outcomes)
+        assert all(isinstance(each, NotStoredError) for each in outcomes)
         assert intake.accept([event]).accepted == 1
 
     def test_a_failed_write_costs_no_contact(self, intake: Intake, tiny: TinyShop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,7 +350,7 @@ class TestIntakeItself:
         event = {**batch(1)[0], "identifiers": {"email": "ada@shop.org"}}
         with monkeypatch.context() as patch:
             patch.setattr(intake.inbox, "_commit", full)
-            with pytest.raises(sqlite3.OperationalError):
+            with pytest.raises(NotStoredError):
                 intake.accept([event])
         assert intake.accept([event]).accepted == 1
         intake.drain()

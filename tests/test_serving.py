@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pyarrow.parquet as pq
 import pytest
-from scene import NEW_YEAR, SMALL_CUT, Service, command, eventually, free_port, loyalty_cards, start_service, stop_service
+from scene import NEW_YEAR, SMALL_CUT, Service, command, copy_home, eventually, free_port, loyalty_cards, start_service, stop_service
 
 from features.adapters.catalogue_file import load as load_catalogue
 from features.catalogue import Catalogue
@@ -236,6 +236,7 @@ def test_the_vectors_that_were_served_equal_a_fresh_replay_of_the_log(service: S
 
 
 def test_batch_gives_the_answers_of_http_at_the_same_moment(trained: Home, tmp_path: Path) -> None:
+    trained = copy_home(trained, tmp_path / "home")
     fixed = start_service(trained, UBIQUO_CLOCK=f"fixed:{NEW_YEAR.isoformat()}")
     try:
         chosen = cards(trained, 25, skip=600)
@@ -309,7 +310,8 @@ def test_a_port_in_use_is_told_before_anything_starts(service: Service) -> None:
     assert "cannot be used" in done.stdout
 
 
-def test_with_a_key_every_question_needs_it(trained: Home) -> None:
+def test_with_a_key_every_question_needs_it(trained: Home, tmp_path: Path) -> None:
+    trained = copy_home(trained, tmp_path / "home")
     locked = start_service(trained, UBIQUO_API_KEY="a secret")
     try:
         assert locked.post("/v1/churn", {})[0] == 401
@@ -350,7 +352,8 @@ def test_new_offers_are_taken_without_a_restart(trained: Home, tmp_path: Path, m
     assert engine.refresh() == []
 
 
-def test_what_was_acknowledged_before_a_crash_is_there_after_it(trained: Home) -> None:
+def test_what_was_acknowledged_before_a_crash_is_there_after_it(trained: Home, tmp_path: Path) -> None:
+    trained = copy_home(trained, tmp_path / "home")
     first = start_service(trained)
     card = cards(trained, 1, skip=700)[0]
     before = scores(first, card)
@@ -372,7 +375,8 @@ def test_what_was_acknowledged_before_a_crash_is_there_after_it(trained: Home) -
         stop_service(second)
 
 
-def test_a_customer_who_is_in_the_log_but_not_yet_online_keeps_her_past(trained: Home) -> None:
+def test_a_customer_who_is_in_the_log_but_not_yet_online_keeps_her_past(trained: Home, tmp_path: Path) -> None:
+    trained = copy_home(trained, tmp_path / "home")
     running = start_service(trained)
     try:
         card = cards(trained, 1, skip=710)[0]
@@ -392,7 +396,8 @@ def test_a_customer_who_is_in_the_log_but_not_yet_online_keeps_her_past(trained:
         stop_service(running)
 
 
-def test_ports_are_free_again_after_a_service_ends(trained: Home) -> None:
+def test_ports_are_free_again_after_a_service_ends(trained: Home, tmp_path: Path) -> None:
+    trained = copy_home(trained, tmp_path / "home")
     running = start_service(trained)
     stop_service(running)
     with socket.socket() as probe:

@@ -17,7 +17,7 @@ import numpy as np
 
 from features.catalogue import Catalogue
 from features.clock import system_clock
-from features.disk import write_atomically
+from features.disk import sync_tree, write_atomically
 from features.event_log import EventLog
 from features.home import Home
 from features.shop import Shop
@@ -160,6 +160,9 @@ class TrackedRun:
             outcome.model.save(folder)
             signature = infer_signature(outcome.example, outcome.output)
             version = self.registry.save(self.kind, folder, signature, outcome.example, {**self.tags(), **base_rate})
+        if self.registry.settings.artifact_location is not None:
+            # a champion's files must outlive a power cut before its alias is set
+            sync_tree(Path(self.registry.settings.artifact_location))
         verdict = self._verdict(outcome)
         report.notes.append(self._promote(version, verdict))
         card = model_card(report, outcome, self.tags(), self.gate)

@@ -1,0 +1,78 @@
+"""A writer whose disk is copied while it writes: it takes events in, drains, compacts and erases, and tells what it has promised."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+from scene import NEW_YEAR, SECRET, event
+
+os.environ["UBIQUO_SECRET"] = SECRET
+
+import pyarrow as pa
+
+from features import tables
+from features.catalogue import ITEM_CONTEXT, ITEMS, OFFERS, Catalogue
+from features.clock import running_clock
+from features.consent import Consents
+from features.event_log import EventLog
+from features.home import Home
+from features.identity import Identities
+from features.shop import Shop
+from features.store import FeatureStore
+from serving.intake import Intake
+
+ERASE_EVERY, MAINTAIN_EVERY = 12, 7
+
+
+def make(root: Path) -> Home:
+    """A home with a shop and an item."""
+    home = Home(root)
+    Shop(name="tiny", timezone="America/New_York", currency="USD", data_end=NEW_YEAR).save(home)
+    item = {
+        "item_id": "i1",
+        "department": "D",
+        "category": "C",
+        "type": "T",
+        "brand": "N",
+        "manufacturer": "M",
+        "size": "1",
+        "recommendable": True,
+    }
+    catalogue = Catalogue(home)
+    catalogue.save("items", pa.Table.from_pylist([item]), ITEMS)
+    catalogue.save("offers", OFFERS.empty_table(), OFFERS)
+    catalogue.save("item_context", ITEM_CONTEXT.empty_table(), ITEM_CONTEXT)
+    return home
+
+
+def main(root: Path) -> None:
+    home = make(root) if not (root / "shop.json").exists() else Home(root)
+    store, identities = FeatureStore(home), Identities(home)
+    store.apply()
+    shop = Shop.load(home)
+    intake = Intake(home, running_clock(NEW_YEAR), store, identities, Consents(home, shop.consent))
+    log = EventLog(home, shop.timezone)
+    print("ready", flush=True)
+    for n in range(100_000):
+        names = [f"{os.getpid()}-{n}-{k}" for k in range(5)]
+        answer = intake.accept([event(name, "login", NEW_YEAR - timedelta(days=1), f"card-{n % 7}") for name in names])
+        assert answer.accepted == 5
+        print("stored", *names, flush=True)
+        if n % 3 == 0:
+            intake.drain()
+        if n % MAINTAIN_EVERY == 0:
+            tables.COMPACT_ABOVE_FILES = 3
+            log.maintain(kept_seconds=0.0)
+        if n % ERASE_EVERY == ERASE_EVERY - 1:
+            intake.drain()
+            print("erasing", *names[:2], flush=True)
+            with home.locked("log"):
+                tables.erase(home.events, "event_id", names[:2])
+            print("erased", *names[:2], flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
