@@ -16,6 +16,8 @@ from features.timeline import Timeline
 
 WINDOWS = (7, 14, 28, 56, 91, 182)
 POPULARITY_HALF_LIFE_DAYS = 7.0
+POPULARITY_UNITS = 2.0**32
+"""Into how many parts a purchase's weight is divided; what is left of one after 32 half-lives is nothing."""
 Definition = Callable[[Timeline, datetime], ir.Table]
 
 
@@ -147,11 +149,13 @@ def item_stats(timeline: Timeline, as_of: datetime) -> ir.Table:
     lines = past.lines.filter(past.lines.quantity > 0)
     age_seconds = ibis.timestamp(as_of).epoch_seconds() - lines.occurred_at.epoch_seconds()
     weight = ibis.literal(2.0) ** (age_seconds.cast("float64") / (-86_400.0 * POPULARITY_HALF_LIFE_DAYS))
+    # whole numbers of a fine unit, so that the sum is the same whichever thread adds first
+    units = (weight * POPULARITY_UNITS).round().cast("int64")
     stats = lines.group_by("item_id").aggregate(
         recommendable=lines.recommendable.fill_null(False).max(),
         households=lines.customer_id.nunique(),
         purchases_28=lines.count(where=_since(lines, as_of, 28)),
-        popularity=weight.sum(),
+        popularity=units.sum().cast("float64") / POPULARITY_UNITS,
         amount_minor=lines.amount_minor.sum().cast("int64"),
         purchases=lines.count(),
     )

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
+import ibis
+import ibis.expr.types as ir
 import pandas as pd
 
 from features.clock import local_midnight
@@ -126,23 +128,44 @@ def training_cutoffs(until: datetime, start: datetime, timezone: str, horizon_da
     return cutoffs[::-1]
 
 
+def customers_in_order(past: Timeline) -> list[str]:
+    """Every customer known in *past*, in the order in which their first events became known, and of those by event id.
+
+    Whatever comes out differently for other orders of the rows (boosted trees, resamples, the matrix of customers and items,
+    sums of fractions) takes the customers in this order. It is that of the log, and so the same in any home; customer ids
+    are digests under the secret of the home.
+    """
+    events = past.events.filter(past.events.customer_id.notnull()).select("customer_id", "known_at", "event_id")
+    nth = ibis.row_number().over(ibis.window(group_by="customer_id", order_by=["known_at", "event_id"]))
+    numbered = events.mutate(nth=nth)
+    first = numbered.filter(numbered.nth == 0).order_by("known_at", "event_id")
+    customers: list[str] = first.select("customer_id").to_pyarrow()["customer_id"].to_pylist()
+    return customers
+
+
 class Truth:
-    """What customers did, for labels; reads the log once."""
+    """What customers did, for labels; reads the log once. Rows come in the order of ``customers_in_order``."""
 
     def __init__(self, home: Home, until: datetime) -> None:
         self.shop = Shop.load(home)
         self.timeline: Timeline = open_timeline(home, identified_by=until, purposes=LEARNING)
         past = self.timeline.before(until)
-        baskets = past.baskets.filter(past.baskets.customer_id.notnull())
-        self._visits = baskets.select("customer_id", "occurred_at").to_pandas()
+        self._place = {customer: place for place, customer in enumerate(customers_in_order(past))}
+        self._visits = self._rows(past.baskets)
         if self._visits.empty:
             raise EmptyWindowError(f"no purchase is known before {until:%Y-%m-%d}: choose a later --as-of or import purchases")
         lines = past.lines
         bought = lines.filter(lines.customer_id.notnull(), lines.quantity > 0, lines.recommendable.fill_null(False))
         self._bought = bought.select("customer_id", "item_id", "occurred_at").to_pandas()
         events = past.events
-        sent = events.filter(events.name.isin(["message_sent", "offer_redeem"]), events.customer_id.notnull())
-        self._messages = sent.select("customer_id", "name", "campaign_id", "offer_id", "occurred_at").to_pandas()
+        sent = events.filter(events.name.isin(["message_sent", "offer_redeem"]))
+        self._messages = self._rows(sent, "name", "campaign_id", "offer_id")
+
+    def _rows(self, table: ir.Table, *columns: str) -> pd.DataFrame:
+        """What the customers did, customer by customer in their order, each one's in the order of time."""
+        frame = table.filter(table.customer_id.notnull()).select("customer_id", "occurred_at", "event_id", *columns).to_pandas()
+        placed = frame.assign(place=frame["customer_id"].map(self._place)).sort_values(["place", "occurred_at", "event_id"])
+        return placed.drop(columns=["place", "event_id"]).reset_index(drop=True)
 
     @property
     def start(self) -> datetime:
@@ -158,9 +181,7 @@ class Truth:
             before = self._visits.loc[self._visits["occurred_at"] < cutoff, "customer_id"].unique()
             window = self._visits["occurred_at"].between(cutoff, end, inclusive="left")
             came = set(self._visits.loc[window, "customer_id"])
-            parts.append(
-                pd.DataFrame({"customer_id": sorted(before), "event_timestamp": cutoff, "label": [c not in came for c in sorted(before)]})
-            )
+            parts.append(pd.DataFrame({"customer_id": before, "event_timestamp": cutoff, "label": [c not in came for c in before]}))
         return pd.concat(parts, ignore_index=True)
 
     def bought(self, start: datetime, end: datetime) -> dict[str, set[str]]:
@@ -180,7 +201,8 @@ class Truth:
         redeemed = redeemed[redeemed["occurred_at"].between(redeemed["valid_from"], redeemed["valid_until"], inclusive="left")]
         pairs = set(zip(redeemed["customer_id"], redeemed["campaign_id"], strict=True))
         spine["label"] = [pair in pairs for pair in zip(spine["customer_id"], spine["campaign_id"], strict=True)]
-        return spine.rename(columns={"valid_from": "event_timestamp"}).sort_values(["event_timestamp", "campaign_id", "customer_id"])
+        # stable: within a campaign the customers stay in their order
+        return spine.rename(columns={"valid_from": "event_timestamp"}).sort_values(["event_timestamp", "campaign_id"], kind="stable")
 
     def sent_campaigns(self) -> set[str]:
         """The campaigns that anyone was sent."""

@@ -18,6 +18,7 @@ from features.timeline import Timeline, open_timeline
 from models.churn import eligible
 from models.registry import Kind, Registry
 from training.comparison import Comparison, compare, evaluation_of
+from training.dataset import customers_in_order
 from training.evaluation import by_segment
 from training.gate import Gate
 from training.metrics import Estimate
@@ -100,8 +101,7 @@ class Customers:
         store = FeatureStore(home)
         store.apply()
         store.backfill("customer_activity", {self.as_of: None})
-        everyone = self.timeline.events.filter(self.timeline.events.customer_id.notnull()).select("customer_id").distinct()
-        spine = everyone.order_by("customer_id").to_pandas().assign(event_timestamp=self.as_of)
+        spine = pd.DataFrame({"customer_id": customers_in_order(self.timeline), "event_timestamp": self.as_of})
         self.activity: pd.DataFrame = store.historical(spine, "churn_v1")
 
     def events_by_week(self) -> Figure:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
@@ -29,7 +30,8 @@ class Estimate:
 def bootstrap(customers: Sequence[str], statistic: Callable[[Floats], Floats], draws: int = DRAWS, seed: int = 0) -> tuple[Floats, Floats]:
     """The statistic on all rows, and on *draws* resamples of customers.
 
-    A customer is drawn with all her rows, so that rows of several cuts stay together and models stay paired.
+    A customer is drawn with all their rows, so that rows of several cuts stay together and models stay paired. Customers are
+    numbered as they come, not by their ids: the same rows in the same order give the same intervals, whatever the ids.
 
     Args:
         customers: whose each row is.
@@ -38,7 +40,7 @@ def bootstrap(customers: Sequence[str], statistic: Callable[[Floats], Floats], d
     Returns:
         ``(measures,)`` and ``(draws, measures)``.
     """
-    _, codes = np.unique(np.asarray(customers), return_inverse=True)
+    codes, _ = pd.factorize(np.asarray(customers, dtype=object))
     count = int(codes.max()) + 1
     rng = np.random.default_rng(seed)
     drawn = np.stack([statistic(np.bincount(rng.integers(count, size=count), minlength=count)[codes].astype(float)) for _ in range(draws)])

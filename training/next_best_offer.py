@@ -233,7 +233,7 @@ def coupon_ndcg(home: Home, truth: Truth, book: OfferBook, scored: pd.DataFrame)
     discounts = 1 / np.log2(np.arange(2, 7))
     for moment, part in redeemed.groupby("event_timestamp"):
         table = pd.read_parquet(snapshot_path(home, "customer_history", moment.to_pydatetime())).set_index("customer_id")
-        for (customer, campaign), rows in part.groupby(["customer_id", "campaign_id"]):
+        for (customer, campaign), rows in part.groupby(["customer_id", "campaign_id"], sort=False):
             offers = np.flatnonzero(book.campaign_of == book.campaign_position(campaign))
             history = table.loc[customer].to_dict() if customer in table.index else {}
             hit = np.isin([book.offer_ids[o] for o in offers], rows["offer_id"].unique())

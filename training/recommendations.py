@@ -270,7 +270,10 @@ def joined(model: Recommender, profile: Profile, blend: Blend, items: NDArray[np
 
 def judge(scored: pd.DataFrame, config: RecommenderConfig, metric: str, cuts: Cuts, looks: int) -> tuple[Report, Mapping[str, object]]:
     """The table beside its baselines, the leads and the pictures."""
-    wide = scored.pivot(index=["customer_id", "unit", "listing"], columns="model", values=list(RANKING_MEASURES)).reset_index()
+    keys_of_rows = ["customer_id", "unit", "listing"]
+    # a pivot sorts by customer id; the rows are to stay in the order in which they were judged
+    order = pd.MultiIndex.from_frame(scored[keys_of_rows].drop_duplicates())
+    wide = scored.pivot(index=keys_of_rows, columns="model", values=list(RANKING_MEASURES)).reindex(order).reset_index()
     names, values, drawn = [], [], []
     for listing in LISTINGS:
         part = wide[wide["listing"] == listing]
