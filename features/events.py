@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -271,48 +270,60 @@ def bounded(message: Any) -> None:
     Raises:
         RejectedEvent: it is not, or holds what JSON cannot; ``field`` is where.
     """
-    values = characters = 0
-    waiting: list[tuple[Any, str, int]] = [(message, "", 1)]
+    values, characters = 1, 0
+    waiting: list[tuple[Any, str, int]] = []
+    if isinstance(message, dict | list):
+        waiting.append((message, "", 1))
+    else:
+        characters += _measured(message, "", "")
     while waiting:
-        value, place, depth = waiting.pop()
-        values += 1
+        holder, place, depth = waiting.pop()
+        values += len(holder)
         if values > MAX_VALUES:
-            raise RejectedEvent("$", f"holds more than {MAX_VALUES} values: send less at once")
-        if isinstance(value, str):
-            characters += _length(value, MAX_LONG_TEXT, place)
-        elif isinstance(value, dict | list):
-            if depth > MAX_DEPTH:
-                raise RejectedEvent(place or "$", f"is nested more than {MAX_DEPTH} deep: send it flatter")
-            if len(value) > MAX_VALUES:
-                raise RejectedEvent(place or "$", f"holds more than {MAX_VALUES} values: send less at once")
-            for name in value if isinstance(value, dict) else ():
-                characters += _length(name, MAX_ID, place)
-            if isinstance(value, dict):
-                waiting += [(each, _told_place(place, name), depth + 1) for name, each in value.items()]
+            raise RejectedEvent(place or "$", f"holds more than {MAX_VALUES} values: send less at once")
+        if depth > MAX_DEPTH:
+            raise RejectedEvent(place or "$", f"is nested more than {MAX_DEPTH} deep: send it flatter")
+        named = isinstance(holder, dict)
+        for name, value in holder.items() if named else enumerate(holder):
+            if named:
+                characters += _length(name, MAX_ID, place, "")
+            if isinstance(value, dict | list):
+                waiting.append((value, _told_place(place, name), depth + 1))
             else:
-                waiting += [(each, f"{place}[{number}]", depth + 1) for number, each in enumerate(value)]
-        elif isinstance(value, int | float):
-            # written so that what is not a number fails it too
-            if not abs(value) < MAX_MAGNITUDE:
-                raise RejectedEvent(place or "$", f"a number may hold {round(math.log10(MAX_MAGNITUDE))} digits: send a smaller one")
-        elif value is not None:
-            raise RejectedEvent(place or "$", "is nothing that JSON can hold")
+                characters += _measured(value, place, name)
         if characters > MAX_CHARACTERS:
             raise RejectedEvent("$", f"holds more than {MAX_CHARACTERS} characters: send less at once")
 
 
-def _length(text: Any, most: int, place: str) -> int:
+def _measured(value: Any, place: str, name: str | int) -> int:
+    """The characters of a value that holds no others, which is within the bounds."""
+    if isinstance(value, str):
+        return _length(value, MAX_LONG_TEXT, place, name)
+    if isinstance(value, int | float):
+        # written so that what is not a number fails it too
+        if not abs(value) < MAX_MAGNITUDE:
+            raise RejectedEvent(_told_place(place, name), f"a number must be below {MAX_MAGNITUDE:.0e}: send a smaller one")
+    elif value is not None:
+        raise RejectedEvent(_told_place(place, name), "is nothing that JSON can hold")
+    return 0
+
+
+def _length(text: Any, most: int, place: str, name: str | int) -> int:
     if not isinstance(text, str) or len(text) > most:
-        raise RejectedEvent(place or "$", f"a text or name here may hold {most} characters: shorten it")
+        raise RejectedEvent(_told_place(place, name), f"a text or name here may hold {most} characters: shorten it")
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise RejectedEvent(place or "$", "a text holds half of a surrogate pair: send valid Unicode") from None
+            raise RejectedEvent(_told_place(place, name), "a text holds half of a surrogate pair: send valid Unicode") from None
     return len(text)
 
 
-def _told_place(place: str, name: str) -> str:
+def _told_place(place: str, name: str | int) -> str:
+    if name == "":
+        return place or "$"
+    if isinstance(name, int):
+        return f"{place}[{name}]"
     told = name if _TOLD.fullmatch(name) else "[...]"
     return f"{place}.{told}" if place else told
 

@@ -85,7 +85,8 @@ _LEAST_DIGITS, _MOST_DIGITS = 8, 12
 """Of a number in the form of its country."""
 _NO_NUMBER = re.compile(
     r"(?<![\w+(-])(?:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-    r"|\d{8,10}\.\d{8,10}|\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)?)?|(?:0?[1-9]|[12]\d|3[01])[./-](?:0?[1-9]|1[0-2])[./-](?:19|20)\d\d)(?!\w|[.-]\w)",
+    r"|\d{8,10}\.\d{8,10}|\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)?)?"
+    r"|(?:0?[1-9]|[12]\d|3[01])[./-](?:0?[1-9]|1[0-2])[./-](?:19|20)\d\d)(?!\w|[.-]\w)",
     re.IGNORECASE,
 )
 """Ids made by machines (UUIDs, Google's client ids) and dates, within which no phone number is looked for."""

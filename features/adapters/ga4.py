@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal, InvalidOperation
 from typing import Any, get_args
 
 import msgspec
 
-from features.adapters.money import minor
-from features.events import EventName, RejectedEvent
+from features.adapters.money import minor, number
+from features.events import MAX_ID, MAX_TEXT, EventName, RejectedEvent, bounded
+from features.identifiers import shortened
 
 SOURCE = "ga4"
 MAX_EVENTS = 25
 """What the protocol allows in one request."""
+MAX_BYTES = 130_000
+"""What the protocol allows a request to hold; what it says of all its events is kept with each."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NAMES = frozenset(get_args(EventName))
 _USED = frozenset({"items", "currency", "transaction_id", "search_term", "session_id", "campaign", "campaign_id", "promotion_id",
@@ -41,10 +43,11 @@ def to_event(message: Any, received_at: datetime, currency: str | None = None) -
     """The canonical event of one message of ``messages``; names outside the vocabulary become ``custom``.
 
     Raises:
-        RejectedEvent: a field has a type that cannot be read, or nobody is named.
+        RejectedEvent: a field has a type that cannot be read, something is larger than it may be, or nobody is named.
     """
     if not isinstance(message, dict) or not isinstance(message.get("event"), dict):
         raise RejectedEvent("events", "each event must be an object with a name")
+    bounded(message)
     event = message["event"]
     params = event.get("params") or {}
     if not isinstance(params, dict):
@@ -53,12 +56,12 @@ def to_event(message: Any, received_at: datetime, currency: str | None = None) -
     if not isinstance(name, str) or not name:
         raise RejectedEvent("name", "an event needs a name")
     identifiers = {
-        kind: str(value)[:256]
+        kind: text
         for kind, value in (
             ("user_id", message.get("user_id")), ("cookie", message.get("client_id")), ("device", message.get("app_instance_id")),
             ("receipt", params.get("transaction_id")),
         )
-        if value not in (None, "")
+        if (text := _text(value)) is not None
     }  # fmt: skip
     if not identifiers:
         raise RejectedEvent("client_id", "a request needs client_id, app_instance_id or user_id")
@@ -87,7 +90,7 @@ def _rest(params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in params.items():
         if name not in _USED and isinstance(value, str | int | float) and value != "":
             # what stands behind a page's location may name its reader
-            yield str(name)[:256], str(value).partition("?")[0][:1024] or "-"
+            yield shortened(str(name), MAX_ID) or "-", shortened(str(value).partition("?")[0], MAX_TEXT) or "-"
 
 
 def _items(listed: Any, currency: str | None) -> Iterator[dict[str, Any]]:
@@ -95,20 +98,16 @@ def _items(listed: Any, currency: str | None) -> Iterator[dict[str, Any]]:
         return
     if not isinstance(listed, list):
         raise RejectedEvent("params.items", "must be a list")
-    for number, each in enumerate(listed):
-        place = f"params.items[{number}]"
-        if not isinstance(each, dict) or not each.get("item_id"):
+    for position, each in enumerate(listed):
+        place = f"params.items[{position}]"
+        item_id = _text(each.get("item_id")) if isinstance(each, dict) else None
+        if item_id is None:
             raise RejectedEvent(f"{place}.item_id", "an item needs item_id")
-        try:
-            count = int(each.get("quantity", 1))
-            price, discount = (Decimal(str(each[field])) if each.get(field) is not None else None for field in ("price", "discount"))
-        except (ValueError, TypeError, InvalidOperation):
-            raise RejectedEvent(place, "quantity, price and discount must be numbers") from None
-        item: dict[str, Any] = {"item_id": str(each["item_id"])[:256], "quantity": count}
-        if price is not None:
-            item["amount_minor"] = minor(price * count, currency, f"{place}.price")
-        if discount is not None:
-            item["discount_minor"] = minor(discount * count, currency, f"{place}.discount")
+        count = int(number(each.get("quantity", 1), f"{place}.quantity"))
+        item: dict[str, Any] = {"item_id": item_id, "quantity": count}
+        for field, ours in (("price", "amount_minor"), ("discount", "discount_minor")):
+            if each.get(field) is not None:
+                item[ours] = minor(number(each[field], f"{place}.{field}", "an amount") * count, currency, f"{place}.{field}")
         yield item
 
 
@@ -117,6 +116,7 @@ def _consent(said: Any) -> dict[str, Any]:
     if not isinstance(said, dict):
         return {}
     words = {"GRANTED": True, "DENIED": False}
+    said = {field: answer for field, answer in said.items() if isinstance(answer, str)}
     permissions = {"ads": words[said["ad_user_data"]]} if said.get("ad_user_data") in words else {}
     purposes = {"personalization": words[said["ad_personalization"]]} if said.get("ad_personalization") in words else {}
     return {k: v for k, v in (("purposes", purposes), ("permissions", permissions)) if v}
@@ -139,4 +139,4 @@ def _id(message: Mapping[str, Any], received_at: datetime) -> str:
 
 
 def _text(value: Any) -> str | None:
-    return None if value in (None, "") or isinstance(value, dict | list) else str(value)[:256]
+    return None if value in (None, "") or isinstance(value, dict | list) else shortened(str(value), MAX_ID) or None

@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal, InvalidOperation
 from typing import Any, get_args
 
 import msgspec
 
-from features.adapters.money import minor
+from features.adapters.money import minor, number
 from features.consent import CONTACT_CHANNELS, PURPOSES
-from features.events import Channel, EventName, RejectedEvent
-from features.identifiers import KINDS
+from features.events import MAX_ID, MAX_TEXT, Channel, EventName, RejectedEvent, bounded
+from features.identifiers import KINDS, shortened
 
 SOURCE = "segment"
 CALLS = ("identify", "track", "page", "screen", "alias", "group")
@@ -21,6 +20,8 @@ CALLS = ("identify", "track", "page", "screen", "alias", "group")
 MAX_MESSAGE_BYTES = 32_768
 """What Segment takes of one message; its own libraries send no more."""
 MAX_BATCH_BYTES = 512_000
+MAX_TIME = 64
+"""Characters of a time."""
 
 EVENT_NAMES: dict[str, EventName] = {
     "products searched": "search", "product list viewed": "view_item_list", "product list filtered": "view_item_list",
@@ -55,10 +56,14 @@ def to_event(message: Any, received_at: datetime, currency: str | None = None) -
         currency: the shop's, for amounts that name none.
 
     Raises:
-        RejectedEvent: the message lacks what Segment requires, or a field has a type that cannot be read.
+        RejectedEvent: the message lacks what Segment requires, a field has a type that cannot be read, or something in it is
+            larger than it may be.
     """
     if not isinstance(message, dict):
         raise RejectedEvent("$", "a message must be a JSON object")
+    if _size(message) > MAX_MESSAGE_BYTES:
+        raise RejectedEvent("$", f"a message may hold {MAX_MESSAGE_BYTES} bytes: send less at once")
+    bounded(message)
     call = message.get("type") or message.get("action")
     if call not in CALLS:
         raise RejectedEvent("type", f"must be one of {', '.join(CALLS)}")
@@ -118,6 +123,14 @@ def occurred_at(message: Mapping[str, Any], received_at: datetime) -> datetime:
     return received_at - (sent - happened) if sent is not None else happened
 
 
+def _size(message: Mapping[str, Any]) -> int:
+    try:
+        return len(msgspec.json.encode(message))
+    except (RecursionError, TypeError, ValueError):
+        # what cannot be written is out of other bounds, which are told
+        return 0
+
+
 def _name(call: str, message: Mapping[str, Any]) -> EventName:
     if call in ("page", "screen"):
         return "page_view" if call == "page" else "screen_view"
@@ -146,7 +159,8 @@ def _identifiers(
             yield kind, value
     if (value := _text(properties.pop("order_id", None) or properties.pop("receipt", None))) is not None:
         yield "receipt", value
-    for external in context.get("externalIds") or []:
+    externals = context.get("externalIds")
+    for external in externals if isinstance(externals, list) else []:
         if isinstance(external, dict) and external.get("type") in KINDS and (value := _text(external.get("id"))) is not None:
             yield external["type"], value
 
@@ -179,24 +193,21 @@ def _items(name: EventName, properties: dict[str, Any], currency: str | None) ->
     if not isinstance(listed, list):
         raise RejectedEvent("properties.products", "must be a list")
     code = str(properties.get("currency") or currency or "").upper() or None
-    for number, product in enumerate(listed):
-        place = f"properties.products[{number}]"
+    for position, product in enumerate(listed):
+        place = f"properties.products[{position}]"
         if not isinstance(product, dict):
             raise RejectedEvent(place, "must be an object")
         product = {_snake(k): v for k, v in product.items()}
         item_id = _text(product.get("product_id") or product.get("sku"))
         if item_id is None:
             raise RejectedEvent(f"{place}.product_id", "a product needs product_id or sku")
-        quantity = product.get("quantity", 1)
-        if isinstance(quantity, bool) or not isinstance(quantity, int | float | str) or _decimal(quantity) is None:
-            raise RejectedEvent(f"{place}.quantity", "must be a number")
-        count = int(_decimal(quantity) or 0)
+        count = int(number(product.get("quantity", 1), f"{place}.quantity"))
         item: dict[str, Any] = {"item_id": item_id, "quantity": count}
         for field, ours, times in (("price", "amount_minor", count), ("discount", "discount_minor", 1)):
             if product.get(field) is not None:
-                amount = _decimal(product[field])
-                if amount is None or amount < 0:
-                    raise RejectedEvent(f"{place}.{field}", "must be an amount")
+                amount = number(product[field], f"{place}.{field}", "an amount")
+                if amount < 0:
+                    raise RejectedEvent(f"{place}.{field}", "must be an amount of zero or more")
                 item[ours] = minor(amount * times, code, f"{place}.{field}")
         yield item
 
@@ -233,9 +244,9 @@ def _rest(
     for kind in ("email", "phone", "loyalty_card"):
         person.pop(kind, None)
     if call == "track":
-        about["event"] = str(message.get("event"))[:1024]
+        about["event"] = shortened(str(message.get("event")), MAX_TEXT)
     elif message.get("name"):
-        about["name"] = str(message["name"])[:1024]
+        about["name"] = shortened(str(message["name"]), MAX_TEXT)
     if call == "group" and message.get("groupId"):
         about, person = {}, {**person, **{f"group.{k}": v for k, v in about.items()}, "group_id": str(message["groupId"])}
     return about, person
@@ -249,7 +260,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
             text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
             if text:
                 # addresses within a page's location are of nobody's concern
-                yield f"{prefix}{field}"[:256], (text.partition("?")[0] if field in ("url", "referrer", "search") else text)[:1024] or "-"
+                text = text.partition("?")[0] if field in ("url", "referrer", "search") else text
+                yield shortened(f"{prefix}{field}", MAX_ID) or "-", shortened(text, MAX_TEXT) or "-"
 
 
 def _mapping(parent: Mapping[str, Any], field: str, place: str = "") -> dict[str, Any]:
@@ -266,7 +278,9 @@ def _time(message: Mapping[str, Any], field: str) -> datetime | None:
     if value is None:
         return None
     try:
-        moment = datetime.fromisoformat(str(value))
+        if not isinstance(value, str) or len(value) > MAX_TIME:
+            raise ValueError
+        moment = datetime.fromisoformat(value)
     except ValueError:
         raise RejectedEvent(field, "must be an ISO 8601 time such as 2018-01-01T12:00:00.000Z") from None
     moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
@@ -285,15 +299,7 @@ def _text(value: Any) -> str | None:
     if value is None or isinstance(value, dict | list | bool):
         return None
     text = str(value).strip()
-    return text[:256] or None
-
-
-def _decimal(value: Any) -> Decimal | None:
-    try:
-        number = Decimal(str(value))
-    except InvalidOperation:
-        return None
-    return number if number.is_finite() else None
+    return shortened(text, MAX_ID) or None
 
 
 def _snake(name: str) -> str:
