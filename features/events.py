@@ -37,7 +37,7 @@ MAX_ID: Final = MAX_IDENTIFIER
 MAX_TEXT: Final = 1_024
 """Characters of a search query or of a trait's value."""
 MAX_TRAITS: Final = 256
-"""Traits of an event, and as many things told of the person."""
+"""Traits of an event; of the person twice as many may be told."""
 MAX_ITEMS: Final = 5_000
 """Items of an event: the invoices of wholesale have more than a thousand lines."""
 MAX_QUANTITY: Final = 2**31
