@@ -64,6 +64,8 @@ def _replay(log: EventLog, identities: Identities, shop: Shop, letter: Mapping[s
         event = parse_event(translate(raw, letter["received_at"], shop.currency), letter["received_at"], shop.currency, shop.phone_region)
     except RejectedEvent as error:
         return Replayed(name, "rejected", error.field, error.reason)
+    except (msgspec.DecodeError, RecursionError):
+        return Replayed(name, "rejected", "$", "the letter is no whole JSON: it was cut short, being too long to keep")
     sealed, content_hash, personal = identities.vault.seal(event, timeless=letter["source"] != "http")
     row = Incoming(sealed, content_hash, known_at, letter["received_at"], letter["source"], personal=log.contacts.news(personal))
     report = log.append([row], identities)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -62,10 +63,10 @@ def _timeline(home: Home, consents: Consents, customer_id: str, keys: Sequence[s
     if not log.exists:
         return [], 0
     # later than anything known, as a timeline is strictly before
-    events = open_timeline(home, datetime(9998, 1, 1, tzinfo=UTC), [customer_id], consents=consents).events
-    mine = events.filter(events.customer_id == customer_id)
-    rows = mine.order_by([mine.occurred_at.desc(), mine.event_id]).limit(limit).select(*SHOWN).to_pyarrow().to_pylist()
-    usable = int(mine.count().execute())
+    with contextlib.closing(open_timeline(home, datetime(9998, 1, 1, tzinfo=UTC), [customer_id], consents=consents)) as opened:
+        mine = opened.events.filter(opened.events.customer_id == customer_id)
+        rows = mine.order_by([mine.occurred_at.desc(), mine.event_id]).limit(limit).select(*SHOWN).to_pyarrow().to_pylist()
+        usable = int(mine.count().execute())
     for row in rows:
         row["traits"] = dict(row["traits"] or [])
     return [{k: v for k, v in row.items() if v not in (None, [], {})} for row in rows], len(events_of(log.files(), keys)) - usable

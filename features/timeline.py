@@ -48,6 +48,10 @@ class Timeline:
     shop: Shop
     consents: str
 
+    def close(self) -> None:
+        """Let go of the connection and of the tables that it holds in memory; nothing of it can be read any more."""
+        self.events.get_backend().disconnect()
+
     def before(self, as_of: datetime) -> Timeline:
         """Only what had occurred and was known strictly before *as_of*."""
         moment = ibis.timestamp(as_of)

@@ -87,6 +87,8 @@ def scope_of(path: str, method: str) -> Scope:
         return "admin" if method == "DELETE" else "read_customer"
     if path.startswith("/v1/erasures/"):
         return "admin"
+    if path.startswith("/v1/results/"):
+        return "read_customer"
     if path.startswith("/bento/"):
         return scope_of(f"/v1/{path.removeprefix('/bento/')}", method)
     return SCOPE_OF.get(path, "decide")

@@ -42,7 +42,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 MAX_EVENTS = 1_000
 CUSTOMERS = "/v1/customers/"
 RESULTS = "/v1/results/"
-PATIENCE_SECONDS = 3.0
+PATIENCE_SECONDS = 5.0
 """How long a long answer is waited for before the caller is told where to ask for it."""
 
 
@@ -241,8 +241,9 @@ class App:
             except LookupError as error:
                 raise HttpProblem(404, "Not found", str(error)) from None
         else:
-            body = await _read(receive)
-            found = await self._long.ask(key, PATIENCE_SECONDS, self._desk.answer, runtime, scope["method"], path, body, key)
+            # a mistake is told at once
+            work = self._desk.work(runtime, scope["method"], path, await _read(receive), key)
+            found = await self._long.ask(key, PATIENCE_SECONDS, work)
         if isinstance(found, Ticket):
             state = {"state": "running", "ask": f"{RESULTS}{found.result_id}"}
             return 202, self._encode(state), b"application/json"

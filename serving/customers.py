@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from urllib.parse import unquote
 
 import msgspec
@@ -24,15 +26,20 @@ class CustomerDesk:
     ``GET /v1/erasures/{receipt}``.
     """
 
-    def answer(self, runtime: Runtime, method: str, path: str, body: bytes, key: str) -> Reply:
-        """Answer one request of the caller whose key is named *key*.
+    def work(self, runtime: Runtime, method: str, path: str, body: bytes, key: str) -> Callable[[], Reply]:
+        """What answers one request of the caller whose key is named *key*; it may take long, and raises ``HttpProblem`` for nobody.
 
         Raises:
-            HttpProblem: nobody is known by that id, or the method is another.
+            HttpProblem: the request is mistaken.
         """
         if path.startswith(ERASURES):
-            return self._erasure(runtime, method, path.removeprefix(ERASURES))
+            if method != "GET":
+                raise HttpProblem(405, "Method not allowed", "this takes GET")
+            return partial(self._erasure, runtime, path.removeprefix(ERASURES))
         action, customer_id = self._asked(runtime, method, path, body)
+        return partial(self._answer, runtime, action, customer_id, key)
+
+    def _answer(self, runtime: Runtime, action: str, customer_id: str, key: str) -> Reply:
         at = runtime.clock()
         try:
             reply = {"read": self._read, "export": self._export, "erase": self._erase}[action](runtime, customer_id)
@@ -57,7 +64,7 @@ class CustomerDesk:
             except msgspec.ValidationError as error:
                 field, reason = explain(error)
                 raise HttpProblem(400, "Bad request", reason, field) from None
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise HttpProblem(400, "Bad request", f"the body is not valid JSON: {error}", "$") from None
             except IdentifierError as error:
                 kind, _, mend = str(error).partition(": ")
@@ -87,9 +94,7 @@ class CustomerDesk:
         return _receipt(runtime, runtime.office.begin(customer_id), PATIENCE_SECONDS)
 
     @staticmethod
-    def _erasure(runtime: Runtime, method: str, receipt_id: str) -> Reply:
-        if method != "GET":
-            raise HttpProblem(405, "Method not allowed", "this takes GET")
+    def _erasure(runtime: Runtime, receipt_id: str) -> Reply:
         try:
             return _receipt(runtime, receipt_id, 0.0)
         except LookupError as error:

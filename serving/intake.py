@@ -245,7 +245,10 @@ class Intake:
         return Letter(sealed.event.event_id, sealed.content_hash, at, msgspec.json.encode(sealed.event), source, personal)
 
     def _refused(self, at: datetime, source: str, error: RejectedEvent, raw: Any) -> Refused:
-        said = msgspec.json.encode(raw).decode()
+        try:
+            said = msgspec.json.encode(raw).decode()
+        except (RecursionError, ValueError, TypeError, OverflowError) as failure:
+            said = f"a message that cannot be written down again ({type(failure).__name__})"
         if len(said) > MAX_KEPT:
             said = f"{said[:MAX_KEPT]}... ({len(said)} characters)"
         letter = {"field": error.field, "reason": error.reason, "raw": said}
@@ -437,7 +440,9 @@ class Intake:
         if not self._log.exists:
             return {}
         try:
-            [(_, histories)] = list(replay(open_timeline(self._home, at, customers, consents=self._consents), [at]))
+            # its tables lie in memory until it is closed, whoever may still point at it
+            with contextlib.closing(open_timeline(self._home, at, customers, consents=self._consents)) as opened:
+                [(_, histories)] = list(replay(opened, [at]))
             return histories
         except (ArithmeticError, TypeError, ValueError):
             if len(customers) == 1:
@@ -467,10 +472,11 @@ class Intake:
 
     def _push_view(self, view: str, customers: Sequence[str], at: datetime) -> None:
         found: set[str] = set()
-        for _, table in compute(open_timeline(self._home, at, customers, consents=self._consents), view, {at: None}):
-            rows = [{k: v for k, v in row.items() if k != "event_timestamp"} for row in table.to_pylist()]
-            found |= {row["customer_id"] for row in rows}
-            self._store.push(view, rows, at)
+        with contextlib.closing(open_timeline(self._home, at, customers, consents=self._consents)) as opened:
+            for _, table in compute(opened, view, {at: None}):
+                rows = [{k: v for k, v in row.items() if k != "event_timestamp"} for row in table.to_pylist()]
+                found |= {row["customer_id"] for row in rows}
+                self._store.push(view, rows, at)
         self._store.delete(view, [c for c in customers if c not in found])
 
     def _incoming(self, letter: Letter) -> Incoming:

@@ -36,6 +36,7 @@ CUSTOMER_ROUTES: dict[str, dict[str, tuple[str, Any]]] = {
     "/v1/customers/{customer_id}": {"get": ("Who is this customer?", dict[str, Any]), "delete": ("Erase this customer.", Receipt)},
     "/v1/customers/{customer_id}/export": {"get": ("Everything held of this customer, as JSON Lines.", dict[str, Any])},
     "/v1/erasures/{receipt_id}": {"get": ("What an erasure did; 202 while it is under way.", Receipt)},
+    "/v1/results/{result_id}": {"get": ("The answer that took long; 202 while it is under way. It is given once.", dict[str, Any])},
 }
 """What is asked about and done to one customer; each is audited."""
 
@@ -62,7 +63,7 @@ def document() -> dict[str, Any]:
                 "summary": summary,
                 "operationId": path.strip("/").removeprefix("v1/").replace("-", "_").replace("/", "_"),
                 "requestBody": {"required": True, "content": {"application/json": {"schema": asked}}},
-                "responses": {good: answered, **_mistakes(problem)},
+                "responses": {good: answered, **({"202": _UNDER_WAY} if path == "/v1/profile" else {}), **_mistakes(problem)},
             }
         }
     for path, methods in CUSTOMER_ROUTES.items():
@@ -75,7 +76,7 @@ def document() -> dict[str, Any]:
                     "operationId": f"{method}_{path.replace('/v1/', '').replace('/', '_').replace('{', '').replace('}', '')}",
                     "responses": {
                         "200": _json("The answer.", refs[answer]),
-                        **({"202": _json("It is under way; ask again.", {"type": "object"})} if answer is Receipt else {}),
+                        "202": _UNDER_WAY,
                         "404": {"description": "Nobody, or nothing, is known by that id.", **problem},
                         **_mistakes(problem),
                     },
@@ -95,13 +96,19 @@ def _json(description: str, schema: Any) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
+_UNDER_WAY = _json("It takes long: ask again at the path that stands in ``ask``.", {"type": "object"})
+
+
 def _mistakes(problem: dict[str, Any]) -> dict[str, Any]:
     return {
         "400": {"description": "A mistake in the request; field names it.", **problem},
         "401": {"description": "The API key is missing or wrong.", **problem},
         "403": {"description": "The API key does not hold the scope.", **problem},
         "405": {"description": "Another method is taken.", **problem},
+        "408": {"description": "The headers or the body came too slowly.", **problem},
         "413": {"description": "The body is too large.", **problem},
-        "429": {"description": "Too many events wait; Retry-After says when to come again.", **problem},
-        "503": {"description": "The model that would answer has no champion, or the service is starting.", **problem},
+        "415": {"description": "The body is not declared as JSON.", **problem},
+        "429": {"description": "Too much at once; Retry-After says when to come again.", **problem},
+        "503": {"description": "Busy, starting, or no model can answer; Retry-After says when to come again.", **problem},
+        "507": {"description": "The disk is full: no event of the request was taken.", **problem},
     }

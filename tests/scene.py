@@ -130,6 +130,13 @@ class Service:
     process: subprocess.Popen[bytes]
 
     def post(self, path: str, body: Any, **headers: str) -> tuple[int, dict[str, Any]]:
+        status, answer = self._post(path, body, **headers)
+        while status == 202 and answer.get("ask", "").startswith("/v1/results/"):
+            status, text = self.get(answer["ask"], **headers)
+            answer = json.loads(text)
+        return status, answer
+
+    def _post(self, path: str, body: Any, **headers: str) -> tuple[int, dict[str, Any]]:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, {"content-type": "application/json", **headers})
         try:
@@ -144,6 +151,12 @@ class Service:
         return answer
 
     def get(self, path: str, method: str = "GET", **headers: str) -> tuple[int, str]:
+        status, text = self._get(path, method, **headers)
+        while status == 202 and '"/v1/results/' in text:
+            status, text = self._get(json.loads(text)["ask"], **headers)
+        return status, text
+
+    def _get(self, path: str, method: str = "GET", **headers: str) -> tuple[int, str]:
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", method=method, headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=120) as response:

@@ -1,0 +1,319 @@
+"""The quick form of ``make attack``, and what a clock, an order of events and a broken part may not do."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attack import Row, attack_connections, attack_corpus, attack_grammar, attack_schema, metric
+from hypothesis import given
+from hypothesis import strategies as st
+from scene import NEW_YEAR, Service, TinyShop, copy_home, event, start_service, stop_service
+
+from features.clock import MAX_LEAP, WatchedClock, fixed_clock
+from features.consent import Consents
+from features.folds import HISTORY_LIMIT, History, Touch, fold_history
+from features.home import Home
+from features.identity import Identities
+from features.store import FeatureStore
+from serving.engine import OnlineReader
+from serving.intake import Intake
+from serving.lanes import CrowdedError, Lane, LateError, LongAnswers, Ticket
+from serving.runtime import AlreadyServedError, hold_alone
+
+BUSY_SECONDS = 0.1
+
+
+def check(row: Row, examples: list[str]) -> None:
+    assert row.cases > 0
+    assert (row.errors, row.hangs) == (0, 0), examples[:5]
+
+
+class TestClients:
+    """Against one service, which goes on answering everybody else."""
+
+    @pytest.fixture(scope="class")
+    def attacked(self, trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Any:
+        home = copy_home(trained, tmp_path_factory.mktemp("attacked") / "home")
+        running = start_service(home)
+        yield running
+        stop_service(running)
+
+    def test_no_message_that_ever_did_harm_does_it_again(self, attacked: Service) -> None:
+        examples: list[str] = []
+        check(attack_corpus(attacked, examples), examples)
+        # of the processor's time: others share the machine while this runs
+        assert metric(attacked, "ubiquo_loop_busy_seconds") < BUSY_SECONDS, "a client's message held the event loop"
+        assert attacked.get("/readyz")[0] == 200
+
+    def test_nor_do_messages_that_are_nearly_right(self, attacked: Service) -> None:
+        examples: list[str] = []
+        check(attack_grammar(attacked, 1_500, 60.0, examples, seed=random.randrange(10**6)), examples)
+        assert metric(attacked, "ubiquo_loop_busy_seconds") < BUSY_SECONDS
+
+    def test_nor_what_the_published_description_allows(self, attacked: Service) -> None:
+        examples: list[str] = []
+        check(attack_schema(attacked, 20.0, examples), examples)
+
+    def test_half_sent_requests_shut_nobody_out(self, attacked: Service) -> None:
+        examples: list[str] = []
+        check(attack_connections(attacked, examples), examples)
+
+    def test_what_is_sent_between_reaches_the_log(self, attacked: Service) -> None:
+        status, answer = attacked.post("/v1/events", event("between", "purchase", NEW_YEAR, "zoe", ["1082185"]))
+        assert (status, answer["accepted"]) == (200, 1)
+        deadline = time.monotonic() + 30
+        while metric(attacked, "ubiquo_events_waiting") and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert metric(attacked, "ubiquo_events_waiting") == 0
+
+
+class Machine:
+    """A machine whose wall clock is set, and whose other clock only runs."""
+
+    def __init__(self) -> None:
+        self.now, self.run = datetime(2026, 1, 1, tzinfo=UTC), 0.0
+        self.clock = WatchedClock(lambda: self.now, lambda: self.run)
+
+    def passes(self, seconds: float) -> None:
+        self.now, self.run = self.now + timedelta(seconds=seconds), self.run + seconds
+
+
+class TestClock:
+    def test_thirty_days_ahead_for_eight_seconds_are_not_followed(self) -> None:
+        machine = Machine()
+        before = machine.clock()
+        machine.now += timedelta(days=30)
+        for _ in range(8):
+            machine.passes(1)
+            assert machine.clock() - before < timedelta(seconds=9)
+        assert machine.clock.leap == timedelta(days=30)
+        machine.now -= timedelta(days=30)
+        assert machine.clock() == machine.now
+        assert not machine.clock.leap
+
+    @given(st.lists(st.tuples(st.floats(0, 100), st.floats(-1e7, 1e7)), max_size=30))
+    def test_whatever_the_wall_clock_does_time_never_runs_backwards_nor_leaps(self, steps: list[tuple[float, float]]) -> None:
+        machine = Machine()
+        last = machine.clock()
+        for passed, leap in steps:
+            machine.passes(passed)
+            machine.now += timedelta(seconds=leap)
+            now = machine.clock()
+            assert last <= now <= last + timedelta(seconds=passed) + 2 * MAX_LEAP
+            last = now
+
+    def test_a_row_from_a_time_to_come_is_not_believed_and_made_anew(self, tiny: TinyShop) -> None:
+        store, identities = FeatureStore(tiny.home), Identities(tiny.home)
+        store.apply()
+        intake = Intake(tiny.home, fixed_clock(NEW_YEAR), store, identities, Consents(tiny.home, tiny.shop.consent))
+        answer = intake.accept([event("a", "purchase", NEW_YEAR - timedelta(days=1), "1", ["i1"])])
+        her = answer.events[0].customer_id
+        assert her is not None
+        intake.drain()
+        [row] = store.online("recommendations_v1", [her])
+        late = NEW_YEAR + timedelta(days=30)
+        bare = {k: v for k, v in row.items() if k not in ("customer_id", "customer_history_at")}
+        store.push("customer_history", [{"customer_id": her, **bare, "bought_item_ids": ["wrong"]}], late)
+        reader = OnlineReader(store, intake.fresh, intake.make_anew)
+        assert reader.row("recommendations", her, NEW_YEAR) == {}
+        intake.refresh_aggregates()
+        assert reader.row("recommendations", her, NEW_YEAR + timedelta(seconds=1))["bought_item_ids"] == ["i1"]
+        intake.close()
+
+
+TOUCHES = st.lists(
+    st.builds(
+        Touch,
+        st.sampled_from(["purchase", "view_item", "add_to_cart", "login"]),
+        st.integers(0, 5).map(lambda k: NEW_YEAR + timedelta(seconds=k)),
+        st.sampled_from(["web", "store", None]),
+        st.lists(st.sampled_from("abcdef"), max_size=4),
+    ),
+    max_size=25,
+)
+
+
+class TestOrder:
+    @given(TOUCHES, st.randoms(use_true_random=False))
+    def test_a_history_is_the_same_in_whatever_order_its_events_came(self, touches: list[Touch], chance: random.Random) -> None:
+        shuffled = list(touches)
+        chance.shuffle(shuffled)
+        rows = []
+        for each in (touches, shuffled):
+            state = History()
+            for k, touch in enumerate(each):
+                state = fold_history(state, touch)
+                if k % 3 == 0:
+                    state = History.from_row(state.to_row())
+            rows.append(state.to_row())
+        weights = [row.pop("bought_weights") for row in rows]
+        assert rows[0] == rows[1]
+        assert weights[0] == pytest.approx(weights[1])
+
+    def test_what_one_customer_may_have_is_bounded_and_costs_no_square(self) -> None:
+        state = History()
+        for k in range(8):
+            state = fold_history(state, Touch("purchase", NEW_YEAR + timedelta(days=k), "web", [f"i{k}-{n}" for n in range(5_000)]))
+        assert len(state.bought) == HISTORY_LIMIT
+        assert {item.split("-")[0] for item in state.bought} == {"i7"}
+
+    def test_shuffled_repeated_and_by_four_threads_the_customers_are_the_same(self, tiny: TinyShop, tmp_path: Path) -> None:
+        kinds = ("user_id", "email", "cookie")
+        said = [
+            {
+                **event(f"{who}-{k}", "view_item", NEW_YEAR - timedelta(hours=k), None, [f"i{k}"]),
+                "identifiers": {
+                    kind: f"{who}@shop.org" if kind == "email" else f"{kind}-{who}" for kind in (kinds[k % 3], kinds[(k + 1) % 3])
+                },
+            }
+            for who in range(40)
+            for k in range(6)
+        ]
+        found = []
+        for run in range(2):
+            home = Home(tmp_path / f"run-{run}")
+            copy_of(tiny.home, home)
+            store, identities = FeatureStore(home), Identities(home)
+            store.apply()
+            intake = Intake(home, fixed_clock(NEW_YEAR), store, identities, Consents(home, tiny.shop.consent))
+            if run:
+                mixed = said * 2
+                random.Random(3).shuffle(mixed)
+                senders = [threading.Thread(target=lambda part=mixed[n::4]: [intake.accept([raw]) for raw in part]) for n in range(4)]  # type: ignore[misc]
+                for sender in senders:
+                    sender.start()
+                for sender in senders:
+                    sender.join()
+            else:
+                intake.accept(said)
+            given_ids = {c for raw in said if (c := identities.resolve(raw["identifiers"]))}
+            intake.drain()
+            intake.refresh_aggregates()
+            rows = {}
+            for who in range(40):
+                customer = identities.resolve({"user_id": f"user_id-{who}"})
+                assert customer is not None
+                assert identities.current(customer) == customer
+                [row] = store.online("recommendations_v1", [customer])
+                rows[who] = [row["recent_item_ids"], row["recent_at"], row["last_channel"], sorted(identities.members(customer))]
+            assert len(given_ids) == 40
+            found.append(rows)
+            intake.close()
+            # an id that was given out goes on to name the same customer, also for a process that starts now
+            again = Identities(home)
+            assert {again.current(c) for c in given_ids} == {again.resolve({"user_id": f"user_id-{who}"}) for who in range(40)}
+        assert found[0] == found[1]
+
+
+def copy_of(home: Home, to: Home) -> None:
+    import shutil
+
+    shutil.copytree(home.root, to.root)
+
+
+class TestLanes:
+    def run(self, work: Callable[[], Any]) -> Any:
+        return asyncio.run(work())
+
+    def test_what_has_no_place_is_refused_at_once_and_nothing_is_begun(self) -> None:
+        lane, gate, begun = (
+            Lane("tests", threads=1, waiting=1, patience_seconds=30, deadline_seconds=30),
+            threading.Event(),
+            itertools.count(),
+        )
+
+        async def crowd() -> list[Any]:
+            waiting = [asyncio.create_task(lane.run(lambda: (next(begun), gate.wait(10)))) for _ in range(5)]
+            await asyncio.sleep(0.2)
+            refused = [task for task in waiting if task.done()]
+            assert len(refused) == 3
+            assert all(isinstance(task.exception(), CrowdedError) for task in refused)
+            gate.set()
+            return await asyncio.gather(*waiting, return_exceptions=True)
+
+        outcomes = self.run(crowd)
+        assert sum(isinstance(each, CrowdedError) for each in outcomes) == 3
+        assert next(begun) == 2
+        assert self.run(lambda: lane.run(lambda: 7)) == 7, "the places are free again"
+        lane.close()
+
+    def test_what_takes_too_long_is_told_and_goes_on(self) -> None:
+        lane, done = Lane("tests", threads=1, waiting=1, patience_seconds=30, deadline_seconds=0.1), threading.Event()
+
+        def slow() -> None:
+            time.sleep(0.4)
+            done.set()
+
+        with pytest.raises(LateError):
+            self.run(lambda: lane.run(slow))
+        assert done.wait(5)
+        lane.close()
+
+    def test_a_long_answer_is_given_later_and_to_the_key_that_asked(self) -> None:
+        lane, gate = Lane("tests", threads=1, waiting=4, patience_seconds=30, deadline_seconds=30), threading.Event()
+        answers = LongAnswers(lane)
+
+        async def ask() -> None:
+            ticket = await answers.ask("ann", 0.05, lambda: gate.wait(10) and "the answer")
+            assert isinstance(ticket, Ticket)
+            with pytest.raises(LookupError):
+                await answers.fetch(ticket.result_id, "bob")
+            gate.set()
+            assert await answers.fetch(ticket.result_id, "ann", 5) == "the answer"
+            with pytest.raises(LookupError):
+                await answers.fetch(ticket.result_id, "ann")
+
+        self.run(ask)
+        lane.close()
+
+
+def test_a_second_service_on_one_home_is_refused(tiny: TinyShop) -> None:
+    first = hold_alone(tiny.home)
+    with pytest.raises(AlreadyServedError, match="another service runs"):
+        hold_alone(tiny.home)
+    first.close()
+    hold_alone(tiny.home).close()
+
+
+def test_a_model_that_cannot_be_loaded_fails_alone_and_a_service_that_cannot_start_exits(trained: Home, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    from scene import ROOT, free_port, surroundings
+
+    home = copy_home(trained, tmp_path / "home")
+    broken = [
+        path for path in home.root.glob("mlartifacts/**/*") if path.is_file() and "churn" in path.read_bytes()[:400].decode("latin-1")
+    ]
+    manifests = [path for path in broken if path.name == "manifest.json"]
+    assert manifests
+    for path in manifests:
+        path.write_text("{}")
+    running = start_service(home)
+    try:
+        status, problem = running.post("/v1/churn", {})
+        assert status == 503
+        assert "cannot be loaded" in problem["detail"]
+        assert running.post("/v1/recommendations", {})[0] == 200
+        assert running.post("/v1/next-best-offer", {})[0] == 200
+        ready, told = running.get("/readyz")
+        assert ready == 200
+        assert "churn" in told
+        started = [sys.executable, "-W", "ignore", "-m", "serving", "--port", str(free_port())]
+        second = subprocess.run(
+            started, cwd=ROOT, env={**surroundings(), "UBIQUO_HOME": str(home.root)}, capture_output=True, text=True, timeout=120
+        )
+        assert second.returncode == 1
+        assert "another service runs" in second.stdout
+        assert "Traceback" not in second.stdout + second.stderr
+    finally:
+        stop_service(running)
