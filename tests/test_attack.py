@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +19,7 @@ import pytest
 from attack import Row, attack_connections, attack_corpus, attack_grammar, attack_schema, metric
 from hypothesis import given
 from hypothesis import strategies as st
-from scene import NEW_YEAR, Service, TinyShop, copy_home, event, start_service, stop_service
+from scene import NEW_YEAR, ROOT, Service, TinyShop, copy_home, event, free_port, start_service, stop_service, surroundings
 
 from features.clock import MAX_LEAP, WatchedClock, fixed_clock
 from features.consent import Consents
@@ -167,16 +170,15 @@ class TestOrder:
         assert {item.split("-")[0] for item in state.bought} == {"i7"}
 
     def test_shuffled_repeated_and_by_four_threads_the_customers_are_the_same(self, tiny: TinyShop, tmp_path: Path) -> None:
-        kinds = ("user_id", "email", "cookie")
+        # browsed, logged in on the same device, bought with an address: each alone, and together
+        shown = (["cookie"], ["cookie", "user_id"], ["user_id"], ["user_id", "email"], ["email"], ["cookie", "user_id", "email"])
         said = [
             {
                 **event(f"{who}-{k}", "view_item", NEW_YEAR - timedelta(hours=k), None, [f"i{k}"]),
-                "identifiers": {
-                    kind: f"{who}@shop.org" if kind == "email" else f"{kind}-{who}" for kind in (kinds[k % 3], kinds[(k + 1) % 3])
-                },
+                "identifiers": {kind: f"{who}@shop.org" if kind == "email" else f"{kind}-{who}" for kind in kinds},
             }
             for who in range(40)
-            for k in range(6)
+            for k, kinds in enumerate(shown)
         ]
         found = []
         for run in range(2):
@@ -188,7 +190,7 @@ class TestOrder:
             if run:
                 mixed = said * 2
                 random.Random(3).shuffle(mixed)
-                senders = [threading.Thread(target=lambda part=mixed[n::4]: [intake.accept([raw]) for raw in part]) for n in range(4)]  # type: ignore[misc]
+                senders = [Sender(intake, mixed[n::4]) for n in range(4)]
                 for sender in senders:
                     sender.start()
                 for sender in senders:
@@ -214,9 +216,19 @@ class TestOrder:
         assert found[0] == found[1]
 
 
-def copy_of(home: Home, to: Home) -> None:
-    import shutil
+class Sender(threading.Thread):
+    """Sends events one by one."""
 
+    def __init__(self, intake: Intake, raw: list[dict[str, Any]]) -> None:
+        super().__init__()
+        self.intake, self.raw = intake, raw
+
+    def run(self) -> None:
+        for each in self.raw:
+            self.intake.accept([each])
+
+
+def copy_of(home: Home, to: Home) -> None:
     shutil.copytree(home.root, to.root)
 
 
@@ -285,11 +297,6 @@ def test_a_second_service_on_one_home_is_refused(tiny: TinyShop) -> None:
 
 
 def test_a_model_that_cannot_be_loaded_fails_alone_and_a_service_that_cannot_start_exits(trained: Home, tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
-    from scene import ROOT, free_port, surroundings
-
     home = copy_home(trained, tmp_path / "home")
     broken = [
         path for path in home.root.glob("mlartifacts/**/*") if path.is_file() and "churn" in path.read_bytes()[:400].decode("latin-1")
