@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from features.consent import ConsentPolicy
-from features.disk import write_atomically
+from features.disk import DamagedStateError, write_atomically
 from features.home import Home, MissingStateError
 
 
@@ -66,4 +66,7 @@ class Shop(msgspec.Struct, frozen=True, kw_only=True):
         """
         if not home.shop.exists():
             raise MissingStateError(f"no shop is described in {home.root}: import its events first (python -m features import)")
-        return msgspec.json.decode(home.shop.read_bytes(), type=cls)
+        try:
+            return msgspec.json.decode(home.shop.read_bytes(), type=cls)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise DamagedStateError(f"{home.shop} is damaged ({error}): put it back from a backup, or import again") from None

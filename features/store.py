@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -21,6 +23,7 @@ from features.snapshots import Wanted, backfill, snapshot_path
 if TYPE_CHECKING:
     import feast
 
+logger = logging.getLogger("ubiquo")
 Row = dict[str, Any]
 WRITE_ROWS = 500
 
@@ -49,6 +52,7 @@ class FeatureStore:
         self._services = SERVICES
         redis = os.environ.get("UBIQUO_REDIS")
         make_folder(home.feast)
+        self._drop_damaged_registry(home.feast / "registry.db")
         self._feast: feast.FeatureStore = feast.FeatureStore(
             config=RepoConfig(
                 project="ubiquo",
@@ -66,6 +70,19 @@ class FeatureStore:
             # readers go on while a writer commits
             open_database(home.feast / "online.db", "PRAGMA journal_mode=WAL").close()
         self._feature_services: dict[str, feast.FeatureService] = {}
+
+    @staticmethod
+    def _drop_damaged_registry(path: Path) -> None:
+        """Feast's registry says nothing that ``apply`` does not say again; cut short by a power cut it would stop every start."""
+        from feast.protos.feast.core.Registry_pb2 import Registry
+        from google.protobuf.message import DecodeError
+
+        try:
+            if path.exists():
+                Registry().ParseFromString(path.read_bytes())
+        except DecodeError:
+            logger.warning("%s is damaged: it is made anew", path)
+            path.unlink()
 
     def apply(self) -> None:
         """Register entities, views and services; what Feast's own ``apply`` would find by importing every file."""

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from features.clock import clock_from_environment, parse_as_of, system_clock
 from features.command import run
-from features.disk import make_folder, write_atomically
+from features.disk import DamagedStateError, make_folder, write_atomically
 from features.events import Channel
 from features.home import Home, MissingStateError
 from features.identifiers import KINDS
@@ -238,11 +238,17 @@ def check_champions(home: Home) -> None:
     Raises:
         MissingStateError: nothing was imported, or no model has a champion.
     """
+    from sqlalchemy.exc import DatabaseError
+
     from models.registry import KINDS, Registry
 
     Shop.load(home)
-    registry = Registry()
-    missing = [kind for kind in KINDS if registry.version_of(kind, registry.settings.champion) is None]
+    try:
+        registry = Registry()
+        missing = [kind for kind in KINDS if registry.version_of(kind, registry.settings.champion) is None]
+    except DatabaseError as error:
+        told = f"the registry cannot be read ({error.orig}): put mlflow.db back from a backup, or move it away and train again"
+        raise DamagedStateError(told) from None
     if len(missing) == len(KINDS):
         raise MissingStateError("the registry has no champion: train and promote one (python -m training all)")
     for kind in missing:

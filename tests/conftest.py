@@ -27,7 +27,8 @@ configure_process()
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 os.environ["UBIQUO_SECRET"] = SECRET
-ALLOWED_SKIPS_IN_CI: tuple[str, ...] = ("does not lie beside this checkout",)
+# a sandbox may allow no mounts, whoever one is in it
+ALLOWED_SKIPS_IN_CI: tuple[str, ...] = ("does not lie beside this checkout", "this machine lets us mount nothing")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
