@@ -44,6 +44,8 @@ RATE = "2000/second"
 WRONG_KEY_RATE = "60/minute"
 """How often one address may send a wrong key."""
 RETRY_SECONDS = 1
+BENTO = "/bento/"
+MAX_AT_BENTO = 32
 TRACKED = frozenset({*(f"/v1/{path}" for path in _INGEST if path != "events"), "/mp/collect"})
 """The endpoints whose clients send JSON as text/plain from browsers."""
 
@@ -110,6 +112,8 @@ class Gate:
         self._rate: RateLimitItem = parse(os.environ.get("UBIQUO_RATE_LIMIT", RATE))
         self._wrong: RateLimitItem = parse(WRONG_KEY_RATE)
         self._buffered = 0
+        self._at_bento = 0
+        """How many requests BentoML's own routes are answering: it would let any number wait."""
 
     async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
         """Pass the request on, or refuse it."""
@@ -126,7 +130,11 @@ class Gate:
         refused = self._refusal(scope)
         if refused is None:
             content = await self._whole(request)
+            if isinstance(content, bytes) and self._at_bento >= MAX_AT_BENTO and scope["path"].startswith(BENTO):
+                self._buffered -= len(content)
+                content = Refusal(503, "Busy", "too many questions wait: send again shortly", RETRY_SECONDS)
             if isinstance(content, bytes):
+                self._at_bento += scope["path"].startswith(BENTO)
                 try:
                     refused = _unreadable(scope, content)
                     if refused is None:
@@ -134,6 +142,7 @@ class Gate:
                         return
                 finally:
                     self._buffered -= len(content)
+                    self._at_bento -= scope["path"].startswith(BENTO)
             else:
                 refused = content
         await request.discard()

@@ -339,7 +339,7 @@ class Intake:
             at = self._next_moment()
             earlier: Future[None] = Future()
             self.inbox.submit([], [], earlier)
-        earlier.result()
+        earlier.result(STORE_SECONDS * 10)
         with self._moving:
             self.drain()
             customers = sorted(self._touched)
