@@ -15,7 +15,7 @@ import pyarrow as pa
 from deltalake import DeltaTable
 
 from features import tables
-from features.disk import RESERVED_BYTES, AppendOnlyFile, free_bytes, make_folder, unlink_all
+from features.disk import RESERVED_BYTES, AppendOnlyFile, check_room, free_bytes, make_folder, unlink_all
 from features.event_log import connect
 from features.home import Home
 
@@ -86,6 +86,8 @@ class DecisionLog:
         line = msgspec.json.encode(decision) + b"\n"
         with self._lock:
             try:
+                # what is left of a full disk is for what was promised
+                check_room(self._folder)
                 self._spool.write(line)
             except (OSError, ValueError) as error:
                 self.unlogged += 1
@@ -105,12 +107,12 @@ class DecisionLog:
             tables.maintain(self.table)
 
     def _flush(self) -> int:
+        if free_bytes(self._folder) < RESERVED_BYTES:
+            logger.warning("decisions wait in %s: the disk is nearly full", self._folder)
+            return 0
         rotated = self._rotate()
         moved = 0
         for sealed in sorted(set(self._folder.glob(_SPOOLS)) - {self._spool.path}):
-            if free_bytes(self._folder) < RESERVED_BYTES:
-                logger.warning("decisions wait in %s: the disk is nearly full", self._folder)
-                break
             rows = _decoded(sealed)
             # only what was just written is certainly new: any other spool may be of a flush that broke off
             known = self._known([row["decision_id"] for row in rows]) if sealed != rotated else set()

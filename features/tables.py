@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 from deltalake import DeltaTable, PostCommitHookProperties, WriterProperties, write_deltalake
+from deltalake.exceptions import DeltaError
 
 from features.clock import microseconds
 from features.disk import DamagedStateError, sync_file, sync_folder, unlink_all, write_atomically
@@ -39,17 +42,23 @@ _orphaned: dict[Path, float] = {}
 
 def append(path: Path, rows: pa.Table) -> None:
     """Append *rows* in one commit, which is on the disk when this returns; the first makes the table."""
-    # commits outlive the rows that they tell of: they keep no least and greatest identifier
-    new = {} if DeltaTable.is_deltatable(str(path)) else {"configuration": {"delta.dataSkippingStatsColumns": TIMES[0]}}
-    write_deltalake(str(path), rows, mode="append", writer_properties=_WRITER, post_commithook_properties=_HOOKS, **new)
+    write_deltalake(str(path), rows, mode="append", writer_properties=_WRITER, post_commithook_properties=_HOOKS, **_if_new(path))
     confirm(path)
 
 
 def overwrite(path: Path, rows: pa.Table) -> None:
     """Put *rows* in the place of the whole table, in one commit."""
-    new = {} if DeltaTable.is_deltatable(str(path)) else {"configuration": {"delta.dataSkippingStatsColumns": TIMES[0]}}
-    write_deltalake(str(path), rows, mode="overwrite", writer_properties=_WRITER, post_commithook_properties=_HOOKS, **new)
+    write_deltalake(str(path), rows, mode="overwrite", writer_properties=_WRITER, post_commithook_properties=_HOOKS, **_if_new(path))
     confirm(path)
+
+
+def _if_new(path: Path) -> dict[str, Any]:
+    if DeltaTable.is_deltatable(str(path)):
+        return {}
+    # nothing is promised yet: should the power be cut in the first commit, it is taken back
+    write_atomically(_mark(path), b"-1")
+    # commits outlive the rows that they tell of: they keep no least and greatest identifier
+    return {"configuration": {"delta.dataSkippingStatsColumns": TIMES[0]}}
 
 
 def files(path: Path) -> list[str]:
@@ -124,8 +133,10 @@ def keep_newest(path: Path, column: str, most_bytes: int) -> bool:
     active = files(path)
     if sum(Path(each).stat().st_size for each in active) <= most_bytes:
         return False
-    times = DeltaTable(str(path)).to_pyarrow_table(columns=[column])[column].to_pylist()
-    middle = sorted(times)[len(times) // 2]
+    query = f"SELECT quantile_disc({column}, 0.5) FROM read_parquet(?)"
+    with contextlib.closing(duckdb.connect()) as connection:
+        connection.execute("SET TimeZone='UTC'")
+        [(middle,)] = connection.execute(query, [active]).fetchall()
     DeltaTable(str(path)).delete(f"{column} < '{middle.isoformat()}'", writer_properties=_WRITER, post_commithook_properties=_HOOKS)
     confirm(path)
     logger.warning("%s held more than %d MB: what came before %s was let go", path, most_bytes // 1_000_000, middle.isoformat())
@@ -145,7 +156,7 @@ def confirm(path: Path) -> None:
                 with contextlib.suppress(FileNotFoundError):
                     sync_file(path / unquote(action["add"]["path"]))
         sync_file(commit)
-    if marked is None:
+    if marked is None or marked < 0:
         for each in files(path):
             sync_file(Path(each))
         sync_folder(path.parent)
@@ -194,7 +205,8 @@ def recover(path: Path) -> None:
         logger.warning("%s was never finished, as the power was cut: taken back; what it held is still where it came from", commit)
     unlink_all(torn)
     _check_active(path, mark)
-    confirm(path)
+    if DeltaTable.is_deltatable(str(path)):
+        confirm(path)
 
 
 def repair(path: Path) -> list[str]:
@@ -259,14 +271,18 @@ def _sizes(path: Path) -> dict[Path, int]:
 
 
 def _check_active(path: Path, mark: int | None) -> None:
+    log = path / "_delta_log"
     if not DeltaTable.is_deltatable(str(path)):
-        if mark is None:
+        if mark is None or mark < 0:
             return
         raise DamagedStateError(
             f"the table {path} is missing, though version {mark} of it was stored: put it back from a backup, or give it up: "
             "python -m features repair"
         )
-    version = DeltaTable(str(path)).version()
+    try:
+        version = DeltaTable(str(path)).version()
+    except DeltaError as error:
+        raise DamagedStateError(f"{log} cannot be read ({error}): put the table back from a backup") from None
     if mark is not None and version < mark:
         raise DamagedStateError(
             f"{path / '_delta_log'} ends at version {version}, though version {mark} was stored: put the table back from a backup, or "
@@ -282,13 +298,20 @@ def _check_active(path: Path, mark: int | None) -> None:
 
 
 def _drop_torn_checkpoint(log: Path) -> None:
-    """A pointer to the last checkpoint that was cut short is worth nothing, and is not needed."""
+    """A checkpoint that was cut short, or a pointer to one, is worth nothing, and is not needed."""
+    # the commits that a checkpoint stands for go only once it is synced
+    for checkpoint in log.glob("*.checkpoint.parquet"):
+        try:
+            pq.read_metadata(checkpoint)
+        except (pa.ArrowInvalid, OSError):
+            logger.warning("%s was never finished: taken back", checkpoint)
+            checkpoint.unlink()
     pointer = log / "_last_checkpoint"
     if not pointer.exists():
         return
     try:
         version = int(json.loads(pointer.read_bytes())["version"])
-        whole = any(each.stat().st_size for each in log.glob(f"{version:020}.checkpoint*.parquet"))
+        whole = (log / f"{version:020}.checkpoint.parquet").exists()
     except (ValueError, KeyError, TypeError):
         whole = False
     if not whole:

@@ -50,6 +50,11 @@ class Tombstones:
                 return [True for _ in events]
             return [self._may_stay(event, keep) for event in events]
 
+    def read_again(self) -> None:
+        """Forget what was lifted without being kept: the event that lifted it was not stored."""
+        with self._lock:
+            self._stamp = None
+
     def add(self, identity_keys: Sequence[str], erased_at: datetime) -> int:
         """Raise a tombstone for each key, of an erasure that is under way; returns how many."""
         rows = [(self._vault.tombstone(key), microseconds(erased_at)) for key in identity_keys]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import sqlite3
 import threading
@@ -14,6 +15,7 @@ from features.clock import microseconds
 from features.disk import check_room, explained, open_database, roll_back
 from features.home import Home
 
+READ_BYTES = 32_000_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -126,9 +128,16 @@ class Inbox:
         """The events that were received after a moment and have not left yet, oldest first; a limit of -1 is none."""
         query = """SELECT event_id, content_hash, received_at, payload, source, personal FROM waiting
                    WHERE received_at > ? ORDER BY received_at LIMIT ?"""
-        with self._reading:
-            rows = self._reader.execute(query, (microseconds(after), limit)).fetchall()
-        return [Letter(i, h, _moment(at), *rest) for i, h, at, *rest in rows]
+        found: list[Letter] = []
+        size = 0
+        with self._reading, contextlib.closing(self._reader.execute(query, (microseconds(after), limit))) as rows:
+            for i, h, at, payload, *rest in rows:
+                found.append(Letter(i, h, _moment(at), payload, *rest))
+                size += len(payload)
+                if size > READ_BYTES and limit >= 0:
+                    # large ones come in more goes: memory holds no more than this
+                    break
+        return found
 
     def refused(self, limit: int = 10_000) -> list[Refused]:
         """The rows that could not be taken and have not left yet, oldest first."""

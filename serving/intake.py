@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from features.clock import AHEAD, Clock
+from features.clock import AHEAD, Clock, WatchedClock
 from features.consent import Consents
 from features.contacts import Contacts
 from features.disk import DamagedStateError, NoSpaceError, check_room
@@ -29,7 +29,7 @@ from features.shop import Shop
 from features.snapshots import compute, replay
 from features.store import FeatureStore
 from features.timeline import open_timeline
-from features.tombstones import Tombstones
+from features.tombstones import STARTS_ANEW, Tombstones
 from features.vault import Personal, Sealed
 from serving.inbox import EPOCH, Inbox, Letter, Refused
 from serving.schemas import EventReceipt, EventsAnswer
@@ -40,6 +40,9 @@ TICK = timedelta(microseconds=1)
 STORE_SECONDS = 4.0
 """How long the disk is waited for."""
 MAX_SHOWN = 256
+REFUSED_AT_ONCE = 1_000
+MAX_WAITING_BYTES = 512_000_000
+"""How many bytes of events may wait for the log."""
 BATCHES_FOLDED_AT_ONCE = 5
 MAX_KEPT = 32_768
 """How much is kept of a row that could not be taken."""
@@ -74,6 +77,9 @@ class _Entry:
     refused: list[Refused] = field(default_factory=list)
     taken: list[tuple[SealedEvent, str | None, datetime]] = field(default_factory=list)
     repeated: list[Future[None]] = field(default_factory=list)
+    bytes: int = 0
+    settled: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Intake:
@@ -107,6 +113,9 @@ class Intake:
         self._postponed = self._seen_waiting = 0
         self._touched: dict[str, datetime] = {}
         """Customers whose aggregates do not know what the log holds, and before when all of that was received."""
+        self._generation = self._bytes = 0
+        """How often something was moved into the log, and how many bytes wait for it."""
+        self._counting = threading.Lock()
         self._ahead: set[str] = set()
         """Customers whose online rows a clock that was wrong has stamped with a time to come."""
         self._refused_waiting = len(self.inbox.refused(-1))
@@ -135,47 +144,63 @@ class Intake:
         check_room(self._home.root)
         parsed = [self._parse(raw, translate) for raw in raw_events]
         stored: Future[None] = Future()
+        ids = [p.event.event_id for p in parsed if isinstance(p, Sealed)]
+        # the log is looked at before anybody else has to wait
+        generation, logged = self._generation, self._log.known_ids(ids)
         with self._lock:
+            if generation != self._generation:
+                # what waited then may lie in the log by now
+                logged = self._log.known_ids(ids)
+            if self._bytes > MAX_WAITING_BYTES:
+                raise InboxFullError(f"{self._bytes // 1_000_000} MB of events wait for the log: send again in a few seconds")
             if self.waiting + len(parsed) > self._max_waiting:
                 raise InboxFullError(f"{self.waiting} events wait for the log: send again in a few seconds")
             entry = _Entry()
             try:
-                self._enter(entry, raw_events, parsed, stored, source)
+                self._enter(entry, raw_events, parsed, logged, stored, source)
+                entry.bytes = sum(len(x.payload) for x in entry.letters) + sum(len(x.token) for x in entry.refused)
+                with self._counting:
+                    self._refused_waiting += len(entry.refused)
+                    self._bytes += entry.bytes
                 self.inbox.submit(entry.letters, entry.refused, stored)
-            except BaseException:
-                self._take_back(entry)
+            except BaseException as failure:
+                self._settle(entry, failure)
                 raise
-            self._refused_waiting += len(entry.refused)
+        # also where nobody waits for it any more
+        stored.add_done_callback(lambda done: self._settle(entry, done.exception()))
         try:
             stored.result(STORE_SECONDS)
         except TimeoutError:
             # it may be stored yet: whoever sends it again is told once it is
+            logger.error("the disk takes longer than %.0f s", STORE_SECONDS)
             raise NotStoredError("the disk takes long: send the same again") from None
         except (sqlite3.Error, OSError, DamagedStateError, RuntimeError) as error:
-            self._take_back(entry)
+            self._settle(entry, error)
             if isinstance(error, NoSpaceError):
                 raise
             logger.error("events could not be stored: %s", error)
             raise NotStoredError("the events could not be stored: nothing of this request was taken") from None
-        except BaseException:
-            self._take_back(entry)
-            raise
+        self._settle(entry, None)
         for other in entry.repeated:
             # what is only repeated may not be on the disk yet, and may never get there
             try:
                 other.result(STORE_SECONDS)
             except Exception:
                 raise NotStoredError("what was sent before could not be stored: send the same again") from None
-        self._show(entry.taken)
         counts = {status: sum(r.status == status for r in entry.receipts) for status in ("accepted", "duplicate", "rejected", "erased")}
         return EventsAnswer(counts["accepted"], counts["duplicate"], counts["rejected"], counts["erased"], entry.receipts)
 
     def _enter(
-        self, entry: _Entry, raw_events: Sequence[Any], parsed: Sequence[Sealed | RejectedEvent], stored: Future[None], source: str
+        self,
+        entry: _Entry,
+        raw_events: Sequence[Any],
+        parsed: Sequence[Sealed | RejectedEvent],
+        logged: Mapping[str, str],
+        stored: Future[None],
+        source: str,
     ) -> None:
         """Give every event its receipt, and each new one its place; *entry* tells at any moment what was entered."""
         welcome = iter(self._tombstones.welcome(p.event for p in parsed if isinstance(p, Sealed)))
-        logged = self._log.known_ids([p.event.event_id for p in parsed if isinstance(p, Sealed)])
         for raw, sealed in zip(raw_events, parsed, strict=True):
             at = self._next_moment()
             error = sealed if isinstance(sealed, RejectedEvent) else None
@@ -207,6 +232,9 @@ class Intake:
                 else:
                     reason = f"{event.event_id!r} is already stored with other content: give a corrected event an id of its own"
                     error = RejectedEvent("event_id", reason)
+                if event.name in STARTS_ANEW:
+                    # it lifted a tombstone in memory, and is not stored
+                    self._tombstones.read_again()
             assert error is not None
             entry.refused.append(self._refused(at, source, error, raw))
             name = raw.get("event_id") if isinstance(raw, dict) else None
@@ -214,9 +242,22 @@ class Intake:
             shown = name if isinstance(name, str) and len(name) <= MAX_SHOWN and not holds_personal(name) else None
             entry.receipts.append(EventReceipt("rejected", shown, field=error.field, reason=error.reason))
 
-    def _take_back(self, entry: _Entry) -> None:
-        for letter in entry.letters:
-            self._waiting.pop(letter.event_id, None)
+    def _settle(self, entry: _Entry, failure: BaseException | None) -> None:
+        """Show what is stored, or take back what is not: once, whoever comes first."""
+        with entry.lock:
+            if entry.settled:
+                return
+            entry.settled = True
+            if failure is None:
+                self._show(entry.taken)
+                return
+            for letter in entry.letters:
+                self._waiting.pop(letter.event_id, None)
+            with self._counting:
+                self._refused_waiting = max(0, self._refused_waiting - len(entry.refused))
+                self._bytes = max(0, self._bytes - entry.bytes)
+            # a new beginning that was not stored is none
+            self._tombstones.read_again()
 
     @property
     def waiting(self) -> int:
@@ -229,13 +270,15 @@ class Intake:
 
     def _parse(self, raw: Any, translate: Translate | None) -> Sealed | RejectedEvent:
         now = self._clock()
+        # where the machine's clock was set right and is not followed yet, its honest clients are not from the future
+        latest = now + max(timedelta(), self._clock.leap) if isinstance(self._clock, WatchedClock) else now
         try:
             said = raw if translate is None else _translated(translate, raw, now)
             if not isinstance(said, dict):
                 return RejectedEvent("$", "an event must be a JSON object")
             # a translated time is corrected by when it was sent: the same message sent again is the same message
             timeless = translate is not None
-            return self._vault.seal(parse_event(said, now, self._shop.currency, self._shop.phone_region), timeless)
+            return self._vault.seal(parse_event(said, latest, self._shop.currency, self._shop.phone_region), timeless)
         except RejectedEvent as error:
             return error
 
@@ -297,18 +340,23 @@ class Intake:
         moved = 0
         with self._moving:
             self._log.catch_up()
-            while taken := self._drain_some():
+            more = True
+            while more:
+                # only as long as a pass leaves what was there when it began: under a steady stream it would never end
+                taken, more = self._drain_some()
                 moved += taken
         return moved
 
-    def _drain_some(self) -> int:
+    def _drain_some(self) -> tuple[int, bool]:
         """Append a few batches to the log, then fold them all at once: a customer's row is written once however often she came."""
         letters: list[Letter] = []
-        refused = self.inbox.refused()
+        refused = self.inbox.refused(REFUSED_AT_ONCE)
         self._log.reject([dead for each in refused if (dead := self._dead_letter(each)) is not None])
+        left = True
         for _ in range(BATCHES_FOLDED_AT_ONCE):
             more = self.inbox.waiting(after=letters[-1].received_at if letters else EPOCH)
             if not more:
+                left = False
                 break
             # what an earlier failure left unfolded goes first: only when all is folded may it leave the inbox
             batch = self._read(more)
@@ -325,9 +373,11 @@ class Intake:
         self.inbox.drained(letters, refused)
         for letter in letters:
             self._waiting.pop(letter.event_id, None)
-        with self._lock:
+        with self._counting:
+            self._generation += 1
             self._refused_waiting = max(0, self._refused_waiting - len(refused))
-        return len(letters) + len(refused)
+            self._bytes = max(0, self._bytes - sum(len(x.payload) for x in letters) - sum(len(x.token) for x in refused))
+        return len(letters) + len(refused), left or len(refused) >= REFUSED_AT_ONCE
 
     def refresh_aggregates(self) -> int:
         """Recompute the windowed features of the customers whose events have just reached the log.
@@ -456,16 +506,17 @@ class Intake:
 
         The letters leave the inbox last, so that a crash during the recovery only means another one.
         """
-        letters = self.inbox.waiting(limit=-1)
-        if not letters:
-            return
+        while letters := self.inbox.waiting():
+            self._recover_some(letters)
+
+    def _recover_some(self, letters: Sequence[Letter]) -> None:
         batch = self._read(letters)
         for row in batch:
             self._consents.note(row.event, row.known_at)
         self._log.append(batch, self.identities)
         disturbed = self.identities.take_disturbed()
         until = letters[-1].received_at + TICK
-        self._touched = dict.fromkeys(disturbed | {c for row in batch if (c := self.identities.customer_of(row.event))}, until)
+        self._touched |= dict.fromkeys(disturbed | {c for row in batch if (c := self.identities.customer_of(row.event))}, until)
         if self._touched:
             self._rebuild(sorted(self._touched), until)
         self.inbox.drained(letters, [])

@@ -79,12 +79,13 @@ class Connection(HttpToolsProtocol):
             self._header_timer.cancel()
             self._header_timer = None
         self._in_headers, self._header_bytes = False, 0
-        self.waiting.pop(self, None)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """The next bytes are another request's."""
         self._in_headers = True
+        # as long as its body has not come it may have to go for others
+        self.waiting.pop(self, None)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:

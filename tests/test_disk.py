@@ -145,18 +145,19 @@ class TestPowerCut:
                 synced.add(sync.group(1))
             elif "rename" in line and f'{events}.synced"' in line:
                 marks += 1
-                number = int((tiny.home.events.with_name("events.synced")).read_text()) if marks > 100 else None
-                assert number is None
+                if marks == 1:
+                    # before the first commit: nothing is promised yet
+                    continue
                 commits = {name for name in synced if name.startswith(f"{events}/_delta_log/") and name.endswith(".json")}
-                assert len(commits) >= marks, "the commit is synced before it is marked"
+                assert len(commits) >= marks - 1, "the commit is synced before it is marked"
                 assert {events, f"{events}/_delta_log"} <= synced, "and so are the folders"
                 assert any(name.endswith(".parquet") and Path(name).parent == Path(events) for name in synced), "and the data"
                 synced -= {events, f"{events}/_delta_log"}
             elif "unlink" in line and (gone := re.search(rf'"({events}/[^"]*\.parquet)"', line)) is not None:
                 deleted += 1
-                assert marks >= 6, "no file goes before the version without it is on the disk"
+                assert marks >= 7, "no file goes before the version without it is on the disk"
                 assert gone.group(1)
-        assert marks >= 7
+        assert marks >= 8
         assert deleted >= 5
 
     def test_a_commit_that_was_never_finished_is_taken_back(self, tiny: TinyShop) -> None:
@@ -240,8 +241,9 @@ class TestSpool:
             assert {row["decision_id"] for row in log.read()} == {"before", *(f"d{k}" for k in range(200))}
             log.close()
 
-    def test_a_full_disk_costs_the_record_and_not_the_answer(self, tmp_path: Path) -> None:
+    def test_a_full_disk_costs_the_record_and_not_the_answer(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with mounted("-t", "tmpfs", "-o", "size=256k", "tmpfs", at=tmp_path / "small") as place:
+            monkeypatch.setattr(disk, "RESERVED_BYTES", 0)
             log = DecisionLog(Home(place))
             taken = [log.append(decision(f"d{k}", features={"x": "y" * 5_000})) for k in range(100)]
             assert taken[0]
