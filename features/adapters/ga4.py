@@ -116,7 +116,10 @@ def _consent(said: Any) -> dict[str, Any]:
     if not isinstance(said, dict):
         return {}
     words = {"GRANTED": True, "DENIED": False}
-    said = {field: answer for field, answer in said.items() if isinstance(answer, str)}
+    for field in ("ad_user_data", "ad_personalization"):
+        if not isinstance(said.get(field, ""), str):
+            # passed over it might be a refusal that nobody hears
+            raise RejectedEvent(f"consent.{field}", "must be GRANTED or DENIED")
     permissions = {"ads": words[said["ad_user_data"]]} if said.get("ad_user_data") in words else {}
     purposes = {"personalization": words[said["ad_personalization"]]} if said.get("ad_personalization") in words else {}
     return {k: v for k, v in (("purposes", purposes), ("permissions", permissions)) if v}
