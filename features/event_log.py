@@ -334,7 +334,10 @@ class EventLog:
 
     def files(self) -> list[str]:
         """The Parquet files that make up the current version."""
-        return [uri.removeprefix("file://") for uri in self._table().file_uris()]
+        found = tables.files(self._home.events)
+        if not found:
+            self._table()
+        return found
 
     def count(self) -> int:
         """How many events are stored."""

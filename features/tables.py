@@ -29,6 +29,8 @@ from features.disk import DamagedStateError, sync_file, sync_folder, unlink_all,
 logger = logging.getLogger("ubiquo")
 TIMES = ("known_at", "received_at", "as_of")
 COMPACT_ABOVE_FILES = 64
+LOOKS = 3
+"""How often a look at a table is tried that others may tidy meanwhile."""
 CHECKPOINT_EVERY = 64
 """After so many commits a checkpoint stands for all before it, which then go."""
 KEPT_SECONDS = 600.0
@@ -63,6 +65,14 @@ def _if_new(path: Path) -> dict[str, Any]:
 
 def files(path: Path) -> list[str]:
     """The Parquet files that make up the current version of a table; none if there is no table."""
+    for _ in range(LOOKS):
+        # commits that a checkpoint stands for may go between the list and the look
+        with contextlib.suppress(DeltaError):
+            return _files(path)
+    return _files(path)
+
+
+def _files(path: Path) -> list[str]:
     if not DeltaTable.is_deltatable(str(path)):
         return []
     return [uri.removeprefix("file://") for uri in DeltaTable(str(path)).file_uris()]
@@ -320,27 +330,33 @@ def _drop_torn_checkpoint(log: Path) -> None:
 
 def _checkpoint_if_due(path: Path) -> None:
     log = path / "_delta_log"
-    commits = sorted(log.glob("*.json"))
-    if len(commits) <= CHECKPOINT_EVERY:
+    last = max((_number(each) for each in log.glob("*.checkpoint.parquet")), default=-1)
+    if sum(_number(each) > last for each in log.glob("*.json")) <= CHECKPOINT_EVERY:
         return
     table = DeltaTable(str(path))
     table.create_checkpoint()
-    checkpoint = log / f"{table.version():020}.checkpoint.parquet"
-    sync_file(checkpoint)
+    sync_file(log / f"{table.version():020}.checkpoint.parquet")
     sync_file(log / "_last_checkpoint")
     sync_folder(log)
-    # what the checkpoint stands for; the last few stay for whoever has just listed them
-    older = [each for each in log.glob("*.checkpoint.parquet") if each != checkpoint]
-    unlink_all([*(commit for commit in commits if int(commit.stem) < table.version()), *older])
 
 
 def _purge(path: Path, kept_seconds: float) -> None:
-    """Delete the files of no version that this process has known as such for *kept_seconds*, and what a crash left."""
-    needed, now = set(map(Path, files(path))), time.monotonic()
+    """Delete what no version needs and this process has known as such for *kept_seconds*: data files, and commits before a checkpoint.
+
+    Not at once: somebody may just have listed them.
+    """
+    needed, now, log = set(map(Path, files(path))), time.monotonic(), path / "_delta_log"
+    checkpoints = list(log.glob("*.checkpoint.parquet"))
+    last = max(map(_number, checkpoints), default=-1)
     lying = [each for each in path.glob("*.parquet") if each not in needed]
+    lying += [each for each in (*log.glob("*.json"), *checkpoints) if _number(each) < last]
     for each in lying:
         _orphaned.setdefault(each, now)
     due = [each for each in lying if now - _orphaned[each] >= kept_seconds]
     unlink_all(due)
     for each in due:
         del _orphaned[each]
+
+
+def _number(commit: Path) -> int:
+    return int(commit.name.partition(".")[0])
