@@ -6,7 +6,8 @@ import contextlib
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
@@ -50,6 +51,16 @@ def sync_file(path: Path) -> None:
 def sync_folder(path: Path) -> None:
     """Wait until the names in the folder *path* are on the disk: a new file is not there for good before."""
     sync_file(path)
+
+
+def sync_all(paths: Collection[Path]) -> None:
+    """Wait until files and folders are on the disk, all at once: they share the commits of the file system's journal."""
+    if len(paths) < 2:
+        for path in paths:
+            sync_file(path)
+        return
+    with ThreadPoolExecutor(min(8, len(paths)), "ubiquo-sync") as pool:
+        list(pool.map(sync_file, paths))
 
 
 def sync_tree(folder: Path) -> None:

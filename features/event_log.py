@@ -330,14 +330,12 @@ class EventLog:
         Raises:
             MissingStateError: the log is empty.
         """
-        return int(self._table().version())
+        self._found()
+        return tables.version(self._home.events)
 
     def files(self) -> list[str]:
         """The Parquet files that make up the current version."""
-        found = tables.files(self._home.events)
-        if not found:
-            self._table()
-        return found
+        return self._found()
 
     def count(self) -> int:
         """How many events are stored."""
@@ -373,10 +371,11 @@ class EventLog:
                 f"stayed away since. Import what is missing, or use --as-of {latest + timedelta(days=1):%Y-%m-%d}"
             )
 
-    def _table(self) -> DeltaTable:
-        if not self.exists:
+    def _found(self) -> list[str]:
+        found = tables.files(self._home.events)
+        if not found:
             raise MissingStateError(f"the event log {self._home.events} is empty: import events first (python -m features import)")
-        return DeltaTable(str(self._home.events))
+        return found
 
     def hashes_of(self, event_ids: Sequence[str]) -> dict[str, str]:
         """The content hash of each of *event_ids* that the log holds."""

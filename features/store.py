@@ -21,7 +21,7 @@ from features.home import Home, MissingStateError, configure_process
 from features.snapshots import Wanted, backfill, snapshot_path
 
 if TYPE_CHECKING:
-    import feast
+    from features.lean_feast import feast
 
 logger = logging.getLogger("ubiquo")
 Row = dict[str, Any]
@@ -40,8 +40,7 @@ class FeatureStore:
 
     def __init__(self, home: Home) -> None:
         configure_process()
-        import feast
-        from feast.repo_config import RegistryConfig, RepoConfig
+        from features.lean_feast import RegistryConfig, RepoConfig, feast
 
         # feast's import turns these on again: ibis and DuckDB warn each other of nothing a user could mend
         warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import duckdb
@@ -24,20 +25,21 @@ from deltalake import DeltaTable, PostCommitHookProperties, WriterProperties, wr
 from deltalake.exceptions import DeltaError
 
 from features.clock import microseconds
-from features.disk import DamagedStateError, sync_file, sync_folder, unlink_all, write_atomically
+from features.disk import DamagedStateError, sync_all, sync_file, sync_folder, unlink_all, write_atomically
 
 logger = logging.getLogger("ubiquo")
 TIMES = ("known_at", "received_at", "as_of")
-COMPACT_ABOVE_FILES = 64
+COMPACT_ABOVE_FILES = 32
 LOOKS = 3
 """How often a look at a table is tried that others may tidy meanwhile."""
-CHECKPOINT_EVERY = 64
+CHECKPOINT_EVERY = 32
 """After so many commits a checkpoint stands for all before it, which then go."""
 KEPT_SECONDS = 600.0
 """How long a file that no version needs any more is kept, for readers that have begun with it."""
 SMALLEST_FILE, LARGEST_FILE = 8_000_000, 256_000_000
 _HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
 _WRITER = WriterProperties(compression="ZSTD", compression_level=3)
+_MARK = b"%020d"
 _orphaned: dict[Path, float] = {}
 """Since when (monotonic) this process has known a file that no version needs."""
 
@@ -55,27 +57,64 @@ def overwrite(path: Path, rows: pa.Table) -> None:
 
 
 def _if_new(path: Path) -> dict[str, Any]:
-    if DeltaTable.is_deltatable(str(path)):
+    if version(path) >= 0:
         return {}
     # nothing is promised yet: should the power be cut in the first commit, it is taken back
-    write_atomically(_mark(path), b"-1")
+    write_atomically(_mark(path), _MARK % -1)
     # commits outlive the rows that they tell of: they keep no least and greatest identifier
     return {"configuration": {"delta.dataSkippingStatsColumns": TIMES[0]}}
 
 
 def files(path: Path) -> list[str]:
     """The Parquet files that make up the current version of a table; none if there is no table."""
+    return list(_state(path).files)
+
+
+def version(path: Path) -> int:
+    """The current version of a table; -1 if there is no table."""
+    return _state(path).version
+
+
+class _State(NamedTuple):
+    """One version of a table."""
+
+    version: int
+    files: tuple[str, ...]
+
+
+_ABSENT = _State(-1, ())
+_states: dict[Path, tuple[tuple[str, int, int], _State]] = {}
+"""What was read of each table, and by which newest commit: opening a table costs more than most of what is done with it."""
+
+
+def _state(path: Path) -> _State:
     for _ in range(LOOKS):
         # commits that a checkpoint stands for may go between the list and the look
-        with contextlib.suppress(DeltaError):
-            return _files(path)
-    return _files(path)
+        with contextlib.suppress(DeltaError, FileNotFoundError):
+            return _read_state(path)
+    return _read_state(path)
 
 
-def _files(path: Path) -> list[str]:
+def _read_state(path: Path) -> _State:
+    log = path / "_delta_log"
+    newest = max((name for name in os.listdir(log) if name.endswith(".json")), default=None) if log.is_dir() else None
+    if newest is None:
+        return _opened(path)
+    stat = (log / newest).stat()
+    commit = newest, stat.st_ino, stat.st_mtime_ns
+    known = _states.get(path)
+    if known is None or known[0] != commit:
+        # what is read may be newer than that commit by now: then it is read once more than needed
+        known = commit, _opened(path)
+        _states[path] = known
+    return known[1]
+
+
+def _opened(path: Path) -> _State:
     if not DeltaTable.is_deltatable(str(path)):
-        return []
-    return [uri.removeprefix("file://") for uri in DeltaTable(str(path)).file_uris()]
+        return _ABSENT
+    table = DeltaTable(str(path))
+    return _State(table.version(), tuple(uri.removeprefix("file://") for uri in table.file_uris()))
 
 
 def maintain(path: Path, kept_seconds: float = KEPT_SECONDS) -> None:
@@ -154,25 +193,35 @@ def keep_newest(path: Path, column: str, most_bytes: int) -> bool:
 
 
 def confirm(path: Path) -> None:
-    """Wait until everything that the current version needs is on the disk, and note the version beside the table."""
-    version, marked = DeltaTable(str(path)).version(), confirmed(path)
-    if marked == version:
+    """Wait until everything that the current version needs is on the disk, and note the version beside the table.
+
+    The note itself is synced only before something is deleted: should a power cut leave an older one, what lies beyond it is looked
+    at and found whole.
+    """
+    current, marked = version(path), confirmed(path)
+    if marked == current:
         return
     log = path / "_delta_log"
-    for commit in sorted(each for each in log.glob("*.json") if marked is None or int(each.stem) > marked):
-        for action in _actions(commit):
-            if "add" in action:
-                # removed again by a later commit, perhaps
-                with contextlib.suppress(FileNotFoundError):
-                    sync_file(path / unquote(action["add"]["path"]))
-        sync_file(commit)
+    commits = sorted(each for each in log.glob("*.json") if marked is None or int(each.stem) > marked)
+    added = {path / unquote(action["add"]["path"]) for commit in commits for action in _actions(commit) if "add" in action}
+    folders = [path, log]
     if marked is None or marked < 0:
-        for each in files(path):
-            sync_file(Path(each))
-        sync_folder(path.parent)
-    sync_folder(path)
-    sync_folder(log)
-    write_atomically(_mark(path), str(version).encode())
+        added |= set(map(Path, files(path)))
+        folders.append(path.parent)
+    # removed again by a later commit, perhaps
+    sync_all([*(file for file in added if file.exists()), *commits])
+    sync_all(folders)
+    _note(path, current)
+
+
+def _note(path: Path, current: int) -> None:
+    mark, content = _mark(path), _MARK % current
+    if mark.exists() and mark.stat().st_size == len(content):
+        # in place: a disk writes so few bytes whole or not at all
+        with open(mark, "r+b", buffering=0) as file:
+            file.write(content)
+    else:
+        write_atomically(mark, content)
 
 
 def confirmed(path: Path) -> int | None:
@@ -290,12 +339,12 @@ def _check_active(path: Path, mark: int | None) -> None:
             "python -m features repair"
         )
     try:
-        version = DeltaTable(str(path)).version()
+        newest = DeltaTable(str(path)).version()
     except DeltaError as error:
         raise DamagedStateError(f"{log} cannot be read ({error}): put the table back from a backup") from None
-    if mark is not None and version < mark:
+    if mark is not None and newest < mark:
         raise DamagedStateError(
-            f"{path / '_delta_log'} ends at version {version}, though version {mark} was stored: put the table back from a backup, or "
+            f"{path / '_delta_log'} ends at version {newest}, though version {mark} was stored: put the table back from a backup, or "
             "give up what is missing: python -m features repair"
         )
     for file, size in _sizes(path).items():
@@ -320,8 +369,8 @@ def _drop_torn_checkpoint(log: Path) -> None:
     if not pointer.exists():
         return
     try:
-        version = int(json.loads(pointer.read_bytes())["version"])
-        whole = (log / f"{version:020}.checkpoint.parquet").exists()
+        stands_for = int(json.loads(pointer.read_bytes())["version"])
+        whole = (log / f"{stands_for:020}.checkpoint.parquet").exists()
     except (ValueError, KeyError, TypeError):
         whole = False
     if not whole:
@@ -353,6 +402,9 @@ def _purge(path: Path, kept_seconds: float) -> None:
     for each in lying:
         _orphaned.setdefault(each, now)
     due = [each for each in lying if now - _orphaned[each] >= kept_seconds]
+    if due and _mark(path).exists():
+        # an older note would have these looked for
+        sync_file(_mark(path))
     unlink_all(due)
     for each in due:
         del _orphaned[each]

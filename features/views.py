@@ -6,13 +6,25 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import pyarrow as pa
-from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
-from feast.data_format import ParquetFormat
-from feast.types import Array, Bool, FeastType, Float64, Int64, String
 
 from features.consent import FEATURES, STATISTICS
 from features.events import Purpose
 from features.home import Home
+from features.lean_feast import (
+    Array,
+    Bool,
+    Entity,
+    FeastType,
+    FeatureService,
+    FeatureView,
+    Field,
+    FileSource,
+    Float64,
+    Int64,
+    ParquetFormat,
+    String,
+    ValueType,
+)
 
 _ACTIVITY_FLOATS = (
     "gap_mean_days", "gap_sd_days", "gap_p90_days", "visit_trend", "spend_trend", "basket_minor_91", "recency_over_gap_mean",

@@ -502,24 +502,32 @@ class Intake:
             return self._replayed(customers[:middle], at) | self._replayed(customers[middle:], at)
 
     def _recover(self) -> None:
-        """After a crash: what was acknowledged but not folded or logged is brought in now, from the log itself.
+        """After a crash: what was acknowledged and has not left the inbox counts in answers again, as if it had just come in.
 
-        The letters leave the inbox last, so that a crash during the recovery only means another one.
+        The next drain brings it into log and rows. What lies in the log already may have reached the rows or not, so these are made
+        anew. What cannot be read or learnt is skipped here: that drain makes a dead letter of it.
         """
-        while letters := self.inbox.waiting():
-            self._recover_some(letters)
-
-    def _recover_some(self, letters: Sequence[Letter]) -> None:
-        batch = self._read(letters)
-        for row in batch:
-            self._consents.note(row.event, row.known_at)
-        self._log.append(batch, self.identities)
-        disturbed = self.identities.take_disturbed()
-        until = letters[-1].received_at + TICK
-        self._touched |= dict.fromkeys(disturbed | {c for row in batch if (c := self.identities.customer_of(row.event))}, until)
-        if self._touched:
-            self._rebuild(sorted(self._touched), until)
-        self.inbox.drained(letters, [])
+        stored: Future[None] = Future()
+        stored.set_result(None)
+        after = EPOCH
+        while letters := self.inbox.waiting(after=after):
+            after = letters[-1].received_at
+            logged = self._log.known_ids([letter.event_id for letter in letters])
+            taken = []
+            for letter in letters:
+                self._waiting[letter.event_id] = letter.content_hash, stored
+                self._bytes += len(letter.payload)
+                try:
+                    event = self._incoming(letter).event
+                    customer = self._learn(event, letter.received_at)
+                except Exception as error:
+                    logger.error("a letter in the inbox cannot be taken up again (%s)", type(error).__name__)
+                    continue
+                taken.append((event, customer, letter.received_at))
+                if customer is not None and letter.event_id in logged:
+                    self._spoilt.add(customer)
+                    self._touched[customer] = letter.received_at + TICK
+            self._show(taken)
 
     def _push_view(self, view: str, customers: Sequence[str], at: datetime) -> None:
         found: set[str] = set()
