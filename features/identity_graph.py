@@ -11,13 +11,16 @@ from features.identifiers import RANK, RULES, IdentifierKind, kind_of, names_a_p
 
 BY_HAND = ("joined", "parted")
 """What people decided: a rebuild keeps it."""
+MOST_USERS = 100
+"""What so many identifiers of people were seen with is shared for good, and no further one is remembered."""
 
 
 class Step(NamedTuple):
     """One thing that became known of an identifier: from *known_at* on it belongs to this customer, or (None) to nobody.
 
-    Causes: ``seen`` first or earlier than thought; ``linked`` with another of hers; ``merged`` two customers; ``shared`` by
-    several people; ``split`` from what a shared one had joined; ``joined`` and ``parted`` by hand.
+    Causes: ``seen`` first or earlier than thought; ``linked`` with another of theirs; ``merged`` two customers; ``shared`` by
+    several people; ``used``, though shared, together with one more of them; ``returned`` to the one customer that all who used it
+    have turned out to be; ``split`` from what a shared one had joined; ``joined`` and ``parted`` by hand.
     """
 
     identity_key: str
@@ -48,6 +51,9 @@ class IdentityGraph:
     - an e-mail address or a phone number that would give a person more addresses than ``RULES`` allow is a shared one (a call
       centre's number, a test address): what it had joined is split again.
 
+    Who used a shared identifier is remembered: should they turn out to be one customer, it is theirs again. So it makes no
+    difference whether a customer's identifiers were seen together before a device of theirs was seen with each, or after.
+
     A look-up is one read of a dictionary.
     """
 
@@ -61,6 +67,10 @@ class IdentityGraph:
         self._changed: dict[str, datetime] = {}
         self._members: dict[str, tuple[str, ...]] = {}
         self._links: dict[str, set[str]] = {}
+        self._users: dict[str, set[str]] = {}
+        """The identifiers of people with which each shared one was seen."""
+        self._used: dict[str, set[str]] = {}
+        """The shared identifiers that each was seen with: the inverse."""
         self._apart: set[frozenset[str]] = set()
         self._moved: dict[str, str] = {}
         self._undo: list[Callable[[], Any]] | None = None
@@ -74,6 +84,11 @@ class IdentityGraph:
             if pair not in self._apart:
                 self._apart.add(pair)
                 self._note(lambda: self._apart.discard(pair))
+            return
+        if step.cause == "used":
+            if step.through is not None:
+                self._note_user(key, step.through)
+            self._set(self._changed, key, max(step.known_at, self._changed.get(key, step.known_at)))
             return
         before = self._owner.get(key)
         if before is not None and before != owner:
@@ -98,6 +113,16 @@ class IdentityGraph:
         if step.cause == "shared":
             for other in list(self._links.get(key, ())):
                 self._unlink(key, other)
+                if names_a_person(other):
+                    self._note_user(key, other)
+        elif step.cause == "returned" and owner is not None:
+            for other in list(self._users.get(key, ())):
+                self._forget_user(key, other)
+                self._link(key, other)
+            if owner not in self.disturbed:
+                # its own past comes with it
+                self.disturbed.add(owner)
+                self._note(lambda: self.disturbed.discard(owner))
         elif step.through is not None and step.through != key:
             self._link(key, step.through)
 
@@ -134,6 +159,19 @@ class IdentityGraph:
             if not links:
                 self._links.pop(key, None)
         self._note(lambda: self._link(one, other))
+
+    def _note_user(self, shared: str, user: str) -> None:
+        if user not in self._users.get(shared, ()):
+            self._users.setdefault(shared, set()).add(user)
+            self._used.setdefault(user, set()).add(shared)
+            self._note(lambda: self._forget_user(shared, user))
+
+    def _forget_user(self, shared: str, user: str) -> None:
+        for held, key, gone in ((self._users, shared, user), (self._used, user, shared)):
+            held[key].discard(gone)
+            if not held[key]:
+                del held[key]
+        self._note(lambda: self._note_user(shared, user))
 
     def record(self, step: Step) -> None:
         """Apply a step as news."""
@@ -215,6 +253,7 @@ class IdentityGraph:
             self._attach(anchor, mint_customer_id(anchor), None, "seen", event_id, known_at)
         for key in keys:
             self._seen_earlier(key, event_id, known_at)
+            self._use_if_shared(key, anchor, event_id, known_at)
         for key in previous:
             # said outright, so no guard but a parting by hand stands against it
             if self._owner.get(key, "new") is not None and not self._parted(anchor, key):
@@ -298,9 +337,29 @@ class IdentityGraph:
         assert mine is not None
         assert theirs is not None
         stays, goes, link = (mine, theirs, (other, one)) if self._standing(mine) <= self._standing(theirs) else (theirs, mine, (one, other))
-        for key in self._members[goes]:
+        moved = self._members[goes]
+        for key in moved:
             through = link[1] if key == link[0] else None
             self.record(Step(key, stays, self._not_before(key, known_at), event_id, cause, through))
+
+        for shared in sorted({each for key in moved for each in self._used.get(key, ())}):
+            self._return_if_theirs(shared, stays, event_id, known_at)
+
+    def _use_if_shared(self, key: str, user: str, event_id: str, known_at: datetime) -> None:
+        users = self._users.get(key, set())
+        if self._owner.get(key, "new") is None and names_a_person(user) and user not in users and len(users) < MOST_USERS:
+            self.record(Step(key, None, known_at, event_id, "used", user))
+
+    def _return_if_theirs(self, shared: str, customer: str, event_id: str, known_at: datetime) -> None:
+        """Give a shared identifier back where all who used it have turned out to be this one customer."""
+        users = self._users[shared]
+        if len(users) >= MOST_USERS or any(self._owner.get(user) not in (customer, None) for user in users):
+            return
+        kind = kind_of(shared)
+        if sum(kind_of(key) == kind for key in self._members[customer]) >= RULES[kind].most:
+            return
+        through = min(user for user in users if self._owner.get(user) == customer)
+        self.record(Step(shared, customer, self._not_before(shared, known_at), event_id, "returned", through))
 
     def _standing(self, customer: str) -> tuple[int, datetime, str]:
         """Of two customers the one with the stronger identifier stays, then the one known longer."""

@@ -383,7 +383,7 @@ def attack_corpus(service: Service, examples: list[str]) -> Row:
 def attack_grammar(service: Service, most: int, seconds: float, examples: list[str], seed: int = 0) -> Row:
     row, grammar = Row("own grammar"), Grammar(seed)
     before = metric(service, "ubiquo_loop_stalls")
-    on_all(service, row, (grammar.case() for _ in range(most)), 3, time.monotonic() + seconds, examples)
+    on_all(service, row, (grammar.case() for _ in range(most)), 8, time.monotonic() + seconds, examples)
     row.stalls = int(metric(service, "ubiquo_loop_stalls") - before)
     return row
 

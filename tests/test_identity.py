@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import tempfile
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -146,6 +148,60 @@ class TestGuards:
         world.event(loyalty_card="9", email="bob@shop.org")
         assert world.event(loyalty_card="9", user_id="ada") == his, "two accounts in one event, each with an address of its own"
         assert world.who(user_id="ada") in (her, his)
+
+
+SEEN = st.lists(
+    st.tuples(st.sampled_from([0, 1]), st.sets(st.sampled_from(["cookie", "user_id", "email"]), min_size=1), st.sampled_from("cd")),
+    max_size=8,
+)
+
+
+class TestOrder:
+    """Whatever the order in which a customer's identifiers were seen, alone or together, in the end the customers are the same."""
+
+    def test_a_device_of_a_customer_known_in_two_ways_is_theirs_once_both_are_known_to_be_one(self, world: World) -> None:
+        world.event(cookie="c")
+        world.event(cookie="c", email="ada@shop.org")
+        world.event(cookie="c", user_id="ada")
+        assert world.who(cookie="c") is None, "as far as anybody knows two people use it"
+        ada = world.event(user_id="ada", email="ada@shop.org")
+        assert world.who(cookie="c") == ada
+        assert ada in world.identities.take_disturbed(), "its past is theirs"
+        world.event(cookie="c", user_id="bob")
+        assert world.who(cookie="c") is None
+
+    def test_not_as_long_as_somebody_else_has_used_it(self, world: World) -> None:
+        world.event(cookie="c", email="ada@shop.org")
+        world.event(cookie="c", user_id="ada")
+        world.event(cookie="c", user_id="bob")
+        world.event(user_id="ada", email="ada@shop.org")
+        assert world.who(cookie="c") is None
+
+    @settings(max_examples=150, deadline=None)
+    @given(SEEN, st.randoms(use_true_random=False), st.booleans())
+    def test_the_customers_are_the_same_in_any_order(self, seen: list[Any], chance: random.Random, written: bool) -> None:
+        # each person's own are shown together once, in the end or before
+        said = [({kind: f"{kind}-{n}@x.org" if kind != "cookie" else cookie for kind in kinds}) for n, kinds, cookie in seen]
+        said += [{kind: f"{kind}-{n}@x.org" for kind in ("user_id", "email")} for n in (0, 1)]
+        found = []
+        for _ in range(2):
+            with tempfile.TemporaryDirectory() as folder:
+                home = Home(Path(folder))
+                world = World(home)
+                for k, each in enumerate(said):
+                    world.event(**each)
+                    if written and k % 3 == 0:
+                        # another process goes on from what was written
+                        world.identities.flush()
+                        world.identities = Identities(home, VAULT)
+                keys = {(kind, value) for each in said for kind, value in each.items()}
+                owners = {pair: world.who(**{pair[0]: pair[1]}) for pair in keys}
+                groups: dict[str | None, set[Any]] = {}
+                for pair, owner in owners.items():
+                    groups.setdefault(owner, set()).add(pair)
+                found.append((groups.pop(None, set()), {frozenset(group) for group in groups.values()}))
+            chance.shuffle(said)
+        assert found[0] == found[1]
 
 
 class TestReversible:
