@@ -29,16 +29,19 @@ from features.disk import DamagedStateError, sync_all, sync_file, sync_folder, u
 
 logger = logging.getLogger("ubiquo")
 TIMES = ("known_at", "received_at", "as_of")
-COMPACT_ABOVE_FILES = 32
+COMPACT_ABOVE_FILES = 16
 LOOKS = 3
 """How often a look at a table is tried that others may tidy meanwhile."""
-CHECKPOINT_EVERY = 32
+CHECKPOINT_EVERY = 16
 """After so many commits a checkpoint stands for all before it, which then go."""
 KEPT_SECONDS = 600.0
 """How long a file that no version needs any more is kept, for readers that have begun with it."""
 SMALLEST_FILE, LARGEST_FILE = 8_000_000, 256_000_000
 _HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
 _WRITER = WriterProperties(compression="ZSTD", compression_level=3)
+_SHORT_MEMORY = {"delta.deletedFileRetentionDuration": "interval 0 seconds"}
+"""A checkpoint need not name the files that no version needs: ``_purge`` finds them itself. By default it does for a week, and so grows
+with every small file that was ever written."""
 _MARK = b"%020d"
 _orphaned: dict[Path, float] = {}
 """Since when (monotonic) this process has known a file that no version needs."""
@@ -62,7 +65,7 @@ def _if_new(path: Path) -> dict[str, Any]:
     # nothing is promised yet: should the power be cut in the first commit, it is taken back
     write_atomically(_mark(path), _MARK % -1)
     # commits outlive the rows that they tell of: they keep no least and greatest identifier
-    return {"configuration": {"delta.dataSkippingStatsColumns": TIMES[0]}}
+    return {"configuration": {"delta.dataSkippingStatsColumns": TIMES[0], **_SHORT_MEMORY}}
 
 
 def files(path: Path) -> list[str]:
@@ -383,6 +386,10 @@ def _checkpoint_if_due(path: Path) -> None:
     if sum(_number(each) > last for each in log.glob("*.json")) <= CHECKPOINT_EVERY:
         return
     table = DeltaTable(str(path))
+    if not _SHORT_MEMORY.items() <= table.metadata().configuration.items():
+        # made before this was set
+        table.alter.set_table_properties(_SHORT_MEMORY, post_commithook_properties=_HOOKS)
+        confirm(path)
     table.create_checkpoint()
     sync_file(log / f"{table.version():020}.checkpoint.parquet")
     sync_file(log / "_last_checkpoint")

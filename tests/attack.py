@@ -584,6 +584,85 @@ def attack_full_disk(made: Home, folder: Path, examples: list[str]) -> Row:
     return row
 
 
+def attack_power_cut(made: Home, folder: Path, examples: list[str], copies: int = 6) -> Row:
+    """Copies of the disk while a service takes events in and erases customers: whatever was promised by then must be on each."""
+    row = Row("the power is cut while a customer is erased")
+    size = sum(path.stat().st_size for path in made.root.rglob("*") if path.is_file())
+    image, place = folder / "image", folder / "disk"
+    place.mkdir()
+    with open(image, "wb") as file:
+        file.truncate(3 * size + 400_000_000)
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    cards, taken, promised = loyalty_cards(made), list[str](), list[tuple[Path, list[str], set[str]]]()
+    with mounted_image(image, place):
+        home = copy_home(made, place / "home")
+        # what was there before is on the disk
+        os.sync()
+        service = start_service(home)
+        sender = Sender(service.port)
+        sender.taken = taken
+        sender.start()
+        erased: set[str] = set()
+
+        def erase() -> None:
+            for card in cards[: copies // 2]:
+                _, profile = service.post("/v1/profile", {"identifiers": {"loyalty_card": card}})
+                status, answer = service.get(f"/v1/customers/{profile['customer_id']}", "DELETE")
+                receipt = json.loads(answer)
+                while status == 202:
+                    time.sleep(0.1)
+                    status, answer = service.get(f"/v1/erasures/{receipt['receipt_id']}")
+                if status == 200:
+                    erased.add(card)
+
+        eraser = threading.Thread(target=erase, daemon=True)
+        eraser.start()
+        for k in range(copies):
+            # while one is erased, and at once when a receipt is given
+            before, until = len(erased), time.monotonic() + (1.5 if k % 2 == 0 else 30)
+            while len(erased) == before and time.monotonic() < until and eraser.is_alive():
+                time.sleep(0.02)
+            by_then = list(taken), set(erased)
+            service.process.send_signal(signal.SIGSTOP)
+            copy = folder / f"image-{k}"
+            subprocess.run(["cp", "--sparse=always", str(image), str(copy)], check=True)
+            service.process.send_signal(signal.SIGCONT)
+            promised.append((copy, *by_then))
+        eraser.join(120)
+        stop_service(service, signal.SIGKILL)
+        sender.join(60)
+    for copy, acknowledged, gone in promised:
+        row.cases += 1
+        with mounted_image(copy, place):
+            home = Home(place / "home")
+            service = start_service(home)
+            for card in sorted(gone):
+                if service.post("/v1/profile", {"identifiers": {"loyalty_card": card}})[0] != 404:
+                    row.errors += 1
+                    examples.append(f"{copy.name}: a customer who was erased is there again")
+            for card in cards[copies:][:5]:
+                if service.post("/v1/profile", {"identifiers": {"loyalty_card": card}})[0] != 200:
+                    row.errors += 1
+                    examples.append(f"{copy.name}: a customer who was there is gone")
+            stop_service(service)
+            held = stored(home)
+            row.acknowledged += len(acknowledged)
+            row.lost += sum(name not in held for name in acknowledged)
+            row.twice += sum(count > 1 for count in held.values())
+        copy.unlink()
+    row.notes.append(f"erased by the last copy: {len(promised[-1][2])} of {copies // 2}")
+    return row
+
+
+@contextlib.contextmanager
+def mounted_image(image: Path, place: Path) -> Iterator[None]:
+    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
 @dataclass
 class Timed:
     """What came of requests that were sent at a steady rate, whether or not earlier ones were answered."""
@@ -767,6 +846,7 @@ def main() -> int:
         run(attack_grammar, service, most, budget * 0.25)
         stop_service(service)
         run(attack_full_disk, made, folder)
+        run(attack_power_cut, made, folder)
         run(attack_clock, made, folder)
         rows.append(attack_kills(copy_home(made, folder / "killed"), kills, began + budget))
     show(rows, console)
