@@ -135,13 +135,25 @@ class Consents:
             answer = statement.said.get(subject, answer)
         return answer
 
-    def usable(self, keys: Sequence[str], purpose: Purpose, occurred_at: datetime) -> bool:
-        """Whether what occurred then may be used now: it was allowed at the time and is not withdrawn."""
-        answer = self.policy.default(purpose)
-        for each in self.intervals(keys, purpose):
-            if (each.starts is None or each.starts <= occurred_at) and (each.ends is None or occurred_at < each.ends):
-                answer = each.allowed
-        return answer
+    def usable(self, keys: Sequence[str], purpose: Purpose, occurred_at: datetime, declared: Sequence[str] | None = None) -> bool:
+        """Whether what occurred then may be used now: it was allowed at the time and is not withdrawn.
+
+        What a source *declared* of its rows stands in for what the customer has not said.
+        """
+        return self.judge(keys, purpose)(occurred_at, declared)
+
+    def judge(self, keys: Sequence[str], purpose: Purpose) -> Callable[[datetime, Sequence[str] | None], bool]:
+        """As ``usable``, for many events of one customer."""
+        intervals, default = self.intervals(keys, purpose), self.policy.default(purpose)
+
+        def usable(occurred_at: datetime, declared: Sequence[str] | None) -> bool:
+            answer = default if declared is None else purpose in declared
+            for each in intervals:
+                if (each.starts is None or each.starts <= occurred_at) and (each.ends is None or occurred_at < each.ends):
+                    answer = each.allowed
+            return answer
+
+        return usable
 
     def forbidden_channels(self, keys: Iterable[str]) -> frozenset[str]:
         """The channels by which she may not be contacted now."""
@@ -172,12 +184,12 @@ class Consents:
         with self._lock:
             return sorted(self._by_key)
 
-    def speakers(self, owner: Callable[[str], str | None]) -> dict[str, list[str]]:
-        """Each customer who said anything, with the identity keys that she said it under."""
+    def speakers(self, owners: Mapping[str, str | None]) -> dict[str, list[str]]:
+        """Of the customers to whom *owners* gives identity keys, those who said anything, with the keys that they said it under."""
         found: dict[str, list[str]] = {}
-        for key in self.keys():
-            customer = owner(key)
-            if customer is not None:
+        for key in sorted(owners):
+            customer = owners[key]
+            if customer is not None and key in self._by_key:
                 found.setdefault(customer, []).append(key)
         return found
 

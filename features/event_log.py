@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 from collections.abc import Collection, Sequence
@@ -21,11 +20,12 @@ from numpy.typing import NDArray
 
 from features import tables
 from features.contacts import Contacts
+from features.event_index import EventIndex, Incoming
 from features.events import SealedEvent, identity_key
 from features.home import Home, MissingStateError
 from features.identity import Identities
 from features.tombstones import Tombstones
-from features.vault import IDENTIFIER, Personal, Vault
+from features.vault import IDENTIFIER, Vault
 
 logger = logging.getLogger("ubiquo")
 _TIME = pa.timestamp("us", tz="UTC")
@@ -84,27 +84,6 @@ MOST_LETTER_BYTES = 1_000_000_000
 MAINTAIN_EVERY = 64
 """After so many appends of one process the tables are made small again."""
 _TAKEN = "{!r} is already stored with other content: give a corrected event an id of its own"
-LOOKS = 3
-"""How often a look at files is tried that others may replace meanwhile."""
-INDEX_FROM = 5_000
-"""Batches of so many events look their ids up in an index."""
-
-
-class Incoming(NamedTuple):
-    """A checked event on its way into the log."""
-
-    event: SealedEvent
-    content_hash: str
-    known_at: datetime
-    """From when on a feature or a training set may use it: its receipt if live, its import's declaration otherwise."""
-    received_at: datetime
-    source: str
-    consent_basis: str | None = None
-    """On what basis it was collected, where an import declares it for all its rows."""
-    declared_purposes: Sequence[str] | None = None
-    """For what it may be used by that basis; None leaves it to the customer and the policy."""
-    personal: Sequence[Personal] = ()
-    """What the contact table is to keep of it."""
 
 
 class DeadLetter(NamedTuple):
@@ -143,8 +122,6 @@ class EventLog:
     def __init__(self, home: Home, timezone: str) -> None:
         self._home = home
         self._zone = ZoneInfo(timezone)
-        self._index: _Index | None = None
-        self._seen = SeenIds("event_id")
         self._letters = SeenIds("letter_id")
         self._appends = 0
 
@@ -159,8 +136,19 @@ class EventLog:
         return Contacts(self._home, self.vault)
 
     @cached_property
+    def index(self) -> EventIndex:
+        """By which events are found without reading the log."""
+        return EventIndex(self._home.event_index, self._home.events)
+
+    @cached_property
     def _tombstones(self) -> Tombstones:
         return Tombstones(self._home, self.vault)
+
+    def close(self) -> None:
+        """Let go of the index's file; it is opened again where it is needed."""
+        index = self.__dict__.pop("index", None)
+        if index is not None:
+            index.close()
 
     def append(self, batch: Sequence[Incoming], identities: Identities) -> AppendReport:
         """Store the events not stored yet, in one atomic commit; safe to repeat after a crash at any point.
@@ -172,7 +160,8 @@ class EventLog:
             return AppendReport(0, 0, 0)
         with self._home.locked("log"):
             welcome = self._tombstones.welcome((row.event for row in batch), keep=True)
-            stored = self._stored([row.event.event_id for row in batch])
+            self.index.catch_up()
+            stored = self.hashes_of([row.event.event_id for row in batch])
             fresh: list[Incoming] = []
             letters: list[DeadLetter] = []
             repeated = 0
@@ -191,11 +180,9 @@ class EventLog:
             identities.flush()
             if fresh:
                 tables.append(self._home.events, table)
+                self.index.add(fresh, tables.version(self._home.events))
             self._reject(letters)
-            ids, files = [row.event.event_id for row in fresh], tables.files(self._home.events)
-            self._seen.add(ids, files)
-            if self._index is not None:
-                self._index.add(ids, [row.content_hash for row in fresh], self._version_now())
+            files = tables.files(self._home.events)
         self._tidy(len(files))
         return AppendReport(len(fresh), repeated, len(letters), len(batch) - sum(welcome), fresh)
 
@@ -215,18 +202,18 @@ class EventLog:
             else:
                 taken.append(row)
         try:
-            return taken, self._to_arrow(taken)
+            return taken, self.to_arrow(taken)
         except (pa.ArrowException, ValueError, TypeError, OverflowError):
             kept = []
             for row in taken:
                 try:
-                    self._to_arrow([row])
+                    self.to_arrow([row])
                 except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
                     logger.exception("an event cannot be stored; it becomes a dead letter")
                     letters.append(self._letter(row, "$", f"a value in it cannot be stored ({type(error).__name__})"))
                 else:
                     kept.append(row)
-            return kept, self._to_arrow(kept)
+            return kept, self.to_arrow(kept)
 
     def maintain(self, kept_seconds: float = tables.KEPT_SECONDS) -> None:
         """Keep the tables of the log in few files, and the dead letters within their bound."""
@@ -379,40 +366,24 @@ class EventLog:
 
     def hashes_of(self, event_ids: Sequence[str]) -> dict[str, str]:
         """The content hash of each of *event_ids* that the log holds."""
-        if not event_ids or not self.exists:
-            return {}
-        connection = connect()
-        connection.register("batch", pa.table({"event_id": pa.array(event_ids, pa.string())}))
-        query = "SELECT event_id, content_hash FROM read_parquet(?) SEMI JOIN batch USING (event_id)"
-        for _ in range(LOOKS):
-            # an erasure may take a file away between the list and the look
-            with contextlib.suppress(duckdb.IOException):
-                return dict(connection.execute(query, [self.files()]).fetchall())
-        return dict(connection.execute(query, [self.files()]).fetchall())
-
-    def _stored(self, event_ids: Sequence[str]) -> dict[str, str]:
-        """As ``hashes_of``; while batches are large, from an index, as scanning the whole log for each would be quadratic."""
-        self._seen.catch_up(self.files() if self.exists else [])
-        event_ids = self._seen.perhaps(event_ids)
-        if len(event_ids) < INDEX_FROM:
-            return self.hashes_of(event_ids)
-        version = self._version_now()
-        if self._index is None or self._index.version != version:
-            self._index = _Index(self.files() if self.exists else [], version)
-        return self._index.hashes_of(event_ids)
-
-    def known_ids(self, event_ids: Sequence[str]) -> dict[str, str]:
-        """The content hash of each of *event_ids* that the log held when it was last looked at by ``catch_up`` or ``append``."""
-        return self.hashes_of(self._seen.perhaps(event_ids))
+        return self.index.hashes_of(event_ids)
 
     def catch_up(self) -> None:
-        """Take note of what other processes have appended."""
-        self._seen.catch_up(self.files() if self.exists else [])
+        """Take note of what a crash kept from the index."""
+        if self.index.version != tables.version(self._home.events):
+            with self._home.locked("log"):
+                self.index.catch_up()
 
-    def _version_now(self) -> int:
-        return self.version() if self.exists else -1
+    def erase(self, event_ids: Sequence[str]) -> int:
+        """Delete events and every older version of the log; returns how many there were."""
+        with self._home.locked("log"):
+            self.index.catch_up()
+            gone = tables.erase(self._home.events, "event_id", event_ids)
+            self.index.forget(event_ids, tables.version(self._home.events))
+            return gone
 
-    def _to_arrow(self, rows: Sequence[Incoming]) -> pa.Table:
+    def to_arrow(self, rows: Sequence[Incoming]) -> pa.Table:
+        """Events as the log holds them."""
         events = [row.event for row in rows]
         local = [event.occurred_at.astimezone(self._zone) for event in events]
         columns = {
@@ -435,26 +406,6 @@ class EventLog:
         for name in set(EVENT_SCHEMA.names) - set(arrays):
             arrays[name] = pa.array([getattr(event, name) for event in events], EVENT_SCHEMA.field(name).type)
         return pa.table([arrays[name] for name in EVENT_SCHEMA.names], schema=EVENT_SCHEMA)
-
-
-class _Index:
-    """The ids of one version of the log with their content hashes, as numbers: 32 bytes an event."""
-
-    def __init__(self, files: Sequence[str], version: int) -> None:
-        self._db, self.version = connect(), version
-        hashes = "SELECT md5_number(event_id) AS id, ('0x' || content_hash)::UHUGEINT AS content"
-        source = f"read_parquet({list(files)!r})" if files else "(SELECT NULL AS event_id, NULL AS content_hash LIMIT 0)"
-        self._db.execute(f"CREATE TABLE stored AS {hashes} FROM {source}").fetchall()
-
-    def hashes_of(self, event_ids: Sequence[str]) -> dict[str, str]:
-        self._db.register("batch", pa.table({"event_id": pa.array(event_ids, pa.string())}))
-        query = "SELECT event_id, content FROM stored JOIN (SELECT DISTINCT event_id, md5_number(event_id) AS id FROM batch) USING (id)"
-        return {event_id: f"{int(content):032x}" for event_id, content in self._db.execute(query).fetchall()}
-
-    def add(self, event_ids: Sequence[str], hashes: Sequence[str], version: int) -> None:
-        self._db.register("batch", pa.table({"event_id": pa.array(event_ids, pa.string()), "content_hash": pa.array(hashes, pa.string())}))
-        self._db.execute("INSERT INTO stored SELECT md5_number(event_id), ('0x' || content_hash)::UHUGEINT FROM batch").fetchall()
-        self.version = version
 
 
 class SeenIds:

@@ -88,6 +88,11 @@ class Home:
         return self.root / "access.db"
 
     @property
+    def event_index(self) -> Path:
+        """The SQLite file by which events are found by id and by identifier."""
+        return self.root / "log" / "events.index"
+
+    @property
     def secret(self) -> Path:
         """The file of the secret under which identifiers are hashed and contacts encrypted."""
         return self.root / "secret.key"

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
@@ -113,6 +114,11 @@ class Identities:
         """The customer of every identity key; None where it identifies nobody."""
         return self._graph.owners()
 
+    def owners_before(self, keys: Iterable[str], moment: datetime) -> dict[str, str | None] | None:
+        """The customer of each of *keys* that was known before *moment*; None where only the table tells, as one has changed since."""
+        with self._lock:
+            return self._graph.owners_before(keys, moment)
+
     def current(self, customer_id: str) -> str:
         """The customer that *customer_id* has become by merges: itself, mostly."""
         return self._graph.current(customer_id)
@@ -142,16 +148,27 @@ class Identities:
         return self._graph.parted(one, other)
 
     def lost(self, customer_id: str) -> list[str]:
-        """The keys that were hers, or of those merged into her, and identify nobody any more."""
-        hers = {customer_id, *self.former(customer_id)}
-        keys = {step.identity_key for step in self.steps() if step.customer_id in hers}
+        """The keys that were theirs, or of those merged into them, and identify nobody any more."""
+        keys = {step.identity_key for step in self._steps_about((), (customer_id, *self.former(customer_id)))}
         return sorted(key for key in keys if self.knows(key) and self.owner_of([key]) is None)
 
     def story(self, customer_id: str) -> list[Step]:
-        """How the customer came to be: everything known of her identifiers and of what was split from them, oldest first."""
-        wanted = {*self.members(customer_id)}
-        steps = [step for step in self.steps() if step.identity_key in wanted or step.customer_id == customer_id]
-        return sorted(steps, key=lambda step: step.known_at)
+        """How the customer came to be: everything known of their identifiers and of what was split from them, oldest first."""
+        return sorted(self._steps_about(self.members(customer_id), [customer_id]), key=lambda step: step.known_at)
+
+    def _steps_about(self, keys: Collection[str], customers: Collection[str]) -> list[Step]:
+        """The steps of these identity keys and of these customers, in the order in which they were written."""
+        with self._lock:
+            paths, news = files(self._home.identifiers), list(self._graph.news)
+        found = [step for step in news if step.identity_key in keys or step.customer_id in customers]
+        if not paths:
+            return found
+        query = f"""SELECT {", ".join(SCHEMA.names)} FROM read_parquet(?)
+                    WHERE identity_key IN (SELECT unnest(?::VARCHAR[])) OR customer_id IN (SELECT unnest(?::VARCHAR[])) ORDER BY seq"""
+        with duckdb.connect() as connection:
+            connection.execute("SET TimeZone='UTC'")
+            rows = connection.execute(query, [paths, list(keys), list(customers)]).to_arrow_table()
+        return [*_steps(rows.cast(SCHEMA)), *found]
 
     def steps(self) -> list[Step]:
         """The whole table, in the order in which it was written, and what is to be written."""

@@ -184,6 +184,17 @@ class IdentityGraph:
         """The customer of the first of *keys* that has one."""
         return next((owner for key in keys if (owner := self._owner.get(key)) is not None), None)
 
+    def owners_before(self, keys: Iterable[str], moment: datetime) -> dict[str, str | None] | None:
+        """The customer of each of *keys* that was known before *moment*; None where one has changed hands since."""
+        found = {}
+        for key in keys:
+            if key not in self._owner or self._since[key] >= moment:
+                continue
+            if self._changed.get(key, self._since[key]) >= moment:
+                return None
+            found[key] = self._owner[key]
+        return found
+
     def current(self, customer_id: str) -> str:
         """The customer that *customer_id* has become by merges: itself, mostly."""
         while customer_id not in self._members and customer_id in self._moved:

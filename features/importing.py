@@ -15,7 +15,8 @@ import msgspec
 from features.catalogue import Catalogue
 from features.clock import system_clock
 from features.disk import write_atomically
-from features.event_log import DeadLetter, EventLog, Incoming
+from features.event_index import Incoming
+from features.event_log import DeadLetter, EventLog
 from features.events import Purpose, RejectedEvent, parse_event
 from features.home import Home
 from features.identity import Identities

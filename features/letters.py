@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from features.adapters import ga4, segment
-from features.event_log import EventLog, Incoming
+from features.event_index import Incoming
+from features.event_log import EventLog
 from features.events import RejectedEvent, parse_event
 from features.home import Home
 from features.identity import Identities

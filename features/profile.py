@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
-import duckdb
+import msgspec
 
 from features.consent import Consents, told
 from features.contacts import Contacts
-from features.event_log import EventLog, connect
+from features.event_log import EventLog
+from features.events import SealedEvent
 from features.home import Home
 from features.identifiers import kind_of
 from features.identity import Identities
 from features.shop import Shop
-from features.timeline import open_timeline
 from features.vault import IDENTIFIER
 
 SHOWN = ("occurred_at", "name", "channel", "store_id", "items", "query", "campaign_id", "offer_id", "traits")
@@ -42,7 +41,7 @@ def profile(
         raise UnknownCustomerError("no customer is known by that id")
     held = contacts.of(keys)
     clear = {each.identity_key: each.value for each in held if each.field == IDENTIFIER}
-    events, withheld = _timeline(home, consents, customer_id, keys, limit)
+    events, withheld = _timeline(home, identities, consents, customer_id, keys, limit)
     return {
         "customer_id": customer_id,
         "formerly": identities.former(customer_id),
@@ -58,28 +57,29 @@ def profile(
     }
 
 
-def _timeline(home: Home, consents: Consents, customer_id: str, keys: Sequence[str], limit: int) -> tuple[list[dict[str, Any]], int]:
-    log = EventLog(home, Shop.load(home).timezone)
-    if not log.exists:
-        return [], 0
-    # later than anything known, as a timeline is strictly before
-    with contextlib.closing(open_timeline(home, datetime(9998, 1, 1, tzinfo=UTC), [customer_id], consents=consents)) as opened:
-        mine = opened.events.filter(opened.events.customer_id == customer_id)
-        rows = mine.order_by([mine.occurred_at.desc(), mine.event_id]).limit(limit).select(*SHOWN).to_pyarrow().to_pylist()
-        usable = int(mine.count().execute())
-    for row in rows:
-        row["traits"] = dict(row["traits"] or [])
-    return [{k: v for k, v in row.items() if v not in (None, [], {})} for row in rows], len(events_of(log.files(), keys)) - usable
+def _timeline(
+    home: Home, identities: Identities, consents: Consents, customer_id: str, keys: Sequence[str], limit: int
+) -> tuple[list[dict[str, Any]], int]:
+    """The customer's latest usable events and how many are withheld: looked up by their identifiers."""
+    with contextlib.closing(EventLog(home, Shop.load(home).timezone).index) as index:
+        occurred = index.occurrences(keys)
+        # an event is whose its strongest identifier is, unless that is shared
+        unsure = [each.number for each in occurred if not each.strongest]
+        others = {n for n, row in index.numbered(unsure).items() if identities.customer_of(row.event) != customer_id}
+        usable = consents.judge(keys, "personalization")
+        theirs = [each for each in occurred if each.number not in others]
+        shown = [each.number for each in theirs if usable(each.occurred_at, each.declared)]
+        rows = [_shown(row.event) for row in index.numbered(shown[:limit]).values()]
+    return rows, len(occurred) - len(shown)
 
 
-def events_of(files: Sequence[str], keys: Sequence[str], connection: duckdb.DuckDBPyConnection | None = None) -> list[str]:
+def _shown(event: SealedEvent) -> dict[str, Any]:
+    row = {name: getattr(event, name) for name in SHOWN}
+    row["items"] = [msgspec.structs.asdict(item) for item in event.items]
+    return {k: v for k, v in row.items() if v not in (None, [], {})}
+
+
+def events_of(log: EventLog, keys: Sequence[str]) -> list[str]:
     """The ids of all events that carry any of *keys*, usable or not."""
-    if not files or not keys:
-        return []
-    db = connection or connect()
-    db.execute("CREATE OR REPLACE TEMP TABLE hers AS SELECT unnest(?) AS identity_key", [list(keys)]).fetchall()
-    query = """
-        SELECT event_id FROM (SELECT event_id, unnest(identifiers) AS pair FROM read_parquet(?))
-        WHERE pair.key || ':' || pair.value IN (SELECT identity_key FROM hers) GROUP BY event_id
-    """
-    return [event_id for (event_id,) in db.execute(query, [list(files)]).fetchall()]
+    log.catch_up()
+    return [row.event.event_id for row in log.index.of(keys)]

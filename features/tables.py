@@ -78,6 +78,22 @@ def version(path: Path) -> int:
     return _state(path).version
 
 
+def appended_since(path: Path, known: int) -> list[str] | None:
+    """The data files that were appended after version *known*; None where rows were taken out since, or commits are gone."""
+    added: list[str] = []
+    for number in range(known + 1, version(path) + 1):
+        commit = path / "_delta_log" / f"{number:020}.json"
+        if not commit.exists():
+            return None
+        for action in _actions(commit):
+            if "remove" in action and action["remove"]["dataChange"]:
+                return None
+            # a compaction changes no data
+            if "add" in action and action["add"]["dataChange"]:
+                added.append(str(path / unquote(action["add"]["path"])))
+    return added if all(Path(file).exists() for file in added) else None
+
+
 class _State(NamedTuple):
     """One version of a table."""
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import ibis
 import ibis.expr.types as ir
@@ -18,11 +19,15 @@ from features.event_log import EventLog
 from features.events import Purpose
 from features.home import Home
 from features.identifiers import KINDS
-from features.identity import SCHEMA
+from features.identity import SCHEMA, Identities
+from features.identity_graph import keys_of
 from features.shop import Shop
 
+MANY_KEYS = 10_000
+"""From so many identifiers on they are joined with what was said rather than looked up one by one."""
 _EVER, _FOREVER = datetime(1900, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
 _TIME = pa.timestamp("us", tz="UTC")
+_STEP_COLUMNS = ["identity_key", "customer_id", "known_at", "seq"]
 _SAID = pa.schema([("speaker", pa.string()), ("starts", _TIME), ("ends", _TIME), ("allowed", pa.bool_())])
 
 
@@ -77,6 +82,7 @@ def open_timeline(
     customers: Sequence[str] | None = None,
     purposes: Sequence[Purpose] = FEATURES,
     consents: Consents | None = None,
+    identities: Identities | None = None,
 ) -> Timeline:
     """Open the log of *home* on a DuckDB connection of its own, as far as consent allows: this is where consent is enforced.
 
@@ -90,6 +96,7 @@ def open_timeline(
         customers: read only these customers' events, for the micro-batch that follows an intake.
         purposes: what the events are to be used for.
         consents: what customers have said; read from the log unless given.
+        identities: who is who; with them *customers* costs what their events cost, whatever the length of the log.
 
     Raises:
         MissingStateError: nothing was imported yet.
@@ -99,9 +106,14 @@ def open_timeline(
     files = log.files()
     connection = ibis.duckdb.connect()
     connection.raw_sql("SET TimeZone='UTC'")
-    identifiers = connection.create_table("identifiers_raw", _steps(home))
     consents = consents or Consents(home, shop.consent)
-    raw = connection.read_parquet(files, table_name="log")
+    found = None if customers is None or identities is None else _by_key(log, identities, customers, identified_by)
+    if found is None:
+        identifiers = connection.create_table("identifiers_raw", _steps(home))
+        raw = connection.read_parquet(files, table_name="log")
+    else:
+        identifiers = connection.create_table("identifiers_raw", found.owners)
+        raw = connection.create_table("log", found.events, temp=True)
     known = connection.create_table("known", _as_known(identifiers, identified_by), temp=True)
     identified = _identified(raw, known.filter(known.customer_id.notnull()), bool(known.customer_id.isnull().any().execute()))
     if customers is not None:
@@ -135,16 +147,36 @@ def open_timeline(
         offers=connection.read_parquet(str(catalogue.path("offers")), table_name="offers"),
         item_context=connection.read_parquet(str(catalogue.path("item_context")), table_name="item_context"),
         shop=shop,
-        consents=consents.digest(),
+        # it names all that anybody said, which a few customers' rows need not know
+        consents=consents.digest() if customers is None else "",
     )
+
+
+class _Found(NamedTuple):
+    """What the index tells of a few customers."""
+
+    events: pa.Table
+    owners: pa.Table
+
+
+def _by_key(log: EventLog, identities: Identities, customers: Sequence[str], moment: datetime) -> _Found | None:
+    """The customers' events and the owners of all their identifiers before *moment*; None where only the identifiers table tells."""
+    keys = {key for customer in customers for key in identities.members(customer)}
+    with contextlib.closing(log.index) as index:
+        rows = index.of(keys)
+    owners = identities.owners_before(keys.union(*(keys_of(row.event.identifiers) for row in rows)), moment)
+    if owners is None:
+        return None
+    columns = [list(owners), list(owners.values()), [_EVER] * len(owners), list(range(len(owners)))]
+    schema = pa.schema([SCHEMA.field(name) for name in _STEP_COLUMNS])
+    return _Found(log.to_arrow(rows), pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema))
 
 
 def _steps(home: Home) -> pa.Table:
     """The identifiers table; empty where every event so far is anonymous."""
-    columns = ["identity_key", "customer_id", "known_at", "seq"]
     if not DeltaTable.is_deltatable(str(home.identifiers)):
-        return SCHEMA.empty_table().select(columns)
-    return DeltaTable(str(home.identifiers)).to_pyarrow_table(columns=columns)
+        return SCHEMA.empty_table().select(_STEP_COLUMNS)
+    return DeltaTable(str(home.identifiers)).to_pyarrow_table(columns=_STEP_COLUMNS)
 
 
 def _identified(raw: ir.Table, known: ir.Table, some_are_shared: bool) -> ir.Table:
@@ -170,7 +202,7 @@ def _usable(connection: Any, events: ir.Table, identifiers: ir.Table, consents: 
     as_then = [now.then.name("customer_id") if name == "customer_id" else now[name] for name in columns]
     subject = ibis.coalesce(now.customer_id, now.then)
     table = connection.create_table("with_subject", now.select(*as_then, subject=subject), temp=True)
-    speakers = _speakers(known, consents)
+    speakers = _speakers(connection, known, consents)
     for purpose in purposes:
         rows = [
             (customer, interval.starts or _EVER, interval.ends or _FOREVER, interval.allowed)
@@ -192,13 +224,16 @@ def _usable(connection: Any, events: ir.Table, identifiers: ir.Table, consents: 
     return kept.select(*columns)
 
 
-def _speakers(latest: ir.Table, consents: Consents) -> dict[str, list[str]]:
+def _speakers(connection: Any, latest: ir.Table, consents: Consents) -> dict[str, list[str]]:
     """Each present customer who has said anything, with the keys that she said it under."""
-    keys = sorted(consents.keys())
-    if not keys:
+    if consents.silent:
         return {}
-    owners = latest.filter(latest.identity_key.isin(keys)).to_pyarrow()
-    return consents.speakers(dict(zip(owners["identity_key"].to_pylist(), owners["customer_id"].to_pylist(), strict=True)).get)
+    few = int(latest.count().execute()) < MANY_KEYS
+    if not few:
+        said = connection.create_table("spoken", pa.table({"identity_key": pa.array(consents.keys(), pa.string())}), temp=True)
+        latest = latest.semi_join(said, "identity_key")
+    owners = latest.to_pyarrow()
+    return consents.speakers(dict(zip(owners["identity_key"].to_pylist(), owners["customer_id"].to_pylist(), strict=True)))
 
 
 def _as_known(identifiers: ir.Table, moment: datetime) -> ir.Table:

@@ -137,7 +137,7 @@ def _remember_output(home: Home, out: Path) -> None:
 
 def _withdrawn(identities: Identities, consents: Consents) -> set[str]:
     """The customers who do not allow their data to be used: they have no feature rows."""
-    speakers = consents.speakers(lambda key: identities.owner_of([key]))
+    speakers = consents.speakers(identities.owners())
     return {customer for customer in speakers if not _who(identities, consents, customer).may_be_used}
 
 

@@ -247,7 +247,7 @@ class Office:
         with self._alone():
             with self._intake.standing_still():
                 # a broken order may not have seen what was stored last; from the tombstones on nothing is
-                late = events_of(self._log.files(), subject.keys) if self._log.exists else []
+                late = events_of(self._log, subject.keys)
                 subject = subject.joined(replace(subject, event_ids=late))
                 counts = self._empty(subject)
             self._intake.forget(subject.customer_ids, subject.keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -68,8 +69,8 @@ class Subject:
         lost = identities.lost(customer_id)
         held = contacts.of([*keys, *lost])
         clear = [(c.identity_key.partition(":")[0], c.value) for c in held if c.field == IDENTIFIER]
-        log = EventLog(home, Shop.load(home).timezone)
-        event_ids = events_of(log.files(), keys) if log.exists else []
+        with contextlib.closing(EventLog(home, Shop.load(home).timezone)) as log:
+            event_ids = events_of(log, keys)
         personal = [c.value for c in held if c.field != IDENTIFIER]
         return cls([customer_id, *identities.former(customer_id)], keys, clear, personal, event_ids, lost)
 
@@ -106,8 +107,8 @@ class Events:
 
     def erase(self, subject: Subject) -> int:
         """Delete them and every older version of the table."""
-        with self._home.locked("log"):
-            return tables.erase(self._home.events, "event_id", subject.event_ids)
+        with contextlib.closing(EventLog(self._home, Shop.load(self._home).timezone)) as log:
+            return log.erase(subject.event_ids)
 
 
 class Waiting:

@@ -19,7 +19,8 @@ from features.clock import AHEAD, Clock, WatchedClock
 from features.consent import Consents
 from features.contacts import Contacts
 from features.disk import DamagedStateError, NoSpaceError, check_room
-from features.event_log import DeadLetter, EventLog, Incoming
+from features.event_index import Incoming
+from features.event_log import DeadLetter, EventLog
 from features.events import RejectedEvent, SealedEvent, parse_event
 from features.folds import History, Touch, fold_history
 from features.home import Home, MissingStateError
@@ -28,7 +29,7 @@ from features.identity import Identities
 from features.shop import Shop
 from features.snapshots import compute, replay
 from features.store import FeatureStore
-from features.timeline import open_timeline
+from features.timeline import Timeline, open_timeline
 from features.tombstones import STARTS_ANEW, Tombstones
 from features.vault import Personal, Sealed
 from serving.inbox import EPOCH, Inbox, Letter, Refused
@@ -146,11 +147,11 @@ class Intake:
         stored: Future[None] = Future()
         ids = [p.event.event_id for p in parsed if isinstance(p, Sealed)]
         # the log is looked at before anybody else has to wait
-        generation, logged = self._generation, self._log.known_ids(ids)
+        generation, logged = self._generation, self._log.hashes_of(ids)
         with self._lock:
             if generation != self._generation:
                 # what waited then may lie in the log by now
-                logged = self._log.known_ids(ids)
+                logged = self._log.hashes_of(ids)
             if self._bytes > MAX_WAITING_BYTES:
                 raise InboxFullError(f"{self._bytes // 1_000_000} MB of events wait for the log: send again in a few seconds")
             if self.waiting + len(parsed) > self._max_waiting:
@@ -491,7 +492,7 @@ class Intake:
             return {}
         try:
             # its tables lie in memory until it is closed, whoever may still point at it
-            with contextlib.closing(open_timeline(self._home, at, customers, consents=self._consents)) as opened:
+            with contextlib.closing(self._timeline_of(customers, at)) as opened:
                 [(_, histories)] = list(replay(opened, [at]))
             return histories
         except (ArithmeticError, TypeError, ValueError):
@@ -512,7 +513,7 @@ class Intake:
         after = EPOCH
         while letters := self.inbox.waiting(after=after):
             after = letters[-1].received_at
-            logged = self._log.known_ids([letter.event_id for letter in letters])
+            logged = self._log.hashes_of([letter.event_id for letter in letters])
             taken = []
             for letter in letters:
                 self._waiting[letter.event_id] = letter.content_hash, stored
@@ -531,12 +532,15 @@ class Intake:
 
     def _push_view(self, view: str, customers: Sequence[str], at: datetime) -> None:
         found: set[str] = set()
-        with contextlib.closing(open_timeline(self._home, at, customers, consents=self._consents)) as opened:
+        with contextlib.closing(self._timeline_of(customers, at)) as opened:
             for _, table in compute(opened, view, {at: None}):
                 rows = [{k: v for k, v in row.items() if k != "event_timestamp"} for row in table.to_pylist()]
                 found |= {row["customer_id"] for row in rows}
                 self._store.push(view, rows, at)
         self._store.delete(view, [c for c in customers if c not in found])
+
+    def _timeline_of(self, customers: Sequence[str], at: datetime) -> Timeline:
+        return open_timeline(self._home, at, customers, consents=self._consents, identities=self.identities)
 
     def _incoming(self, letter: Letter) -> Incoming:
         event = msgspec.json.decode(letter.payload, type=SealedEvent)

@@ -25,7 +25,8 @@ from scene import NEW_YEAR, SECRET, Service, copy_home, event, start_service, st
 
 os.environ["UBIQUO_SECRET"] = SECRET
 
-from features.event_log import EventLog, Incoming
+from features.event_index import Incoming
+from features.event_log import EventLog
 from features.events import parse_event
 from features.home import Home
 from features.identity import Identities

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -22,7 +23,8 @@ from typing import Any
 import psutil
 
 from features.contacts import Contacts
-from features.event_log import EventLog, Incoming
+from features.event_index import Incoming
+from features.event_log import EventLog
 from features.events import parse_event
 from features.home import Home
 from features.identity import Identities
@@ -93,17 +95,21 @@ class TinyShop:
     def log(self) -> EventLog:
         return EventLog(self.home, self.shop.timezone)
 
-    def add(self, *raw: dict[str, Any], known_at: datetime | None = None) -> Any:
-        received = self.shop.data_end
-        batch, identities = [], Identities(self.home)
+    def incoming(self, *raw: dict[str, Any], known_at: datetime | None = None) -> list[Incoming]:
+        received, batch, vault = self.shop.data_end, [], Vault.open(self.home)
         for each in raw:
-            event, content_hash, personal = identities.vault.seal(parse_event(each, received))
+            event, content_hash, personal = vault.seal(parse_event(each, received))
             batch.append(Incoming(event, content_hash, known_at or event.occurred_at, received, "test", personal=personal))
-        return self.log.append(batch, identities)
+        return batch
+
+    def add(self, *raw: dict[str, Any], known_at: datetime | None = None) -> Any:
+        return self.log.append(self.incoming(*raw, known_at=known_at), Identities(self.home))
 
 
 def copy_home(home: Home, to: Path) -> Home:
     """A trained home of one's own, to change or to destroy: the registry's paths lead into the copy."""
+    # a connection that is let go of while its home is copied takes its write-ahead log away
+    gc.collect()
     shutil.copytree(home.root, to, ignore=shutil.ignore_patterns("*.lock", "service-*.log"))
     with sqlite3.connect(to / "mlflow.db") as registry:
         tables = [name for (name,) in registry.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 
 import pytest
@@ -38,7 +39,7 @@ def test_a_line_that_repeats_comes_ever_more_rarely_and_tells_how_many_were_held
             shown.append((clock.now, record.getMessage()))
     assert [at for at, _ in shown[:5]] == [0, 5, 15, 35, 75]
     assert "49 more like it" in shown[1][1]
-    gaps = [later - earlier for (earlier, _), (later, _) in zip(shown[4:], shown[5:], strict=False)]
+    gaps = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(shown[4:])]
     assert all(gap == pytest.approx(60, abs=0.2) for gap in gaps)
 
 

@@ -1,0 +1,202 @@
+"""Events found by id and by identifier: as the log has them, whatever happened to the file that finds them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from scene import NEW_YEAR, TinyShop, event
+
+from features.consent import Consents
+from features.event_index import EventIndex
+from features.event_log import EventLog, connect
+from features.identity import Identities
+from features.profile import profile
+from features.timeline import open_timeline
+
+START = NEW_YEAR - timedelta(days=30)
+FOREVER = datetime(9998, 1, 1, tzinfo=UTC)
+COLUMNS = (
+    "event_id",
+    "customer_id",
+    "known_at",
+    "local_date",
+    "local_hour",
+    "channel",
+    "items",
+    "traits",
+    "identifiers",
+    "source",
+    "content_hash",
+)
+
+
+def lived(shop: TinyShop) -> None:
+    """A tablet that two share, a visitor who signs up, a card that is replaced, consent that is given, refused and declared, and nobody."""
+
+    def add(name: str, kind: str, day: int, items: Any = (), declared: list[str] | None = None, **identifiers: str) -> None:
+        more = {key: identifiers.pop(key) for key in list(identifiers) if key in ("previous", "consent")}
+        raw = {**event(name, kind, START + timedelta(days=day), None, items, channel="web"), "identifiers": identifiers, **more}
+        rows = shop.incoming(raw)
+        shop.log.append([row._replace(declared_purposes=declared, known_at=row.event.occurred_at) for row in rows], Identities(shop.home))
+
+    add("a1", "view_item", 1, ["i1"], cookie="visitor")
+    add("a2", "purchase", 2, [("i1", 2, 300), ("i2", 1, 50)], cookie="visitor", user_id="ada", email="ada@shop.org")
+    add("t1", "view_item", 3, ["i3"], device="tablet", user_id="ada")
+    add("t2", "view_item", 4, ["i4"], device="tablet", loyalty_card="bob")
+    add("t3", "view_item", 5, ["i5"], device="tablet")
+    add("b1", "purchase", 6, [("i6", 1, 100)], ["analytics"], loyalty_card="bob")
+    add("b2", "purchase", 7, [("i6", 1, 100)], ["personalization"], loyalty_card="bob")
+    add("c1", "consent_update", 8, user_id="ada", consent={"purposes": {"personalization": True}})  # type: ignore[arg-type]
+    add("c2", "consent_update", 9, loyalty_card="eve", consent={"purposes": {"personalization": False}})  # type: ignore[arg-type]
+    add("e1", "purchase", 10, [("i7", 1, 100)], loyalty_card="eve")
+    add("x1", "purchase", 11, [("i8", 1, 100)])
+    add("n1", "alias", 12, loyalty_card="new", previous={"loyalty_card": "bob"})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def shop(tiny: TinyShop) -> TinyShop:
+    lived(tiny)
+    return tiny
+
+
+@pytest.fixture
+def index(shop: TinyShop) -> Iterator[EventIndex]:
+    with contextlib.closing(shop.log.index) as opened:
+        yield opened
+
+
+def in_the_log(shop: TinyShop) -> dict[str, dict[str, Any]]:
+    query = "SELECT * FROM read_parquet(?)"
+    rows = connect().execute(query, [shop.log.files()]).to_arrow_table().to_pylist()
+    return {row["event_id"]: row for row in rows}
+
+
+def check(shop: TinyShop, index: EventIndex) -> None:
+    rows = in_the_log(shop)
+    assert index.hashes_of([*rows, "unknown"]) == {name: row["content_hash"] for name, row in rows.items()}
+    keys = {f"{pair['key']}:{pair['value']}" for row in rows.values() for pair in row["identifiers"]}
+    for key in keys:
+        wanted = {name for name, row in rows.items() if key in {f"{pair['key']}:{pair['value']}" for pair in row["identifiers"]}}
+        found = index.of([key])
+        assert {each.event.event_id for each in found} == wanted
+        moments = [each.event.occurred_at for each in found]
+        assert moments == sorted(moments, reverse=True)
+        table = shop.log.to_arrow(found).to_pylist()
+        assert {row["event_id"]: row for row in table} == {name: rows[name] for name in wanted}, "as the log has them, to the last field"
+    assert {each.event.event_id for each in index.of(keys)} == {name for name, row in rows.items() if row["identifiers"]}
+
+
+class TestIndex:
+    def test_it_finds_what_the_log_holds(self, shop: TinyShop, index: EventIndex) -> None:
+        check(shop, index)
+
+    def test_a_crash_between_log_and_index_is_caught_up_with(self, shop: TinyShop, monkeypatch: pytest.MonkeyPatch) -> None:
+        log, identities = shop.log, Identities(shop.home)
+
+        def crash(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(EventIndex, "add", crash)
+        late = shop.incoming(event("late", "login", START, "1"))
+        with pytest.raises(KeyboardInterrupt):
+            log.append(late, identities)
+        monkeypatch.undo()
+        assert not log.hashes_of(["late"])
+        assert log.append(late, identities).repeated == 1
+        check(shop, log.index)
+
+    @pytest.mark.parametrize("harm", ["gone", "garbage", "cut", "another format"])
+    def test_a_file_that_is_lost_or_damaged_is_made_anew(self, shop: TinyShop, harm: str, caplog: pytest.LogCaptureFixture) -> None:
+        shop.log.close()
+        path = shop.home.event_index
+        for each in path.parent.glob("events.index-*"):
+            each.unlink()
+        if harm == "gone":
+            path.unlink()
+        elif harm == "garbage":
+            path.write_bytes(b"this is no database, though it is long enough to be taken for the head of one" * 20)
+        elif harm == "cut":
+            path.write_bytes(path.read_bytes()[:5_000])
+        else:
+            with contextlib.closing(EventIndex(path, shop.home.events)) as old:
+                old._db.execute("UPDATE mark SET format = 0")
+        log = shop.log
+        log.catch_up()
+        check(shop, log.index)
+        assert "made anew" in caplog.text
+
+    def test_compaction_is_no_news(self, shop: TinyShop, caplog: pytest.LogCaptureFixture) -> None:
+        for k in range(40):
+            shop.add(event(f"e{k}", "login", START, "1"))
+        shop.log.maintain(kept_seconds=0.0)
+        shop.add(event("after", "login", START, "1"))
+        check(shop, shop.log.index)
+        assert "made anew" not in caplog.text
+
+    def test_what_is_erased_is_gone_here_too(self, shop: TinyShop) -> None:
+        hers = Identities(shop.home).vault.key("loyalty_card", "eve")
+        assert shop.log.erase(["c2", "e1"]) == 2
+        check(shop, shop.log.index)
+        assert not shop.log.index.of([hers])
+        for path in shop.home.event_index.parent.glob("events.index*"):
+            assert hers.partition(":")[2].encode() not in path.read_bytes()
+
+    def test_rows_that_something_else_took_out_are_not_found_any_more(self, shop: TinyShop) -> None:
+        from features import tables
+
+        tables.erase(shop.home.events, "event_id", ["e1"])
+        log = shop.log
+        log.catch_up()
+        check(shop, log.index)
+        assert not log.hashes_of(["e1"])
+
+
+class TestByKey:
+    """Reading a few customers by key gives what reading the whole log gives."""
+
+    @pytest.mark.parametrize("day", [1, 4, 5, 7, 9, 12, 29])
+    def test_a_few_customers_events_are_those_of_the_whole_log(self, shop: TinyShop, day: int) -> None:
+        identities, moment = Identities(shop.home), START + timedelta(days=day, hours=1)
+        for customer in identities.customers():
+            by_key = open_timeline(shop.home, moment, [customer], identities=identities)
+            whole = open_timeline(shop.home, moment, [customer])
+            found = [
+                opened.before(moment).events.order_by("event_id").select(*COLUMNS).to_pyarrow().to_pylist() for opened in (by_key, whole)
+            ]
+            assert found[0] == found[1]
+            lines = [opened.before(moment).lines.order_by("event_id", "item_id").to_pyarrow().to_pylist() for opened in (by_key, whole)]
+            assert lines[0] == lines[1]
+
+    def test_a_profile_shows_what_may_be_used_and_counts_the_rest(self, shop: TinyShop) -> None:
+        identities, consents = Identities(shop.home), Consents(shop.home, shop.shop.consent)
+        shown = {}
+        for customer in identities.customers():
+            told = profile(shop.home, identities, consents, shop.log.contacts, customer)
+            opened = open_timeline(shop.home, FOREVER, [customer], consents=consents)
+            wanted = opened.events.order_by(opened.events.occurred_at.desc()).to_pyarrow().to_pylist()
+            assert [each["occurred_at"] for each in told["events"]] == [each["occurred_at"] for each in wanted]
+            carry = shop.log.index.of(identities.members(customer))
+            assert told["withheld"] == len(carry) - len(wanted)
+            shown[customer] = len(wanted)
+        assert sorted(shown.values(), reverse=True)[:2] == [4, 3], "ada's and bob's"
+
+    def test_the_latest_come_first_and_no_more_than_asked_for(self, shop: TinyShop) -> None:
+        identities, consents = Identities(shop.home), Consents(shop.home, shop.shop.consent)
+        ada = identities.resolve({"user_id": "ada"})
+        assert ada is not None
+        told = profile(shop.home, identities, consents, shop.log.contacts, ada, limit=2)
+        assert [each["occurred_at"].day for each in told["events"]] == [(START + timedelta(days=day)).day for day in (8, 3)]
+        assert told["withheld"] == 0
+
+
+def test_two_logs_of_one_home_share_their_index(tiny: TinyShop) -> None:
+    one, other = tiny.log, tiny.log
+    assert isinstance(one, EventLog)
+    one.append(tiny.incoming(event("a", "login", START, "1")), Identities(tiny.home))
+    assert set(other.hashes_of(["a"])) == {"a"}
+    other.append(tiny.incoming(event("b", "login", START, "1")), Identities(tiny.home))
+    assert set(one.hashes_of(["a", "b"])) == {"a", "b"}
