@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any, Self
 
 import ibis
 import numpy as np
@@ -29,6 +32,10 @@ Wanted = Mapping[datetime, Sequence[str] | None]
 """For which moments a view is wanted, and for which entities (None: all)."""
 
 
+ROWS_AT_ONCE = 500
+"""How many list-valued rows of one moment are held before they are written."""
+
+
 def snapshot_path(home: Home, view: str, as_of: datetime) -> Path:
     """Where the snapshot of *view* at *as_of* lies."""
     return home.snapshots / view / f"{as_of:%Y%m%dT%H%M%S%fZ}.parquet"
@@ -42,58 +49,80 @@ def backfill(home: Home, view: str, wanted: Wanted, advance: Callable[[int], Non
     """
     if not wanted:
         return 0
-    opened = open_timeline(home, identified_by=max(wanted), purposes=VIEWS[view].purposes)
-    stamps, stale = _stamps(home, opened, wanted), {}
-    for as_of, entities in sorted(wanted.items()):
-        if _stands(snapshot_path(home, view, as_of), VIEWS[view], stamps[as_of], entities):
-            advance(1)
-        else:
-            stale[as_of] = stamps[as_of]
-    for as_of, table in compute(opened, view, {as_of: wanted[as_of] for as_of in stale}):
-        _write(snapshot_path(home, view, as_of), table, stale[as_of], complete=wanted[as_of] is None)
-        advance(1)
+    with contextlib.closing(open_timeline(home, identified_by=max(wanted), purposes=VIEWS[view].purposes)) as opened:
+        stamps, stale = _stamps(home, opened, wanted), dict[datetime, Sequence[str] | None]()
+        for as_of, entities in sorted(wanted.items()):
+            if _stands(snapshot_path(home, view, as_of), VIEWS[view], stamps[as_of], entities):
+                advance(1)
+            else:
+                stale[as_of] = entities
+        with contextlib.ExitStack() as files:
+            parts: dict[datetime, _Part] = {}
+            for as_of, table in parts_of(opened, view, stale):
+                if as_of not in parts:
+                    metadata = {b"stamp": stamps[as_of], b"all": b"1" if wanted[as_of] is None else b"0"}
+                    parts[as_of] = files.enter_context(_Part(snapshot_path(home, view, as_of), VIEWS[view], metadata))
+                parts[as_of].write(table)
+            for part in parts.values():
+                part.finish()
+                advance(1)
     return len(stale)
 
 
 def compute(opened: Timeline, view: str, wanted: Wanted) -> Iterator[tuple[datetime, pa.Table]]:
-    """The rows of *view* at each wanted moment, in time order, straight from the log."""
+    """The rows of *view* at each wanted moment, in time order, straight from the log: for a few customers, as all are held at once."""
+    found: dict[datetime, list[pa.Table]] = {as_of: [] for as_of in sorted(wanted)}
+    for as_of, table in parts_of(opened, view, wanted):
+        found[as_of].append(table)
+    for as_of, tables in found.items():
+        yield as_of, pa.concat_tables(tables)
+
+
+def parts_of(opened: Timeline, view: str, wanted: Wanted) -> Iterator[tuple[datetime, pa.Table]]:
+    """The rows of *view* at each wanted moment, part by part: those of one moment in the order of their keys, the moments' in turn."""
     if view in DEFINITIONS:
         for as_of in sorted(wanted):
             yield as_of, _shape(VIEWS[view], as_of, DEFINITIONS[view](opened, as_of).to_pyarrow(), wanted[as_of])
         return
-    for as_of, histories in replay(opened, sorted(wanted)):
-        entities = wanted[as_of]
-        chosen = histories if entities is None else {c: histories[c] for c in entities if c in histories}
-        rows = [{"customer_id": c, **h.to_row()} for c, h in chosen.items()]
-        columns = [f.name for f in VIEWS[view].arrow_schema() if f.name not in ("event_timestamp", VIEWS[view].at_column)]
-        table = pa.table({name: pa.array([r[name] for r in rows], VIEWS[view].arrow_schema().field(name).type) for name in columns})
-        yield as_of, _shape(VIEWS[view], as_of, table, None)
+    chosen = {as_of: None if entities is None else frozenset(entities) for as_of, entities in wanted.items()}
+    waiting: dict[datetime, list[dict[str, Any]]] = {as_of: [] for as_of in wanted}
+    for as_of, customer_id, history in histories(opened, sorted(wanted)):
+        only, rows = chosen[as_of], waiting[as_of]
+        if only is None or customer_id in only:
+            rows.append({"customer_id": customer_id, **history.to_row()})
+        if len(rows) >= ROWS_AT_ONCE:
+            yield as_of, _of_rows(VIEWS[view], as_of, rows)
+            rows.clear()
+    for as_of, rows in sorted(waiting.items()):
+        yield as_of, _of_rows(VIEWS[view], as_of, rows)
 
 
-def replay(opened: Timeline, moments: Sequence[datetime]) -> Iterator[tuple[datetime, dict[str, History]]]:
-    """Fold every customer's events in the order in which they became known; gives all histories at each moment.
+def histories(opened: Timeline, moments: Sequence[datetime]) -> Iterator[tuple[datetime, str, History]]:
+    """Each customer's history as it stood at each of *moments* (ascending), customer by customer in the order of their ids.
 
-    The histories go on changing after each step: use them before asking for the next.
+    Their events are folded in the order in which they became known. One customer's history is held at a time, and goes on changing
+    after each step: use it before asking for the next.
     """
-    histories: dict[str, History] = {}
-    waiting = iter(moments)
-    moment = next(waiting, None)
-    for customer_id, known_at, touch in _touches(opened):
-        while moment is not None and known_at >= moment:
-            yield moment, histories
-            moment = next(waiting, None)
-        if moment is None:
-            return
-        fold_history(histories.setdefault(customer_id, History()), touch)
-    while moment is not None:
-        yield moment, histories
-        moment = next(waiting, None)
+    for customer_id, touches in itertools.groupby(_touches(opened), key=lambda each: each[0]):
+        history, passed = None, 0
+        for _, known_at, touch in touches:
+            while passed < len(moments) and known_at >= moments[passed]:
+                if history is not None:
+                    yield moments[passed], customer_id, history
+                passed += 1
+            if passed < len(moments):
+                history = fold_history(History() if history is None else history, touch)
+        if history is not None:
+            for moment in moments[passed:]:
+                yield moment, customer_id, history
 
 
 def _touches(opened: Timeline) -> Iterator[tuple[str, datetime, Touch]]:
     events = opened.events.filter(opened.events.customer_id.notnull())
     columns = ["customer_id", "known_at", "name", "occurred_at", "channel", "items"]
-    for batch in events.order_by("known_at", "event_id").select(*columns).to_pyarrow().to_batches(50_000):
+    ordered = events.order_by("customer_id", "known_at", "event_id").select(*columns)
+    # streamed by DuckDB itself: ibis 12 asks DuckDB 2 for a method that it no longer has
+    for batch in opened.events.get_backend().con.sql(str(ibis.to_sql(ordered, "duckdb"))).to_arrow_reader(20_000):
         rows = zip(*(batch.column(name).to_pylist() for name in columns[:-1]), _item_ids(batch.column("items")), strict=True)
         for customer_id, known_at, name, occurred_at, channel, item_ids in rows:
             yield customer_id, known_at, Touch(name, occurred_at, channel, item_ids)
@@ -106,6 +135,12 @@ def _item_ids(items: pa.ListArray) -> list[list[str]]:
     ends = pc.cumulative_sum(pc.fill_null(pc.list_value_length(items), 0)).to_pylist()
     starts = [0, *ends[:-1]]
     return [[ids[k] for k in range(start, end) if quantities[k] > 0] for start, end in zip(starts, ends, strict=True)]
+
+
+def _of_rows(view: View, as_of: datetime, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    columns = [f for f in view.arrow_schema() if f.name not in ("event_timestamp", view.at_column)]
+    table = pa.table({f.name: pa.array([row[f.name] for row in rows], f.type) for f in columns})
+    return _shape(view, as_of, table, None)
 
 
 def _shape(view: View, as_of: datetime, table: pa.Table, entities: Iterable[str] | None) -> pa.Table:
@@ -144,8 +179,25 @@ def _stands(path: Path, view: View, stamp: bytes, entities: Sequence[str] | None
     return metadata.get(b"all") == b"1" or set(entities) <= held
 
 
-def _write(path: Path, table: pa.Table, stamp: bytes, complete: bool) -> None:
-    make_folder(path.parent)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    pq.write_table(table.replace_schema_metadata({b"stamp": stamp, b"all": b"1" if complete else b"0"}), part)
-    move_into_place(part, path)
+class _Part:
+    """A snapshot that is being written; what is not finished is taken back."""
+
+    def __init__(self, path: Path, view: View, metadata: Mapping[bytes, bytes]) -> None:
+        make_folder(path.parent)
+        self._path, self._part = path, path.with_suffix(f".{os.getpid()}.part")
+        self._schema = view.arrow_schema().with_metadata(dict(metadata))
+        self._file = pq.ParquetWriter(self._part, self._schema)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()
+        self._part.unlink(missing_ok=True)
+
+    def write(self, table: pa.Table) -> None:
+        self._file.write_table(table.replace_schema_metadata(self._schema.metadata))
+
+    def finish(self) -> None:
+        self._file.close()
+        move_into_place(self._part, self._path)

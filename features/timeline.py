@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ibis
@@ -23,6 +27,10 @@ from features.identity import SCHEMA, Identities
 from features.identity_graph import keys_of
 from features.shop import Shop
 
+SPILL = "spill"
+"""Of the folder where what does not fit into memory lies while it is worked on."""
+MOST_MEGABYTES = 800
+"""How much memory the tables of one timeline take; what is more lies on the disk."""
 MANY_KEYS = 10_000
 """From so many identifiers on they are joined with what was said rather than looked up one by one."""
 _EVER, _FOREVER = datetime(1900, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
@@ -104,8 +112,7 @@ def open_timeline(
     shop = Shop.load(home)
     log = EventLog(home, shop.timezone)
     files = log.files()
-    connection = ibis.duckdb.connect()
-    connection.raw_sql("SET TimeZone='UTC'")
+    connection = _connection(home)
     consents = consents or Consents(home, shop.consent)
     found = None if customers is None or identities is None else _by_key(log, identities, customers, identified_by)
     if found is None:
@@ -115,12 +122,18 @@ def open_timeline(
         identifiers = connection.create_table("identifiers_raw", found.owners)
         raw = connection.create_table("log", found.events, temp=True)
     known = connection.create_table("known", _as_known(identifiers, identified_by), temp=True)
-    identified = _identified(raw, known.filter(known.customer_id.notnull()), bool(known.customer_id.isnull().any().execute()))
+    # whose an event is and whether it may be used is worked out without what it holds, which is most of it
+    bare = raw.select("event_id", "identity_key", "identifiers", "occurred_at", "declared_purposes")
+    identified = _identified(bare, known.filter(known.customer_id.notnull()), bool(known.customer_id.isnull().any().execute()))
     if customers is not None:
         wanted = connection.create_table("wanted", pa.table({"customer_id": pa.array(customers, pa.string())}))
         identified = identified.semi_join(wanted, "customer_id")
     identified = connection.create_table("identified", identified, temp=True)
-    events = connection.create_table("events", _usable(connection, identified, identifiers, consents, purposes), temp=True)
+    usable = _usable(connection, identified, identifiers, consents, purposes).select("event_id", "customer_id")
+    kept = connection.create_table("kept", usable, temp=True)
+    events = connection.create_table("events", kept.inner_join(raw, "event_id").select("customer_id", *raw.columns), temp=True)
+    for name in ("identified", "with_subject", "kept", *(f"judged_{purpose}" for purpose in purposes)):
+        connection.drop_table(name, force=True)
     catalogue = Catalogue(home)
     items = connection.read_parquet(str(catalogue.path("items")), table_name="items")
     purchases = events.filter(events.name == "purchase")
@@ -150,6 +163,19 @@ def open_timeline(
         # it names all that anybody said, which a few customers' rows need not know
         consents=consents.digest() if customers is None else "",
     )
+
+
+def _connection(home: Home) -> Any:
+    """A DuckDB connection that holds so much in memory and the rest on the disk of the home."""
+    connection = ibis.duckdb.connect()
+    for left in home.root.glob(f"{SPILL}-*"):
+        # of a process that was killed
+        if not Path(f"/proc/{left.name.split('-')[1]}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    folder = home.root / f"{SPILL}-{os.getpid()}-{uuid.uuid4().hex}"
+    for setting in ("TimeZone='UTC'", f"memory_limit='{MOST_MEGABYTES}MB'", f"temp_directory='{folder}'", "preserve_insertion_order=false"):
+        connection.raw_sql(f"SET {setting}")
+    return connection
 
 
 class _Found(NamedTuple):

@@ -27,7 +27,7 @@ from features.home import Home, MissingStateError
 from features.identifiers import holds_personal
 from features.identity import Identities
 from features.shop import Shop
-from features.snapshots import compute, replay
+from features.snapshots import compute, histories
 from features.store import FeatureStore
 from features.timeline import Timeline, open_timeline
 from features.tombstones import STARTS_ANEW, Tombstones
@@ -483,9 +483,9 @@ class Intake:
 
     def _rebuild(self, customers: Sequence[str], at: datetime) -> None:
         """History rows anew from the log: of customers who were merged, split, or have said what may be used."""
-        histories = self._replayed(customers, at)
-        self._store.push("customer_history", [{"customer_id": c, **h.to_row()} for c, h in histories.items()], at)
-        self._store.delete("customer_history", [c for c in customers if c not in histories])
+        found = self._replayed(customers, at)
+        self._store.push("customer_history", [{"customer_id": c, **h.to_row()} for c, h in found.items()], at)
+        self._store.delete("customer_history", [c for c in customers if c not in found])
 
     def _replayed(self, customers: Sequence[str], at: datetime) -> dict[str, History]:
         if not self._log.exists:
@@ -493,8 +493,7 @@ class Intake:
         try:
             # its tables lie in memory until it is closed, whoever may still point at it
             with contextlib.closing(self._timeline_of(customers, at)) as opened:
-                [(_, histories)] = list(replay(opened, [at]))
-            return histories
+                return {customer: history for _, customer, history in histories(opened, [at])}
         except (ArithmeticError, TypeError, ValueError):
             if len(customers) == 1:
                 logger.exception("a customer's row cannot be made from the log: the customer goes without one")

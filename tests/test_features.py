@@ -12,7 +12,7 @@ from scene import NEW_YEAR, TinyShop, customer, event
 
 from features.clock import clock_from_environment, local_midnight, parse_as_of
 from features.folds import History, Touch, fold_history
-from features.snapshots import compute, replay
+from features.snapshots import compute, histories
 from features.timeline import open_timeline
 
 AS_OF = NEW_YEAR
@@ -141,7 +141,9 @@ def test_a_history_survives_its_own_row(seen: list[Touch]) -> None:
 def test_replay_at_many_moments_equals_replay_at_each(shopped: TinyShop) -> None:
     opened = open_timeline(shopped.home, AS_OF)
     moments = [days(k) for k in (60, 15, 9, 1)]
-    together = {m: {c: h.to_row() for c, h in found.items()} for m, found in replay(opened, moments)}
+    together = [(moment, customer, history.to_row()) for moment, customer, history in histories(opened, sorted(moments))]
+    customers = list(dict.fromkeys(customer for _, customer, _ in together))
+    assert customers == sorted(customers), "one customer after the other"
     for moment in moments:
-        [(_, alone)] = list(replay(opened, [moment]))
-        assert {c: h.to_row() for c, h in alone.items()} == together[moment]
+        alone = [(customer, history.to_row()) for _, customer, history in histories(opened, [moment])]
+        assert alone == [(customer, row) for at, customer, row in together if at == moment]

@@ -1,0 +1,191 @@
+"""What an answer costs as the log grows: the demo's log once, 4 and 16 times, its customers known by other identifiers each time.
+
+Prints one table; every ratio is of two things measured in this run. ``UBIQUO_BENCH_SIZES`` names other sizes (``1,4,16``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from scene import NEW_YEAR, ROOT, SECRET, command, surroundings
+
+os.environ["UBIQUO_SECRET"] = SECRET
+
+from features import tables
+from features.clock import running_clock
+from features.consent import Consents
+from features.event_log import EVENT_SCHEMA, EventLog, connect
+from features.home import Home
+from features.identity import SCHEMA, Identities
+from features.profile import profile
+from features.shop import Shop
+from features.snapshots import backfill
+from features.store import FeatureStore
+from features.views import VIEWS
+
+SPEAKERS = 100_000
+ZONE = "America/New_York"
+PAIRS = "list_transform({}, lambda pair: {{'key': pair.key, 'value': md5(pair.value || '{}')}})"
+KEY = "split_part({0}, ':', 1) || ':' || md5(split_part({0}, ':', 2) || '{1}')"
+
+
+def grow(base: Home, to: Home, times: int) -> None:
+    """A home with the log of *base* so many times, and as many consents of visitors besides at every size."""
+    (to.root / "log").mkdir(parents=True)
+    for name in ("shop.json", "secret.check"):
+        if (base.root / name).exists():
+            (to.root / name).write_bytes((base.root / name).read_bytes())
+    subprocess.run(["cp", "-r", str(base.root / "catalogue"), str(to.root / "catalogue")], check=True)
+    db = connect()
+    for n in range(times):
+        changed = {
+            "event_id": f"event_id || '~{n}'", "content_hash": f"md5(content_hash || '{n}')", "identifiers": PAIRS.format("identifiers", n),
+            "identity_key": KEY.format("identity_key", n),
+        }  # fmt: skip
+        columns = ", ".join(f"{changed.get(name, name)} AS {name}" for name in EVENT_SCHEMA.names)
+        rows = db.execute(f"SELECT {columns} FROM read_parquet(?)", [tables.files(base.events)]).to_arrow_table()
+        tables.append(to.events, rows.cast(EVENT_SCHEMA))
+        changed = {"identity_key": KEY.format("identity_key", n), "customer_id": f"'c_' || left(md5(customer_id || '{n}'), 16)", "through": "NULL",
+                   "seq": f"seq + {n} * 10000000"}  # fmt: skip
+        columns = ", ".join(f"{changed.get(name, name)} AS {name}" for name in SCHEMA.names)
+        steps = db.execute(f"SELECT {columns} FROM read_parquet(?)", [tables.files(base.identifiers)]).to_arrow_table()
+        tables.append(to.identifiers, steps.cast(SCHEMA))
+    said = {
+        "event_id": "'said-' || k", "name": "'consent_update'", "occurred_at": "TIMESTAMPTZ '2017-12-01'", "known_at": "TIMESTAMPTZ '2017-12-01'",
+        "received_at": "TIMESTAMPTZ '2017-12-01'", "local_date": "DATE '2017-12-01'", "local_hour": "0", "identity_key": "'cookie:' || md5('s' || k)",
+        "identifiers": "[{'key': 'cookie', 'value': md5('s' || k)}]", "items": "[]", "traits": "[]", "previous": "[]", "source": "'bench'",
+        "consent": """'{"purposes":{"personalization":true}}'""", "content_hash": "md5('c' || k)",
+    }  # fmt: skip
+    columns = ", ".join(f"{said.get(name, 'NULL')} AS {name}" for name in EVENT_SCHEMA.names)
+    tables.append(to.events, db.execute(f"SELECT {columns} FROM range({SPEAKERS}) AS speakers(k)").to_arrow_table().cast(EVENT_SCHEMA))
+    steps = {
+        "identity_key": "'cookie:' || md5('s' || k)", "customer_id": "'c_' || left(md5('v' || k), 16)", "known_at": "TIMESTAMPTZ '2017-12-01'",
+        "event_id": "'said-' || k", "cause": "'seen'", "seq": "900000000 + k",
+    }  # fmt: skip
+    columns = ", ".join(f"{steps.get(name, 'NULL')} AS {name}" for name in SCHEMA.names)
+    tables.append(to.identifiers, db.execute(f"SELECT {columns} FROM range({SPEAKERS}) AS speakers(k)").to_arrow_table().cast(SCHEMA))
+
+
+# --- each in a process of its own
+
+
+def index(home: Home) -> dict[str, float]:
+    began = time.perf_counter()
+    log = EventLog(home, ZONE)
+    log.catch_up()
+    return {"index made anew, s": time.perf_counter() - began, "events": log.count(), "index, MB": home.event_index.stat().st_size / 1e6}
+
+
+def snapshot(home: Home, view: str) -> dict[str, float]:
+    began = time.perf_counter()
+    backfill(home, view, {NEW_YEAR: None})
+    return {f"{view}, s": time.perf_counter() - began, f"{view}, peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000}
+
+
+def median_ms(work: Callable[[], Any], times: int) -> float:
+    seconds = []
+    for _ in range(times):
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds) * 1000
+
+
+def serve(home: Home) -> dict[str, float]:
+    from serving.intake import Intake
+
+    shop = Shop.load(home)
+    store, identities, consents = FeatureStore(home), Identities(home), Consents(home, shop.consent)
+    store.apply()
+    intake = Intake(home, running_clock(NEW_YEAR), store, identities, consents)
+    # the same customer at every size: the first replica's first
+    [(key,)] = connect().execute(
+        f"SELECT identity_key FROM (SELECT {KEY.format('identity_key', 0)} AS identity_key FROM read_parquet(?)) ORDER BY 1 LIMIT 1",
+        [tables.files(Home(Path(os.environ['UBIQUO_BENCH_BASE'])).identifiers)],
+    ).fetchall()  # fmt: skip
+    customer = identities.owner_of([key])
+    assert customer is not None
+
+    def batch() -> list[dict[str, Any]]:
+        at = (NEW_YEAR - timedelta(hours=1)).isoformat()
+        return [
+            {"event_id": uuid.uuid4().hex, "name": "view_item", "occurred_at": at, "identifiers": {"cookie": uuid.uuid4().hex}, "items": [{"item_id": "1082185"}]}
+            for _ in range(1_000)
+        ]  # fmt: skip
+
+    sent: list[list[dict[str, Any]]] = []
+
+    def accept() -> None:
+        sent.append(batch())
+        assert intake.accept(sent[-1]).accepted == 1_000
+
+    again: Iterator[list[dict[str, Any]]]
+    found = {"accept 1,000 new, ms": median_ms(accept, 7)}
+    intake.drain()
+    again = iter(sent)
+    found["accept 1,000 repeated, ms"] = median_ms(lambda: intake.accept(next(again)), 7)
+    intake._push_view("customer_activity", [customer], NEW_YEAR)
+    found["micro-batch of one customer, ms"] = median_ms(lambda: intake._push_view("customer_activity", [customer], NEW_YEAR), 5)
+    contacts = intake.contacts
+    found["profile, ms"] = median_ms(lambda: profile(home, identities, consents, contacts, customer), 15)
+    intake.close()
+    return found
+
+
+MEASURES: dict[str, Callable[[Home], dict[str, float]]] = {
+    "index": index,
+    "activity": lambda home: snapshot(home, "customer_activity"),
+    "history": lambda home: snapshot(home, "customer_history"),
+    "items": lambda home: snapshot(home, "item_stats"),
+    "serve": serve,
+}
+
+
+def main() -> int:
+    sizes = [int(size) for size in os.environ.get("UBIQUO_BENCH_SIZES", "1,4,16").split(",")]
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        base = Home(Path(os.environ.get("UBIQUO_BENCH_HOME", f"{scratch}/base")))
+        if not base.events.exists():
+            done = command("features", "import", "complete-journey", home=base.root)
+            assert done.returncode == 0, done.stdout + done.stderr
+        for size in sizes:
+            home = Home(Path(scratch) / f"times-{size}")
+            grow(base, home, size)
+            for name in MEASURES:
+                done = subprocess.run(
+                    [sys.executable, "-W", "ignore", __file__, name, str(home.root)], cwd=ROOT, capture_output=True, text=True,
+                    env={**surroundings(), "UBIQUO_BENCH_BASE": str(base.root), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+                )  # fmt: skip
+                assert done.returncode == 0, done.stdout + done.stderr
+                for what, value in json.loads(done.stdout.splitlines()[-1]).items():
+                    found.setdefault(what, []).append(value)
+    table = Table(
+        "", *(f"{size} x" for size in sizes), f"{sizes[-1]} x / {sizes[0]} x", title=f"the demo's log, {SPEAKERS:,} consents besides"
+    )
+    for what, values in found.items():
+        table.add_row(what, *(f"{value:,.0f}" if value >= 100 else f"{value:.2f}" for value in values), f"{values[-1] / values[0]:.2f}")
+    Console(width=150).print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(json.dumps(MEASURES[sys.argv[1]](Home(Path(sys.argv[2])))))
+    else:
+        assert VIEWS
+        sys.exit(main())
