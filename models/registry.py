@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import yaml
 
+from models.relocation import follow
+
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
@@ -184,6 +186,8 @@ class Registry:
         self.settings = settings or load_settings()
         if self.settings.tracking_uri.startswith("sqlite:///"):
             Path(self.settings.tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        names = [model.experiment for model in self.settings.models.values()]
+        follow(self.settings.tracking_uri, self.settings.artifact_location, names)
         mlflow.set_tracking_uri(self.settings.tracking_uri)
         mlflow.set_registry_uri(self.settings.tracking_uri)
         self._client: MlflowClient = mlflow.MlflowClient()

@@ -281,7 +281,8 @@ def _traces(subject: Subject) -> Iterator[Trace]:
             yield Trace(value, kind)
     yield from (Trace(key.partition(":")[2], "keyed hash") for key in subject.keys)
     yield from (Trace(customer_id, "customer id") for customer_id in subject.customer_ids)
-    yield from (Trace(event_id, EVENT_ID) for event_id in subject.event_ids if len(event_id) >= SHORTEST_SEARCHED)
+    # an id may be the beginning of another's
+    yield from (Trace(event_id, EVENT_ID, whole=True) for event_id in subject.event_ids if len(event_id) >= SHORTEST_SEARCHED)
     yield from (Trace(value, "personal") for value in subject.personal if len(value) >= SHORTEST_SEARCHED)
 
 

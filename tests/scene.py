@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
@@ -107,16 +106,10 @@ class TinyShop:
 
 
 def copy_home(home: Home, to: Path) -> Home:
-    """A trained home of one's own, to change or to destroy: the registry's paths lead into the copy."""
+    """A home of one's own, to change or to destroy."""
     # a connection that is let go of while its home is copied takes its write-ahead log away
     gc.collect()
     shutil.copytree(home.root, to, ignore=shutil.ignore_patterns("*.lock", "service-*.log"))
-    with sqlite3.connect(to / "mlflow.db") as registry:
-        tables = [name for (name,) in registry.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()]
-        for table in tables:
-            for _, column, kind, *_ in registry.execute(f"PRAGMA table_info({table})").fetchall():
-                if "CHAR" in kind.upper() or "TEXT" in kind.upper():
-                    registry.execute(f'UPDATE {table} SET "{column}" = replace("{column}", ?, ?)', (str(home.root), str(to)))
     return Home(to)
 
 
