@@ -93,6 +93,11 @@ class Home:
         return self.root / "log" / "events.index"
 
     @property
+    def step_index(self) -> Path:
+        """The SQLite file by which it is found how identifiers came to whom they belong to."""
+        return self.root / "log" / "identifiers.index"
+
+    @property
     def secret(self) -> Path:
         """The file of the secret under which identifiers are hashed and contacts encrypted."""
         return self.root / "secret.key"

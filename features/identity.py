@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
@@ -16,7 +16,8 @@ from features.events import SealedEvent
 from features.home import Home
 from features.identifiers import IdentifierKind, normalise_all
 from features.identity_graph import IdentityGraph, Step, keys_of
-from features.tables import append, files, overwrite
+from features.step_index import NumberedStep, StepIndex
+from features.tables import append, blank, erase, files, overwrite, version
 from features.vault import Vault
 
 SCHEMA = pa.schema(
@@ -55,6 +56,7 @@ class Identities:
         self._learnt: list[Lesson | Step] = []
         self._read: set[str] = set()
         self._seq = 0
+        self._index = StepIndex(home.step_index, home.identifiers)
         self.refresh()
         # what was merged before this process began is no news to it
         self.take_disturbed()
@@ -158,17 +160,12 @@ class Identities:
 
     def _steps_about(self, keys: Collection[str], customers: Collection[str]) -> list[Step]:
         """The steps of these identity keys and of these customers, in the order in which they were written."""
+        if self._index.version != version(self._home.identifiers):
+            with self._home.locked("log"):
+                self._index.catch_up()
         with self._lock:
-            paths, news = files(self._home.identifiers), list(self._graph.news)
-        found = [step for step in news if step.identity_key in keys or step.customer_id in customers]
-        if not paths:
-            return found
-        query = f"""SELECT {", ".join(SCHEMA.names)} FROM read_parquet(?)
-                    WHERE identity_key IN (SELECT unnest(?::VARCHAR[])) OR customer_id IN (SELECT unnest(?::VARCHAR[])) ORDER BY seq"""
-        with duckdb.connect() as connection:
-            connection.execute("SET TimeZone='UTC'")
-            rows = connection.execute(query, [paths, list(keys), list(customers)]).to_arrow_table()
-        return [*_steps(rows.cast(SCHEMA)), *found]
+            news = [step for step in self._graph.news if step.identity_key in keys or step.customer_id in customers]
+        return [*self._index.about(keys, customers), *news]
 
     def steps(self) -> list[Step]:
         """The whole table, in the order in which it was written, and what is to be written."""
@@ -234,11 +231,24 @@ class Identities:
             # what others have written meanwhile comes first
             self.refresh()
             steps = self._graph.news
+            self._index.catch_up()
             append(self._home.identifiers, _table(steps, self._seq + 1))
+            self._index.add(map(NumberedStep, itertools.count(self._seq + 1), steps), version(self._home.identifiers))
             # not before they are written: a failed commit is tried again
             self._graph.news, self._learnt = [], []
             self._seq += len(steps)
             self._read = set(files(self._home.identifiers))
+
+    def erase(self, keys: Sequence[str], customers: Sequence[str]) -> int:
+        """Delete every row of these identifiers and customers, and what others' rows say of them; returns how many rows."""
+        with self._home.locked("log"):
+            self._index.catch_up()
+            gone = sum(erase(self._home.identifiers, column, each) for column, each in (("identity_key", keys), ("customer_id", customers)))
+            # what is left is somebody else's, though it was joined through a thing of theirs
+            gone += blank(self._home.identifiers, "through", keys)
+            self._index.forget(keys, customers, version(self._home.identifiers))
+        self.refresh()
+        return gone
 
 
 def write_anew(home: Home, steps: Sequence[Step]) -> None:

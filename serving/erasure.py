@@ -97,7 +97,7 @@ class Office:
         # the identity table goes last: a repeated erasure finds by it what a broken one has left
         self.places: list[Place] = [
             Events(home), Waiting(intake.inbox), DeadLetters(self._log), Snapshots(home), OnlineRows(store), self._decisions,
-            BatchFiles(home), RunTables(Registry()), Stages(home), ContactTable(self._contacts), IdentityTable(home, identities),
+            BatchFiles(home), RunTables(Registry()), Stages(home), ContactTable(self._contacts), IdentityTable(identities),
         ]  # fmt: skip
         self._folder = home.root / "erasures"
         # one at a time

@@ -172,8 +172,8 @@ class IdentityTable:
 
     name = "identity"
 
-    def __init__(self, home: Home, identities: Identities) -> None:
-        self._home, self._identities = home, identities
+    def __init__(self, identities: Identities) -> None:
+        self._identities = identities
 
     def find(self, subject: Subject) -> Iterator[Row]:
         """How she came to be one customer."""
@@ -183,13 +183,7 @@ class IdentityTable:
 
     def erase(self, subject: Subject) -> int:
         """Delete every row that is hers, and what others' rows say of her."""
-        wanted = (("identity_key", subject.keys), ("customer_id", subject.customer_ids))
-        with self._home.locked("log"):
-            gone = sum(tables.erase(self._home.identifiers, column, values) for column, values in wanted)
-            # what is left is somebody else's, though it was joined through a thing of hers
-            gone += tables.blank(self._home.identifiers, "through", subject.keys)
-        self._identities.refresh()
-        return gone
+        return self._identities.erase(subject.keys, subject.customer_ids)
 
 
 class Snapshots:

@@ -14,7 +14,9 @@ from features.consent import Consents
 from features.event_index import EventIndex
 from features.event_log import EventLog, connect
 from features.identity import Identities
+from features.identity_rebuild import rebuild
 from features.profile import profile
+from features.step_index import StepIndex
 from features.timeline import open_timeline
 
 START = NEW_YEAR - timedelta(days=30)
@@ -191,6 +193,52 @@ class TestByKey:
         told = profile(shop.home, identities, consents, shop.log.contacts, ada, limit=2)
         assert [each["occurred_at"].day for each in told["events"]] == [(START + timedelta(days=day)).day for day in (8, 3)]
         assert told["withheld"] == 0
+
+
+class TestSteps:
+    """How a customer came to be is looked up, and is what the whole table says."""
+
+    @staticmethod
+    def check(shop: TinyShop) -> None:
+        identities = Identities(shop.home)
+        assert identities.customers()
+        for customer in identities.customers():
+            keys, former = identities.members(customer), identities.former(customer)
+            wanted = [step for step in identities.steps() if step.identity_key in keys or step.customer_id == customer]
+            assert identities.story(customer) == sorted(wanted, key=lambda step: step.known_at)
+            theirs = {step.identity_key for step in identities.steps() if step.customer_id in {customer, *former}}
+            assert identities.lost(customer) == sorted(key for key in theirs if identities.owner_of([key]) is None)
+
+    def test_it_is_what_the_table_says(self, shop: TinyShop) -> None:
+        self.check(shop)
+
+    @pytest.mark.parametrize("harm", ["gone", "behind"])
+    def test_a_file_that_is_lost_or_behind_catches_up(self, shop: TinyShop, harm: str) -> None:
+        path = shop.home.step_index
+        if harm == "gone":
+            for each in path.parent.glob(f"{path.name}*"):
+                each.unlink()
+        else:
+            with contextlib.closing(StepIndex(path, shop.home.identifiers)) as index:
+                index._db.execute("DELETE FROM steps WHERE seq > 3")
+                index._db.execute("UPDATE mark SET version = 0")
+        shop.add(event("later", "login", START, "someone new"))
+        self.check(shop)
+
+    def test_worked_out_anew_it_is_told_anew(self, shop: TinyShop) -> None:
+        rebuild(shop.home, shop.shop.timezone)
+        self.check(shop)
+
+    def test_what_is_erased_is_gone_here_too(self, shop: TinyShop) -> None:
+        identities = Identities(shop.home)
+        ada = identities.resolve({"user_id": "ada"})
+        assert ada is not None
+        keys = identities.members(ada)
+        assert identities.erase(keys, [ada, *identities.former(ada)]) > 0
+        self.check(shop)
+        content = b"".join(path.read_bytes() for path in shop.home.step_index.parent.glob("identifiers.index*"))
+        assert not [key for key in keys if key.partition(":")[2].encode() in content]
+        assert ada.encode() not in content
 
 
 def test_two_logs_of_one_home_share_their_index(tiny: TinyShop) -> None:
