@@ -31,6 +31,7 @@ bench: $(VENV)/dev.stamp
 	PYTHONPATH=.:tests $(PY) -W ignore tests/bench.py
 	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_intake.py
 	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_linkage.py
+	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_log.py
 	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_growth.py
 	UBIQUO_KILLS=12 $(PY) -m pytest tests/test_intake.py -s -k whenever_the_process_is_killed
 
