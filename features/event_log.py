@@ -1,25 +1,21 @@
-"""The durable, append-only, de-duplicated log of events, and the dead letters of what could not be taken."""
+"""The durable, append-only, de-duplicated log of events."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 import duckdb
 import msgspec
-import numpy as np
 import pyarrow as pa
-from deltalake import DeltaTable
-from numpy.typing import NDArray
 
 from features import tables
 from features.contacts import Contacts
+from features.dead_letters import DeadLetter, DeadLetters
 from features.event_index import EventIndex, Incoming
 from features.events import SealedEvent, identity_key
 from features.home import Home, MissingStateError
@@ -68,32 +64,11 @@ EVENT_SCHEMA = pa.schema(
         ("content_hash", pa.string()),
     ]
 )
-DEAD_LETTER_SCHEMA = pa.schema(
-    [
-        ("letter_id", pa.string()),
-        ("received_at", _TIME),
-        ("source", pa.string()),
-        ("field", pa.string()),
-        ("token", pa.binary()),
-    ]
-)
 MAX_SILENCE = timedelta(days=7)
 """How long before the moment of features the last event may lie."""
-MOST_LETTER_BYTES = 1_000_000_000
-"""How much the dead letters may hold before the older half of them is let go."""
 MAINTAIN_EVERY = 64
 """After so many appends of one process the tables are made small again."""
 _TAKEN = "{!r} is already stored with other content: give a corrected event an id of its own"
-
-
-class DeadLetter(NamedTuple):
-    """A row that could not be taken, whole, with the field at fault and the reason."""
-
-    received_at: datetime
-    source: str
-    field: str
-    reason: str
-    raw: str
 
 
 @dataclass(frozen=True)
@@ -122,7 +97,7 @@ class EventLog:
     def __init__(self, home: Home, timezone: str) -> None:
         self._home = home
         self._zone = ZoneInfo(timezone)
-        self._letters = SeenIds("letter_id")
+        self.letters = DeadLetters(home)
         self._appends = 0
 
     @cached_property
@@ -181,7 +156,7 @@ class EventLog:
             if fresh:
                 tables.append(self._home.events, table)
                 self.index.add(fresh, tables.version(self._home.events))
-            self._reject(letters)
+            self.letters.keep(letters)
             files = tables.files(self._home.events)
         self._tidy(len(files))
         return AppendReport(len(fresh), repeated, len(letters), len(batch) - sum(welcome), fresh)
@@ -218,10 +193,9 @@ class EventLog:
     def maintain(self, kept_seconds: float = tables.KEPT_SECONDS) -> None:
         """Keep the tables of the log in few files, and the dead letters within their bound."""
         with self._home.locked("log"):
-            if tables.keep_newest(self._home.dead_letters, "received_at", MOST_LETTER_BYTES):
-                self._letters = SeenIds("letter_id")
-            for path in (self._home.events, self._home.identifiers, self._home.dead_letters):
+            for path in (self._home.events, self._home.identifiers):
                 tables.maintain(path, kept_seconds)
+            self.letters.maintain(kept_seconds)
 
     def recover(self) -> None:
         """Take back what a power cut left half written, and see that all that was stored is there.
@@ -257,30 +231,8 @@ class EventLog:
         """Keep rows that could not be taken, encrypted; the same letter from a repeated import is kept once."""
         if letters:
             with self._home.locked("log"):
-                self._reject(letters)
+                self.letters.keep(letters)
             self._tidy()
-
-    def _reject(self, letters: Sequence[DeadLetter]) -> None:
-        if not letters:
-            return
-        path = self._home.dead_letters
-        by_id = {self.vault.hash("letter", "\0".join(x[1:])): x for x in letters}
-        self._letters.catch_up(tables.files(path))
-        perhaps = self._letters.perhaps(list(by_id))
-        known: set[str] = set()
-        if perhaps:
-            connection = connect()
-            connection.register("batch", pa.table({"letter_id": pa.array(perhaps, pa.string())}))
-            query = "SELECT letter_id FROM read_parquet(?) SEMI JOIN batch USING (letter_id)"
-            known = {letter_id for (letter_id,) in connection.execute(query, [tables.files(path)]).fetchall()}
-        rows: list[dict[str, Any]] = [
-            {"letter_id": i, "received_at": x.received_at, "source": x.source, "field": x.field, "token": self._sealed_letter(x)}
-            for i, x in by_id.items()
-            if i not in known
-        ]
-        if rows:
-            tables.append(path, pa.Table.from_pylist(rows, DEAD_LETTER_SCHEMA))
-            self._letters.add([row["letter_id"] for row in rows], tables.files(path))
 
     def _letter(self, row: Incoming, field: str, reason: str) -> DeadLetter:
         clear = {p.identity_key.partition(":")[0]: p.value for p in row.personal if p.field == IDENTIFIER}
@@ -289,22 +241,10 @@ class EventLog:
         event["identifiers"] = {**event.get("identifiers", {}), **clear}
         return DeadLetter(row.received_at, row.source, field, reason, msgspec.json.encode(event).decode())
 
-    def _sealed_letter(self, letter: DeadLetter) -> bytes:
-        return self.vault.encrypt(msgspec.json.encode({"reason": letter.reason, "raw": letter.raw}))
-
-    def dead_letters(self) -> list[dict[str, Any]]:
-        """Every rejected row in clear, oldest first: ``letter_id, received_at, source, field, reason, raw``."""
-        if not DeltaTable.is_deltatable(str(self._home.dead_letters)):
-            return []
-        rows: list[dict[str, Any]] = DeltaTable(str(self._home.dead_letters)).to_pyarrow_table().to_pylist()
-        for row in rows:
-            row |= msgspec.json.decode(self.vault.decrypt(row.pop("token")))
-        return sorted(rows, key=lambda row: (row["received_at"], row["letter_id"]))
-
     def forget_letters(self, letter_ids: Sequence[str]) -> int:
         """Delete dead letters: what was replayed, or belonged to a person who is erased."""
         with self._home.locked("log"):
-            return tables.erase(self._home.dead_letters, "letter_id", letter_ids)
+            return self.letters.forget(letter_ids)
 
     @property
     def exists(self) -> bool:
@@ -406,46 +346,6 @@ class EventLog:
         for name in set(EVENT_SCHEMA.names) - set(arrays):
             arrays[name] = pa.array([getattr(event, name) for event in events], EVENT_SCHEMA.field(name).type)
         return pa.table([arrays[name] for name in EVENT_SCHEMA.names], schema=EVENT_SCHEMA)
-
-
-class SeenIds:
-    """Whether a table may hold an id: the 64-bit digests of one column, 8 bytes a row. No is certain, yes must be looked up."""
-
-    def __init__(self, column: str) -> None:
-        self._column = column
-        self._files: set[str] = set()
-        self._digests: NDArray[np.uint64] = np.empty(0, np.uint64)
-        self._recent: set[str] = set()
-
-    def catch_up(self, files: Collection[str]) -> None:
-        """Read the ids of files not read yet; what a compaction wrote anew counts twice, which does no harm."""
-        new = sorted(set(files) - self._files)
-        if new:
-            query = f"SELECT md5_number_lower({self._column}) AS id FROM read_parquet(?)"
-            ids = connect().execute(query, [new]).fetchnumpy()["id"]
-            self._digests = np.unique(np.concatenate([self._digests, np.asarray(ids, np.uint64)]))
-            self._files |= set(new)
-
-    def add(self, event_ids: Collection[str], files: Collection[str]) -> None:
-        """Note ids that were just appended, and the files that now hold them."""
-        self._recent.update(event_ids)
-        self._files |= set(files)
-        if len(self._recent) > 50_000:
-            self._digests = np.unique(np.concatenate([self._digests, np.array([_digest(i) for i in self._recent], np.uint64)]))
-            self._recent = set()
-
-    def perhaps(self, event_ids: Sequence[str]) -> list[str]:
-        """Those of *event_ids* that may be in the log."""
-        digests = np.array([_digest(i) for i in event_ids], np.uint64)
-        at = np.searchsorted(self._digests, digests)
-        hit = np.zeros(len(digests), bool)
-        inside = at < len(self._digests)
-        hit[inside] = self._digests[at[inside]] == digests[inside]
-        return [i for i, there in zip(event_ids, hit.tolist(), strict=True) if there or i in self._recent]
-
-
-def _digest(event_id: str) -> int:
-    return int.from_bytes(hashlib.md5(event_id.encode(), usedforsecurity=False).digest()[8:], "little")
 
 
 def _items_to_arrow(events: Sequence[SealedEvent]) -> pa.Array:

@@ -98,6 +98,11 @@ class Home:
         return self.root / "log" / "identifiers.index"
 
     @property
+    def letter_index(self) -> Path:
+        """The SQLite file by which it is found which dead letters are kept."""
+        return self.root / "log" / "dead_letters.index"
+
+    @property
     def secret(self) -> Path:
         """The file of the secret under which identifiers are hashed and contacts encrypted."""
         return self.root / "secret.key"

@@ -14,9 +14,10 @@ import msgspec
 
 from features.catalogue import Catalogue
 from features.clock import system_clock
+from features.dead_letters import DeadLetter
 from features.disk import write_atomically
 from features.event_index import Incoming
-from features.event_log import DeadLetter, EventLog
+from features.event_log import EventLog
 from features.events import Purpose, RejectedEvent, parse_event
 from features.home import Home
 from features.identity import Identities

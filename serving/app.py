@@ -21,6 +21,7 @@ from serving.engine import Who
 from serving.intake import SOURCE, InboxFullError, NotStoredError, Translate
 from serving.lanes import CrowdedError, Lane, LateError, LongAnswers, Ticket
 from serving.openapi import document
+from serving.pulse import Pulse
 from serving.runtime import Runtime
 from serving.schemas import (
     ChurnRequest,
@@ -32,7 +33,6 @@ from serving.schemas import (
     RecommendationsRequest,
     SimilarItemsRequest,
 )
-from serving.server import Pulse
 from serving.trackers import TRACKERS, Tracker
 
 logger = logging.getLogger("ubiquo")

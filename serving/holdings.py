@@ -141,7 +141,7 @@ class DeadLetters:
     def find(self, subject: Subject) -> Iterator[Row]:
         """The letters that name her."""
         named = mentions(subject)
-        yield from (letter for letter in self._log.dead_letters() if named(letter["raw"]) or named(letter["reason"]))
+        yield from (letter for letter in self._log.letters.read() if named(letter["raw"]) or named(letter["reason"]))
 
     def erase(self, subject: Subject) -> int:
         """Delete them."""

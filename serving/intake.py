@@ -18,9 +18,10 @@ import msgspec
 from features.clock import AHEAD, Clock, WatchedClock
 from features.consent import Consents
 from features.contacts import Contacts
+from features.dead_letters import DeadLetter
 from features.disk import DamagedStateError, NoSpaceError, check_room
 from features.event_index import Incoming
-from features.event_log import DeadLetter, EventLog
+from features.event_log import EventLog
 from features.events import RejectedEvent, SealedEvent, parse_event
 from features.folds import History, Touch, fold_history
 from features.home import Home, MissingStateError

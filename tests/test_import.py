@@ -433,7 +433,7 @@ class TestTwoFiles:
         bring_in(home, staged(home, write(tmp_path / "a.csv")))
         report = bring_in(home, staged(home, write(tmp_path / "b.csv", [ROWS[3].replace("5.00", "6.00"), *ROWS[:2]])))
         assert (report.appended, report.repeated, report.conflicting) == (0, 1, 1)
-        [letter] = EventLog(home, "Europe/Paris").dead_letters()
+        [letter] = EventLog(home, "Europe/Paris").letters.read()
         assert "give a corrected event an id of its own" in letter["reason"]
 
     def test_a_mended_row_is_taken_on_the_next_import(self, home: Home, tmp_path: Path) -> None:

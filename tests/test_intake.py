@@ -434,7 +434,7 @@ class TestIntakeItself:
     def test_a_row_that_cannot_be_taken_is_kept_within_bounds(self, intake: Intake, tiny: TinyShop) -> None:
         assert intake.accept([{"event_id": "x", "note": "y" * 500_000}]).rejected == 1
         intake.drain()
-        [letter] = tiny.log.dead_letters()
+        [letter] = tiny.log.letters.read()
         assert len(letter["raw"]) < 40_000
 
     def test_past_the_bound_none_is_taken(self, intake: Intake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,9 @@ import pytest
 from scene import NEW_YEAR, ROOT, SMALL_CUT, TinyShop, command, customer, event
 
 from features.adapters.complete_journey import CompleteJourney
+from features.dead_letters import DeadLetter
 from features.decision_log import DecisionLog
-from features.event_log import DeadLetter, EventLog, connect
+from features.event_log import EventLog, connect
 from features.home import Home
 from features.identity import Identities
 
@@ -31,7 +32,7 @@ def test_a_repeat_is_stored_once_and_a_conflict_becomes_a_dead_letter(tiny: Tiny
     assert (first.appended, first.repeated, first.conflicting) == (2, 1, 0)
     assert (again.appended, again.repeated, again.conflicting) == (0, 1, 1)
     assert tiny.log.count() == 2
-    [letter] = tiny.log.dead_letters()
+    [letter] = tiny.log.letters.read()
     assert letter["field"] == "event_id"
     assert "999" in letter["raw"]
 
@@ -40,7 +41,7 @@ def test_the_same_dead_letter_is_kept_once(tiny: TinyShop) -> None:
     letter = DeadLetter(NEW_YEAR, "test", "name", "unknown", "{}")
     tiny.log.reject([letter, letter])
     tiny.log.reject([letter])
-    assert len(tiny.log.dead_letters()) == 1
+    assert len(tiny.log.letters.read()) == 1
 
 
 def test_many_small_appends_are_compacted_without_loss(tiny: TinyShop) -> None:

@@ -104,6 +104,6 @@ def test_an_event_that_cannot_be_taken_in_becomes_a_dead_letter_and_the_others_a
     report = tiny.add(*batch)
     assert (report.appended, report.conflicting) == (2, 1)
     assert tiny.log.count() == 2
-    [letter] = tiny.log.dead_letters()
+    [letter] = tiny.log.letters.read()
     assert letter["field"] == "identifiers"
     assert Identities(tiny.home).resolve({"loyalty_card": "2"}) is None

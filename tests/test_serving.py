@@ -184,7 +184,7 @@ def test_an_event_reaches_the_log_once_and_the_aggregates_soon(service: Service)
     assert [e["status"] for e in batch["events"]] == ["duplicate", "rejected", "accepted"]
     log = EventLog(service.home, "America/New_York")
     eventually(lambda: len(log.hashes_of([bought["event_id"], bought["event_id"] + "b"])) == 2)
-    eventually(lambda: "other" in str(log.dead_letters()))
+    eventually(lambda: "other" in str(log.letters.read()))
     eventually(lambda: moment_of_feature(service, card) > NEW_YEAR)
     assert service.ask("events", bought)["duplicates"] == 1
 

@@ -142,7 +142,7 @@ class LibraryContract:
         held = {c.field: c.value for c in Contacts(home, identities.vault).of(identities.members(customer))}
         assert held["first_name"] == "Ada"
         assert held["group_id"] == f"firm-{tag}"
-        letters = [x for x in EventLog(home, ZONE).dead_letters() if f"user-{tag}" in x["raw"]]
+        letters = [x for x in EventLog(home, ZONE).letters.read() if f"user-{tag}" in x["raw"]]
         assert [(x["source"], x["field"]) for x in letters] == [("segment", "properties.products[0].quantity")]
 
 
@@ -205,7 +205,7 @@ def test_a_batch_that_can_be_read_is_taken_and_its_bad_messages_become_dead_lett
 
 def letters_of(service: Service, messages: list[dict[str, Any]]) -> list[str]:
     names = [m["messageId"] for m in messages]
-    return sorted({x["field"] for x in EventLog(service.home, ZONE).dead_letters() if any(n in x["raw"] for n in names)})
+    return sorted({x["field"] for x in EventLog(service.home, ZONE).letters.read() if any(n in x["raw"] for n in names)})
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ class TestDeadLetters:
         bad = message(event="Product Viewed", properties={"product_id": "1082185", "price": "dear"})
         post(service, key, "/v1/batch", {"batch": [bad]})
         eventually(lambda: letters_of(service, [bad]) == ["properties.products[0].price"])
-        [letter] = [x for x in EventLog(service.home, ZONE).dead_letters() if bad["messageId"] in x["raw"]]
+        [letter] = [x for x in EventLog(service.home, ZONE).letters.read() if bad["messageId"] in x["raw"]]
         short = letter["letter_id"][:12]
         home = service.home.root
         assert "must be an amount" in command("features", "dead-letters", home=home).stdout

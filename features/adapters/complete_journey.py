@@ -16,7 +16,8 @@ import duckdb
 
 from features.catalogue import ITEM_CONTEXT, ITEMS, OFFERS, Catalogue
 from features.clock import local_midnight
-from features.event_log import DeadLetter, connect
+from features.dead_letters import DeadLetter
+from features.event_log import connect
 from features.events import Purpose
 from features.home import MissingStateError
 from features.importing import Arrival

@@ -20,7 +20,7 @@ from features.adapters.tabular import LINE, TabularFile, UnreadableFileError, ex
 from features.catalogue import ITEM_ATTRIBUTES, ITEMS, Catalogue
 from features.clock import local_midnight, system_clock
 from features.consent import PURPOSES
-from features.event_log import DeadLetter
+from features.dead_letters import DeadLetter
 from features.events import Purpose
 from features.home import Home
 from features.importing import Arrival

@@ -28,7 +28,7 @@ def overview(context: typer.Context) -> None:
 @app.command("list")
 def listed(limit: Annotated[int, typer.Option(min=1)] = 50) -> None:
     """List the rows that could not be taken, newest last, each with the field at fault and the reason."""
-    letters = EventLog(Home.from_environment(), "UTC").dead_letters()
+    letters = EventLog(Home.from_environment(), "UTC").letters.read()
     table = Table("letter", "received", "source", "field", "reason", "row", title=f"{len(letters)} dead letters")
     for letter in letters[-limit:]:
         received = f"{letter['received_at']:%Y-%m-%d %H:%M:%S}"
@@ -63,7 +63,7 @@ def replay(
     if mended is not None and len(letters or []) != 1:
         raise ValueError("--with mends one letter: name it")
     content = None if mended is None else msgspec.json.decode(mended.read_bytes())
-    chosen = _chosen(letters) if letters else EventLog(Home.from_environment(), "UTC").dead_letters()
+    chosen = _chosen(letters) if letters else EventLog(Home.from_environment(), "UTC").letters.read()
     told = replay_all(Home.from_environment(), chosen, clock_from_environment()(), content)
     table = Table("letter", "outcome", "field", "reason")
     for each in told:
@@ -77,7 +77,7 @@ def _chosen(names: list[str]) -> list[dict[str, Any]]:
     Raises:
         ValueError: an id fits none, or several.
     """
-    letters = EventLog(Home.from_environment(), "UTC").dead_letters()
+    letters = EventLog(Home.from_environment(), "UTC").letters.read()
     found = []
     for name in names:
         fitting = [letter for letter in letters if letter["letter_id"].startswith(name)]
