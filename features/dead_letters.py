@@ -9,9 +9,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 import pyarrow as pa
-from deltalake import DeltaTable
 
 from features import tables
+from features.delta import DeltaTable
 from features.home import Home
 from features.table_index import TableIndex
 from features.vault import Vault

@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
-from deltalake import DeltaTable
 
 from features import tables
+from features.delta import DeltaTable
 from features.disk import RESERVED_BYTES, AppendOnlyFile, check_room, free_bytes, make_folder, unlink_all
 from features.event_log import connect
 from features.home import Home

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from deltalake import DeltaTable
 
+from features.delta import DeltaTable
 from features.events import SealedEvent
 from features.home import Home
 from features.identifiers import IdentifierKind, normalise_all

@@ -21,10 +21,9 @@ from urllib.parse import unquote
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
-from deltalake import DeltaTable, PostCommitHookProperties, WriterProperties, write_deltalake
-from deltalake.exceptions import DeltaError
 
 from features.clock import microseconds
+from features.delta import DeltaError, DeltaTable, PostCommitHookProperties, WriterProperties, write_deltalake
 from features.disk import DamagedStateError, sync_all, sync_file, sync_folder, unlink_all, write_atomically
 
 logger = logging.getLogger("ubiquo")

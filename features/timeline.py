@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
-from deltalake import DeltaTable
 
 from features.catalogue import Catalogue
 from features.consent import FEATURES, Consents
+from features.delta import DeltaTable
 from features.event_log import EventLog
 from features.events import Purpose
 from features.home import Home
