@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from features.shop import Shop
 
 SPILL = "spill"
 """Of the folder where what does not fit into memory lies while it is worked on."""
+SPILL_SECONDS = 3_600
+"""How long after its last change such a folder of another process is left alone."""
 MOST_MEGABYTES = 800
 """How much memory the tables of one timeline take; what is more lies on the disk."""
 MANY_KEYS = 10_000
@@ -169,9 +172,10 @@ def _connection(home: Home) -> Any:
     """A DuckDB connection that holds so much in memory and the rest on the disk of the home."""
     connection = ibis.duckdb.connect()
     for left in home.root.glob(f"{SPILL}-*"):
-        # of a process that was killed
-        if not Path(f"/proc/{left.name.split('-')[1]}").exists():
-            shutil.rmtree(left, ignore_errors=True)
+        # of a process that was killed; one on another machine, or in another container, may work on it for a while
+        with contextlib.suppress(FileNotFoundError):
+            if not Path(f"/proc/{left.name.split('-')[1]}").exists() and time.time() - left.stat().st_mtime > SPILL_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
     folder = home.root / f"{SPILL}-{os.getpid()}-{uuid.uuid4().hex}"
     for setting in ("TimeZone='UTC'", f"memory_limit='{MOST_MEGABYTES}MB'", f"temp_directory='{folder}'", "preserve_insertion_order=false"):
         connection.raw_sql(f"SET {setting}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -147,3 +149,24 @@ def test_replay_at_many_moments_equals_replay_at_each(shopped: TinyShop) -> None
     for moment in moments:
         alone = [(customer, history.to_row()) for _, customer, history in histories(opened, [moment])]
         assert alone == [(customer, row) for at, customer, row in together if at == moment]
+
+
+def test_what_does_not_fit_into_memory_spills_into_the_home_and_is_gone_afterwards(
+    shopped: TinyShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = shopped.home.root / "spill-999999999-left"
+    left.mkdir()
+    os.utime(left, (1, 1))
+    beside = shopped.home.root / "spill-999999999-beside"
+    beside.mkdir()
+    with contextlib.closing(open_timeline(shopped.home, AS_OF)) as opened:
+        connection = opened.events.get_backend().con
+        connection.execute("SET memory_limit='40MB'")
+        connection.execute("CREATE TEMP TABLE much AS SELECT range AS n, md5(range::VARCHAR) AS text FROM range(2000000)").fetchall()
+        spilt = [path for path in shopped.home.root.glob("spill-*/*") if path.is_file()]
+        assert spilt, "it lies on the disk"
+        assert connection.execute("SELECT count(DISTINCT n) FROM much").fetchall() == [(2_000_000,)]
+    assert {path.name for path in shopped.home.root.glob("spill-*")} <= {beside.name}, (
+        "nothing stays, also of a process that was killed long ago"
+    )
+    assert not any(beside.iterdir())
