@@ -43,6 +43,7 @@ class LetterIndex(TableIndex[str]):
     """Which letters are kept, by id."""
 
     format: ClassVar[int] = 1
+    columns: ClassVar[list[str] | None] = ["letter_id"]
     statements: ClassVar[Mapping[str, str]] = {"letters": "CREATE TABLE letters (id TEXT PRIMARY KEY) WITHOUT ROWID"}
 
     def held(self, letter_ids: Collection[str]) -> set[str]:

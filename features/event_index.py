@@ -107,7 +107,7 @@ class EventIndex(TableIndex[Incoming]):
         found: dict[int, tuple[int, int, int, str | None]] = {}
         with self._lock:
             for key in self._ids(keys).values():
-                for row in self._db.execute(query, [key]).fetchall():
+                for row in self._run(query, [key]):
                     if row[2] or row[1] not in found:
                         found[row[1]] = row
         purposes = {text: json.loads(text) for text in {row[3] for row in found.values()} if text is not None}

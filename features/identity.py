@@ -239,14 +239,14 @@ class Identities:
             self._seq += len(steps)
             self._read = set(files(self._home.identifiers))
 
-    def erase(self, keys: Sequence[str], customers: Sequence[str]) -> int:
-        """Delete every row of these identifiers and customers, and what others' rows say of them; returns how many rows."""
+    def erase(self, keys: Sequence[str], customers: Sequence[str], event_ids: Sequence[str] = ()) -> int:
+        """Delete every row of these identifiers and customers, and what others' rows say of them and of their events; returns how many."""
         with self._home.locked("log"):
             self._index.catch_up()
             gone = sum(erase(self._home.identifiers, column, each) for column, each in (("identity_key", keys), ("customer_id", customers)))
             # what is left is somebody else's, though it was joined through a thing of theirs
-            gone += blank(self._home.identifiers, "through", keys)
-            self._index.forget(keys, customers, version(self._home.identifiers))
+            gone += blank(self._home.identifiers, "through", keys) + blank(self._home.identifiers, "event_id", event_ids)
+            self._index.forget(keys, customers, event_ids, version(self._home.identifiers))
         self.refresh()
         return gone
 

@@ -26,7 +26,7 @@ class Step(NamedTuple):
     identity_key: str
     customer_id: str | None
     known_at: datetime
-    event_id: str
+    event_id: str | None
     cause: str
     through: str | None = None
 
@@ -71,6 +71,10 @@ class IdentityGraph:
         """The identifiers of people with which each shared one was seen."""
         self._used: dict[str, set[str]] = {}
         """The shared identifiers that each was seen with: the inverse."""
+        self._shared_by: dict[str, str] = {}
+        """By which event each shared identifier proved to be one."""
+        self._all_known: dict[str, bool] = {}
+        """The shared ones of which both who had it and who made it a shared one are remembered, as they were not always."""
         self._apart: set[frozenset[str]] = set()
         self._moved: dict[str, str] = {}
         self._undo: list[Callable[[], Any]] | None = None
@@ -88,9 +92,11 @@ class IdentityGraph:
         if step.cause == "used":
             if step.through is not None:
                 self._note_user(key, step.through)
+            if step.event_id is not None and step.event_id == self._shared_by.get(key):
+                self._set(self._all_known, key, True)
             self._set(self._changed, key, max(step.known_at, self._changed.get(key, step.known_at)))
             return
-        before = self._owner.get(key)
+        before, rest = self._owner.get(key), tuple[str, ...]()
         if before is not None and before != owner:
             news = {before, *([owner] if owner is not None else [])} - self.disturbed
             self.disturbed |= news
@@ -111,10 +117,13 @@ class IdentityGraph:
                 self._set(self._changed, key, step.known_at)
         self._set(self._since, key, min(step.known_at, self._since.get(key, step.known_at)))
         if step.cause == "shared":
+            # whoever it belonged to has used it, though it may have been seen with a thing of theirs alone
+            for user in filter(names_a_person, {*rest, *self._links.get(key, ())}):
+                self._note_user(key, user)
             for other in list(self._links.get(key, ())):
                 self._unlink(key, other)
-                if names_a_person(other):
-                    self._note_user(key, other)
+            self._set(self._shared_by, key, step.event_id)
+            self._set(self._all_known, key, None)
         elif step.cause == "returned" and owner is not None:
             for other in list(self._users.get(key, ())):
                 self._forget_user(key, other)
@@ -357,13 +366,18 @@ class IdentityGraph:
             self._return_if_theirs(shared, stays, event_id, known_at)
 
     def _use_if_shared(self, key: str, user: str, event_id: str, known_at: datetime) -> None:
+        if self._owner.get(key, "new") is not None:
+            return
+        people = [user] if names_a_person(user) else sorted(filter(names_a_person, self._around(user)), key=lambda k: (RANK[kind_of(k)], k))
         users = self._users.get(key, set())
-        if self._owner.get(key, "new") is None and names_a_person(user) and user not in users and len(users) < MOST_USERS:
-            self.record(Step(key, None, known_at, event_id, "used", user))
+        if people and people[0] not in users and len(users) < MOST_USERS:
+            self.record(Step(key, None, self._not_before(key, known_at), event_id, "used", people[0]))
 
     def _return_if_theirs(self, shared: str, customer: str, event_id: str, known_at: datetime) -> None:
         """Give a shared identifier back where all who used it have turned out to be this one customer."""
         users = self._users[shared]
+        if shared not in self._all_known or self._parted(shared, next(iter(self._members[customer]))):
+            return
         if len(users) >= MOST_USERS or any(self._owner.get(user) not in (customer, None) for user in users):
             return
         kind = kind_of(shared)
@@ -474,7 +488,7 @@ class IdentityGraph:
             return
         if step.cause == "joined":
             if step.through is not None and self._owner.get(step.through) is not None:
-                self._join(step.through, step.identity_key, "joined", step.event_id, step.known_at)
+                self._join(step.through, step.identity_key, "joined", step.event_id or "", step.known_at)
         else:
             self.record(step)
 

@@ -41,9 +41,13 @@ class StepIndex(TableIndex[NumberedStep]):
             rows.update({row[0]: row for row in self._select("SELECT * FROM steps WHERE customer_id IN ({})", sorted(customers))})
         return [Step(key, who, _EPOCH + timedelta(microseconds=at), *rest) for _, (_, key, who, at, *rest) in sorted(rows.items())]
 
-    def forget(self, keys: Collection[str], customers: Collection[str], version: int) -> None:
-        """Let go of what is told of these identifiers and customers; *version* is the table without it. Hold the lock of the log."""
+    def forget(self, keys: Collection[str], customers: Collection[str], event_ids: Sequence[str], version: int) -> None:
+        """Let go of what is told of these identifiers, customers and events; *version* is the table without it.
+
+        Hold the lock of the log.
+        """
         with self.changing(version):
+            list(self._select("UPDATE steps SET event_id = NULL WHERE event_id IN ({}) RETURNING seq", event_ids))
             self._db.executemany("DELETE FROM steps WHERE identity_key = ?", [(key,) for key in keys])
             self._db.executemany("DELETE FROM steps WHERE customer_id = ?", [(customer,) for customer in customers])
             self._db.executemany("UPDATE steps SET through = NULL WHERE through = ?", [(key,) for key in keys])

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import pyarrow.parquet as pq
 
 from features import tables
-from features.disk import DamagedStateError, NoSpaceError, open_database, roll_back
+from features.disk import DamagedStateError, open_database, roll_back
 
 Row = TypeVar("Row")
 logger = logging.getLogger("ubiquo")
@@ -34,6 +34,8 @@ class TableIndex(ABC, Generic[Row]):
     """A file of another format is made anew."""
     statements: ClassVar[Mapping[str, str]]
     """Each of its SQLite tables and what makes it."""
+    columns: ClassVar[list[str] | None] = None
+    """What is read of the table; None: everything."""
 
     def __init__(self, path: Path, table: Path) -> None:
         self._path, self._table = path, table
@@ -53,15 +55,19 @@ class TableIndex(ABC, Generic[Row]):
     def version(self) -> int:
         """The version of the table that it knows; -1 before the first."""
         with self._lock:
-            [(version,)] = self._db.execute("SELECT version FROM mark").fetchall()
+            [(version,)] = self._run("SELECT version FROM mark")
         return int(version)
 
     def catch_up(self) -> None:
         """Take note of what was committed to the table and is not known here: after a crash, or where the file was lost."""
-        version, current = self.version, tables.version(self._table)
-        if version == current:
+        with self._lock:
+            [(version, digest)] = list(self._run("SELECT version, digest FROM mark"))
+        current = tables.version(self._table)
+        # a repair may have put another commit in the place of the one that is known
+        is_known = digest is None or tables.commit_digest(self._table, version) in (digest, None)
+        if version == current and is_known:
             return
-        news = tables.appended_since(self._table, version) if 0 <= version < current else None
+        news = tables.appended_since(self._table, version) if is_known and 0 <= version < current else None
         if news is not None:
             self.add(self._read(news), current)
             return
@@ -92,10 +98,11 @@ class TableIndex(ABC, Generic[Row]):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
-                self._db.execute("UPDATE mark SET version = ?", [version])
+                self._db.execute("UPDATE mark SET version = ?, digest = ?", [version, tables.commit_digest(self._table, version)])
                 self._db.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
                 roll_back(self._db)
+                self._heal(error)
                 raise
 
     def scrub(self) -> None:
@@ -107,34 +114,78 @@ class TableIndex(ABC, Generic[Row]):
         """The rows of a query with one ``IN ({})``, over any number of values."""
         for start in range(0, len(values), _CHUNK):
             some = list(values[start : start + _CHUNK])
-            yield from self._db.execute(query.format(",".join("?" * len(some))), some).fetchall()
+            yield from self._run(query.format(",".join("?" * len(some))), some)
+
+    def _run(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            self._heal(error)
+            raise
+
+    def _heal(self, error: BaseException) -> None:
+        """Begin a damaged file anew, so that it is filled from the table when next caught up with."""
+        if not _is_damage(error):
+            return
+        logger.warning("%s is damaged (%s); it is made anew", self._path, error)
+        self._db.close()
+        # another may have begun it anew already
+        if self._path.exists() and self._path.stat().st_ino == self._inode:
+            self._remove()
+        self._db = self._made()
 
     def _read(self, files: Sequence[str]) -> Iterator[Row]:
         for file in files:
-            for batch in pq.ParquetFile(file).iter_batches(BATCH):
+            for batch in pq.ParquetFile(file).iter_batches(BATCH, columns=self.columns):
                 yield from map(self._from_row, batch.to_pylist())
 
     def _opened(self) -> sqlite3.Connection:
         try:
-            db = self._connection()
-            stands = db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'mark'").fetchall() == [(1,)]
-            if stands and db.execute("SELECT format FROM mark").fetchall() == [(self.format,)]:
-                return db
-            db.close()
-        except NoSpaceError:
-            raise
+            return self._made()
         except (DamagedStateError, sqlite3.DatabaseError, OSError) as error:
-            # a file that is cut short is told as an error of the disk
+            if not _is_damage(error):
+                raise
             logger.warning("%s cannot be read (%s); it is made anew", self._path, error)
+        self._remove()
+        return self._made()
+
+    def _made(self) -> sqlite3.Connection:
+        """A connection to the file, whose tables are made if they are not there, or are of another format."""
+        db = self._connection()
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            there = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()]
+            if "mark" not in there or db.execute("SELECT format FROM mark").fetchall() != [(self.format,)]:
+                if there:
+                    logger.warning("%s is of another format; it is made anew", self._path)
+                for name in there:
+                    db.execute(f"DROP TABLE {name}")
+                db.execute("CREATE TABLE mark (format INTEGER NOT NULL, version INTEGER NOT NULL, digest TEXT)")
+                db.execute("INSERT INTO mark VALUES (?, -1, NULL)", [self.format])
+                for statements in self.statements.values():
+                    for statement in statements.split(";"):
+                        db.execute(statement)
+            db.execute("COMMIT")
+        except BaseException:
+            roll_back(db)
+            db.close()
+            raise
+        self._inode = self._path.stat().st_ino
+        return db
+
+    def _remove(self) -> None:
         for name in (self._path.name, f"{self._path.name}-wal", f"{self._path.name}-shm"):
             self._path.with_name(name).unlink(missing_ok=True)
-        db = self._connection()
-        made = "; ".join(("CREATE TABLE mark (format INTEGER NOT NULL, version INTEGER NOT NULL)", *self.statements.values()))
-        db.executescript(f"BEGIN; {made}; INSERT INTO mark VALUES ({self.format}, -1); COMMIT;")
-        return db
 
     def _connection(self) -> sqlite3.Connection:
         # a power cut may take back the last transactions, and the version with them
         return open_database(
             self._path, "PRAGMA journal_mode=WAL", "PRAGMA synchronous=NORMAL", "PRAGMA secure_delete=ON", "PRAGMA cache_size=-32000",
         )  # fmt: skip
+
+
+def _is_damage(error: BaseException) -> bool:
+    """Whether the file is to blame, and not the disk, a lock or a bound on open files; one that is cut short is an error of reading."""
+    cause = error if isinstance(error, sqlite3.Error) else error.__cause__
+    code = getattr(cause, "sqlite_errorcode", 0)
+    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or code == sqlite3.SQLITE_IOERR_SHORT_READ

@@ -8,6 +8,7 @@ whatever made it was not let go either.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -75,6 +76,14 @@ def files(path: Path) -> list[str]:
 def version(path: Path) -> int:
     """The current version of a table; -1 if there is no table."""
     return _state(path).version
+
+
+def commit_digest(path: Path, number: int) -> str | None:
+    """A digest of the commit of that number, as another may take its place after a repair; None where it is gone."""
+    try:
+        return hashlib.blake2b((path / "_delta_log" / f"{number:020}.json").read_bytes(), digest_size=16).hexdigest()
+    except FileNotFoundError:
+        return None
 
 
 def appended_since(path: Path, known: int) -> list[str] | None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import fcntl
 import shutil
-import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import ibis
@@ -20,6 +18,7 @@ import pyarrow as pa
 from features.catalogue import Catalogue
 from features.consent import FEATURES, Consents
 from features.delta import DeltaTable
+from features.disk import make_folder
 from features.event_log import EventLog
 from features.events import Purpose
 from features.home import Home
@@ -30,8 +29,7 @@ from features.shop import Shop
 
 SPILL = "spill"
 """Of the folder where what does not fit into memory lies while it is worked on."""
-SPILL_SECONDS = 3_600
-"""How long after its last change such a folder of another process is left alone."""
+LOCK = "in-use"
 MOST_MEGABYTES = 800
 """How much memory the tables of one timeline take; what is more lies on the disk."""
 MANY_KEYS = 10_000
@@ -66,7 +64,10 @@ class Timeline:
 
     def close(self) -> None:
         """Let go of the connection and of the tables that it holds in memory; nothing of it can be read any more."""
-        self.events.get_backend().disconnect()
+        backend = self.events.get_backend()
+        backend.disconnect()
+        shutil.rmtree(backend.spill_folder, ignore_errors=True)
+        backend.spill_lock.close()
 
     def before(self, as_of: datetime) -> Timeline:
         """Only what had occurred and was known strictly before *as_of*."""
@@ -169,17 +170,32 @@ def open_timeline(
 
 
 def _connection(home: Home) -> Any:
-    """A DuckDB connection that holds so much in memory and the rest on the disk of the home."""
+    """A DuckDB connection that holds so much in memory and the rest in a folder of the home."""
+    clear_spills(home)
+    folder = home.root / f"{SPILL}-{uuid.uuid4().hex}"
+    made = folder.with_name(f"new-{folder.name}")
+    make_folder(made)
     connection = ibis.duckdb.connect()
-    for left in home.root.glob(f"{SPILL}-*"):
-        # of a process that was killed; one on another machine, or in another container, may work on it for a while
-        with contextlib.suppress(FileNotFoundError):
-            if not Path(f"/proc/{left.name.split('-')[1]}").exists() and time.time() - left.stat().st_mtime > SPILL_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
-    folder = home.root / f"{SPILL}-{os.getpid()}-{uuid.uuid4().hex}"
-    for setting in ("TimeZone='UTC'", f"memory_limit='{MOST_MEGABYTES}MB'", f"temp_directory='{folder}'", "preserve_insertion_order=false"):
+    # as long as it is held the folder is in use; it gets its name once it is, so that nobody clears it in between
+    connection.spill_folder, connection.spill_lock = folder, open(made / LOCK, "w")  # noqa: SIM115 - closed with the timeline
+    fcntl.flock(connection.spill_lock, fcntl.LOCK_EX)
+    made.rename(folder)
+    for setting in (
+        "TimeZone='UTC'",
+        f"memory_limit='{MOST_MEGABYTES}MB'",
+        f"temp_directory='{folder / 'tables'}'",
+        "preserve_insertion_order=false",
+    ):
         connection.raw_sql(f"SET {setting}")
     return connection
+
+
+def clear_spills(home: Home) -> None:
+    """Delete what timelines that are closed, or whose process was killed, have left on the disk."""
+    for folder in home.root.glob(f"{SPILL}-*"):
+        with contextlib.suppress(FileNotFoundError, BlockingIOError), open(folder / LOCK) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Found(NamedTuple):
@@ -193,6 +209,9 @@ def _by_key(log: EventLog, identities: Identities, customers: Sequence[str], mom
     """The customers' events and the owners of all their identifiers before *moment*; None where only the identifiers table tells."""
     keys = {key for customer in customers for key in identities.members(customer)}
     with contextlib.closing(log.index) as index:
+        if index.version < log.version():
+            # lost or damaged a moment ago; it catches up with the next events
+            return None
         rows = index.of(keys)
     owners = identities.owners_before(keys.union(*(keys_of(row.event.identifiers) for row in rows)), moment)
     if owners is None:

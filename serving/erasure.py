@@ -24,6 +24,7 @@ from features.identity import Identities
 from features.profile import UnknownCustomerError, events_of
 from features.shop import Shop
 from features.store import FeatureStore
+from features.timeline import clear_spills
 from features.tombstones import Tombstones
 from models.registry import Registry
 from serving.batch import outputs
@@ -251,6 +252,7 @@ class Office:
                 subject = subject.joined(replace(subject, event_ids=late))
                 counts = self._empty(subject)
             self._intake.forget(subject.customer_ids, subject.keys)
+            clear_spills(self._home)
             # until a moment ago she was still known, and may have been answered
             counts[self._decisions.name] += self._decisions.erase(subject)
             proof = prove(self._home, subject, leaving_out={pending})

