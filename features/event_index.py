@@ -114,6 +114,11 @@ class EventIndex(TableIndex[Incoming]):
         rows = sorted(found.values(), reverse=True, key=lambda row: row[:2])
         return [Occurrence(_moment(at), n, bool(strongest), None if text is None else purposes[text]) for at, n, strongest, text in rows]
 
+    def count(self, keys: Collection[str]) -> int:
+        """How many events carry any of *keys*; one that carries two of them counts twice."""
+        with self._lock:
+            return sum(self._run("SELECT count(*) FROM said WHERE key = ?", [key])[0][0] for key in self._ids(keys).values())
+
     def numbered(self, numbers: Sequence[int]) -> dict[int, Incoming]:
         """The events of these numbers, in their order; one that is gone meanwhile is left out."""
         with self._lock:

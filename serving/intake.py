@@ -46,8 +46,8 @@ REFUSED_AT_ONCE = 1_000
 MAX_WAITING_BYTES = 512_000_000
 """How many bytes of events may wait for the log."""
 BATCHES_FOLDED_AT_ONCE = 5
-CUSTOMERS_AT_ONCE = 1_000
-"""Of how many customers the events are held in memory at once while their rows are made."""
+CUSTOMERS_AT_ONCE, EVENTS_AT_ONCE = 1_000, 20_000
+"""Of how many customers, and how many of their events, are held in memory at once while their rows are made."""
 MAX_KEPT = 32_768
 """How much is kept of a row that could not be taken."""
 BUSY_EVENTS = 2_000
@@ -486,7 +486,7 @@ class Intake:
 
     def _rebuild(self, customers: Sequence[str], at: datetime) -> None:
         """History rows anew from the log: of customers who were merged, split, or have said what may be used."""
-        for some in _in_parts(customers):
+        for some in self._in_parts(customers):
             found = self._replayed(some, at)
             self._store.push("customer_history", [{"customer_id": c, **h.to_row()} for c, h in found.items()], at)
             self._store.delete("customer_history", [c for c in some if c not in found])
@@ -534,7 +534,7 @@ class Intake:
             self._show(taken)
 
     def _push_view(self, view: str, customers: Sequence[str], at: datetime) -> None:
-        for some in _in_parts(customers):
+        for some in self._in_parts(customers):
             found: set[str] = set()
             with contextlib.closing(self._timeline_of(some, at)) as opened:
                 for _, table in compute(opened, view, {at: None}):
@@ -542,6 +542,20 @@ class Intake:
                     found |= {row["customer_id"] for row in rows}
                     self._store.push(view, rows, at)
             self._store.delete(view, [c for c in some if c not in found])
+
+    def _in_parts(self, customers: Sequence[str]) -> Iterator[Sequence[str]]:
+        """Few enough customers at a time for their events to be held in memory; one with more events than that comes alone."""
+        part: list[str] = []
+        held = 0
+        for customer in customers:
+            events = self._log.index.count(self.identities.members(customer))
+            if part and (len(part) >= CUSTOMERS_AT_ONCE or held + events > EVENTS_AT_ONCE):
+                yield part
+                part, held = [], 0
+            part.append(customer)
+            held += events
+        if part:
+            yield part
 
     def _timeline_of(self, customers: Sequence[str], at: datetime) -> Timeline:
         return open_timeline(self._home, at, customers, consents=self._consents, identities=self.identities)
@@ -570,10 +584,6 @@ class Intake:
             logger.error("a refused row in the inbox cannot be read; it is let go")
             return None
         return DeadLetter(refused.received_at, refused.source, said["field"], said["reason"], said["raw"])
-
-
-def _in_parts(customers: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (customers[start : start + CUSTOMERS_AT_ONCE] for start in range(0, len(customers), CUSTOMERS_AT_ONCE))
 
 
 def _translated(translate: Translate, raw: Any, now: datetime) -> Any:

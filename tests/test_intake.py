@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scene import NEW_YEAR, SECRET, Service, TinyShop, copy_home, customer, start_service, stop_service
+from scene import NEW_YEAR, SECRET, Service, TinyShop, copy_home, customer, event, start_service, stop_service
 
 from features.adapters import segment
 from features.clock import fixed_clock
@@ -503,3 +503,18 @@ def test_the_secret_is_made_once_and_missed_when_it_is_gone(tmp_path: Path) -> N
     assert "put it back" in run().stderr
     environment["UBIQUO_SECRET"] = "short"
     assert "32 characters" in run().stderr
+
+
+@pytest.mark.parametrize("fit", [1, 3, 1_000])
+def test_each_customer_gets_their_row_however_few_events_fit_into_memory(tiny: TinyShop, monkeypatch: pytest.MonkeyPatch, fit: int) -> None:
+    monkeypatch.setattr("serving.intake.EVENTS_AT_ONCE", fit)
+    store, identities = FeatureStore(tiny.home), Identities(tiny.home)
+    store.apply()
+    intake = Intake(tiny.home, fixed_clock(NEW_YEAR), store, identities, Consents(tiny.home, tiny.shop.consent))
+    counts = dict(zip("abcde", range(1, 6), strict=True))
+    bought = [(card, k) for card, count in counts.items() for k in range(count)]
+    intake.accept([event(f"{card}-{k}", "purchase", NEW_YEAR - timedelta(days=k + 1), card, [f"i{k}"]) for card, k in bought])
+    assert intake.refresh_aggregates() == len(counts)
+    rows = store.online("churn_v1", [identities.resolve({"loyalty_card": card}) or "" for card in counts])
+    assert [row["baskets_28"] for row in rows] == list(counts.values())
+    intake.close()
