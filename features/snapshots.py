@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import ibis
+import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,6 +33,8 @@ Wanted = Mapping[datetime, Sequence[str] | None]
 """For which moments a view is wanted, and for which entities (None: all)."""
 
 
+EVENTS_AT_ONCE = 300_000
+"""How many events are sorted at once: DuckDB cannot spill all that a sort of nested rows holds."""
 ROWS_AT_ONCE = 500
 """How many list-valued rows of one moment are held before they are written."""
 
@@ -118,14 +121,30 @@ def histories(opened: Timeline, moments: Sequence[datetime]) -> Iterator[tuple[d
 
 
 def _touches(opened: Timeline) -> Iterator[tuple[str, datetime, Touch]]:
+    """What a fold reads of every customer's events, customer by customer, each one's in the order in which they became known."""
     events = opened.events.filter(opened.events.customer_id.notnull())
     columns = ["customer_id", "known_at", "name", "occurred_at", "channel", "items"]
-    ordered = events.order_by("customer_id", "known_at", "event_id").select(*columns)
-    # streamed by DuckDB itself: ibis 12 asks DuckDB 2 for a method that it no longer has
-    for batch in opened.events.get_backend().con.sql(str(ibis.to_sql(ordered, "duckdb"))).to_arrow_reader(20_000):
-        rows = zip(*(batch.column(name).to_pylist() for name in columns[:-1]), _item_ids(batch.column("items")), strict=True)
-        for customer_id, known_at, name, occurred_at, channel, item_ids in rows:
-            yield customer_id, known_at, Touch(name, occurred_at, channel, item_ids)
+    connection = opened.events.get_backend().con
+    for first, last in _ranges(events):
+        ordered = events.filter(events.customer_id.between(first, last)).order_by("customer_id", "known_at", "event_id").select(*columns)
+        # streamed by DuckDB itself: ibis 12 asks DuckDB 2 for a method that it no longer has
+        for batch in connection.sql(str(ibis.to_sql(ordered, "duckdb"))).to_arrow_reader(20_000):
+            rows = zip(*(batch.column(name).to_pylist() for name in columns[:-1]), _item_ids(batch.column("items")), strict=True)
+            for customer_id, known_at, name, occurred_at, channel, item_ids in rows:
+                yield customer_id, known_at, Touch(name, occurred_at, channel, item_ids)
+
+
+def _ranges(events: ir.Table) -> Iterator[tuple[str, str]]:
+    """The first and the last of so many customers, in the order of their ids, as have few enough events to be sorted in memory."""
+    counted = events.group_by("customer_id").aggregate(events=events.count()).order_by("customer_id").to_pyarrow()
+    first, last, held = None, "", 0
+    for customer_id, count in zip(counted["customer_id"].to_pylist(), counted["events"].to_pylist(), strict=True):
+        if first is not None and held + count > EVENTS_AT_ONCE:
+            yield first, last
+            first, held = None, 0
+        first, last, held = first or customer_id, customer_id, held + count
+    if first is not None:
+        yield first, last
 
 
 def _item_ids(items: pa.ListArray) -> list[list[str]]:

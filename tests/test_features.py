@@ -139,12 +139,15 @@ def test_a_history_survives_its_own_row(seen: list[Touch]) -> None:
     assert History.from_row(history.to_row()) == history
 
 
-def test_replay_at_many_moments_equals_replay_at_each(shopped: TinyShop) -> None:
+def test_replay_at_many_moments_equals_replay_at_each(shopped: TinyShop, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = open_timeline(shopped.home, AS_OF)
     moments = [days(k) for k in (60, 15, 9, 1)]
     together = [(moment, customer, history.to_row()) for moment, customer, history in histories(opened, sorted(moments))]
     customers = list(dict.fromkeys(customer for _, customer, _ in together))
     assert customers == sorted(customers), "one customer after the other"
+    for few in (1, 2, 3):
+        monkeypatch.setattr("features.snapshots.EVENTS_AT_ONCE", few)
+        assert [(m, c, h.to_row()) for m, c, h in histories(opened, sorted(moments))] == together, "however few events fit at once"
     for moment in moments:
         alone = [(customer, history.to_row()) for _, customer, history in histories(opened, [moment])]
         assert alone == [(customer, row) for at, customer, row in together if at == moment]
