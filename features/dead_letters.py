@@ -42,7 +42,7 @@ class DeadLetter(NamedTuple):
 class LetterIndex(TableIndex[str]):
     """Which letters are kept, by id."""
 
-    format: ClassVar[int] = 1
+    format: ClassVar[int] = 2
     columns: ClassVar[list[str] | None] = ["letter_id"]
     statements: ClassVar[Mapping[str, str]] = {"letters": "CREATE TABLE letters (id TEXT PRIMARY KEY) WITHOUT ROWID"}
 

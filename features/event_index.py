@@ -81,7 +81,7 @@ _encode, _decode = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(_St
 class EventIndex(TableIndex[Incoming]):
     """The index of one home's log."""
 
-    format: ClassVar[int] = 1
+    format: ClassVar[int] = 2
     statements: ClassVar[Mapping[str, str]] = {
         "events": "CREATE TABLE events (n INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, content BLOB NOT NULL, payload BLOB)",
         "keys": "CREATE TABLE keys (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE)",

@@ -23,7 +23,7 @@ class NumberedStep(NamedTuple):
 class StepIndex(TableIndex[NumberedStep]):
     """The index of one home's identifiers table."""
 
-    format: ClassVar[int] = 1
+    format: ClassVar[int] = 2
     statements: ClassVar[Mapping[str, str]] = {
         "steps": """CREATE TABLE steps (
             seq INTEGER PRIMARY KEY, identity_key TEXT NOT NULL, customer_id TEXT, known_at INTEGER NOT NULL, event_id TEXT, cause TEXT,
