@@ -10,17 +10,17 @@ from rich.console import Console
 from rich.progress import DownloadColumn, MofNCompleteColumn, Progress
 from rich.table import Table
 
-from features.clock import clock_from_environment, parse_as_of
-from features.command import run
-from features.commands import letters, people
-from features.home import Home
+from features.commands import dead_letters, people
+from features.state.clock import clock_from_environment, parse_as_of
+from features.state.command import run
+from features.state.home import Home
 
 if TYPE_CHECKING:
-    from features.adapters.mapped import MappedFiles
-    from features.importing import Source
+    from features.sources.importing import EventSource
+    from features.sources.mapped import MappedFiles
 
 app = typer.Typer(help="Know the customer: events, features and the feature store.", no_args_is_help=True, pretty_exceptions_enable=False)
-app.add_typer(letters.app, name="dead-letters")
+app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(people.app, name="people")
 console = Console()
 
@@ -36,9 +36,9 @@ def import_events(
 ) -> None:
     """Bring a source's events into the log; safe to kill and to repeat."""
     home = Home.from_environment()
-    source: Source
+    source: EventSource
     if sources == ["complete-journey"] and mapping is None:
-        from features.adapters.complete_journey import CompleteJourney
+        from features.sources.complete_journey import CompleteJourney
 
         source = CompleteJourney(folder, households)
     else:
@@ -49,9 +49,9 @@ def import_events(
 
 
 def _stage(home: Home, sources: list[str], mapping: Path | None, dry_run: bool, again: bool) -> MappedFiles:
-    from features.adapters.mapped import MappedFiles
-    from features.importing import finished
-    from features.mapping import Mapping
+    from features.sources.importing import finished
+    from features.sources.mapped import MappedFiles
+    from features.sources.mapping import Mapping
 
     if mapping is None:
         raise ValueError(f"--mapping is needed: `python -m features guess {sources[0]}` proposes one")
@@ -69,8 +69,8 @@ def _stage(home: Home, sources: list[str], mapping: Path | None, dry_run: bool, 
     return source
 
 
-def _bring_in(home: Home, source: Source, again: bool) -> None:
-    from features.importing import bring_in, finished
+def _bring_in(home: Home, source: EventSource, again: bool) -> None:
+    from features.sources.importing import bring_in, finished
 
     if not again and (done := finished(home, source)) is not None:
         console.print(f"{done.source}: this import is already complete ({done.appended + done.repeated} events)")
@@ -99,7 +99,7 @@ def guess(
     out: Annotated[Path | None, typer.Option(help="Write the mapping here instead of on the screen.")] = None,
 ) -> None:
     """Propose a mapping for a file: what each column seems to be, and a YAML to go over."""
-    from features.adapters.guessing import propose
+    from features.sources.guessing import propose
 
     proposal = propose(Path(file))
     told = Console(stderr=True)
@@ -125,8 +125,8 @@ def catalogue(
     check_only: Annotated[bool, typer.Option("--check-only", help="Only tell what is wrong; replace nothing.")] = False,
 ) -> None:
     """Replace a table of the catalogue by a file, whole and checked; with any mistake in it the last good one stays."""
-    from features.adapters.catalogue_file import load
-    from features.mapping import Files
+    from features.sources.catalogue_file import load
+    from features.sources.mapping import Files
 
     found = load(Home.from_environment(), table, file, column or [], Files(delimiter=delimiter, encoding=encoding))
     if not check_only:
@@ -165,9 +165,9 @@ def materialize(
     as_of: Annotated[str | None, typer.Option(help="Date or time; default: where the imported data ends.")] = None,
 ) -> None:
     """Compute every customer's features as of a moment and bring them online; newer online rows stay."""
-    from features.event_log import EventLog
-    from features.shop import Shop
-    from features.store import FeatureStore
+    from features.catalogue.shop import Shop
+    from features.store.event_log import EventLog
+    from features.store.feature_store import FeatureStore
 
     home = Home.from_environment()
     shop = Shop.load(home)
@@ -196,8 +196,8 @@ def repair(
 
     Restoring a backup loses less: this names what is lost.
     """
-    from features.event_log import EventLog
-    from features.shop import Shop
+    from features.catalogue.shop import Shop
+    from features.store.event_log import EventLog
 
     home = Home.from_environment()
     if not yes:
@@ -214,8 +214,8 @@ def repair(
 @app.command()
 def status() -> None:
     """Tell what the log holds."""
-    from features.event_log import EventLog
-    from features.shop import Shop
+    from features.catalogue.shop import Shop
+    from features.store.event_log import EventLog
 
     home = Home.from_environment()
     shop = Shop.load(home)
@@ -225,7 +225,7 @@ def status() -> None:
 
 def main() -> None:
     """Run a command."""
-    from features.adapters.complete_journey import UnreadableSourceError
+    from features.sources.complete_journey import UnreadableSourceError
 
     run(app, console, UnreadableSourceError)
 

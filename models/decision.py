@@ -79,7 +79,7 @@ class Decision:
     """Why the answer is not the model's own, if it is not."""
 
 
-class Source(Protocol[C_contra]):
+class CandidateSource(Protocol[C_contra]):
     """Gives candidates."""
 
     def __call__(self, context: C_contra, /) -> Positions:
@@ -125,7 +125,7 @@ class Pipeline(Generic[C]):
 
     ids: Sequence[str]
     prepare: Callable[[Query], C]
-    source: Source[C]
+    source: CandidateSource[C]
     filters: Sequence[tuple[str, Filter[C]]]
     scorers: Sequence[tuple[str, Scorer[C]]]
     selector: Selector

@@ -14,16 +14,16 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from features.clock import clock_from_environment, parse_as_of, system_clock
-from features.command import run
-from features.disk import DamagedStateError, make_folder, write_atomically
-from features.events import Channel
-from features.home import Home, MissingStateError
-from features.identifiers import KINDS
-from features.identity import Identities
-from features.shop import Shop
-from features.vault import Vault
-from serving.keys import REFRESH_SECONDS, Audit, Keys
+from features.catalogue.shop import Shop
+from features.events.event import Channel
+from features.events.identifiers import KINDS
+from features.people.identity import Identities
+from features.people.vault import Vault
+from features.state.clock import clock_from_environment, parse_as_of, system_clock
+from features.state.command import run
+from features.state.disk import DamagedStateError, make_folder, write_atomically
+from features.state.home import Home, MissingStateError
+from serving.privacy.keys import REFRESH_SECONDS, Audit, Keys
 
 app = typer.Typer(help="Serve ubiquo's answers over HTTP (the default) and in bulk.", pretty_exceptions_enable=False)
 keys_app = typer.Typer(help="API keys.", no_args_is_help=True)
@@ -48,7 +48,7 @@ def serve(
     os.environ["UBIQUO_SINGLE_PROCESS"] = "1"
     os.environ.setdefault("BENTOML_HOME", str(home.root / "bentoml"))
     console.print(f"serving on http://{host}:{port}: /v1/..., /openapi.json, /metrics, /readyz; Ctrl-C ends it", highlight=False)
-    from serving.server import serve as serve_http
+    from serving.http.server import serve as serve_http
 
     sys.exit(serve_http(host, port))
 
@@ -63,7 +63,7 @@ def score(
 ) -> None:
     """Score every customer into a file, with the answers that HTTP would give at that moment."""
     from models.registry import KINDS
-    from serving.batch import score as score_all
+    from serving.decide.batch import score as score_all
 
     home = Home.from_environment()
     shop = Shop.load(home)
@@ -138,7 +138,7 @@ def erase(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Erase a customer from every store, prove it, and keep a receipt. There is no way back."""
-    from serving.erasure import open_office
+    from serving.privacy.erasure import open_office
 
     home = Home.from_environment()
     with open_office(home, clock_from_environment()) as office:
@@ -166,7 +166,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="Write JSON Lines here instead of on the screen.")] = None,
 ) -> None:
     """Give out everything that is held of a customer."""
-    from serving.erasure import open_office
+    from serving.privacy.erasure import open_office
 
     home = Home.from_environment()
     with open_office(home, clock_from_environment()) as office:
@@ -257,7 +257,7 @@ def check_champions(home: Home) -> None:
 
 def main() -> None:
     """Run a command."""
-    from serving.schemas import HttpProblem
+    from serving.http.problems import HttpProblem
 
     run(app, console, HttpProblem)
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from rich.console import Console
 
-from features.home import Home
-from features.shop import Shop
+from features.catalogue.shop import Shop
+from features.state.home import Home
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 120

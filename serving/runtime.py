@@ -14,21 +14,21 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from features.clock import AHEAD, Clock, WatchedClock, clock_from_environment
-from features.consent import Consents, standing
-from features.decision_log import DecisionLog
-from features.disk import RESERVED_BYTES, DamagedStateError, NoSpaceError, check_room, free_bytes
-from features.event_log import EventLog
-from features.home import Home, MissingStateError
-from features.identity import Identities
-from features.shop import Shop
-from features.store import FeatureStore
-from features.vault import Vault
-from serving.engine import Engine, OnlineReader, Who
-from serving.erasure import Office
-from serving.inbox import Inbox
-from serving.intake import Intake
-from serving.keys import Audit
+from features.catalogue.shop import Shop
+from features.people.consent import Consents, standing
+from features.people.identity import Identities
+from features.people.vault import Vault
+from features.state.clock import AHEAD, Clock, WatchedClock, clock_from_environment
+from features.state.disk import RESERVED_BYTES, DamagedStateError, NoSpaceError, check_room, free_bytes
+from features.state.home import Home, MissingStateError
+from features.store.decision_log import DecisionLog
+from features.store.event_log import EventLog
+from features.store.feature_store import FeatureStore
+from serving.decide.engine import Engine, OnlineReader, Who
+from serving.intake.inbox import Inbox
+from serving.intake.intake import Intake
+from serving.privacy.erasure import Office
+from serving.privacy.keys import Audit
 
 logger = logging.getLogger("ubiquo")
 TICK_SECONDS = 1.0

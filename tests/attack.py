@@ -39,8 +39,8 @@ from scene import ROOT, SECRET, Service, command, copy_home, free_port, loyalty_
 
 os.environ["UBIQUO_SECRET"] = SECRET
 
-from features.event_log import EventLog, connect
-from features.home import Home
+from features.state.home import Home
+from features.store.event_log import EventLog, connect
 
 DEADLINE_SECONDS = 6.0
 """No answer may come later; what takes long is answered with 202 within it."""

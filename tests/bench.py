@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 from scene import NEW_YEAR, ROOT, free_port, loyalty_cards, start_service, stop_service
 
-from features.home import Home
+from features.state.home import Home
 
 FLOOR = """
 import json

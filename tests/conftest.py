@@ -17,10 +17,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from scene import NEW_YEAR, SECRET, SMALL_CUT, Service, TinyShop, command, copy_home, free_port, start_service, stop_service
 
-from features.catalogue import ITEM_CONTEXT, ITEMS, OFFERS, Catalogue
-from features.home import Home, configure_process
-from features.shop import Shop
-from serving.keys import SCOPES, Keys
+from features.catalogue.shop import Shop
+from features.catalogue.tables import ITEM_CONTEXT, ITEMS, OFFERS, Catalogue
+from features.state.home import Home, configure_process
+from serving.privacy.keys import SCOPES, Keys
 
 configure_process()
 # how fast a machine draws and checks says nothing of the code

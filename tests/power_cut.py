@@ -13,16 +13,16 @@ os.environ["UBIQUO_SECRET"] = SECRET
 
 import pyarrow as pa
 
-from features import tables
-from features.catalogue import ITEM_CONTEXT, ITEMS, OFFERS, Catalogue
-from features.clock import running_clock
-from features.consent import Consents
-from features.event_log import EventLog
-from features.home import Home
-from features.identity import Identities
-from features.shop import Shop
-from features.store import FeatureStore
-from serving.intake import Intake
+from features.catalogue.shop import Shop
+from features.catalogue.tables import ITEM_CONTEXT, ITEMS, OFFERS, Catalogue
+from features.people.consent import Consents
+from features.people.identity import Identities
+from features.state import tables
+from features.state.clock import running_clock
+from features.state.home import Home
+from features.store.event_log import EventLog
+from features.store.feature_store import FeatureStore
+from serving.intake.intake import Intake
 
 ERASE_EVERY, MAINTAIN_EVERY = 12, 7
 

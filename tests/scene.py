@@ -21,15 +21,15 @@ from typing import Any
 
 import psutil
 
-from features.contacts import Contacts
-from features.event_index import Incoming
-from features.event_log import EventLog
-from features.events import parse_event
-from features.home import Home
-from features.identity import Identities
-from features.identity_graph import mint_customer_id
-from features.shop import Shop
-from features.vault import Vault
+from features.catalogue.shop import Shop
+from features.events.event import parse_event
+from features.people.contacts import Contacts
+from features.people.identity import Identities
+from features.people.identity_graph import mint_customer_id
+from features.people.vault import Vault
+from features.state.home import Home
+from features.store.event_index import Incoming
+from features.store.event_log import EventLog
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL_CUT = 1200

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from scene import NEW_YEAR, SECRET, Service, command, customer, loyalty_cards
 
-from features.home import Home
-from features.vault import Vault
-from serving.keys import Audit, Keys
+from features.people.vault import Vault
+from features.state.home import Home
+from serving.privacy.keys import Audit, Keys
 
 BY_SCOPE: dict[str, list[tuple[str, str]]] = {
     "ingest": [("POST", "/v1/events"), ("POST", "/v1/batch"), ("POST", "/v1/identify"), ("POST", "/mp/collect"), ("POST", "/bento/events")],

@@ -21,15 +21,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scene import NEW_YEAR, ROOT, Service, TinyShop, copy_home, event, free_port, start_service, stop_service, surroundings
 
-from features.clock import MAX_LEAP, WatchedClock, fixed_clock
-from features.consent import Consents
-from features.folds import HISTORY_LIMIT, History, Touch, fold_history
-from features.home import Home
-from features.identity import Identities
-from features.store import FeatureStore
-from serving.engine import OnlineReader
-from serving.intake import Intake
-from serving.lanes import CrowdedError, Lane, LateError, LongAnswers, Ticket
+from features.definitions.folds import HISTORY_LIMIT, History, Touch, fold_history
+from features.people.consent import Consents
+from features.people.identity import Identities
+from features.state.clock import MAX_LEAP, WatchedClock, fixed_clock
+from features.state.home import Home
+from features.store.feature_store import FeatureStore
+from serving.decide.engine import OnlineReader
+from serving.http.lanes import CrowdedError, Lane, LateError, LongAnswers, Ticket
+from serving.intake.intake import Intake
 from serving.runtime import AlreadyServedError, hold_alone
 
 BUSY_SECONDS = 0.1

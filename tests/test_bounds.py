@@ -17,9 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scene import NEW_YEAR, ROOT
 
-from features.adapters import ga4, segment
-from features.adapters.money import minor, number
-from features.events import (
+from features.events.event import (
     MAX_CHARACTERS,
     MAX_DEPTH,
     MAX_ID,
@@ -35,9 +33,11 @@ from features.events import (
     bounded,
     parse_event,
 )
-from features.identifiers import MAX_IDENTIFIER, IdentifierError, Search, holds_personal, normalise, shortened
-from serving.schemas import HttpProblem
-from serving.trackers import TRACKERS
+from features.events.identifiers import MAX_IDENTIFIER, IdentifierError, PersonalSearch, holds_personal, normalise, shortened
+from features.sources import ga4, segment
+from features.sources.money import minor, number
+from serving.http.problems import HttpProblem
+from serving.http.trackers import TRACKERS
 
 NOW = datetime(2018, 1, 1, 12, tzinfo=UTC)
 SHORT_AND_HUGE = [
@@ -251,8 +251,8 @@ def test_the_work_of_a_message_is_bounded_by_its_size(value: Any, place: str, ca
 )
 def test_the_search_for_what_is_personal_calls_little(pattern: str) -> None:
     text = (pattern * MAX_TEXT)[:MAX_TEXT]
-    Search("GB").blotted("020 7946 0018", MAX_TEXT)  # the country's plan is read once
-    assert steps(lambda: Search("GB").blotted(text, MAX_TEXT)) < 100_000
+    PersonalSearch("GB").blotted("020 7946 0018", MAX_TEXT)  # the country's plan is read once
+    assert steps(lambda: PersonalSearch("GB").blotted(text, MAX_TEXT)) < 100_000
     assert steps(lambda: holds_personal(text)) < 10_000
 
 
@@ -317,9 +317,9 @@ def test_what_a_batch_says_of_all_its_messages_is_bounded(context: Any) -> None:
 ATTACKS = """
 import contextlib, json, sys
 from datetime import UTC, datetime
-from features.adapters import ga4, segment
-from features.events import RejectedEvent, parse_event
-from features.identifiers import IdentifierError, normalise
+from features.sources import ga4, segment
+from features.events.event import RejectedEvent, parse_event
+from features.events.identifiers import IdentifierError, normalise
 now = datetime(2018, 1, 1, 12, tzinfo=UTC)
 ways = {"segment": segment.to_event, "ga4": ga4.to_event, "canonical": lambda said, at, currency: said}
 for way, said in json.load(sys.stdin):

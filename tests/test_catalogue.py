@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from scene import TinyShop, command
 
-from features.adapters.catalogue_file import CatalogueError, load
-from features.catalogue import Catalogue
-from features.home import Home
-from features.mapping import Files
+from features.catalogue.tables import Catalogue
+from features.sources.catalogue_file import CatalogueError, load
+from features.sources.mapping import Files
+from features.state.home import Home
 
 OFFERS = "offer_id,campaign_id,campaign_type,channel,valid_from,valid_until,item_ids"
 GOOD_OFFER = "o1,c1,A,email,2018-01-02,2018-01-31,i1|i2"

@@ -14,17 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scene import NEW_YEAR, TinyShop, command, customer
 
-from features import consent
-from features.consent import CONTACT_CHANNELS, FEATURES, LEARNING, PURPOSES, STATISTICS, ConsentPolicy, Consents, Statement, standing
-from features.contacts import Contacts
-from features.events import RejectedEvent, parse_event
-from features.home import Home
-from features.identity import Identities
-from features.profile import profile
-from features.shop import Shop
-from features.store import FeatureStore
-from features.timeline import open_timeline
-from serving.batch import _withdrawn
+from features.catalogue.shop import Shop
+from features.events.event import RejectedEvent, parse_event
+from features.people import consent
+from features.people.consent import CONTACT_CHANNELS, FEATURES, LEARNING, PURPOSES, STATISTICS, ConsentPolicy, Consents, Statement, standing
+from features.people.contacts import Contacts
+from features.people.identity import Identities
+from features.state.home import Home
+from features.store.feature_store import FeatureStore
+from features.store.profile import profile
+from features.store.timeline import open_timeline
+from serving.decide.batch import _withdrawn
 from training.dataset import Truth
 
 DAYS = (40, 30, 20, 10)

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pytest
 from scene import NEW_YEAR, TinyShop, command, event
 
-from features.catalogue import ITEMS, OFFERS, Catalogue
-from features.consent import STATISTICS
-from features.definitions import POPULARITY_UNITS, item_stats
-from features.home import Home
-from features.timeline import open_timeline
+from features.catalogue.tables import ITEMS, OFFERS, Catalogue
+from features.definitions.expressions import POPULARITY_UNITS, item_stats
+from features.people.consent import STATISTICS
+from features.state.home import Home
+from features.store.timeline import open_timeline
 from models.registry import KINDS
 from training.dataset import Truth, customers_in_order
 from training.metrics import bootstrap

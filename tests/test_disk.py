@@ -21,13 +21,13 @@ import pytest
 from deltalake import DeltaTable
 from scene import NEW_YEAR, ROOT, SECRET, TinyShop, command, event, surroundings
 
-from features import disk, tables
-from features.decision_log import DecisionLog
-from features.disk import AppendOnlyFile, DamagedStateError, NoSpaceError, open_database, write_atomically
-from features.event_log import EventLog, connect
-from features.home import Home
-from features.vault import Vault, WrongSecretError
-from serving.inbox import Inbox
+from features.people.vault import Vault, WrongSecretError
+from features.state import disk, tables
+from features.state.disk import AppendOnlyFile, DamagedStateError, NoSpaceError, open_database, write_atomically
+from features.state.home import Home
+from features.store.decision_log import DecisionLog
+from features.store.event_log import EventLog, connect
+from serving.intake.inbox import Inbox
 
 POWER_CUTS = int(os.environ.get("UBIQUO_POWER_CUTS", "4"))
 BEFORE = NEW_YEAR - timedelta(days=1)
@@ -121,10 +121,10 @@ class TestPowerCut:
             "from pathlib import Path\n"
             "from datetime import timedelta\n"
             "import power_cut\n"
-            "from features import tables\n"
-            "from features.home import Home\n"
+            "from features.state import tables\n"
+            "from features.state.home import Home\n"
             "from scene import NEW_YEAR, TinyShop, event\n"
-            "from features.shop import Shop\n"
+            "from features.catalogue.shop import Shop\n"
             "home = Home(Path(sys.argv[1])); shop = TinyShop(home, Shop.load(home))\n"
             "tables.COMPACT_ABOVE_FILES = 3\n"
             "for k in range(5): shop.add(event(f'e{k}', 'login', NEW_YEAR - timedelta(days=1)))\n"

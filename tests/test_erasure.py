@@ -18,20 +18,20 @@ from deltalake import DeltaTable
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 from scene import NEW_YEAR, Service, TinyShop, command, copy_home, customer, eventually, loyalty_cards, start_service, stop_service
 
-from features import tables
-from features.clock import fixed_clock
-from features.consent import Consents
-from features.contacts import Contacts
-from features.decision_log import DecisionLog
-from features.event_log import EventLog, connect
-from features.home import Home
-from features.identity import Identities
-from features.store import FeatureStore
-from features.vault import Vault
+from features.people.consent import Consents
+from features.people.contacts import Contacts
+from features.people.identity import Identities
+from features.people.vault import Vault
+from features.state import tables
+from features.state.clock import fixed_clock
+from features.state.home import Home
+from features.store.decision_log import DecisionLog
+from features.store.event_log import EventLog, connect
+from features.store.feature_store import FeatureStore
 from models.registry import Registry
-from serving.erasure import PENDING, Office, open_office, prove
-from serving.holdings import Place, Subject, mentions
-from serving.intake import Intake
+from serving.intake.intake import Intake
+from serving.privacy.erasure import PENDING, Office, open_office, prove
+from serving.privacy.holdings import Place, Subject, mentions
 
 PLACES = ("events", "inbox", "dead letters", "feature snapshots", "online store", "decisions", "batch files", "model runs",
           "import stages", "contacts", "identity")  # fmt: skip

@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from scene import NEW_YEAR, TinyShop, event
 
-from features.consent import Consents
-from features.event_index import EventIndex
-from features.event_log import EventLog, connect
-from features.identity import Identities
-from features.identity_rebuild import rebuild
-from features.profile import profile
-from features.step_index import StepIndex
-from features.timeline import open_timeline
+from features.people.consent import Consents
+from features.people.identity import Identities
+from features.people.step_index import StepIndex
+from features.store.event_index import EventIndex
+from features.store.event_log import EventLog, connect
+from features.store.identity_rebuild import rebuild
+from features.store.profile import profile
+from features.store.timeline import open_timeline
 
 START = NEW_YEAR - timedelta(days=30)
 FOREVER = datetime(9998, 1, 1, tzinfo=UTC)
@@ -151,7 +151,7 @@ class TestIndex:
             assert hers.partition(":")[2].encode() not in path.read_bytes()
 
     def test_rows_that_something_else_took_out_are_not_found_any_more(self, shop: TinyShop) -> None:
-        from features import tables
+        from features.state import tables
 
         tables.erase(shop.home.events, "event_id", ["e1"])
         log = shop.log

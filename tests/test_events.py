@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scene import event
 
-from features.events import Event, RejectedEvent, parse_event
-from features.vault import Vault
+from features.events.event import Event, RejectedEvent, parse_event
+from features.people.vault import Vault
 
 VAULT = Vault(b"a secret of the tests")
 NOW = datetime(2018, 1, 1, 12, tzinfo=UTC)

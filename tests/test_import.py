@@ -29,17 +29,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scene import ROOT, command
 
-from features.adapters.complete_journey import CompleteJourney
-from features.adapters.guessing import propose
-from features.adapters.mapped import MappedFiles, RejectedFilesError
-from features.adapters.tabular import UnreadableFileError
-from features.catalogue import Catalogue
-from features.consent import ConsentPolicy
-from features.event_log import EventLog, connect
-from features.home import Home
-from features.importing import Source, bring_in
-from features.mapping import Mapping, MappingError
-from features.shop import Shop
+from features.catalogue.shop import Shop
+from features.catalogue.tables import Catalogue
+from features.people.consent import ConsentPolicy
+from features.sources.complete_journey import CompleteJourney
+from features.sources.guessing import propose
+from features.sources.importing import EventSource, bring_in
+from features.sources.mapped import MappedFiles, RejectedFilesError
+from features.sources.mapping import Mapping, MappingError
+from features.sources.tabular import UnreadableFileError
+from features.state.home import Home
+from features.store.event_log import EventLog, connect
 
 HEADER = "order,at,sku,name,qty,price,customer,branch"
 ROWS = (
@@ -502,7 +502,7 @@ class TestASecondImport:
 class SourceContract:
     """What every source must hold to."""
 
-    def make(self, home: Home, tmp_path: Path) -> Source:
+    def make(self, home: Home, tmp_path: Path) -> EventSource:
         raise NotImplementedError
 
     @staticmethod
@@ -545,15 +545,15 @@ class SourceContract:
 class TestMappedFilesAsASource(SourceContract):
     @pytest.fixture(autouse=True)
     def _small_batches(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("features.adapters.mapped.BATCH", 7)
+        monkeypatch.setattr("features.sources.mapped.BATCH", 7)
 
-    def make(self, home: Home, tmp_path: Path) -> Source:
+    def make(self, home: Home, tmp_path: Path) -> EventSource:
         rows = [f"{k // 3},2024-03-{1 + k % 28:02} 10:00:00,s{k},x,1,1.00,{k // 6},n" for k in range(99)]
         return staged(home, write(tmp_path / "f.csv", rows))
 
 
 class TestCompleteJourneyAsASource(SourceContract):
-    def make(self, home: Home, tmp_path: Path) -> Source:
+    def make(self, home: Home, tmp_path: Path) -> EventSource:
         return CompleteJourney(households=25)
 
 

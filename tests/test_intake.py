@@ -23,20 +23,20 @@ from typing import Any
 import pytest
 from scene import NEW_YEAR, SECRET, Service, TinyShop, copy_home, customer, event, start_service, stop_service
 
-from features.adapters import segment
-from features.clock import fixed_clock
-from features.consent import Consents
-from features.contacts import Contacts
-from features.event_log import EventLog, connect
-from features.folds import Touch
-from features.home import Home
-from features.identity import Identities
-from features.letters import TRANSLATORS
-from features.store import FeatureStore
-from features.tombstones import Tombstones
-from serving.engine import with_touches
-from serving.inbox import Inbox, Letter
-from serving.intake import InboxFullError, Intake, NotStoredError
+from features.definitions.folds import Touch
+from features.people.consent import Consents
+from features.people.contacts import Contacts
+from features.people.identity import Identities
+from features.people.tombstones import Tombstones
+from features.sources import segment
+from features.sources.replay import TRANSLATORS
+from features.state.clock import fixed_clock
+from features.state.home import Home
+from features.store.event_log import EventLog, connect
+from features.store.feature_store import FeatureStore
+from serving.decide.engine import with_touches
+from serving.intake.inbox import Accepted, Inbox
+from serving.intake.intake import InboxFullError, Intake, NotStoredError
 
 ZONE = "America/New_York"
 KILLS = int(os.environ.get("UBIQUO_KILLS", "2"))
@@ -259,9 +259,9 @@ class TestIntakeItself:
 
         inbox._commit = slow  # type: ignore[method-assign]
         first, second, third = (Future[None]() for _ in range(3))
-        inbox.submit([Letter("a", "h", NEW_YEAR, b"{}", "http")], [], first)
+        inbox.submit([Accepted("a", "h", NEW_YEAR, b"{}", "http")], [], first)
         assert begun.wait(30)
-        inbox.submit([Letter("b", "h", NEW_YEAR + timedelta(seconds=1), b"{}", "http")], [], second)
+        inbox.submit([Accepted("b", "h", NEW_YEAR + timedelta(seconds=1), b"{}", "http")], [], second)
         closing = threading.Thread(target=inbox.close, daemon=True)
         closing.start()
         while not inbox._closed:
@@ -484,9 +484,7 @@ def test_touches_are_folded_in_the_order_of_their_receipt() -> None:
 
 def test_the_secret_is_made_once_and_missed_when_it_is_gone(tmp_path: Path) -> None:
     """In a process of its own, as the tests set a secret for themselves."""
-    code = (
-        "from features.home import Home; from features.vault import Vault; print(Vault.open(Home.from_environment()).hash('user_id', '1'))"
-    )
+    code = "from features.state.home import Home; from features.people.vault import Vault; print(Vault.open(Home.from_environment()).hash('user_id', '1'))"
     environment = {k: v for k, v in os.environ.items() if k != "UBIQUO_SECRET"} | {"UBIQUO_HOME": str(tmp_path)}
 
     def run() -> subprocess.CompletedProcess[str]:
@@ -507,7 +505,7 @@ def test_the_secret_is_made_once_and_missed_when_it_is_gone(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("fit", [1, 3, 1_000])
 def test_each_customer_gets_their_row_however_few_events_fit_into_memory(tiny: TinyShop, monkeypatch: pytest.MonkeyPatch, fit: int) -> None:
-    monkeypatch.setattr("serving.intake.EVENTS_AT_ONCE", fit)
+    monkeypatch.setattr("serving.intake.intake.EVENTS_AT_ONCE", fit)
     store, identities = FeatureStore(tiny.home), Identities(tiny.home)
     store.apply()
     intake = Intake(tiny.home, fixed_clock(NEW_YEAR), store, identities, Consents(tiny.home, tiny.shop.consent))

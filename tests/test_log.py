@@ -15,12 +15,12 @@ import msgspec
 import pytest
 from scene import NEW_YEAR, ROOT, SMALL_CUT, TinyShop, command, customer, event
 
-from features.adapters.complete_journey import CompleteJourney
-from features.dead_letters import DeadLetter
-from features.decision_log import DecisionLog
-from features.event_log import EventLog, connect
-from features.home import Home
-from features.identity import Identities
+from features.people.identity import Identities
+from features.sources.complete_journey import CompleteJourney
+from features.state.home import Home
+from features.store.dead_letters import DeadLetter
+from features.store.decision_log import DecisionLog
+from features.store.event_log import EventLog, connect
 
 BEFORE = NEW_YEAR - timedelta(days=10)
 

@@ -7,8 +7,8 @@ import logging
 
 import pytest
 
-from serving import logs
-from serving.logs import Sparing
+from serving.http import logs
+from serving.http.logs import Sparing
 
 
 class Clock:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scene import command, copy_home, loyalty_cards, start_service, stop_service
 
-from features.home import Home
+from features.state.home import Home
 
 
 def contents(home: Home) -> dict[str, str]:

@@ -10,7 +10,7 @@ import pytest
 from nbclient import NotebookClient
 from scene import ROOT, surroundings
 
-from features.home import Home
+from features.state.home import Home
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PLOTS_AT_LEAST = {"churn": 4, "customers": 6, "next_best_offer": 4, "recommendations": 3}

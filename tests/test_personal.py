@@ -13,10 +13,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from features.events import MAX_ID, MAX_TEXT, TEXTS, Consent, Event, Item, RejectedEvent, explain, parse_event
-from features.identifiers import BLOT, MAX_DIALLED, Search, holds_personal
-from features.vault import Sealed, Vault
-from serving.schemas import (
+from features.events.event import MAX_ID, MAX_TEXT, TEXTS, Consent, Event, Item, RejectedEvent, explain, parse_event
+from features.events.identifiers import BLOT, MAX_DIALLED, PersonalSearch, holds_personal
+from features.people.vault import Sealed, Vault
+from serving.decide.questions import (
     QUESTION_TEXTS,
     ChurnRequest,
     NextBestOfferRequest,
@@ -173,7 +173,7 @@ def test_what_is_encoded_without_end_is_taken_for_an_address_that_hides(layers: 
     # each round of decoding makes plain only the innermost
     hidden = f"ada%2{'%3' * layers}540example.org"
     assert holds_personal(hidden)
-    assert Search().blotted(hidden, MAX_TEXT) == BLOT
+    assert PersonalSearch().blotted(hidden, MAX_TEXT) == BLOT
 
 
 def test_a_session_that_names_somebody_still_groups_and_names_nobody() -> None:
@@ -217,7 +217,7 @@ def test_plain_digits_are_an_articles_or_an_orders(digits: str, place: str) -> N
 
 @given(st.text(max_size=300), st.sampled_from([None, "GB", "US"]))
 def test_blotting_never_lengthens_beyond_what_may_be_stored(text: str, region: str | None) -> None:
-    assert len(Search(region).blotted(text * 3, MAX_TEXT)) <= MAX_TEXT
+    assert len(PersonalSearch(region).blotted(text * 3, MAX_TEXT)) <= MAX_TEXT
 
 
 def test_blots_longer_than_what_they_hide_are_cut_to_what_may_be_read_again() -> None:
@@ -228,7 +228,7 @@ def test_blots_longer_than_what_they_hide_are_cut_to_what_may_be_read_again() ->
 
 def test_digits_beyond_what_is_checked_count_as_numbers() -> None:
     many = " ".join(["11 22 33 44"] * MAX_DIALLED)[:MAX_TEXT]
-    assert Search("GB").blotted(many, MAX_TEXT) == BLOT
+    assert PersonalSearch("GB").blotted(many, MAX_TEXT) == BLOT
 
 
 # --- the tables are whole

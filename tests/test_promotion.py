@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 from scene import NEW_YEAR, TinyShop, command, copy_home, event
 
-from features.home import Home
-from features.timeline import open_timeline
+from features.state.home import Home
+from features.store.timeline import open_timeline
 from models.registry import Crowning, GateLimits, Promotion, Registry
 from training import promotion
 from training.evaluation import by_segment, leads, same_rows

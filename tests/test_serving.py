@@ -16,17 +16,17 @@ import pyarrow.parquet as pq
 import pytest
 from scene import NEW_YEAR, SMALL_CUT, Service, command, copy_home, eventually, free_port, loyalty_cards, start_service, stop_service
 
-from features.adapters.catalogue_file import load as load_catalogue
-from features.catalogue import Catalogue
-from features.decision_log import DecisionLog
-from features.event_log import EventLog
-from features.home import Home
-from features.snapshots import compute
-from features.store import moment_of
-from features.timeline import open_timeline
-from serving.engine import NOBODY, Engine
-from serving.openapi import CUSTOMER_ROUTES, ROUTES
-from serving.schemas import NextBestOfferRequest
+from features.catalogue.tables import Catalogue
+from features.sources.catalogue_file import load as load_catalogue
+from features.state.home import Home
+from features.store.decision_log import DecisionLog
+from features.store.event_log import EventLog
+from features.store.feature_store import moment_of
+from features.store.snapshots import compute
+from features.store.timeline import open_timeline
+from serving.decide.engine import NOBODY, Engine
+from serving.decide.questions import NextBestOfferRequest
+from serving.http.openapi import CUSTOMER_ROUTES, ROUTES
 
 COUNTER = iter(range(1_000_000))
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from scene import NEW_YEAR, TinyShop, customer, event
 
-from features.snapshots import snapshot_path
-from features.store import FeatureStore, StaleFeaturesError, moment_of
+from features.store.feature_store import FeatureStore, StaleFeaturesError, moment_of
+from features.store.snapshots import snapshot_path
 
 HER, OTHER = customer("1"), customer("2")
 EARLIER = NEW_YEAR - timedelta(days=28)

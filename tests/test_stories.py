@@ -13,9 +13,9 @@ import pytest
 from deltalake import DeltaTable
 from scene import Service, command, customer, eventually, loyalty_cards
 
-from features.consent import Consents
-from features.identity import Identities
-from features.shop import Shop
+from features.catalogue.shop import Shop
+from features.people.consent import Consents
+from features.people.identity import Identities
 from models.registry import KINDS
 
 ITEM, OTHER_ITEM = "1082185", "1029743"

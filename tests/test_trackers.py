@@ -19,13 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scene import NEW_YEAR, Service, command, eventually
 
-from features.adapters import ga4, segment
-from features.contacts import Contacts
-from features.event_log import EventLog, connect
-from features.events import Event, RejectedEvent, parse_event
-from features.home import Home
-from features.identity import Identities
-from serving.access import scope_of
+from features.events.event import Event, RejectedEvent, parse_event
+from features.people.contacts import Contacts
+from features.people.identity import Identities
+from features.sources import ga4, segment
+from features.state.home import Home
+from features.store.event_log import EventLog, connect
+from serving.http.access import scope_of
 
 ZONE = "America/New_York"
 PYTHON_CLIENT = """

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from scene import NEW_YEAR, ROOT, TinyShop, command, event, free_port, surroundings
 from sklearn.metrics import average_precision_score, ndcg_score, roc_auc_score
 
-from features.clock import local_midnight
-from features.home import Home
+from features.state.clock import local_midnight
+from features.state.home import Home
 from models.churn import matrix
 from models.registry import Registry, load_settings
 from training.dataset import Cuts, EmptyWindowError, Truth, days_before, training_cutoffs

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from features.clock import parse_as_of
-from features.command import run
-from features.home import Home, MissingStateError
-from features.shop import Shop
+from features.catalogue.shop import Shop
+from features.state.clock import parse_as_of
+from features.state.command import run
+from features.state.home import Home, MissingStateError
 from models.registry import KINDS, Kind, NoChampionError, Registry
 
 app = typer.Typer(help="Train and judge ubiquo's models.", no_args_is_help=True, pretty_exceptions_enable=False)

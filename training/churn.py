@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from features.home import Home
-from features.store import FeatureStore
+from features.state.home import Home
+from features.store.feature_store import FeatureStore
 from models.churn import FEATURES, MAX_RECENCY_DAYS, MIN_VISIT_DAYS, Churn, eligible, matrix
 from models.probability import Floats, Logistic
 from training.dataset import (

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import pandas as pd
 from matplotlib.figure import Figure
 
-from features.disk import write_atomically
-from features.home import Home
+from features.state.disk import write_atomically
+from features.state.home import Home
 from models.registry import Kind, NoChampionError, Registry, VersionInfo
 from training import promotion
 from training.card import SEGMENT_METRIC

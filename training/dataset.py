@@ -11,11 +11,12 @@ import ibis
 import ibis.expr.types as ir
 import pandas as pd
 
-from features.clock import local_midnight
-from features.consent import LEARNING
-from features.home import Home
-from features.shop import Shop
-from features.timeline import Timeline, open_timeline
+from features.catalogue.shop import Shop
+from features.definitions.timeline import Timeline
+from features.people.consent import LEARNING
+from features.state.clock import local_midnight
+from features.state.home import Home
+from features.store.timeline import open_timeline
 
 HORIZON_DAYS = 28
 CUTOFF_STEP_DAYS = 14

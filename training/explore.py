@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from features.consent import LEARNING
-from features.home import Home
-from features.shop import Shop
-from features.store import FeatureStore
-from features.timeline import Timeline, open_timeline
+from features.catalogue.shop import Shop
+from features.definitions.timeline import Timeline
+from features.people.consent import LEARNING
+from features.state.home import Home
+from features.store.feature_store import FeatureStore
+from features.store.timeline import open_timeline
 from models.churn import eligible
 from models.registry import Kind, Registry
 from training.comparison import Comparison, compare, evaluation_of

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 
-from features.timeline import Timeline
+from features.definitions.timeline import Timeline
 from models.registry import GateLimits
 
 Severity = Literal["ok", "warning", "severe"]

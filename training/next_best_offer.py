@@ -9,10 +9,10 @@ from datetime import datetime, timedelta
 import numpy as np
 import pandas as pd
 
-from features.catalogue import Catalogue
-from features.home import Home
-from features.snapshots import snapshot_path
-from features.store import FeatureStore
+from features.catalogue.tables import Catalogue
+from features.state.home import Home
+from features.store.feature_store import FeatureStore
+from features.store.snapshots import snapshot_path
 from models.next_best_offer import FEATURES, NextBestOffer, coupon_affinity, pair_rows
 from models.offers import Offer, OfferBook, Worth
 from training.dataset import Advance, Cuts, EmptyWindowError, Plan, Truth, days_before, moments, open_experiment

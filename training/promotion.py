@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from features.clock import Clock, system_clock
+from features.state.clock import Clock, system_clock
 from models.registry import Crowning, Kind, Promotion, Registry
 from training.evaluation import Lead, leads, same_rows
 from training.metrics import Estimate

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from features.catalogue import ITEM_ATTRIBUTES, Catalogue
-from features.home import Home
-from features.store import FeatureStore
+from features.catalogue.tables import ITEM_ATTRIBUTES, Catalogue
+from features.state.home import Home
+from features.store.feature_store import FeatureStore
 from models.decision import Query, top
 from models.recommender.recommender import PARTS, Blend, Profile, Recommender, RecommenderConfig
 from training.dataset import Advance, Cuts, EmptyWindowError, Plan, Truth, days_before, moments, open_experiment
@@ -164,7 +164,7 @@ def choose(model: Recommender, moment: Moment, run: TrackedRun) -> dict[str, Ble
     Only the items that some part alone ranks high are compared: a sum of the parts hardly puts another one first.
     """
     totals, asked = {listing: np.zeros(len(GRID[listing])) for listing in LISTINGS}, dict.fromkeys(LISTINGS, 0)
-    for question in questions(model, moment):
+    for question in ranking_tasks(model, moment):
         asked[question.listing] += 1
         hidden = np.where(question.shown, 0.0, -np.inf)
         parts = question.profile.parts
@@ -184,7 +184,7 @@ def evaluate(model: Recommender, moment: Moment, unit: str) -> pd.DataFrame:
     rows = []
     households = np.asarray(pd.Series(moment.items["households"], index=moment.items["item_id"]).loc[model.item_ids], dtype=float)
     rarity = -np.log2(households / len(moment.histories))
-    for question in questions(model, moment):
+    for question in ranking_tasks(model, moment):
         listing = question.listing
         models = {name: blend for name, blend in SINGLES.items() if (name, listing) not in MEANINGLESS}
         for name, blend in {**models, JOINED: model.config.blends[listing]}.items():
@@ -213,7 +213,7 @@ def rescored(
     for unit, cut in wanted.items():
         moment, catalogue = at[cut], catalogues[cut]
         where = np.array([rival.positions.get(item, -1) for item in catalogue], dtype=np.intp)
-        for question in questions(rival, moment, catalogue):
+        for question in ranking_tasks(rival, moment, catalogue):
             theirs = joined(rival, question.profile, rival.config.blends[question.listing])
             known = np.where(where >= 0, theirs[np.maximum(where, 0)], -np.inf)
             scores = np.where(question.shown, known, -np.inf)
@@ -224,7 +224,7 @@ def rescored(
 
 
 @dataclass(frozen=True)
-class Question:
+class RankingTask:
     """One customer and list at a cut: what is known of her, what she then bought, and what the list may show."""
 
     customer_id: str
@@ -235,7 +235,7 @@ class Question:
     segment: str
 
 
-def questions(model: Recommender, moment: Moment, catalogue: Sequence[str] | None = None) -> Iterator[Question]:
+def ranking_tasks(model: Recommender, moment: Moment, catalogue: Sequence[str] | None = None) -> Iterator[RankingTask]:
     """Both lists' questions about each customer who counts, over *catalogue* (by default the model's own).
 
     She counts if she had bought something of the catalogue before the cut and then bought something that the list may show.
@@ -254,7 +254,7 @@ def questions(model: Recommender, moment: Moment, catalogue: Sequence[str] | Non
         profile = model.profile(query_of(row, moment.cut))
         for listing, shown in (("for_you", everything), ("also_like", new)):
             if shown[truth].any():
-                yield Question(row["customer_id"], listing, profile, truth[shown[truth]], shown, segment)
+                yield RankingTask(row["customer_id"], listing, profile, truth[shown[truth]], shown, segment)
 
 
 def joined(model: Recommender, profile: Profile, blend: Blend, items: NDArray[np.intp] | slice = slice(None)) -> Floats:

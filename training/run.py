@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from features.catalogue import Catalogue
-from features.clock import system_clock
-from features.disk import sync_tree, write_atomically
-from features.event_log import EventLog
-from features.home import Home
-from features.shop import Shop
+from features.catalogue.shop import Shop
+from features.catalogue.tables import Catalogue
+from features.state.clock import system_clock
+from features.state.disk import sync_tree, write_atomically
+from features.state.home import Home
+from features.store.event_log import EventLog
 from models.registry import Kind, Registry, settings_path
 from training import promotion
 from training.card import model_card

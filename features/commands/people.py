@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from features.clock import clock_from_environment
-from features.contacts import Contacts
-from features.home import Home
-from features.identifiers import KINDS, kind_of
-from features.identity import Identities
-from features.identity_graph import Step
-from features.shop import Shop
+from features.catalogue.shop import Shop
+from features.events.identifiers import KINDS, kind_of
+from features.people.contacts import Contacts
+from features.people.identity import Identities
+from features.people.identity_graph import Step
+from features.state.clock import clock_from_environment
+from features.state.home import Home
 
 app = typer.Typer(help="Who is one customer, and what may be done by default.", no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console()
@@ -81,7 +81,7 @@ def join(
 @app.command()
 def rebuild() -> None:
     """Work out anew from the log who is whom; what was decided by hand stays."""
-    from features.identity_rebuild import rebuild as rebuild_all
+    from features.store.identity_rebuild import rebuild as rebuild_all
 
     home = Home.from_environment()
     with Progress(console=console) as progress:
@@ -97,7 +97,7 @@ def link(
     ] = None,
 ) -> None:
     """Look for people who are known twice by their contact data (Splink); joins the certain, lists the likely for review."""
-    from features.linkage import ACCEPT_WEIGHT, propose
+    from features.people.linkage import ACCEPT_WEIGHT, propose
 
     home = Home.from_environment()
     with home.deriving():
@@ -116,7 +116,7 @@ def policy(
     """Show, or set, what may be done with and for customers who have said nothing."""
     import msgspec
 
-    from features.consent import CONTACT_CHANNELS, PURPOSES, ConsentPolicy
+    from features.people.consent import CONTACT_CHANNELS, PURPOSES, ConsentPolicy
 
     home = Home.from_environment()
     shop = Shop.load(home)
@@ -158,7 +158,7 @@ def found(home: Home, identities: Identities, said: str) -> str:
 
 
 def _key(home: Home, identities: Identities, said: str) -> str:
-    from features.identifiers import normalise
+    from features.events.identifiers import normalise
 
     kind, _, value = said.partition(":")
     chosen = next((each for each in KINDS if each == kind), None)

@@ -1,0 +1,82 @@
+"""What the shop has to show: items, offers, and where each item is promoted in which week."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.state.home import Home, MissingStateError
+
+_TIME = pa.timestamp("us", tz="UTC")
+ITEM_ATTRIBUTES = ("department", "category", "type", "brand", "manufacturer", "size")
+ITEMS = pa.schema([("item_id", pa.string()), *((name, pa.string()) for name in ITEM_ATTRIBUTES), ("recommendable", pa.bool_())])
+OFFERS = pa.schema(
+    [
+        ("offer_id", pa.string()),
+        ("campaign_id", pa.string()),
+        ("campaign_type", pa.string()),
+        ("channel", pa.string()),
+        ("valid_from", _TIME),
+        ("valid_until", _TIME),
+        ("item_ids", pa.list_(pa.string())),
+    ]
+)
+ITEM_CONTEXT = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("valid_from", _TIME),
+        ("valid_until", _TIME),
+        ("mailer_stores", pa.int64()),
+        ("display_stores", pa.int64()),
+    ]
+)
+STORES = pa.schema([(name, pa.string()) for name in ("store_id", "name", "city", "region", "country")])
+SCHEMAS = {"items": ITEMS, "offers": OFFERS, "item_context": ITEM_CONTEXT, "stores": STORES}
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The door to the catalogue tables of one home; each is one Parquet file, replaced as a whole."""
+
+    home: Home
+
+    def save(self, name: str, table: pa.Table, schema: pa.Schema) -> None:
+        """Replace one table.
+
+        Raises:
+            pyarrow.ArrowInvalid: the table does not fit the schema.
+        """
+        self.home.catalogue.mkdir(parents=True, exist_ok=True)
+        part = self.home.catalogue / f".{name}.{os.getpid()}.part"
+        pq.write_table(table.select(schema.names).cast(schema), part)
+        part.replace(self.path(name))
+
+    def ensure(self) -> None:
+        """Make the tables that do not exist yet, empty."""
+        for name, schema in SCHEMAS.items():
+            if not self.path(name).exists():
+                self.save(name, schema.empty_table(), schema)
+
+    def digest(self, *names: str) -> str:
+        """Names the content of these tables; a missing one counts as empty."""
+        content = b"".join(self.path(name).read_bytes() if self.path(name).exists() else b"" for name in names)
+        return hashlib.sha256(content).hexdigest()
+
+    def path(self, name: str) -> Path:
+        """Where a table lies: ``items``, ``offers``, ``item_context`` or ``stores``."""
+        return self.home.catalogue / f"{name}.parquet"
+
+    def read(self, name: str) -> pa.Table:
+        """Read one table.
+
+        Raises:
+            MissingStateError: it was never written.
+        """
+        if not self.path(name).exists():
+            raise MissingStateError(f"the catalogue has no {name}: import a source first (python -m features import)")
+        return pq.read_table(self.path(name))

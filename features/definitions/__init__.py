@@ -1,0 +1,1 @@
+"""Every feature, once."""

@@ -1,0 +1,60 @@
+"""The log as it could be seen at a moment: what every windowed feature reads. ``features.store.timeline`` opens it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from datetime import datetime
+
+import ibis
+import ibis.expr.types as ir
+
+from features.catalogue.shop import Shop
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Ibis tables of one connection.
+
+    Attributes:
+        events: one row an event of a known customer (anonymous events have a null ``customer_id``).
+        lines: one row an item of a purchase, with the item's attributes.
+        baskets: one row a purchase, with its totals.
+        items, offers, item_context: the catalogue.
+        shop: zone and currency.
+        consents: names what customers had said when it was opened.
+    """
+
+    events: ir.Table
+    lines: ir.Table
+    baskets: ir.Table
+    items: ir.Table
+    offers: ir.Table
+    item_context: ir.Table
+    shop: Shop
+    consents: str
+
+    def close(self) -> None:
+        """Let go of the connection and of the tables that it holds in memory; nothing of it can be read any more."""
+        backend = self.events.get_backend()
+        backend.disconnect()
+        shutil.rmtree(backend.spill_folder, ignore_errors=True)
+        backend.spill_lock.close()
+
+    def before(self, as_of: datetime) -> Timeline:
+        """Only what had occurred and was known strictly before *as_of*."""
+        moment = ibis.timestamp(as_of)
+
+        def seen(table: ir.Table) -> ir.Table:
+            return table.filter(table.occurred_at < moment, table.known_at < moment)
+
+        return Timeline(
+            events=seen(self.events),
+            lines=seen(self.lines),
+            baskets=seen(self.baskets),
+            items=self.items,
+            offers=self.offers,
+            item_context=self.item_context,
+            shop=self.shop,
+            consents=self.consents,
+        )

@@ -1,0 +1,1 @@
+"""The canonical event: its vocabulary, its bounds, its parsing, and the identifiers that it carries."""

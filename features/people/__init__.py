@@ -1,0 +1,1 @@
+"""Who is who and what they allow: identity, consent, contacts, the vault, tombstones."""

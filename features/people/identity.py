@@ -1,0 +1,266 @@
+"""The identifiers table, and the graph of it that this process holds in memory."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.events.event import SealedEvent
+from features.events.identifiers import IdentifierKind, normalise_all
+from features.people.identity_graph import IdentityGraph, Step, keys_of
+from features.people.step_index import NumberedStep, StepIndex
+from features.people.vault import Vault
+from features.state.delta import DeltaTable
+from features.state.home import Home
+from features.state.tables import append, blank, erase, files, overwrite, version
+
+SCHEMA = pa.schema(
+    [
+        ("identity_key", pa.string()),
+        ("customer_id", pa.string()),
+        ("known_at", pa.timestamp("us", tz="UTC")),
+        ("event_id", pa.string()),
+        ("cause", pa.string()),
+        ("through", pa.string()),
+        ("seq", pa.int64()),
+    ]
+)
+
+
+class Lesson(NamedTuple):
+    """What an event taught, to be taught again."""
+
+    keys: Sequence[str]
+    previous: Sequence[str]
+    event_id: str
+    known_at: datetime
+
+
+class Identities:
+    """The identifiers table and the graph that follows from it. Safe to call from several threads.
+
+    Readers see the graph before a change by another process or after it.
+    """
+
+    def __init__(self, home: Home, vault: Vault | None = None) -> None:
+        self._home = home
+        self.vault = vault or Vault.open(home)
+        self._lock = threading.RLock()
+        self._graph = IdentityGraph()
+        self._learnt: list[Lesson | Step] = []
+        self._read: set[str] = set()
+        self._seq = 0
+        self._index = StepIndex(home.step_index, home.identifiers)
+        self.refresh()
+        # what was merged before this process began is no news to it
+        self.take_disturbed()
+
+    def refresh(self) -> None:
+        """Read the table again: another process may have added to it, or an erasure taken from it.
+
+        What was learnt here and is not written yet is learnt again on top of what the others have written, so that the guards
+        hold over both.
+        """
+        with self._lock:
+            standing = set(files(self._home.identifiers))
+            if standing == self._read:
+                return
+            if self._read <= standing and not self._graph.news:
+                self._take_over(self._graph, standing - self._read)
+            else:
+                fresh = IdentityGraph()
+                self._take_over(fresh, standing)
+                for again in self._learnt:
+                    if isinstance(again, Lesson):
+                        fresh.learn(*again)
+                    else:
+                        fresh.record(again)
+                fresh.disturbed = self._graph.disturbed | fresh.changed_since(self._graph)
+                self._graph = fresh
+            self._read = standing
+
+    def _take_over(self, graph: IdentityGraph, paths: Collection[str]) -> None:
+        if not paths:
+            return
+        # an erasure writes the same texts in another of Arrow's layouts
+        rows = pa.concat_tables([pq.ParquetFile(path).read().cast(SCHEMA) for path in paths]).sort_by("seq")
+        for step in _steps(rows):
+            graph.apply(step)
+        self._seq = max(self._seq, rows["seq"][-1].as_py() if len(rows) else 0)
+
+    # --- look-ups
+
+    def resolve(self, identifiers: Mapping[IdentifierKind, str], region: str | None = None) -> str | None:
+        """The customer that the strongest known one of *identifiers*, in clear, belongs to, or None.
+
+        Raises:
+            IdentifierError: a value is no identifier of its kind.
+        """
+        return self.owner_of(self.vault.keys(normalise_all(identifiers, region)))
+
+    def owner_of(self, keys: Iterable[str]) -> str | None:
+        """The customer of the first of *keys* that has one."""
+        return self._graph.owner_of(keys)
+
+    def customer_of(self, event: SealedEvent) -> str | None:
+        """The customer of an event, or None."""
+        return self.owner_of(keys_of(event.identifiers))
+
+    def owners(self) -> dict[str, str | None]:
+        """The customer of every identity key; None where it identifies nobody."""
+        return self._graph.owners()
+
+    def owners_before(self, keys: Iterable[str], moment: datetime) -> dict[str, str | None] | None:
+        """The customer of each of *keys* that was known before *moment*; None where only the table tells, as one has changed since."""
+        with self._lock:
+            return self._graph.owners_before(keys, moment)
+
+    def current(self, customer_id: str) -> str:
+        """The customer that *customer_id* has become by merges: itself, mostly."""
+        return self._graph.current(customer_id)
+
+    def knows(self, key: str) -> bool:
+        """Whether the identity key was ever seen."""
+        return self._graph.knows(key)
+
+    def members(self, customer_id: str) -> list[str]:
+        """The customer's identity keys, the strongest first."""
+        return self._graph.members(customer_id)
+
+    def customers(self) -> list[str]:
+        """Every customer that has an identifier, in order."""
+        return self._graph.customers()
+
+    def strongest(self) -> dict[str, str]:
+        """Each customer's strongest identity key, the first of them by alphabet."""
+        return self._graph.strongest()
+
+    def former(self, customer_id: str) -> list[str]:
+        """The customers that were merged into this one."""
+        return self._graph.former(customer_id)
+
+    def parted(self, one: str, other: str) -> bool:
+        """Whether two customers were parted by hand."""
+        return self._graph.parted(one, other)
+
+    def lost(self, customer_id: str) -> list[str]:
+        """The keys that were theirs, or of those merged into them, and identify nobody any more."""
+        keys = {step.identity_key for step in self._steps_about((), (customer_id, *self.former(customer_id)))}
+        return sorted(key for key in keys if self.knows(key) and self.owner_of([key]) is None)
+
+    def story(self, customer_id: str) -> list[Step]:
+        """How the customer came to be: everything known of their identifiers and of what was split from them, oldest first."""
+        return sorted(self._steps_about(self.members(customer_id), [customer_id]), key=lambda step: step.known_at)
+
+    def _steps_about(self, keys: Collection[str], customers: Collection[str]) -> list[Step]:
+        """The steps of these identity keys and of these customers, in the order in which they were written."""
+        if self._index.version != version(self._home.identifiers):
+            with self._home.locked("log"):
+                self._index.catch_up()
+        with self._lock:
+            news = [step for step in self._graph.news if step.identity_key in keys or step.customer_id in customers]
+        return [*self._index.about(keys, customers), *news]
+
+    def steps(self) -> list[Step]:
+        """The whole table, in the order in which it was written, and what is to be written."""
+        with self._lock:
+            table = DeltaTable(str(self._home.identifiers)) if files(self._home.identifiers) else None
+            news = list(self._graph.news)
+        # a table stays at the version at which it was opened: nobody need wait while it is read
+        return [*(() if table is None else _steps(table.to_pyarrow_table().sort_by("seq"))), *news]
+
+    def take_disturbed(self) -> set[str]:
+        """The customers who gained or lost an identifier with a past since the last call: what was derived of them is out of date."""
+        with self._lock:
+            taken, self._graph.disturbed = self._graph.disturbed, set()
+            return taken
+
+    # --- learning; what is new waits for ``flush``
+
+    def learn(self, event: SealedEvent, known_at: datetime) -> str | None:
+        """The event's customer, minted if need be. None where nobody is identified."""
+        if not event.identifiers:
+            return None
+        lesson = Lesson(keys_of(event.identifiers), keys_of(event.previous), event.event_id, known_at)
+        with self._lock:
+            had = len(self._graph.news)
+            owner = self._graph.learn(*lesson)
+            if len(self._graph.news) > had:
+                self._learnt.append(lesson)
+            return owner
+
+    def learn_all(self, events: Iterable[tuple[SealedEvent, datetime]]) -> None:
+        """Learn from each event in turn."""
+        for event, known_at in events:
+            self.learn(event, known_at)
+
+    def join(self, one: str, other: str, known_at: datetime, why: str) -> None:
+        """Make two customers one, because somebody (or a link between their contacts) says so.
+
+        Raises:
+            PartedError: one of them is unknown.
+        """
+        with self._lock:
+            had = len(self._graph.news)
+            self._graph.join(one, other, known_at, why)
+            self._learnt += self._graph.news[had:]
+
+    def part(self, customer_id: str, keys: Sequence[str], known_at: datetime, why: str) -> str:
+        """Take *keys* from a customer, for good: no event will join them again. Returns the customer that they make.
+
+        Raises:
+            PartedError: she does not have them, or has no others.
+        """
+        with self._lock:
+            had = len(self._graph.news)
+            minted = self._graph.part(customer_id, keys, known_at, why)
+            self._learnt += self._graph.news[had:]
+            return minted
+
+    def flush(self) -> None:
+        """Append what was learnt to the table; without news it writes nothing. Hold the lock of the log around it."""
+        with self._lock:
+            if not self._graph.news:
+                return
+            # what others have written meanwhile comes first
+            self.refresh()
+            steps = self._graph.news
+            self._index.catch_up()
+            append(self._home.identifiers, _table(steps, self._seq + 1))
+            self._index.add(map(NumberedStep, itertools.count(self._seq + 1), steps), version(self._home.identifiers))
+            # not before they are written: a failed commit is tried again
+            self._graph.news, self._learnt = [], []
+            self._seq += len(steps)
+            self._read = set(files(self._home.identifiers))
+
+    def erase(self, keys: Sequence[str], customers: Sequence[str], event_ids: Sequence[str] = ()) -> int:
+        """Delete every row of these identifiers and customers, and what others' rows say of them and of their events; returns how many."""
+        with self._home.locked("log"):
+            self._index.catch_up()
+            gone = sum(erase(self._home.identifiers, column, each) for column, each in (("identity_key", keys), ("customer_id", customers)))
+            # what is left is somebody else's, though it was joined through a thing of theirs
+            gone += blank(self._home.identifiers, "through", keys) + blank(self._home.identifiers, "event_id", event_ids)
+            self._index.forget(keys, customers, event_ids, version(self._home.identifiers))
+        self.refresh()
+        return gone
+
+
+def write_anew(home: Home, steps: Sequence[Step]) -> None:
+    """Put *steps* in the place of the whole table. Hold the lock of the log around it."""
+    overwrite(home.identifiers, _table(steps, 1))
+
+
+def _steps(rows: pa.Table) -> Iterator[Step]:
+    return map(Step._make, zip(*(rows.column(name).to_pylist() for name in Step._fields), strict=True))
+
+
+def _table(steps: Sequence[Step], first: int) -> pa.Table:
+    columns = [list(column) for column in zip(*steps, strict=True)] or [[] for _ in Step._fields]
+    numbered = [*columns, list(range(first, first + len(steps)))]
+    return pa.table([pa.array(c, f.type) for c, f in zip(numbered, SCHEMA, strict=True)], schema=SCHEMA)

@@ -1,0 +1,192 @@
+"""A catalogue table from a file: checked as a whole, every mistake with its line, and in force only if there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.catalogue.shop import Shop
+from features.catalogue.tables import ITEMS, OFFERS, STORES, Catalogue
+from features.events.event import Channel
+from features.sources.mapping import Files
+from features.sources.tabular import LINE, TabularFile
+from features.state.clock import local_midnight, parse_as_of
+from features.state.home import Home
+
+Row = Mapping[str, str | None]
+Record = dict[str, Any]
+SHOWN = 20
+REQUIRED = {
+    "items": ("item_id",),
+    "stores": ("store_id",),
+    "offers": ("offer_id", "campaign_id", "campaign_type", "channel", "valid_from", "valid_until", "item_ids"),
+}
+SCHEMAS = {"items": ITEMS, "offers": OFFERS, "stores": STORES}
+TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+class CatalogueError(ValueError):
+    """A catalogue file with mistakes; the message lists them by line and field. The table in force stays."""
+
+
+class Mistake(msgspec.Struct, frozen=True):
+    """One thing wrong with the file."""
+
+    line: int
+    field: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"  line {self.line}: {self.field}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class CatalogueTable:
+    """A checked table, ready to be put in force."""
+
+    home: Home
+    name: Literal["items", "offers", "stores"]
+    rows: list[Record]
+
+    def save(self) -> None:
+        """Replace the table in force."""
+        catalogue = Catalogue(self.home)
+        catalogue.ensure()
+        catalogue.save(self.name, pa.Table.from_pylist(self.rows, SCHEMAS[self.name]), SCHEMAS[self.name])
+
+
+def load(home: Home, name: str, path: Path, renamed: Sequence[str] = (), files: Files | None = None) -> CatalogueTable:
+    """Read and check *path* as the table *name*.
+
+    Args:
+        home: the installation whose shop and catalogue the table must fit.
+        name: ``items``, ``offers`` or ``stores``.
+        path: a CSV (lists split by ``|``), JSON Lines or Parquet file.
+        renamed: ``THEIRS=OURS`` where a column has another name.
+        files: how a CSV is written.
+
+    Raises:
+        CatalogueError: the file has mistakes, or the table is unknown.
+    """
+    if name not in SCHEMAS:
+        raise CatalogueError(f"there is no catalogue table {name!r}: use {', '.join(SCHEMAS)}")
+    file = TabularFile(path, files or Files())
+    rows = list(_rows(file, name, _names(file, name, renamed)))
+    known_items = None
+    if name == "offers":
+        known_items = set(Catalogue(home).read("items")["item_id"].to_pylist())
+    zone = Shop.load(home).timezone if name == "offers" else "UTC"
+    records: list[Record] = []
+    mistakes = [Mistake(bad.row, "$", bad.reason) for bad in file.bad]
+    seen: dict[str, int] = {}
+    types: dict[str, tuple[str, int]] = {}
+    for line, row in rows:
+        record, wrong = _record(name, row, zone)
+        key = f"{name[:-1]}_id"
+        if (first := seen.setdefault(record.get(key) or f"\0{line}", line)) != line:
+            wrong.append((key, f"{record[key]!r} is on line {first} too: each stands once"))
+        if name == "offers":
+            wrong += _offer_mistakes(record, known_items or set(), types, line)
+        records.append(record)
+        mistakes += [Mistake(line, field, reason) for field, reason in wrong]
+    if not rows:
+        mistakes.append(Mistake(1, "$", "the file has no rows: an empty table would take every one away"))
+    if mistakes:
+        mistakes.sort(key=lambda m: m.line)
+        more = f"\n  and {len(mistakes) - SHOWN} more" if len(mistakes) > SHOWN else ""
+        listed = "\n".join(map(str, mistakes[:SHOWN]))
+        raise CatalogueError(f"{path}: {len(mistakes)} mistakes; the {name} in force stay as they were:\n{listed}{more}")
+    return CatalogueTable(home, name, records)  # type: ignore[arg-type]
+
+
+def _names(file: TabularFile, name: str, renamed: Sequence[str]) -> dict[str, str]:
+    """Their column for each of ours that the file has."""
+    present, ours = file.columns(nested=True), SCHEMAS[name].names
+    names = {column: column for column in ours if column in present}
+    for pair in renamed:
+        theirs, _, mine = pair.partition("=")
+        if theirs not in present or mine not in ours:
+            raise CatalogueError(f"--column {pair}: {file.path} has {', '.join(present)}; the {name} have {', '.join(ours)}")
+        names[mine] = theirs
+    if missing := [c for c in REQUIRED[name] if c not in names]:
+        if len(present) == 1 and (between := next((d for d in ";\t|," if d in present[0]), None)):
+            raise CatalogueError(f"{file.path}: its columns seem to be divided by {between!r}: --delimiter {between!r} says so")
+        raise CatalogueError(
+            f"{file.path}: it has no column {missing[0]!r}; it has {', '.join(present)}: --column THEIRS={missing[0]} names it"
+        )
+    return names
+
+
+def _rows(file: TabularFile, name: str, names: Mapping[str, str]) -> Iterator[tuple[int, Row]]:
+    if file.kind == "parquet":
+        # lists stay lists here
+        for number, row in enumerate(pq.read_table(file.path, columns=list(names.values())).to_pylist(), 1):
+            yield number, {ours: _told(row[theirs]) for ours, theirs in names.items()}
+        return
+    for table, numbers in file.batches([c for c in names.values() if c != "item_ids"]):
+        for number, row in zip(numbers.tolist(), table.to_pylist(), strict=True):
+            if LINE in row:
+                whole = msgspec.json.decode(row[LINE])
+                yield number, {ours: _told(whole.get(theirs)) for ours, theirs in names.items()}
+            else:
+                yield number, {ours: row[theirs] for ours, theirs in names.items()}
+
+
+def _told(value: Any) -> str | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, list):
+        return "|".join(map(str, value))
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _record(name: str, row: Row, zone: str) -> tuple[Record, list[tuple[str, str]]]:
+    """A row in the table's own types, and what is wrong with it."""
+    record: Record = {column: row.get(column) for column in SCHEMAS[name].names}
+    wrong = [(c, "is empty") for c in REQUIRED[name] if not row.get(c)]
+    wrong += [(c, "is longer than 256 characters") for c, v in record.items() if c.endswith("_id") and v and len(v) > 256]
+    if name == "items":
+        told = (row.get("recommendable") or "true").lower()
+        record["recommendable"] = TRUTHS.get(told)
+        if record["recommendable"] is None:
+            wrong.append(("recommendable", f"{told!r} is neither true nor false"))
+    if name == "offers":
+        record["item_ids"] = [i.strip() for i in (row.get("item_ids") or "").split("|") if i.strip()]
+        for column, days in (("valid_from", 0), ("valid_until", 1)):
+            text = row.get(column)
+            if not text:
+                continue
+            try:
+                # an offer that ends on a date is in force on that whole day
+                record[column] = (
+                    local_midnight(date.fromisoformat(text) + timedelta(days=days), zone) if len(text) == 10 else parse_as_of(text, zone)
+                )
+            except ValueError:
+                record[column] = None
+                wrong.append((column, f"{text!r} is neither a date like 2017-12-04 nor a time with its zone like 2017-12-04T05:00:00Z"))
+    return record, wrong
+
+
+def _offer_mistakes(record: Record, items: set[str], types: dict[str, tuple[str, int]], line: int) -> list[tuple[str, str]]:
+    wrong = []
+    if record["channel"] and record["channel"] not in get_args(Channel):
+        wrong.append(("channel", f"{record['channel']!r} is not one of {', '.join(get_args(Channel))}"))
+    start, end = record["valid_from"], record["valid_until"]
+    if isinstance(start, datetime) and isinstance(end, datetime) and not start < end:
+        wrong.append(("valid_until", f"lies before valid_from ({start.isoformat()})"))
+    if unknown := [i for i in record["item_ids"] if i not in items]:
+        wrong.append(("item_ids", f"{unknown[0]!r} is not in the items' catalogue: load the items first"))
+    if record["campaign_id"]:
+        kind, first = types.setdefault(record["campaign_id"], (record["campaign_type"], line))
+        if kind != record["campaign_type"]:
+            wrong.append(("campaign_type", f"{record['campaign_type']!r}, but line {first} of the same campaign says {kind!r}"))
+    return wrong

@@ -1,0 +1,75 @@
+"""Dead letters taken up again: read anew as they came, or as somebody mended them, and brought into the log if they are good."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import msgspec
+
+from features.catalogue.shop import Shop
+from features.events.event import RejectedEvent, parse_event
+from features.people.identity import Identities
+from features.sources import ga4, segment
+from features.state.home import Home
+from features.store.event_index import Incoming
+from features.store.event_log import EventLog
+
+Translate = Callable[[Any, datetime, str | None], Any]
+TRANSLATORS: Mapping[str, Translate] = {
+    "http": lambda raw, received_at, currency: raw,
+    segment.SOURCE: segment.to_event,
+    ga4.SOURCE: ga4.to_event,
+}
+"""How what came from each source becomes a canonical event; rows of files are read again by importing the mended file."""
+
+
+class Replayed(NamedTuple):
+    """What became of one letter."""
+
+    letter_id: str
+    outcome: str
+    """``stored``, ``already known``, ``erased``, ``rejected`` or ``from a file``."""
+    field: str = ""
+    reason: str = ""
+
+
+def replay(home: Home, letters: Sequence[Mapping[str, Any]], known_at: datetime, mended: Any = None) -> list[Replayed]:
+    """Read each letter again, at the moment of its receipt; what is stored now, or was before, leaves the dead letters.
+
+    An event of a letter is known from *known_at* on: nobody could use it before.
+
+    Args:
+        home: the installation.
+        letters: as ``EventLog.dead_letters`` gives them.
+        known_at: now.
+        mended: what to read in place of the one letter's own content.
+    """
+    shop = Shop.load(home)
+    log, identities = EventLog(home, shop.timezone), Identities(home)
+    replayed: list[Replayed] = []
+    for letter in letters:
+        replayed.append(_replay(log, identities, shop, letter, known_at, mended))
+    log.forget_letters([each.letter_id for each in replayed if each.outcome in ("stored", "already known", "erased")])
+    return replayed
+
+
+def _replay(log: EventLog, identities: Identities, shop: Shop, letter: Mapping[str, Any], known_at: datetime, mended: Any) -> Replayed:
+    translate = TRANSLATORS.get(letter["source"])
+    name = letter["letter_id"]
+    if translate is None:
+        return Replayed(name, "from a file", letter["field"], "mend the file and import it again")
+    try:
+        raw = mended if mended is not None else msgspec.json.decode(letter["raw"])
+        event = parse_event(translate(raw, letter["received_at"], shop.currency), letter["received_at"], shop.currency, shop.phone_region)
+    except RejectedEvent as error:
+        return Replayed(name, "rejected", error.field, error.reason)
+    except (msgspec.DecodeError, RecursionError):
+        return Replayed(name, "rejected", "$", "the letter is no whole JSON: it was cut short, being too long to keep")
+    sealed, content_hash, personal = identities.vault.seal(event, timeless=letter["source"] != "http")
+    row = Incoming(sealed, content_hash, known_at, letter["received_at"], letter["source"], personal=log.contacts.news(personal))
+    report = log.append([row], identities)
+    if report.conflicting:
+        return Replayed(name, "rejected", "event_id", "is stored with other content: give a corrected event an id of its own")
+    return Replayed(name, "stored" if report.appended else "erased" if report.erased else "already known")

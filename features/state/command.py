@@ -1,0 +1,26 @@
+"""How every command ends: what its user can fix in one line and exit code 1, anything else in a traceback."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+
+from rich.console import Console
+
+from features.state.disk import DamagedStateError
+from features.state.home import MissingStateError, configure_process
+
+
+def run(app: Callable[[], object], console: Console, *mendable: type[Exception]) -> None:
+    """Run *app*; besides missing state and wrong values, errors of *mendable* kinds are told without a traceback."""
+    told: tuple[type[Exception], ...] = (MissingStateError, DamagedStateError, ValueError, OSError, *mendable)
+    configure_process()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    try:
+        app()
+    except told as error:
+        console.print(f"[red]error:[/red] {error}", soft_wrap=True, highlight=False)
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""The only doors to stored events and features: log, timeline, snapshots, Feast, decisions."""

@@ -1,0 +1,183 @@
+"""The table of decisions: what was answered to whom, from which features, by which model and with which propensities."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from features.state import tables
+from features.state.delta import DeltaTable
+from features.state.disk import RESERVED_BYTES, AppendOnlyFile, check_room, free_bytes, make_folder, unlink_all
+from features.state.home import Home
+from features.store.event_log import connect
+
+logger = logging.getLogger("ubiquo")
+_TIME = pa.timestamp("us", tz="UTC")
+SCHEMA = pa.schema(
+    [
+        ("decision_id", pa.string()),
+        ("kind", pa.string()),
+        ("customer_id", pa.string()),
+        ("as_of", _TIME),
+        ("model", pa.string()),
+        ("feature_at", pa.int64()),
+        ("fallback", pa.string()),
+        ("request", pa.string()),
+        ("choices", pa.string()),
+        ("features", pa.string()),
+    ]
+)
+MOST_BYTES = 5_000_000_000
+"""How much the table may hold before its older half is let go (``UBIQUO_MAX_DECISION_BYTES`` sets another bound)."""
+_SPOOLS = "*.jsonl"
+
+
+class _Line(msgspec.Struct, forbid_unknown_fields=True):
+    """One line of the spool."""
+
+    decision_id: str
+    kind: str
+    customer_id: str | None
+    as_of: datetime
+    model: str
+    feature_at: int | None
+    fallback: str | None
+    request: msgspec.Raw
+    choices: msgspec.Raw
+    features: msgspec.Raw
+
+
+class DecisionLog:
+    """An append-only spool that a decision reaches before its answer leaves, and the Delta table it is flushed to.
+
+    The spool is handed to the operating system at once, so a crash of the process loses nothing; a line cut short by a
+    crash of the machine is passed over with a warning. A spool is deleted once what it holds is in the table, and synced.
+    """
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._folder = home.decisions
+        make_folder(self._folder)
+        self._lock = threading.Lock()
+        self._most_bytes = int(os.environ.get("UBIQUO_MAX_DECISION_BYTES", MOST_BYTES))
+        self.unlogged = 0
+        """How many decisions could not be kept since the start."""
+        # what a crash left may end in half a line: it must not be written on
+        self._spool = self._new_spool()
+
+    @property
+    def table(self) -> Path:
+        """Where the Delta table lies."""
+        return self._folder / "table"
+
+    def append(self, decision: dict[str, Any]) -> bool:
+        """Hand one decision (the columns of ``SCHEMA``; request, choices and features as JSON-able values) to the system.
+
+        Returns whether it was taken: a full disk costs the record, not the answer.
+        """
+        line = msgspec.json.encode(decision) + b"\n"
+        with self._lock:
+            try:
+                # what is left of a full disk is for what was promised
+                check_room(self._folder)
+                self._spool.write(line)
+            except (OSError, ValueError) as error:
+                self.unlogged += 1
+                logger.warning("a decision could not be logged: %s", error)
+                return False
+        return True
+
+    def flush(self) -> int:
+        """Move the spooled decisions into the Delta table, exactly once each; returns how many."""
+        with self._home.locked("decisions"):
+            return self._flush()
+
+    def maintain(self) -> None:
+        """Keep the table in few files, and within its bound."""
+        with self._home.locked("decisions"):
+            tables.keep_newest(self.table, "as_of", self._most_bytes)
+            tables.maintain(self.table)
+
+    def _flush(self) -> int:
+        if free_bytes(self._folder) < RESERVED_BYTES:
+            logger.warning("decisions wait in %s: the disk is nearly full", self._folder)
+            return 0
+        rotated = self._rotate()
+        moved = 0
+        for sealed in sorted(set(self._folder.glob(_SPOOLS)) - {self._spool.path}):
+            rows = _decoded(sealed)
+            # only what was just written is certainly new: any other spool may be of a flush that broke off
+            known = self._known([row["decision_id"] for row in rows]) if sealed != rotated else set()
+            fresh = [row for row in rows if row["decision_id"] not in known]
+            if fresh:
+                tables.append(self.table, pa.Table.from_pylist(fresh, SCHEMA))
+            unlink_all([sealed])
+            moved += len(fresh)
+        return moved
+
+    def erase(self, customer_ids: Sequence[str]) -> int:
+        """Delete every decision about these customers, and every older version of the table; returns how many."""
+        with self._home.locked("decisions"):
+            self._flush()
+            return tables.erase(self.table, "customer_id", customer_ids)
+
+    def read(self) -> list[dict[str, Any]]:
+        """Every flushed decision, with request, choices and features decoded."""
+        if not DeltaTable.is_deltatable(str(self.table)):
+            return []
+        rows: list[dict[str, Any]] = DeltaTable(str(self.table)).to_pyarrow_table().to_pylist()
+        for row in rows:
+            for name in ("request", "choices", "features"):
+                row[name] = msgspec.json.decode(row[name])
+        return rows
+
+    def close(self) -> None:
+        """Flush and let go of the spool."""
+        try:
+            self.flush()
+        finally:
+            with self._lock:
+                self._spool.close()
+
+    def _rotate(self) -> Path | None:
+        """Begin a new spool and return the path of the one before; where no new one can be made the old goes on."""
+        with self._lock:
+            if not self._spool.size:
+                return None
+            old, self._spool = self._spool, self._new_spool()
+            old.close()
+            return old.path
+
+    def _new_spool(self) -> AppendOnlyFile:
+        return AppendOnlyFile(self._folder / f"spool-{os.getpid()}-{os.urandom(8).hex()}.jsonl")
+
+    def _known(self, decision_ids: list[str]) -> set[str]:
+        if not decision_ids or not DeltaTable.is_deltatable(str(self.table)):
+            return set()
+        files = tables.files(self.table)
+        connection = connect()
+        connection.register("batch", pa.table({"decision_id": pa.array(decision_ids, pa.string())}))
+        rows = connection.execute("SELECT decision_id FROM read_parquet(?) SEMI JOIN batch USING (decision_id)", [files]).fetchall()
+        return {row[0] for row in rows}
+
+
+def _decoded(path: Path) -> list[dict[str, Any]]:
+    """The decisions of a spool; a line that is none is named and passed over."""
+    rows, decoder = [], msgspec.json.Decoder(_Line)
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            row = decoder.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            logger.warning("%s: line %d (%d bytes) is no decision, cut short by a crash perhaps: it is lost", path, number, len(line))
+            continue
+        texts = {name: bytes(getattr(row, name)).decode() for name in ("request", "choices", "features")}
+        rows.append({**msgspec.structs.asdict(row), **texts})
+    return rows

@@ -1,0 +1,234 @@
+"""The only door to Feast: apply, materialize, push, historical, online. It owns Feast's traps, named where they are met."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+import warnings
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from features.state.clock import AHEAD, microseconds
+from features.state.disk import make_folder, open_database, transaction
+from features.state.home import Home, MissingStateError, configure_process
+from features.store.snapshots import Wanted, backfill, snapshot_path
+
+if TYPE_CHECKING:
+    from features.state.lean_feast import feast
+
+logger = logging.getLogger("ubiquo")
+Row = dict[str, Any]
+WRITE_ROWS = 500
+
+
+class StaleFeaturesError(MissingStateError):
+    """A training row would have been joined to a snapshot other than its own; the message names view and time."""
+
+
+class FeatureStore:
+    """Feast over DuckDB (offline) and SQLite or Redis (online), for one home.
+
+    Set ``UBIQUO_REDIS`` to a connection string such as ``localhost:6379`` to keep the online rows in Redis.
+    """
+
+    def __init__(self, home: Home) -> None:
+        configure_process()
+        from features.state.lean_feast import RegistryConfig, RepoConfig, feast
+
+        # feast's import turns these on again: ibis and DuckDB warn each other of nothing a user could mend
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        from features.store.views import SERVICES, VIEWS
+
+        self._home = home
+        self._views = VIEWS
+        self._services = SERVICES
+        redis = os.environ.get("UBIQUO_REDIS")
+        make_folder(home.feast)
+        self._drop_damaged_registry(home.feast / "registry.db")
+        self._feast: feast.FeatureStore = feast.FeatureStore(
+            config=RepoConfig(
+                project="ubiquo",
+                provider="local",
+                # cache_mode thread: an expiring registry must not stall a request
+                registry=RegistryConfig(path=str(home.feast / "registry.db"), cache_mode="thread", cache_ttl_seconds=3600),
+                offline_store={"type": "duckdb"},
+                online_store={"type": "redis", "connection_string": redis}
+                if redis
+                else {"type": "sqlite", "path": str(home.feast / "online.db")},
+                entity_key_serialization_version=3,
+            )
+        )
+        if not redis:
+            # readers go on while a writer commits
+            open_database(home.feast / "online.db", "PRAGMA journal_mode=WAL").close()
+        self._feature_services: dict[str, feast.FeatureService] = {}
+
+    @staticmethod
+    def _drop_damaged_registry(path: Path) -> None:
+        """Feast's registry says nothing that ``apply`` does not say again; cut short by a power cut it would stop every start."""
+        from feast.protos.feast.core.Registry_pb2 import Registry
+        from google.protobuf.message import DecodeError
+
+        try:
+            if path.exists():
+                Registry().ParseFromString(path.read_bytes())
+        except DecodeError:
+            logger.warning("%s is damaged: it is made anew", path)
+            path.unlink()
+
+    def apply(self) -> None:
+        """Register entities, views and services; what Feast's own ``apply`` would find by importing every file."""
+        from features.store.views import feast_objects
+
+        self._feast.apply(feast_objects(self._home))
+
+    def backfill(self, view: str, wanted: Wanted, advance: Any = lambda n: None) -> int:
+        """Make the missing snapshots of *view*; see ``features.store.snapshots.backfill``."""
+        return backfill(self._home, view, wanted, advance)
+
+    def historical(self, spine: pd.DataFrame, service: str) -> pd.DataFrame:
+        """The spine with the features of *service* as they stood at each row's ``event_timestamp``.
+
+        Args:
+            spine: the entity's key, ``event_timestamp`` (UTC) and any columns to carry along; a unique key per row.
+            service: the name of a FeatureService.
+
+        Returns:
+            One row a spine row, in the spine's order. An entity unknown at the time has nulls.
+
+        Raises:
+            StaleFeaturesError: a snapshot for one of the spine's times is missing, so Feast joined an older one.
+            ValueError: the spine repeats a key.
+        """
+        key = self._views[self._services[service][0]].key
+        if spine.duplicated([key, "event_timestamp"]).any():
+            raise ValueError(f"the spine repeats ({key}, event_timestamp): Feast would silently drop such rows")
+        for view in self._services[service]:
+            for moment in spine["event_timestamp"].unique():
+                if not snapshot_path(self._home, view, pd.Timestamp(moment).to_pydatetime()).exists():
+                    raise StaleFeaturesError(f"no snapshot of {view} at {moment}: backfill it first")
+        entities = spine[[key, "event_timestamp"]]
+        joined = self._feast.get_historical_features(entities, features=self._service(service)).to_df()
+        # Feast drops spine rows that lie before an entity's first feature row: join the spine again, in its order
+        joined["event_timestamp"] = pd.to_datetime(joined["event_timestamp"], utc=True).astype("datetime64[us, UTC]")
+        left = spine.assign(event_timestamp=spine["event_timestamp"].astype("datetime64[us, UTC]"))
+        full = left.merge(joined, on=[key, "event_timestamp"], how="left", validate="one_to_one")
+        if len(full) != len(spine):
+            raise StaleFeaturesError(f"the join of {service} gave {len(full)} rows for a spine of {len(spine)}")
+        for view in self._services[service]:
+            at = full.pop(self._views[view].at_column)
+            wanted = full["event_timestamp"].astype("int64")
+            wrong = at.notna() & (at.fillna(0).astype("int64") != wanted)
+            if wrong.any():
+                late = full.loc[wrong, "event_timestamp"].iloc[0]
+                raise StaleFeaturesError(f"{view}: {int(wrong.sum())} rows joined to an older snapshot than {late}: backfill it")
+        return full
+
+    def materialize(self, view: str, as_of: datetime) -> int:
+        """Bring the snapshot of *view* at *as_of* online; returns the number of rows written.
+
+        Rows that are already newer online stay: on SQLite Feast lets the last writer win, whatever its timestamp.
+        """
+        path = snapshot_path(self._home, view, as_of)
+        if not path.exists():
+            raise MissingStateError(f"no snapshot of {view} at {as_of.isoformat()}: backfill it first")
+        return self._write(view, pq.ParquetFile(path).read().to_pandas())
+
+    def push(self, view: str, rows: Sequence[Row], as_of: datetime) -> int:
+        """Write fresh rows of *view*, true as of *as_of*, which is now, online; newer rows stay unless they are of a time to come."""
+        at = microseconds(as_of)
+        stamped = [{**row, "event_timestamp": as_of, self._views[view].at_column: at} for row in rows]
+        return self._write(view, pd.DataFrame(stamped, columns=self._views[view].arrow_schema().names), microseconds(as_of + AHEAD))
+
+    def delete(self, view: str, keys: Sequence[str]) -> int:
+        """Take rows of *view* offline for good; returns how many there were.
+
+        Feast offers no such call, so this speaks to its SQLite file or Redis in the form in which Feast writes them.
+        """
+        if not keys:
+            return 0
+        with self._home.locked("online"):
+            return self._delete(view, keys)
+
+    def _delete(self, view: str, keys: Sequence[str]) -> int:
+        from feast.infra.key_encoding_utils import serialize_entity_key
+        from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+        from feast.protos.feast.types.Value_pb2 import Value
+
+        entities = [EntityKey(join_keys=[self._views[view].key], entity_values=[Value(string_val=key)]) for key in keys]
+        if os.environ.get("UBIQUO_REDIS"):
+            return self._delete_redis(view, entities)
+        raw = [(serialize_entity_key(each, entity_key_serialization_version=3),) for each in entities]
+        table = f"ubiquo_{view}"
+        with transaction(self._home.feast / "online.db") as online:
+            if not online.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchall():
+                return 0
+            return sum(online.execute(f"DELETE FROM {table} WHERE entity_key = ?", key).rowcount > 0 for key in raw)
+
+    def scrub(self) -> None:
+        """Bring the SQLite file to hold no more than its rows: what Feast replaced or deleted may stand in free pages."""
+        if not os.environ.get("UBIQUO_REDIS"):
+            with self._home.locked("online"), contextlib.closing(sqlite3.connect(self._home.feast / "online.db", timeout=60)) as online:
+                online.execute("VACUUM")
+                online.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def _delete_redis(self, view: str, entities: Sequence[Any]) -> int:
+        from feast.infra.online_stores.helpers import _mmh3, _redis_key
+
+        client = self._feast._get_provider().online_store._get_client(self._feast.config.online_store)
+        # one hash holds an entity's rows of every view; Redis drops it with its last field
+        fields = [_mmh3(f"{view}:{feature.name}") for feature in self._feast.get_feature_view(view).features]
+        keys = [_redis_key("ubiquo", entity, entity_key_serialization_version=3) for entity in entities]
+        return sum(bool(client.hdel(key, f"_ts:{view}", *fields)) for key in keys)
+
+    def online(self, service: str, keys: Sequence[str]) -> list[Row]:
+        """The newest rows of *service* for *keys*, in their order; an unknown key's values are all None.
+
+        Each row holds, beside the features, ``<view>_at``: the moment (Unix microseconds) that the view's values are of.
+        """
+        key = self._views[self._services[service][0]].key
+        answer = self._feast.get_online_features(features=self._service(service), entity_rows=[{key: value} for value in keys]).to_dict()
+        names = list(answer)
+        return [dict(zip(names, values, strict=True)) for values in zip(*answer.values(), strict=True)]
+
+    def _service(self, name: str) -> feast.FeatureService:
+        # a look-up in Feast's registry costs more than the read itself
+        if name not in self._feature_services:
+            self._feature_services[name] = self._feast.get_feature_service(name)
+        return self._feature_services[name]
+
+    def _write(self, view: str, frame: pd.DataFrame, believed_until: int | None = None) -> int:
+        if frame.empty:
+            return 0
+        key, at_column, written = self._views[view].key, self._views[view].at_column, 0
+        for start in range(0, len(frame), WRITE_ROWS):
+            chunk = frame.iloc[start : start + WRITE_ROWS]
+            # another process must not write between the look and the write; in chunks, so that nobody waits for long
+            with self._home.locked("online"):
+                held = self._online_times(view, chunk[key].tolist())
+                if believed_until is not None and (ahead := [k for k, at in held.items() if at > believed_until]):
+                    # Redis keeps the newer row whatever is written, so these go first
+                    self._delete(view, ahead)
+                    held = {k: at for k, at in held.items() if at <= believed_until}
+                fresh = chunk[chunk[at_column].to_numpy() >= [held.get(k, 0) for k in chunk[key]]]
+                if not fresh.empty:
+                    self._feast.write_to_online_store(view, fresh)
+            written += len(fresh)
+        return written
+
+    def _online_times(self, view: str, keys: list[str]) -> Mapping[str, int]:
+        key, at_column = self._views[view].key, self._views[view].at_column
+        answer = self._feast.get_online_features(features=[f"{view}:{at_column}"], entity_rows=[{key: k} for k in keys]).to_dict()
+        return {k: at for k, at in zip(answer[key], answer[at_column], strict=True) if at is not None}
+
+
+def moment_of(microseconds: int) -> datetime:
+    """The UTC time that a view's ``_at`` column holds."""
+    return datetime.fromtimestamp(microseconds / 1_000_000, UTC)

@@ -1,0 +1,245 @@
+"""The log as it could be seen at a moment: identifiers resolved, nothing from the future. Every feature reads this."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import shutil
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import ibis
+import ibis.expr.types as ir
+import pyarrow as pa
+
+from features.catalogue.shop import Shop
+from features.catalogue.tables import Catalogue
+from features.definitions.timeline import Timeline
+from features.events.event import Purpose
+from features.events.identifiers import KINDS
+from features.people.consent import FEATURES, Consents
+from features.people.identity import SCHEMA, Identities
+from features.people.identity_graph import keys_of
+from features.state.delta import DeltaTable
+from features.state.disk import make_folder
+from features.state.home import Home
+from features.store.event_log import EventLog
+
+SPILL = "spill"
+"""Of the folder where what does not fit into memory lies while it is worked on."""
+LOCK = "in-use"
+MOST_MEGABYTES = 800
+"""How much memory the tables of one timeline take; what is more lies on the disk."""
+MANY_KEYS = 10_000
+"""From so many identifiers on they are joined with what was said rather than looked up one by one."""
+_EVER, _FOREVER = datetime(1900, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
+_TIME = pa.timestamp("us", tz="UTC")
+_STEP_COLUMNS = ["identity_key", "customer_id", "known_at", "seq"]
+_SAID = pa.schema([("speaker", pa.string()), ("starts", _TIME), ("ends", _TIME), ("allowed", pa.bool_())])
+
+
+def open_timeline(
+    home: Home,
+    identified_by: datetime,
+    customers: Sequence[str] | None = None,
+    purposes: Sequence[Purpose] = FEATURES,
+    consents: Consents | None = None,
+    identities: Identities | None = None,
+) -> Timeline:
+    """Open the log of *home* on a DuckDB connection of its own, as far as consent allows: this is where consent is enforced.
+
+    An event is usable for a purpose if that was allowed when it occurred and is not withdrawn now, whatever the moment that is
+    looked back to. Events of nobody are nobody's to allow. To learn from, a customer of whom any event is not allowed for all
+    *purposes* is left out whole, as her feature rows would carry it.
+
+    Args:
+        home: the installation.
+        identified_by: identifiers resolve to the customers that were known strictly before this moment.
+        customers: read only these customers' events, for the micro-batch that follows an intake.
+        purposes: what the events are to be used for.
+        consents: what customers have said; read from the log unless given.
+        identities: who is who; with them *customers* costs what their events cost, whatever the length of the log.
+
+    Raises:
+        MissingStateError: nothing was imported yet.
+    """
+    shop = Shop.load(home)
+    log = EventLog(home, shop.timezone)
+    files = log.files()
+    connection = _connection(home)
+    consents = consents or Consents(home, shop.consent)
+    found = None if customers is None or identities is None else _by_key(log, identities, customers, identified_by)
+    if found is None:
+        identifiers = connection.create_table("identifiers_raw", _steps(home))
+        raw = connection.read_parquet(files, table_name="log")
+    else:
+        identifiers = connection.create_table("identifiers_raw", found.owners)
+        raw = connection.create_table("log", found.events, temp=True)
+    known = connection.create_table("known", _as_known(identifiers, identified_by), temp=True)
+    # whose an event is and whether it may be used is worked out without what it holds, which is most of it
+    bare = raw.select("event_id", "identity_key", "identifiers", "occurred_at", "declared_purposes")
+    identified = _identified(bare, known.filter(known.customer_id.notnull()), bool(known.customer_id.isnull().any().execute()))
+    if customers is not None:
+        wanted = connection.create_table("wanted", pa.table({"customer_id": pa.array(customers, pa.string())}))
+        identified = identified.semi_join(wanted, "customer_id")
+    identified = connection.create_table("identified", identified, temp=True)
+    usable = _usable(connection, identified, identifiers, consents, purposes).select("event_id", "customer_id")
+    kept = connection.create_table("kept", usable, temp=True)
+    events = connection.create_table("events", kept.inner_join(raw, "event_id").select("customer_id", *raw.columns), temp=True)
+    for name in ("identified", "with_subject", "kept", *(f"judged_{purpose}" for purpose in purposes)):
+        connection.drop_table(name, force=True)
+    catalogue = Catalogue(home)
+    items = connection.read_parquet(str(catalogue.path("items")), table_name="items")
+    purchases = events.filter(events.name == "purchase")
+    line = purchases.select(
+        "event_id", "customer_id", "occurred_at", "known_at", "local_date", "local_hour", "store_id", item=purchases["items"].unnest()
+    )
+    flat = line.select(
+        *[c for c in line.columns if c != "item"],
+        **{name: line.item[name] for name in ("item_id", "quantity", "amount_minor", "discount_minor", "coupon_minor")},
+    )
+    attributes = items.select("item_id", "department", "category", "brand", "recommendable")
+    lines = connection.create_table("lines", flat.left_join(attributes, "item_id").drop("item_id_right"), temp=True)
+    baskets = lines.group_by("event_id", "customer_id", "occurred_at", "known_at", "local_date", "local_hour", "store_id").aggregate(
+        amount_minor=lines.amount_minor.sum(),
+        discount_minor=lines.discount_minor.sum(),
+        coupon_minor=lines.coupon_minor.sum(),
+        lines=lines.count(),
+    )
+    return Timeline(
+        events=events,
+        lines=lines,
+        baskets=connection.create_table("baskets", baskets, temp=True),
+        items=items,
+        offers=connection.read_parquet(str(catalogue.path("offers")), table_name="offers"),
+        item_context=connection.read_parquet(str(catalogue.path("item_context")), table_name="item_context"),
+        shop=shop,
+        # it names all that anybody said, which a few customers' rows need not know
+        consents=consents.digest() if customers is None else "",
+    )
+
+
+def _connection(home: Home) -> Any:
+    """A DuckDB connection that holds so much in memory and the rest in a folder of the home."""
+    clear_spills(home)
+    folder = home.root / f"{SPILL}-{uuid.uuid4().hex}"
+    made = folder.with_name(f"new-{folder.name}")
+    make_folder(made)
+    connection = ibis.duckdb.connect()
+    # as long as it is held the folder is in use; it gets its name once it is, so that nobody clears it in between
+    connection.spill_folder, connection.spill_lock = folder, open(made / LOCK, "w")  # noqa: SIM115 - closed with the timeline
+    fcntl.flock(connection.spill_lock, fcntl.LOCK_EX)
+    made.rename(folder)
+    for setting in (
+        "TimeZone='UTC'",
+        f"memory_limit='{MOST_MEGABYTES}MB'",
+        f"temp_directory='{folder / 'tables'}'",
+        "preserve_insertion_order=false",
+    ):
+        connection.raw_sql(f"SET {setting}")
+    return connection
+
+
+def clear_spills(home: Home) -> None:
+    """Delete what timelines that are closed, or whose process was killed, have left on the disk."""
+    for folder in home.root.glob(f"{SPILL}-*"):
+        with contextlib.suppress(FileNotFoundError, BlockingIOError), open(folder / LOCK) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Found(NamedTuple):
+    """What the index tells of a few customers."""
+
+    events: pa.Table
+    owners: pa.Table
+
+
+def _by_key(log: EventLog, identities: Identities, customers: Sequence[str], moment: datetime) -> _Found | None:
+    """The customers' events and the owners of all their identifiers before *moment*; None where only the identifiers table tells."""
+    keys = {key for customer in customers for key in identities.members(customer)}
+    with contextlib.closing(log.index) as index:
+        if index.version < log.version():
+            # lost or damaged a moment ago; it catches up with the next events
+            return None
+        rows = index.of(keys)
+    owners = identities.owners_before(keys.union(*(keys_of(row.event.identifiers) for row in rows)), moment)
+    if owners is None:
+        return None
+    columns = [list(owners), list(owners.values()), [_EVER] * len(owners), list(range(len(owners)))]
+    schema = pa.schema([SCHEMA.field(name) for name in _STEP_COLUMNS])
+    return _Found(log.to_arrow(rows), pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema))
+
+
+def _steps(home: Home) -> pa.Table:
+    """The identifiers table; empty where every event so far is anonymous."""
+    if not DeltaTable.is_deltatable(str(home.identifiers)):
+        return SCHEMA.empty_table().select(_STEP_COLUMNS)
+    return DeltaTable(str(home.identifiers)).to_pyarrow_table(columns=_STEP_COLUMNS)
+
+
+def _identified(raw: ir.Table, known: ir.Table, some_are_shared: bool) -> ir.Table:
+    """Each event with its customer: that of its strongest identifier which identifies anybody."""
+    owners = known.select("identity_key", "customer_id")
+    if not some_are_shared:
+        return raw.left_join(owners, "identity_key").select("customer_id", *raw.columns)
+    order = ibis.literal({kind: rank for rank, kind in enumerate(KINDS)}, type="map<string, int64>")
+    pairs = raw.filter(raw.identifiers.length() > 0).select("event_id", pair=raw.identifiers.unnest())
+    keyed = pairs.select(pairs.event_id, kind=pairs.pair.key, each_key=pairs.pair.key + ":" + pairs.pair.value)
+    owned = keyed.join(owners, keyed.each_key == owners.identity_key).select("event_id", "customer_id", rank=order.get(keyed.kind, 99))
+    first = owned.group_by("event_id").aggregate(customer_id=owned.customer_id.argmin(owned["rank"]))
+    return raw.left_join(first, "event_id").select("customer_id", *raw.columns)
+
+
+def _usable(connection: Any, events: ir.Table, identifiers: ir.Table, consents: Consents, purposes: Sequence[Purpose]) -> ir.Table:
+    """The events that may be used for all of *purposes*."""
+    columns = events.columns
+    # a withdrawal counts for all that is hers by now, however little was known of her at the moment looked back to
+    known = connection.create_table("known_now", _as_known(identifiers, _FOREVER), temp=True)
+    then = events.rename(then="customer_id")
+    now = _identified(then, known.filter(known.customer_id.notnull()), bool(known.customer_id.isnull().any().execute()))
+    as_then = [now.then.name("customer_id") if name == "customer_id" else now[name] for name in columns]
+    subject = ibis.coalesce(now.customer_id, now.then)
+    table = connection.create_table("with_subject", now.select(*as_then, subject=subject), temp=True)
+    speakers = _speakers(connection, known, consents)
+    for purpose in purposes:
+        rows = [
+            (customer, interval.starts or _EVER, interval.ends or _FOREVER, interval.allowed)
+            for customer, keys in speakers.items()
+            for interval in consents.intervals(keys, purpose)
+        ]
+        arrays = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in _SAID]
+        spoken = pa.table([pa.array(a, f.type) for a, f in zip(arrays, _SAID, strict=True)], schema=_SAID)
+        said = connection.create_table(f"said_{purpose}", spoken)
+        within = table.left_join(said, [table.subject == said.speaker, table.occurred_at >= said.starts, table.occurred_at < said.ends])
+        # what a source declares of its rows stands in for what the customer has not said
+        verdict = ibis.coalesce(within.allowed, within.declared_purposes.contains(purpose), ibis.literal(consents.policy.default(purpose)))
+        judged = within.select(*table.columns, **{purpose: within.customer_id.isnull() | verdict})
+        table = connection.create_table(f"judged_{purpose}", judged, temp=True)
+    kept = table.filter(table[purposes[0]])
+    if len(purposes) > 1:
+        refused = ibis.or_(*(~kept[purpose] for purpose in purposes[1:]))
+        kept = kept.anti_join(kept.filter(refused).select("customer_id").distinct(), "customer_id")
+    return kept.select(*columns)
+
+
+def _speakers(connection: Any, latest: ir.Table, consents: Consents) -> dict[str, list[str]]:
+    """Each present customer who has said anything, with the keys that she said it under."""
+    if consents.silent:
+        return {}
+    few = int(latest.count().execute()) < MANY_KEYS
+    if not few:
+        said = connection.create_table("spoken", pa.table({"identity_key": pa.array(consents.keys(), pa.string())}), temp=True)
+        latest = latest.semi_join(said, "identity_key")
+    owners = latest.to_pyarrow()
+    return consents.speakers(dict(zip(owners["identity_key"].to_pylist(), owners["customer_id"].to_pylist(), strict=True)))
+
+
+def _as_known(identifiers: ir.Table, moment: datetime) -> ir.Table:
+    """The last customer that each key was known to belong to before *moment*; ``row_number`` runs on every engine."""
+    known = identifiers.filter(identifiers.known_at < ibis.timestamp(moment))
+    newest = ibis.window(group_by="identity_key", order_by=[ibis.desc("known_at"), ibis.desc("seq")])
+    latest = known.mutate(nth=ibis.row_number().over(newest))
+    return latest.filter(latest.nth == 0).select("identity_key", "customer_id")

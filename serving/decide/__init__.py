@@ -1,0 +1,1 @@
+"""Answers: the champions, asked for one customer or for all."""

@@ -1,0 +1,236 @@
+"""Scoring in bulk: every customer at one moment, through the very pipelines that answer HTTP, into a file that is whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.catalogue.shop import Shop
+from features.events.event import Channel
+from features.events.identifiers import kind_of
+from features.people.consent import Consents, standing
+from features.people.contacts import Contacts
+from features.people.identity import Identities
+from features.state.clock import microseconds
+from features.state.disk import move_into_place, write_atomically
+from features.state.home import Home, MissingStateError
+from features.store.event_log import EventLog
+from features.store.feature_store import FeatureStore
+from features.store.snapshots import snapshot_path
+from models.registry import Kind
+from serving.decide.engine import SERVICE_OF, VIEWS_OF, WITHDRAWN, Engine, Who
+from serving.decide.questions import ChurnRequest, NextBestOfferRequest, RecommendationsRequest
+
+CHUNK = 500
+OUTPUTS = "outputs.json"
+"""The list of files that batches were written to."""
+_TIME = pa.timestamp("us", tz="UTC")
+_COMMON = [
+    ("customer_id", pa.string()),
+    ("identifier", pa.string()),
+    ("as_of", _TIME),
+    ("model", pa.string()),
+    ("rank", pa.int64()),
+    ("id", pa.string()),
+    ("score", pa.float64()),
+    ("source", pa.string()),
+    ("reason", pa.string()),
+    ("propensity", pa.float64()),
+    ("fallback", pa.string()),
+]
+SCHEMAS: dict[str, pa.Schema] = {
+    "churn": pa.schema(_COMMON),
+    "recommendations": pa.schema(_COMMON),
+    "next-best-offer": pa.schema(
+        [*_COMMON, ("campaign_id", pa.string()), ("channel", pa.string()), ("probability", pa.float64()), ("margin_minor", pa.int64())]
+    ),
+}
+
+
+def score(
+    home: Home,
+    kind: Kind,
+    as_of: datetime,
+    out: Path,
+    limit: int,
+    advance: Callable[[int, int], None] = lambda done, of: None,
+    channel: Channel | None = None,
+) -> int:
+    """Score every customer known at *as_of* and write *out* whole or not at all; returns the number of rows.
+
+    One row a customer and rank; a customer to whom the question does not apply, who does not allow it, or who has not permitted
+    contact by *channel*, has one row with a null score and the reason as ``fallback``, so that every customer is in the file.
+    What is allowed is what is allowed now, whatever *as_of*. Memory holds one chunk of customers.
+
+    Raises:
+        ValueError: the suffix is neither ``.parquet`` nor ``.jsonl``.
+        MissingStateError: no customer was known then, or the log ends long before.
+        NoChampionError: the model has no champion.
+    """
+    writers: dict[str, Callable[[Path, pa.Schema], Writer]] = {".parquet": ParquetFile, ".jsonl": JsonLinesFile}
+    writer_of = writers.get(out.suffix)
+    if writer_of is None:
+        raise ValueError(f"--out {out}: end the name in .parquet or .jsonl")
+    shop = Shop.load(home)
+    EventLog(home, shop.timezone).check_reaches(as_of)
+    engine, store = Engine(home), FeatureStore(home)
+    store.apply()
+    for view in VIEWS_OF[kind]:
+        store.backfill(view, {as_of: None})
+    view = VIEWS_OF[kind][0]
+    customers = pq.ParquetFile(snapshot_path(home, view, as_of)).read(columns=["customer_id"])["customer_id"].to_pylist()
+    if not customers:
+        raise MissingStateError(f"no customer was known before {as_of.isoformat()}: choose a later --as-of")
+    identities, consents = Identities(home), Consents(home, shop.consent)
+    strongest, contacts = identities.strongest(), Contacts(home, identities.vault)
+    silent = sorted(_withdrawn(identities, consents) - set(customers))
+    _remember_output(home, out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part, written = out.with_name(f".{out.name}.{os.getpid()}.part"), 0
+    try:
+        with writer_of(part, SCHEMAS[kind]) as writer:
+            for start in range(0, len(customers), CHUNK):
+                chunk = customers[start : start + CHUNK]
+                keys = {customer: strongest[customer] for customer in chunk if customer in strongest}
+                clear = contacts.identifiers(list(keys.values()))
+                named = {customer: f"{kind_of(key)}:{clear[key]}" for customer, key in keys.items() if key in clear}
+                rows = [
+                    {**line, "identifier": named.get(line["customer_id"])}
+                    for row in _rows(store, kind, chunk, as_of)
+                    for line in answer(engine, kind, row, as_of, limit, _who(identities, consents, row["customer_id"]), channel)
+                ]
+                writer.write(rows)
+                written += len(rows)
+                advance(start + len(chunk), len(customers))
+            refused = {customer: _who(identities, consents, customer).not_reached(channel) or WITHDRAWN for customer in silent}
+            writer.write([{"customer_id": customer, "as_of": as_of, "rank": 1, "fallback": why} for customer, why in refused.items()])
+            written += len(silent)
+        move_into_place(part, out)
+    finally:
+        part.unlink(missing_ok=True)
+    return written
+
+
+def outputs(home: Home) -> list[Path]:
+    """The files that batches of this home were written to, those that still lie there."""
+    path = home.root / OUTPUTS
+    listed = msgspec.json.decode(path.read_bytes(), type=list[str]) if path.exists() else []
+    return [path for each in listed if (path := home.root / each).exists()]
+
+
+def _remember_output(home: Home, out: Path) -> None:
+    """So that an erasure finds the file; before it is written, as a crash may come after."""
+    known = {path.resolve() for path in (*outputs(home), out)}
+    # a home may be moved
+    named = [str(path.relative_to(home.root) if path.is_relative_to(home.root) else path) for path in sorted(known)]
+    write_atomically(home.root / OUTPUTS, msgspec.json.encode(named))
+
+
+def _withdrawn(identities: Identities, consents: Consents) -> set[str]:
+    """The customers who do not allow their data to be used: they have no feature rows."""
+    speakers = consents.speakers(identities.owners())
+    return {customer for customer in speakers if not _who(identities, consents, customer).may_be_used}
+
+
+def _who(identities: Identities, consents: Consents, customer: str) -> Who:
+    # her row may carry a name that she had before a merge: what she says counts for both
+    allowed = standing(consents, identities, identities.current(customer))
+    return Who(customer, allowed.personalization, allowed.forbidden_channels)
+
+
+def answer(
+    engine: Engine, kind: Kind, row: Mapping[str, Any], as_of: datetime, limit: int, who: Who, channel: Channel | None = None
+) -> Iterator[dict[str, Any]]:
+    """One customer's lines, best first."""
+    customer = str(row["customer_id"])
+    if kind == "churn":
+        churn, _ = engine.churn(ChurnRequest(channel=channel), who, row, as_of)
+        common = {"customer_id": customer, "as_of": as_of, "model": churn.model, "fallback": churn.fallback}
+        yield {**common, "rank": 1, "id": None, "score": churn.score, "source": churn.source, "reason": churn.reason, "propensity": 1.0}
+        return
+    if kind == "recommendations":
+        items, _ = engine.recommendations(RecommendationsRequest(limit=limit, channel=channel), who, row, as_of)
+        found: Sequence[Any] = items.items
+        common = {"customer_id": customer, "as_of": as_of, "model": items.model, "fallback": items.fallback}
+    else:
+        offers, _ = engine.next_best_offer(NextBestOfferRequest(limit=limit, channel=channel), who, row, as_of)
+        found = offers.offers
+        common = {"customer_id": customer, "as_of": as_of, "model": offers.model, "fallback": offers.fallback}
+    if not found:
+        nothing = {"rank": 1, "id": None, "score": None, "source": None, "reason": None, "propensity": None}
+        yield {**common, **nothing, "fallback": common["fallback"] or "nothing to offer"}
+    for rank, choice in enumerate(found, 1):
+        line = msgspec.structs.asdict(choice)
+        line["id"] = line.get("item_id") or line.get("offer_id")
+        yield {**common, "rank": rank, **line}
+
+
+def _rows(store: FeatureStore, kind: Kind, customers: Sequence[str], as_of: datetime) -> list[dict[str, Any]]:
+    """Feature rows as the online store would give them: None for unknown, and the moment of each view."""
+    spine = pd.DataFrame({"customer_id": customers, "event_timestamp": pd.Timestamp(as_of)})
+    frame = store.historical(spine, SERVICE_OF[kind]).drop(columns="event_timestamp")
+    frame = frame.astype(object).where(frame.notna(), None)
+    stamps = {f"{view}_at": microseconds(as_of) for view in VIEWS_OF[kind]}
+    return [{**{k: _plain(v) for k, v in row.items()}, **stamps} for row in frame.to_dict("records")]
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+class Writer(Protocol):
+    """A file being written."""
+
+    def __enter__(self) -> Writer: ...
+    def __exit__(self, *error: object) -> None: ...
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows."""
+        ...
+
+
+class ParquetFile:
+    """Rows as Parquet, one row group a chunk."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._writer = pq.ParquetWriter(path, schema)
+
+    def __enter__(self) -> ParquetFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._writer.close()
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows."""
+        self._writer.write_table(pa.Table.from_pylist([dict(row) for row in rows], self._schema))
+
+
+class JsonLinesFile:
+    """Rows as JSON, one a line."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._names = schema.names
+        self._file = open(path, "wb")  # noqa: SIM115 - closed by __exit__
+
+    def __enter__(self) -> JsonLinesFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows."""
+        for row in rows:
+            self._file.write(msgspec.json.encode({name: row.get(name) for name in self._names}) + b"\n")

@@ -1,0 +1,181 @@
+"""The shapes of questions and answers, the same over HTTP and in batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from features.events.event import MAX_ID, Channel, Text, TextClass, check_keys
+from features.events.identifiers import IdentifierKind
+
+Limit = Annotated[int, msgspec.Meta(ge=1, le=100)]
+MAX_VALUES_ASKED = 1_000
+"""Values of one attribute, and ids, that a question may name."""
+MAX_ATTRIBUTES_ASKED = 20
+Ids = Annotated[list[Text], msgspec.Meta(max_length=MAX_VALUES_ASKED)]
+Value = Annotated[str, msgspec.Meta(max_length=MAX_ID)]
+Values = Annotated[
+    dict[Text, Annotated[list[Value], msgspec.Meta(max_length=MAX_VALUES_ASKED)]], msgspec.Meta(max_length=MAX_ATTRIBUTES_ASKED)
+]
+
+
+class Question(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What is asked; it is logged with its answer, so nothing personal may stand in what names things."""
+
+    def __post_init__(self) -> None:
+        """Refuse addresses and phone numbers where an id or a value belongs: a ``RejectedEvent`` that names the field."""
+        for field, kind in QUESTION_TEXTS.items():
+            if kind == "key":
+                check_keys(_texts(field, getattr(self, field, None)))
+
+
+class CustomerRequest(Question, kw_only=True, forbid_unknown_fields=True):
+    """Whom a question is about: ubiquo's own id of the customer, or any identifier of hers."""
+
+    customer_id: Text | None = None
+    identifiers: dict[IdentifierKind, Text] = {}
+
+
+class DeliveredRequest(CustomerRequest, kw_only=True, forbid_unknown_fields=True):
+    """A question whose answer is, or leads to, something that reaches the customer."""
+
+    channel: Channel | None = None
+    """Through what the customer will be reached: by e-mail, SMS, push, mail, call or ads only with their permission."""
+
+
+class RecommendationsRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
+    """What will she like? ``for_you`` may repeat what she buys; ``also_like`` shows only what is new to her."""
+
+    listing: Literal["for_you", "also_like"] = "for_you"
+    limit: Limit = 10
+    include: Values = {}
+    """Attribute to allowed values, e.g. ``{"department": ["PRODUCE"]}``."""
+    exclude: Values = {}
+    exclude_item_ids: Ids = []
+    explore: bool = False
+
+
+class SimilarItemsRequest(Question, kw_only=True, forbid_unknown_fields=True):
+    """What is like this item?"""
+
+    item_id: Text
+    limit: Limit = 10
+    include: Values = {}
+    exclude: Values = {}
+    exclude_item_ids: Ids = []
+
+
+class NextBestOfferRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
+    """What should she be offered next?"""
+
+    limit: Limit = 1
+    include: Values = {}
+    """Attribute (channel, campaign_id, campaign_type) to allowed values."""
+    exclude: Values = {}
+    exclude_offer_ids: Ids = []
+    explore: bool = False
+
+
+class ChurnRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
+    """Is she about to leave?"""
+
+
+QUESTION_TEXTS: dict[str, TextClass] = {
+    "customer_id": "key", "identifiers": "identifier", "include": "key", "exclude": "key", "item_id": "key", "exclude_item_ids": "key",
+    "exclude_offer_ids": "key",
+}  # fmt: skip
+"""What each text of a question is, in the classes of an event's texts; what identifies the customer is not logged."""
+
+
+def _texts(field: str, value: str | list[str] | dict[str, list[str]] | None) -> Iterator[tuple[str, str]]:
+    """Each text of a field with its place, the names of attributes among them."""
+    if isinstance(value, str):
+        yield field, value
+    elif isinstance(value, list):
+        yield from ((f"{field}[{number}]", text) for number, text in enumerate(value))
+    elif value:
+        for name, texts in value.items():
+            # checked before it names the place of its values
+            yield field, name
+            yield from ((f"{field}.{name}[{number}]", text) for number, text in enumerate(texts))
+
+
+class Answer(msgspec.Struct, kw_only=True):
+    """What every answer tells beside its content."""
+
+    decision_id: str
+    as_of: datetime
+    customer_id: str | None
+    model: str
+    feature_at: datetime | None
+    """The moment of the oldest features that the answer used."""
+    feature_age_seconds: float | None
+    fallback: str | None
+    """Why the answer is general rather than the customer's own, or None."""
+    logged: bool = True
+    """Whether the decision was kept: false where the disk did not take it, so that nothing can be learnt from it later."""
+
+
+class ItemChoice(msgspec.Struct):
+    """One recommended item."""
+
+    item_id: str
+    name: str
+    score: float
+    source: str
+    reason: str
+    propensity: float
+
+
+class OfferChoice(msgspec.Struct, kw_only=True):
+    """One offer, best priority first; priority is probability times margin (minor units)."""
+
+    offer_id: str
+    campaign_id: str
+    channel: str
+    score: float
+    source: str
+    reason: str
+    propensity: float
+    probability: float
+    margin_minor: int
+    affinity: float
+    reasons: list[dict[str, Any]]
+
+
+class ItemsAnswer(Answer, kw_only=True):
+    """Recommended or similar items."""
+
+    items: list[ItemChoice]
+    removed: dict[str, int]
+    """How many candidates were removed, by reason."""
+
+
+class OffersAnswer(Answer, kw_only=True):
+    """Offers for a customer."""
+
+    offers: list[OfferChoice]
+    removed: dict[str, int]
+
+
+class ChurnAnswer(Answer, kw_only=True):
+    """The probability that she stays away for the horizon; null where the question makes no sense, with the reason."""
+
+    probability: float | None
+    horizon_days: int
+    score: float | None
+    """The probability again, under the name that every answer has."""
+    source: str
+    reason: str
+    reasons: list[dict[str, Any]]
+
+
+class UnknownAttributeError(ValueError):
+    """A question wishes for an attribute that cannot be filtered by; ``field`` names it."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field, self.reason = field, reason

@@ -1,0 +1,1 @@
+"""HTTP: one small ASGI application, its keys, its bounds, its description."""

@@ -1,0 +1,321 @@
+"""The HTTP surface as one small ASGI application: parse, read one row, decide, log, answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from features.events.event import explain
+from features.events.identifiers import IdentifierError
+from features.state.disk import NoSpaceError
+from models.registry import NoChampionError
+from serving.decide.engine import Who
+from serving.decide.questions import (
+    ChurnRequest,
+    CustomerRequest,
+    NextBestOfferRequest,
+    RecommendationsRequest,
+    SimilarItemsRequest,
+    UnknownAttributeError,
+)
+from serving.http.access import KEY, MAX_BODY_BYTES, RETRY_SECONDS
+from serving.http.desk import ERASURES, CustomerDesk
+from serving.http.lanes import CrowdedError, Lane, LateError, LongAnswers, Ticket
+from serving.http.openapi import document
+from serving.http.problems import HttpProblem, Problem
+from serving.http.pulse import Pulse
+from serving.http.trackers import TRACKERS, Tracker
+from serving.intake.intake import SOURCE, InboxFullError, NotStoredError, Translate
+from serving.intake.receipts import EventsAnswer
+from serving.runtime import Runtime
+
+logger = logging.getLogger("ubiquo")
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+MAX_EVENTS = 1_000
+CUSTOMERS = "/v1/customers/"
+RESULTS = "/v1/results/"
+PATIENCE_SECONDS = 5.0
+"""How long a long answer is waited for before the caller is told where to ask for it."""
+
+
+class App:
+    """The ASGI application. It answers 503 until a runtime is set."""
+
+    def __init__(self) -> None:
+        self.runtime: Runtime | None = None
+        self._encode = msgspec.json.Encoder().encode
+        self._decoders = {
+            kind: msgspec.json.Decoder(kind) for kind in (RecommendationsRequest, SimilarItemsRequest, NextBestOfferRequest, ChurnRequest)
+        }
+        self._answers: dict[str, tuple[Any, Callable[[Any, datetime], Any]]] = {
+            "/v1/recommendations": (RecommendationsRequest, self.recommendations),
+            "/v1/similar-items": (SimilarItemsRequest, self.similar_items),
+            "/v1/next-best-offer": (NextBestOfferRequest, self.next_best_offer),
+            "/v1/churn": (ChurnRequest, self.churn),
+        }
+        self._routes = {*self._answers, *TRACKERS, "/v1/events", "/v1/profile", "/metrics", "/openapi.json"}
+        self._desk = CustomerDesk()
+        # one thread decides: more would only contend for the interpreter. What cannot be begun soon is refused at once
+        self._decisions = Lane("questions", threads=1, waiting=32, patience_seconds=0.5, deadline_seconds=3.0)
+        # these wait for the disk, and share its syncs
+        self._intakes = Lane("batches of events", threads=4, waiting=32, patience_seconds=1.0, deadline_seconds=5.0)
+        self._desks = Lane("profiles, exports and erasures", threads=1, waiting=16, patience_seconds=600.0, deadline_seconds=600.0)
+        self._long = LongAnswers(self._desks)
+        self._aside = Lane("metrics", threads=1, waiting=4, patience_seconds=1.0, deadline_seconds=3.0)
+        self.pulse = Pulse()
+        self._pulse_task: asyncio.Task[None] | None = None
+        self.metrics = CollectorRegistry()
+        self._requests = Counter("ubiquo_requests", "Requests answered", ["route", "status"], registry=self.metrics)
+        self._seconds = Histogram("ubiquo_request_seconds", "Time to answer", ["route"], registry=self.metrics)
+        self._events = Counter("ubiquo_events", "Events received", ["outcome"], registry=self.metrics)
+        self._fallbacks = Counter("ubiquo_fallbacks", "Answers that were general", ["route"], registry=self.metrics)
+        self._ready = Gauge("ubiquo_champions", "Models that have a champion", registry=self.metrics)
+        for name, about, read in (
+            ("ubiquo_loop_stall_seconds", "The longest time that the event loop was late", lambda: self.pulse.longest),
+            ("ubiquo_loop_busy_seconds", "The longest that the event loop's thread computed at once", lambda: self.pulse.longest_busy),
+            ("ubiquo_loop_stalls", "How often the event loop was late by more than 100 ms", lambda: self.pulse.stalls),
+            ("ubiquo_decisions_unlogged", "Decisions that could not be kept", self._unlogged),
+            ("ubiquo_events_waiting", "Events that wait for the log", self._waiting),
+        ):
+            Gauge(name, about, registry=self.metrics).set_function(read)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        if self._pulse_task is None:
+            self._pulse_task = asyncio.create_task(self.pulse.beat())
+        path, started = scope["path"], time.perf_counter()
+        route = path if path in self._routes else "customers" if path.startswith(CUSTOMERS) else "other"
+        kind, more = b"application/json", []
+        try:
+            status, body, kind = await self._respond(scope, receive, path)
+        except HttpProblem as error:
+            status, body, kind = error.problem.status, self._encode(error.problem), b"application/problem+json"
+            if error.retry_after is not None:
+                more.append((b"retry-after", str(error.retry_after).encode()))
+        except (CrowdedError, LateError) as error:
+            status = 429 if route in TRACKERS or route == "/v1/events" else 503
+            problem = Problem(title="Busy", status=status, detail=f"{error}: send again shortly")
+            body, kind = self._encode(problem), b"application/problem+json"
+            more.append((b"retry-after", str(RETRY_SECONDS).encode()))
+        except Exception:
+            # the route, not the path, which may name a customer
+            logger.exception("request failed: %s", route)
+            problem = Problem(title="Internal error", status=500, detail="The request could not be answered; the log tells why.")
+            status, body, kind = 500, self._encode(problem), b"application/problem+json"
+        headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), *more]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(time.perf_counter() - started)
+
+    def _unlogged(self) -> float:
+        return 0 if self.runtime is None else self.runtime.decisions.unlogged
+
+    def _waiting(self) -> float:
+        return 0 if self.runtime is None else self.runtime.intake.waiting
+
+    def problems(self) -> list[str]:
+        """Why no traffic should come here; empty where it should."""
+        return ["the service is loading its models"] if self.runtime is None else self.runtime.problems()
+
+    def degraded(self) -> list[str]:
+        """What answers less than it should, while everything else goes on."""
+        return [] if self.runtime is None else self.runtime.degraded()
+
+    def close(self) -> None:
+        """Finish what was begun."""
+        for lane in (self._decisions, self._intakes, self._desks, self._aside):
+            lane.close()
+
+    def recommendations(self, request: RecommendationsRequest, as_of: datetime) -> Any:
+        """Answer and log one question for recommendations."""
+        runtime = self._live()
+        who = self._who(runtime, request)
+        row = runtime.reader.row("recommendations", who.customer_id, as_of)
+        return self._log(runtime, runtime.engine.recommendations(request, who, row, as_of))
+
+    def similar_items(self, request: SimilarItemsRequest, as_of: datetime) -> Any:
+        """Answer and log one question for similar items."""
+        runtime = self._live()
+        return self._log(runtime, runtime.engine.similar_items(request, as_of))
+
+    def next_best_offer(self, request: NextBestOfferRequest, as_of: datetime) -> Any:
+        """Answer and log one question for offers."""
+        runtime = self._live()
+        who = self._who(runtime, request)
+        row = runtime.reader.row("next-best-offer", who.customer_id, as_of)
+        return self._log(runtime, runtime.engine.next_best_offer(request, who, row, as_of))
+
+    def churn(self, request: ChurnRequest, as_of: datetime) -> Any:
+        """Answer and log one question for churn."""
+        runtime = self._live()
+        who = self._who(runtime, request)
+        return self._log(runtime, runtime.engine.churn(request, who, runtime.reader.row("churn", who.customer_id, as_of), as_of))
+
+    def events(self, body: Any) -> EventsAnswer:
+        """Take one event, or a batch in ``{"events": [...]}``."""
+        batch = body.get("events") if isinstance(body, dict) and "events" in body else [body]
+        if not isinstance(batch, list) or not batch or len(batch) > MAX_EVENTS:
+            raise HttpProblem(400, "Bad batch", f"events must be a list of 1 to {MAX_EVENTS} events", "events")
+        answer = self._accept(batch)
+        return answer
+
+    def _accept(self, batch: Sequence[Any], source: str = SOURCE, translate: Translate | None = None) -> EventsAnswer:
+        try:
+            answer = self._live().intake.accept(batch, source, translate)
+        except InboxFullError as error:
+            raise HttpProblem(429, "Too many events wait", str(error), retry_after=RETRY_SECONDS) from None
+        except NoSpaceError:
+            raise HttpProblem(507, "Disk full", "no event can be stored: nothing of this request was taken", retry_after=30) from None
+        except NotStoredError as error:
+            raise HttpProblem(503, "Not stored", str(error), retry_after=5) from None
+        for outcome in ("accepted", "duplicates", "rejected", "erased"):
+            self._events.labels(outcome).inc(getattr(answer, outcome))
+        return answer
+
+    def call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Answer *body* as POST *path* would, without HTTP.
+
+        Raises:
+            HttpProblem: what HTTP would have answered with problem+json.
+        """
+        if path == "/v1/events":
+            return dict(msgspec.to_builtins(self.events(body)))
+        return dict(msgspec.to_builtins(self._answer(path, msgspec.json.encode(body))))
+
+    async def _respond(self, scope: Scope, receive: Receive, path: str) -> tuple[int, bytes, bytes]:
+        if path == "/openapi.json":
+            return 200, self._encode(document()), b"application/json"
+        if path == "/metrics":
+            self._ready.set(3 - len(self._live().engine.missing()))
+            return 200, await self._aside.run(generate_latest, self.metrics), b"text/plain; version=0.0.4"
+        if path.startswith((CUSTOMERS, ERASURES, RESULTS)) or path == "/v1/profile":
+            return await self._answered_by_the_desk(scope, receive, path)
+        if path in TRACKERS:
+            return await self._track(TRACKERS[path], scope, receive)
+        if path not in self._answers and path != "/v1/events":
+            raise HttpProblem(404, "Not found", "there is nothing here: /openapi.json lists what there is")
+        if scope["method"] != "POST":
+            raise HttpProblem(405, "Method not allowed", f"{path} takes POST")
+        body = await _read(receive)
+        if path == "/v1/events":
+            # the disk is waited for: on a thread, so that others are answered meanwhile
+            answer = await self._intakes.run(self._events_of, body)
+            if len(answer.events) == 1 and answer.rejected:
+                [receipt] = answer.events
+                raise HttpProblem(400, "Event rejected", receipt.reason or "", receipt.field)
+            return 200, self._encode(answer), b"application/json"
+        fallback, encoded = await self._decisions.run(self._decided, path, body)
+        if fallback:
+            self._fallbacks.labels(path).inc()
+        return 200, encoded, b"application/json"
+
+    def _events_of(self, body: bytes) -> EventsAnswer:
+        return self.events(_decode(msgspec.json.Decoder(), body))
+
+    def _decided(self, path: str, body: bytes) -> tuple[bool, bytes]:
+        """Whether the answer is general, and the answer itself."""
+        answer = self._answer(path, body)
+        return answer.fallback is not None, self._encode(answer)
+
+    def _answer(self, path: str, body: bytes) -> Any:
+        kind, handler = self._answers[path]
+        try:
+            return handler(_decode(self._decoders[kind], body), self._live().clock())
+        except NoChampionError as error:
+            raise HttpProblem(503, "No champion", str(error)) from None
+        except UnknownAttributeError as error:
+            raise HttpProblem(400, "Unknown attribute", error.reason, error.field) from None
+
+    async def _answered_by_the_desk(self, scope: Scope, receive: Receive, path: str) -> tuple[int, bytes, bytes]:
+        key = scope.get(KEY, "local")
+        runtime = self._live()
+        if path.startswith(RESULTS):
+            if scope["method"] != "GET":
+                raise HttpProblem(405, "Method not allowed", "this takes GET")
+            try:
+                found = await self._long.fetch(path.removeprefix(RESULTS), key, PATIENCE_SECONDS)
+            except LookupError as error:
+                raise HttpProblem(404, "Not found", str(error)) from None
+        else:
+            # a mistake is told at once
+            work = self._desk.work(runtime, scope["method"], path, await _read(receive), key)
+            found = await self._long.ask(key, PATIENCE_SECONDS, work)
+        if isinstance(found, Ticket):
+            state = {"state": "running", "ask": f"{RESULTS}{found.result_id}"}
+            return 202, self._encode(state), b"application/json"
+        status, encoded, kind = found
+        return status, encoded, kind
+
+    async def _track(self, tracker: Tracker, scope: Scope, receive: Receive) -> tuple[int, bytes, bytes]:
+        if scope["method"] != "POST":
+            raise HttpProblem(405, "Method not allowed", "this takes POST")
+        body = await _read(receive)
+        await self._intakes.run(self._tracked, tracker, dict(scope["headers"]), body)
+        return tracker.status, tracker.answer, b"application/json"
+
+    def _tracked(self, tracker: Tracker, headers: dict[bytes, bytes], body: bytes) -> None:
+        runtime = self._live()
+
+        def translate(message: Any, received_at: datetime) -> Any:
+            return tracker.to_event(message, received_at, runtime.currency)
+
+        self._accept(tracker.messages(headers, body), tracker.source, translate)
+
+    def _live(self) -> Runtime:
+        if self.runtime is None:
+            raise HttpProblem(503, "Starting", "the service is loading its models: try again shortly")
+        return self.runtime
+
+    @staticmethod
+    def _who(runtime: Runtime, request: CustomerRequest) -> Who:
+        if request.customer_id is not None and request.identifiers:
+            raise HttpProblem(400, "Ambiguous customer", "send customer_id or identifiers, not both", "customer_id")
+        if request.customer_id is not None:
+            return runtime.who(request.customer_id)
+        try:
+            return runtime.who(runtime.identities.resolve(request.identifiers, runtime.phone_region))
+        except IdentifierError as error:
+            kind, _, mend = str(error).partition(": ")
+            raise HttpProblem(400, "Bad request", mend, f"identifiers.{kind}") from None
+
+    @staticmethod
+    def _log(runtime: Runtime, decided: tuple[Any, dict[str, Any]]) -> Any:
+        answer, record = decided
+        answer.logged = runtime.decisions.append(record)
+        return answer
+
+
+def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        field, reason = explain(error)
+        raise HttpProblem(400, "Bad request", reason, field) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise HttpProblem(400, "Bad request", f"the body is not valid JSON: {error}", "$") from None
+
+
+async def _read(receive: Receive) -> bytes:
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise HttpProblem(400, "Bad request", "the client went away before the body was complete")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > MAX_BODY_BYTES:
+            raise HttpProblem(413, "Too large", f"a body may hold {MAX_BODY_BYTES} bytes: send fewer events at once")
+        if not message.get("more_body"):
+            return b"".join(parts)

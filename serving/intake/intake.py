@@ -1,0 +1,607 @@
+"""Events in: parse, seal, store durably, acknowledge; then, off the request, log, online rows and aggregates."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from features.catalogue.shop import Shop
+from features.definitions.folds import History, Touch, fold_history
+from features.definitions.timeline import Timeline
+from features.events.event import RejectedEvent, SealedEvent, parse_event
+from features.events.identifiers import holds_personal
+from features.people.consent import Consents
+from features.people.contacts import Contacts
+from features.people.identity import Identities
+from features.people.tombstones import STARTS_ANEW, Tombstones
+from features.people.vault import Personal, Sealed
+from features.state.clock import AHEAD, Clock, WatchedClock
+from features.state.disk import DamagedStateError, NoSpaceError, check_room
+from features.state.home import Home, MissingStateError
+from features.store.dead_letters import DeadLetter
+from features.store.event_index import Incoming
+from features.store.event_log import EventLog
+from features.store.feature_store import FeatureStore
+from features.store.snapshots import compute, histories
+from features.store.timeline import open_timeline
+from serving.intake.inbox import EPOCH, Accepted, Inbox, Refused
+from serving.intake.receipts import EventReceipt, EventsAnswer
+
+logger = logging.getLogger("ubiquo")
+SOURCE = "http"
+TICK = timedelta(microseconds=1)
+STORE_SECONDS = 4.0
+"""How long the disk is waited for."""
+MAX_SHOWN = 256
+REFUSED_AT_ONCE = 1_000
+MAX_WAITING_BYTES = 512_000_000
+"""How many bytes of events may wait for the log."""
+BATCHES_FOLDED_AT_ONCE = 5
+CUSTOMERS_AT_ONCE, EVENTS_AT_ONCE = 1_000, 20_000
+"""Of how many customers, and how many of their events, are held in memory at once while their rows are made."""
+MAX_KEPT = 32_768
+"""How much is kept of a row that could not be taken."""
+BUSY_EVENTS = 2_000
+"""How many more events wait than a tick ago when the intake counts as busy."""
+MAX_POSTPONED = 5
+"""How many ticks the log may be kept waiting by a busy intake."""
+MAX_WAITING = 200_000
+"""How many events may wait for the log (``UBIQUO_MAX_WAITING`` sets another bound) before callers are asked to come again."""
+Translate = Callable[[Any, datetime], Any]
+"""A client's own message and when it was received, to a canonical event.
+
+Raises:
+    RejectedEvent: it means nothing here.
+"""
+
+
+class InboxFullError(RuntimeError):
+    """So many events wait that no more are taken for now."""
+
+
+class NotStoredError(RuntimeError):
+    """What was sent could not be stored; nothing of it was taken, or it cannot be told yet."""
+
+
+@dataclass
+class _Entry:
+    """What one batch has entered so far."""
+
+    receipts: list[EventReceipt] = field(default_factory=list)
+    letters: list[Accepted] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    taken: list[tuple[SealedEvent, str | None, datetime]] = field(default_factory=list)
+    repeated: list[Future[None]] = field(default_factory=list)
+    bytes: int = 0
+    settled: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Intake:
+    """The way in for live events of one process.
+
+    An event is in the next answer at once, through ``fresh``; the online history row follows, as of just after the last event
+    that it knows, so that what a feature row knows is always "strictly before".
+    """
+
+    def __init__(self, home: Home, clock: Clock, store: FeatureStore, identities: Identities, consents: Consents) -> None:
+        self._home, self._clock, self._store, self.identities, self._consents = home, clock, store, identities, consents
+        self._shop = Shop.load(home)
+        self._vault = identities.vault
+        self._log = EventLog(home, self._shop.timezone)
+        self._tombstones = Tombstones(home, self._vault)
+        self.inbox = Inbox(home)
+        self._lock = threading.Lock()
+        """Receipts are given one after the other."""
+        self._moving = threading.RLock()
+        """One thread at a time moves what waits into the log."""
+        self._max_waiting = int(os.environ.get("UBIQUO_MAX_WAITING", MAX_WAITING))
+        self._waiting: dict[str, tuple[str, Future[None]]] = {}
+        """The content hash of each event that is not in the log yet, and what is done once it is on the disk."""
+        self._spoilt: set[str] = set()
+        """Customers whose online rows a failure left half brought up to date."""
+        self._fresh: dict[str, list[tuple[datetime, Touch]]] = {}
+        """What each customer's online row may not know yet."""
+        self._minted: set[str] = set()
+        """Customers first seen by this process, who have no past to look up."""
+        self._unfolded: list[Incoming] = []
+        self._postponed = self._seen_waiting = 0
+        self._touched: dict[str, datetime] = {}
+        """Customers whose aggregates do not know what the log holds, and before when all of that was received."""
+        self._generation = self._bytes = 0
+        """How often something was moved into the log, and how many bytes wait for it."""
+        self._counting = threading.Lock()
+        self._ahead: set[str] = set()
+        """Customers whose online rows a clock that was wrong has stamped with a time to come."""
+        self._refused_waiting = len(self.inbox.refused(-1))
+        self._last: datetime | None = None
+        last = self.inbox.last_received()
+        self._log.catch_up()
+        self._recover()
+        if last is not None and last <= clock() + AHEAD:
+            self._last = last
+
+    @property
+    def contacts(self) -> Contacts:
+        """The contact table that it writes to."""
+        return self._log.contacts
+
+    # --- in
+
+    def accept(self, raw_events: Sequence[Any], source: str = SOURCE, translate: Translate | None = None) -> EventsAnswer:
+        """Take a batch; good events are on the disk, and count in the next answer, when this returns.
+
+        A bad one is kept as a dead letter and told with its field and reason; it does not hold the others up.
+
+        Raises:
+            InboxFullError: too many events wait; none of these was taken.
+        """
+        check_room(self._home.root)
+        parsed = [self._parse(raw, translate) for raw in raw_events]
+        stored: Future[None] = Future()
+        ids = [p.event.event_id for p in parsed if isinstance(p, Sealed)]
+        # the log is looked at before anybody else has to wait
+        generation, logged = self._generation, self._log.hashes_of(ids)
+        with self._lock:
+            if generation != self._generation:
+                # what waited then may lie in the log by now
+                logged = self._log.hashes_of(ids)
+            if self._bytes > MAX_WAITING_BYTES:
+                raise InboxFullError(f"{self._bytes // 1_000_000} MB of events wait for the log: send again in a few seconds")
+            if self.waiting + len(parsed) > self._max_waiting:
+                raise InboxFullError(f"{self.waiting} events wait for the log: send again in a few seconds")
+            entry = _Entry()
+            try:
+                self._enter(entry, raw_events, parsed, logged, stored, source)
+                entry.bytes = sum(len(x.payload) for x in entry.letters) + sum(len(x.token) for x in entry.refused)
+                with self._counting:
+                    self._refused_waiting += len(entry.refused)
+                    self._bytes += entry.bytes
+                self.inbox.submit(entry.letters, entry.refused, stored)
+            except BaseException as failure:
+                self._settle(entry, failure)
+                raise
+        # also where nobody waits for it any more
+        stored.add_done_callback(lambda done: self._settle(entry, done.exception()))
+        try:
+            stored.result(STORE_SECONDS)
+        except TimeoutError:
+            # it may be stored yet: whoever sends it again is told once it is
+            logger.error("the disk takes longer than %.0f s", STORE_SECONDS)
+            raise NotStoredError("the disk takes long: send the same again") from None
+        except (sqlite3.Error, OSError, DamagedStateError, RuntimeError) as error:
+            self._settle(entry, error)
+            if isinstance(error, NoSpaceError):
+                raise
+            logger.error("events could not be stored: %s", error)
+            raise NotStoredError("the events could not be stored: nothing of this request was taken") from None
+        self._settle(entry, None)
+        for other in entry.repeated:
+            # what is only repeated may not be on the disk yet, and may never get there
+            try:
+                other.result(STORE_SECONDS)
+            except Exception:
+                raise NotStoredError("what was sent before could not be stored: send the same again") from None
+        counts = {status: sum(r.status == status for r in entry.receipts) for status in ("accepted", "duplicate", "rejected", "erased")}
+        return EventsAnswer(counts["accepted"], counts["duplicate"], counts["rejected"], counts["erased"], entry.receipts)
+
+    def _enter(
+        self,
+        entry: _Entry,
+        raw_events: Sequence[Any],
+        parsed: Sequence[Sealed | RejectedEvent],
+        logged: Mapping[str, str],
+        stored: Future[None],
+        source: str,
+    ) -> None:
+        """Give every event its receipt, and each new one its place; *entry* tells at any moment what was entered."""
+        welcome = iter(self._tombstones.welcome(p.event for p in parsed if isinstance(p, Sealed)))
+        for raw, sealed in zip(raw_events, parsed, strict=True):
+            at = self._next_moment()
+            error = sealed if isinstance(sealed, RejectedEvent) else None
+            if isinstance(sealed, Sealed):
+                event = sealed.event
+                if not next(welcome):
+                    entry.receipts.append(EventReceipt("erased", event.event_id))
+                    continue
+                held = self._waiting.get(event.event_id)
+                known = held[0] if held else logged.get(event.event_id)
+                if known is None:
+                    try:
+                        letter, customer = self._letter(sealed, at, source), self._learn(event, at)
+                    except Exception as failure:
+                        # whatever it is that cannot be taken in, it must not hold up the others
+                        logger.exception("an event cannot be taken in; it becomes a dead letter")
+                        error = RejectedEvent("$", f"what it says cannot be taken in ({type(failure).__name__})")
+                    else:
+                        entry.letters.append(letter)
+                        self._waiting[event.event_id] = sealed.content_hash, stored
+                        entry.taken.append((event, customer, at))
+                        entry.receipts.append(EventReceipt("accepted", event.event_id, customer))
+                        continue
+                elif known == sealed.content_hash:
+                    if held and held[1] is not stored:
+                        entry.repeated.append(held[1])
+                    entry.receipts.append(EventReceipt("duplicate", event.event_id))
+                    continue
+                else:
+                    reason = f"{event.event_id!r} is already stored with other content: give a corrected event an id of its own"
+                    error = RejectedEvent("event_id", reason)
+                if event.name in STARTS_ANEW:
+                    # it lifted a tombstone in memory, and is not stored
+                    self._tombstones.read_again()
+            assert error is not None
+            entry.refused.append(self._refused(at, source, error, raw))
+            name = raw.get("event_id") if isinstance(raw, dict) else None
+            # an id is repeated only if it could have been one
+            shown = name if isinstance(name, str) and len(name) <= MAX_SHOWN and not holds_personal(name) else None
+            entry.receipts.append(EventReceipt("rejected", shown, field=error.field, reason=error.reason))
+
+    def _settle(self, entry: _Entry, failure: BaseException | None) -> None:
+        """Show what is stored, or take back what is not: once, whoever comes first."""
+        with entry.lock:
+            if entry.settled:
+                return
+            entry.settled = True
+            if failure is None:
+                self._show(entry.taken)
+                return
+            for letter in entry.letters:
+                self._waiting.pop(letter.event_id, None)
+            with self._counting:
+                self._refused_waiting = max(0, self._refused_waiting - len(entry.refused))
+                self._bytes = max(0, self._bytes - entry.bytes)
+            # a new beginning that was not stored is none
+            self._tombstones.read_again()
+
+    @property
+    def waiting(self) -> int:
+        """How many events and refused rows wait to be moved on."""
+        return len(self._waiting) + self._refused_waiting
+
+    def fresh(self, customer_id: str) -> list[tuple[datetime, Touch]]:
+        """What happened lately to a customer, oldest first; her online row may know some of it: compare with its moment."""
+        return sorted(self._fresh.get(customer_id, ()), key=lambda each: each[0])
+
+    def _parse(self, raw: Any, translate: Translate | None) -> Sealed | RejectedEvent:
+        now = self._clock()
+        # where the machine's clock was set right and is not followed yet, its honest clients are not from the future
+        latest = now + max(timedelta(), self._clock.leap) if isinstance(self._clock, WatchedClock) else now
+        try:
+            said = raw if translate is None else _translated(translate, raw, now)
+            if not isinstance(said, dict):
+                return RejectedEvent("$", "an event must be a JSON object")
+            # a translated time is corrected by when it was sent: the same message sent again is the same message
+            timeless = translate is not None
+            return self._vault.seal(parse_event(said, latest, self._shop.currency, self._shop.phone_region), timeless)
+        except RejectedEvent as error:
+            return error
+
+    def _letter(self, sealed: Sealed, at: datetime, source: str) -> Accepted:
+        news = self._log.contacts.news(sealed.personal)
+        personal = self._vault.encrypt(msgspec.json.encode(news)) if news else None
+        return Accepted(sealed.event.event_id, sealed.content_hash, at, msgspec.json.encode(sealed.event), source, personal)
+
+    def _refused(self, at: datetime, source: str, error: RejectedEvent, raw: Any) -> Refused:
+        try:
+            said = msgspec.json.encode(raw).decode()
+        except (RecursionError, ValueError, TypeError, OverflowError) as failure:
+            said = f"a message that cannot be written down again ({type(failure).__name__})"
+        if len(said) > MAX_KEPT:
+            said = f"{said[:MAX_KEPT]}... ({len(said)} characters)"
+        letter = {"field": error.field, "reason": error.reason, "raw": said}
+        return Refused(at, source, self._vault.encrypt(msgspec.json.encode(letter)))
+
+    def _learn(self, event: SealedEvent, at: datetime) -> str | None:
+        if not event.identifiers:
+            return None
+        known_before = self.identities.customer_of(event)
+        customer = self.identities.learn(event, at)
+        if customer and known_before is None:
+            self._minted.add(customer)
+        return customer
+
+    def _show(self, taken: Sequence[tuple[SealedEvent, str | None, datetime]]) -> None:
+        for event, _, at in taken:
+            self._consents.note(event, at)
+        for event, customer, at in taken:
+            if customer is not None and self._usable(customer, event.occurred_at):
+                self._fresh.setdefault(customer, []).append((at, touch_of(event)))
+
+    def _usable(self, customer: str, occurred_at: datetime) -> bool:
+        if self._consents.silent:
+            return self._shop.consent.default("personalization")
+        return self._consents.usable(self.identities.members(customer), "personalization", occurred_at)
+
+    def _next_moment(self) -> datetime:
+        """The time of receipt: the clock's, but always later than the last, so that the order of events is their order."""
+        now = self._clock()
+        self._last = now if self._last is None or now > self._last + TICK else self._last + 2 * TICK
+        return self._last
+
+    # --- on
+
+    def drain_if_due(self) -> int:
+        """As ``drain``; under load only now and then, so that the core is there for those who wait for an answer."""
+        waiting, self._seen_waiting = len(self._waiting) - self._seen_waiting, len(self._waiting)
+        if waiting > BUSY_EVENTS and len(self._waiting) < self._max_waiting // 2 and self._postponed < MAX_POSTPONED:
+            self._postponed += 1
+            return 0
+        self._postponed = 0
+        return self.drain()
+
+    def drain(self) -> int:
+        """Move what waits into the log, and what is new of it into the online rows, in batches; returns how many events."""
+        moved = 0
+        with self._moving:
+            self._log.catch_up()
+            more = True
+            while more:
+                # only as long as a pass leaves what was there when it began: under a steady stream it would never end
+                taken, more = self._drain_some()
+                moved += taken
+        return moved
+
+    def _drain_some(self) -> tuple[int, bool]:
+        """Append a few batches to the log, then fold them all at once: a customer's row is written once however often she came."""
+        letters: list[Accepted] = []
+        refused = self.inbox.refused(REFUSED_AT_ONCE)
+        self._log.reject([dead for each in refused if (dead := self._dead_letter(each)) is not None])
+        left = True
+        for _ in range(BATCHES_FOLDED_AT_ONCE):
+            more = self.inbox.waiting(after=letters[-1].received_at if letters else EPOCH)
+            if not more:
+                left = False
+                break
+            # what an earlier failure left unfolded goes first: only when all is folded may it leave the inbox
+            batch = self._read(more)
+            try:
+                self._unfolded += self._log.append(batch, self.identities).fresh
+            except BaseException:
+                # it may lie in the log all the same, and is no news then: the rows are made anew from the log
+                self._spoilt |= {customer for row in batch if (customer := self.identities.customer_of(row.event))}
+                raise
+            letters += more
+        if letters:
+            self._fold(self._unfolded, letters[-1].received_at + TICK)
+        self._unfolded = []
+        self.inbox.drained(letters, refused)
+        for letter in letters:
+            self._waiting.pop(letter.event_id, None)
+        with self._counting:
+            self._generation += 1
+            self._refused_waiting = max(0, self._refused_waiting - len(refused))
+            self._bytes = max(0, self._bytes - sum(len(x.payload) for x in letters) - sum(len(x.token) for x in refused))
+        return len(letters) + len(refused), left or len(refused) >= REFUSED_AT_ONCE
+
+    def refresh_aggregates(self) -> int:
+        """Recompute the windowed features of the customers whose events have just reached the log.
+
+        Everything received before the moment of the features is in the log when they are computed, so that a replay of
+        the log at that moment finds the same.
+        """
+        with self._lock:
+            at = self._next_moment()
+            earlier: Future[None] = Future()
+            self.inbox.submit([], [], earlier)
+        earlier.result(STORE_SECONDS * 10)
+        with self._moving:
+            self.drain()
+            customers = sorted(self._touched)
+            if customers:
+                self._push_view("customer_activity", customers, at)
+                # only now: a failure leaves them for the next time, as does an event that came while this one drained
+                self._touched = {customer: until for customer, until in self._touched.items() if until > at}
+            ahead, self._ahead = self._ahead, set()
+            if ahead:
+                logger.warning("%d customers have rows from a time to come: they are made anew", len(ahead))
+                self._rebuild(sorted(ahead), at)
+                self._push_view("customer_activity", sorted(ahead), at)
+            return len(customers)
+
+    def make_anew(self, customer_id: str) -> None:
+        """Have the customer's online rows made anew soon: they are from a time to come."""
+        self._ahead.add(customer_id)
+
+    @contextlib.contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Bring everything into the log, and let nothing more get there meanwhile; events are still taken into the inbox."""
+        with self._moving:
+            self.drain()
+            yield
+
+    def forget(self, customer_ids: Sequence[str], keys: Sequence[str]) -> None:
+        """Let go of what is in memory of customers who were erased."""
+        for customer in customer_ids:
+            self._fresh.pop(customer, None)
+            self._minted.discard(customer)
+            self._touched.pop(customer, None)
+        self._consents.forget(keys)
+        self._consents.refresh()
+
+    def close(self) -> None:
+        """Bring everything into the log and let go of the inbox."""
+        self.drain()
+        self.inbox.close()
+
+    def _fold(self, events: Sequence[Incoming], until: datetime) -> None:
+        """Bring the online history rows up to *until*: everything received before is in the log."""
+        try:
+            self._fold_rows(events, until)
+        except BaseException:
+            # some rows may know these events by now and others not: next time they are made anew
+            self._spoilt |= {customer for row in events if (customer := self.identities.customer_of(row.event))}
+            raise
+
+    def _fold_rows(self, events: Sequence[Incoming], until: datetime) -> None:
+        self._spoilt |= self.identities.take_disturbed()
+        disturbed = self._spoilt | {
+            customer for row in events if is_about_consent(row.event) and (customer := self.identities.customer_of(row.event))
+        }
+        by_customer: dict[str, list[Incoming]] = {}
+        for row in events:
+            customer = self.identities.customer_of(row.event)
+            if customer is not None:
+                by_customer.setdefault(customer, []).append(row)
+        self._touched |= dict.fromkeys(disturbed | by_customer.keys(), until)
+        ordinary = [c for c in by_customer if c not in disturbed]
+        online = dict(zip(ordinary, self._store.online("recommendations_v1", ordinary), strict=True)) if ordinary else {}
+        # not online yet is not the same as without a past: the log knows
+        again = disturbed | {c for c, row in online.items() if row["bought_item_ids"] is None and c not in self._minted}
+        rows = []
+        for customer in ordinary:
+            usable = [row.event for row in by_customer[customer] if self._usable(customer, row.event.occurred_at)]
+            if customer in again or not usable:
+                continue
+            try:
+                history = History.from_row(online[customer])
+                for event in usable:
+                    fold_history(history, touch_of(event))
+                rows.append({"customer_id": customer, **history.to_row()})
+            except Exception:
+                # one customer's odd row or event must not keep the others' rows from being written
+                logger.exception("a customer's row cannot be brought up to date; it is made anew from the log")
+                again.add(customer)
+        self._store.push("customer_history", rows, until)
+        # from here on their rows tell
+        self._minted.difference_update(by_customer)
+        if again:
+            self._rebuild(sorted(again), until)
+        self._spoilt = set()
+        for customer in list(self._fresh):
+            left = [each for each in self._fresh[customer] if each[0] >= until]
+            if left:
+                self._fresh[customer] = left
+            else:
+                self._fresh.pop(customer, None)
+
+    def _rebuild(self, customers: Sequence[str], at: datetime) -> None:
+        """History rows anew from the log: of customers who were merged, split, or have said what may be used."""
+        for some in self._in_parts(customers):
+            found = self._replayed(some, at)
+            self._store.push("customer_history", [{"customer_id": c, **h.to_row()} for c, h in found.items()], at)
+            self._store.delete("customer_history", [c for c in some if c not in found])
+
+    def _replayed(self, customers: Sequence[str], at: datetime) -> dict[str, History]:
+        if not self._log.exists:
+            return {}
+        try:
+            # its tables lie in memory until it is closed, whoever may still point at it
+            with contextlib.closing(self._timeline_of(customers, at)) as opened:
+                return {customer: history for _, customer, history in histories(opened, [at])}
+        except (ArithmeticError, TypeError, ValueError):
+            if len(customers) == 1:
+                logger.exception("a customer's row cannot be made from the log: the customer goes without one")
+                return {}
+            middle = len(customers) // 2
+            return self._replayed(customers[:middle], at) | self._replayed(customers[middle:], at)
+
+    def _recover(self) -> None:
+        """After a crash: what was acknowledged and has not left the inbox counts in answers again, as if it had just come in.
+
+        The next drain brings it into log and rows. What it told of identity, and the event itself, may have been stored already and
+        have reached the rows or not, so the rows of all who had a past are made anew. What cannot be read or learnt is skipped here:
+        that drain makes a dead letter of it.
+        """
+        stored: Future[None] = Future()
+        stored.set_result(None)
+        after = EPOCH
+        while letters := self.inbox.waiting(after=after):
+            after = letters[-1].received_at
+            taken = []
+            for letter in letters:
+                self._waiting[letter.event_id] = letter.content_hash, stored
+                self._bytes += len(letter.payload)
+                try:
+                    event = self._incoming(letter).event
+                    customer = self._learn(event, letter.received_at)
+                except Exception as error:
+                    logger.error("a letter in the inbox cannot be taken up again (%s)", type(error).__name__)
+                    continue
+                taken.append((event, customer, letter.received_at))
+                if customer is not None and customer not in self._minted:
+                    self._spoilt.add(customer)
+                    self._touched[customer] = letter.received_at + TICK
+            self._show(taken)
+
+    def _push_view(self, view: str, customers: Sequence[str], at: datetime) -> None:
+        for some in self._in_parts(customers):
+            found: set[str] = set()
+            with contextlib.closing(self._timeline_of(some, at)) as opened:
+                for _, table in compute(opened, view, {at: None}):
+                    rows = [{k: v for k, v in row.items() if k != "event_timestamp"} for row in table.to_pylist()]
+                    found |= {row["customer_id"] for row in rows}
+                    self._store.push(view, rows, at)
+            self._store.delete(view, [c for c in some if c not in found])
+
+    def _in_parts(self, customers: Sequence[str]) -> Iterator[Sequence[str]]:
+        """Few enough customers at a time for their events to be held in memory; one with more events than that comes alone."""
+        part: list[str] = []
+        held = 0
+        for customer in customers:
+            events = self._log.index.count(self.identities.members(customer))
+            if part and (len(part) >= CUSTOMERS_AT_ONCE or held + events > EVENTS_AT_ONCE):
+                yield part
+                part, held = [], 0
+            part.append(customer)
+            held += events
+        if part:
+            yield part
+
+    def _timeline_of(self, customers: Sequence[str], at: datetime) -> Timeline:
+        return open_timeline(self._home, at, customers, consents=self._consents, identities=self.identities)
+
+    def _incoming(self, letter: Accepted) -> Incoming:
+        event = msgspec.json.decode(letter.payload, type=SealedEvent)
+        personal = [] if letter.personal is None else msgspec.json.decode(self._vault.decrypt(letter.personal), type=list[Personal])
+        return Incoming(event, letter.content_hash, letter.received_at, letter.received_at, letter.source, personal=personal)
+
+    def _read(self, letters: Sequence[Accepted]) -> list[Incoming]:
+        """The events of letters; one that cannot be read becomes a dead letter."""
+        batch = []
+        for letter in letters:
+            try:
+                batch.append(self._incoming(letter))
+            except (msgspec.DecodeError, ValueError, TypeError) as error:
+                logger.error("a letter in the inbox cannot be read (%s); it becomes a dead letter", type(error).__name__)
+                reason = "what lay in the inbox cannot be read"
+                self._log.reject([DeadLetter(letter.received_at, letter.source, "$", reason, letter.payload.decode("utf-8", "replace"))])
+        return batch
+
+    def _dead_letter(self, refused: Refused) -> DeadLetter | None:
+        try:
+            said: Mapping[str, str] = msgspec.json.decode(self._vault.decrypt(refused.token))
+        except (MissingStateError, msgspec.DecodeError):
+            logger.error("a refused row in the inbox cannot be read; it is let go")
+            return None
+        return DeadLetter(refused.received_at, refused.source, said["field"], said["reason"], said["raw"])
+
+
+def _translated(translate: Translate, raw: Any, now: datetime) -> Any:
+    try:
+        return translate(raw, now)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        if isinstance(error, RejectedEvent):
+            raise
+        # what a client may send has no end; the error's own words may repeat it
+        raise RejectedEvent("$", f"a value in it is of a kind or size that cannot be read ({type(error).__name__})") from None
+
+
+def touch_of(event: SealedEvent) -> Touch:
+    """The part of an event that a fold reads."""
+    return Touch(event.name, event.occurred_at, event.channel, [item.item_id for item in event.items if item.quantity > 0])
+
+
+def is_about_consent(event: SealedEvent) -> bool:
+    """Whether the event changes which purposes a customer's data may be used for."""
+    return event.consent is not None and bool(event.consent.purposes)

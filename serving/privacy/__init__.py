@@ -1,0 +1,1 @@
+"""What a customer may ask for: export and erasure with its proof; and who may ask for whom."""

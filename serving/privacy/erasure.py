@@ -1,0 +1,313 @@
+"""Erasure and export of one customer, over every place that holds anything of her, with a proof by search."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import uuid
+from collections.abc import Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from features.catalogue.shop import Shop
+from features.people.consent import Consents
+from features.people.identity import Identities
+from features.people.tombstones import Tombstones
+from features.state.clock import Clock
+from features.state.disk import write_atomically
+from features.state.home import DERIVED, Home
+from features.store.decision_log import DecisionLog
+from features.store.event_log import EventLog
+from features.store.feature_store import FeatureStore
+from features.store.profile import UnknownCustomerError, events_of
+from features.store.timeline import clear_spills
+from models.registry import Registry
+from serving.decide.batch import outputs
+from serving.intake.intake import Intake
+from serving.privacy.holdings import (
+    BatchFiles,
+    ContactTable,
+    DeadLetterTable,
+    Decisions,
+    Events,
+    IdentityTable,
+    OnlineRows,
+    Place,
+    RunTables,
+    Snapshots,
+    Stages,
+    Subject,
+    Waiting,
+)
+from serving.privacy.traces import EVENT_ID, Found, Trace, search
+
+PENDING = ".pending"
+logger = logging.getLogger("ubiquo")
+SHORTEST_SEARCHED = 8
+"""Shorter values are searched for only together with their kind: a card number of four digits is part of any number."""
+
+
+class BusyHomeError(ValueError):
+    """A service runs on the home, and holds in memory what is to go."""
+
+
+class Proof(msgspec.Struct):
+    """A search of every file for everything that she was known by."""
+
+    files: int
+    values: int
+    found: list[Found]
+
+
+class Order(msgspec.Struct):
+    """An erasure that was asked for and is not done."""
+
+    receipt_id: str
+    subject: bytes
+    """All that she is known by, encrypted: the stores lose it one after the other."""
+    at: datetime
+
+
+class Receipt(msgspec.Struct):
+    """What an erasure did; it names nobody."""
+
+    receipt_id: str
+    erased_at: datetime
+    places: dict[str, int]
+    """Place to how many rows were taken out."""
+    tombstones: int
+    proof: Proof
+
+
+class Office:
+    """Everything of one home that an erasure or an export reaches."""
+
+    def __init__(self, home: Home, clock: Clock, store: FeatureStore, intake: Intake, decisions: DecisionLog) -> None:
+        identities = intake.identities
+        self._home, self._clock, self._identities, self._intake = home, clock, identities, intake
+        # the intake's own: it remembers which identifiers are kept already
+        self._contacts = intake.contacts
+        self._tombstones = Tombstones(home, identities.vault)
+        self._decisions = Decisions(decisions)
+        self._log = EventLog(home, Shop.load(home).timezone)
+        # the identity table goes last: a repeated erasure finds by it what a broken one has left
+        self.places: list[Place] = [
+            Events(home), Waiting(intake.inbox), DeadLetterTable(self._log), Snapshots(home), OnlineRows(store), self._decisions,
+            BatchFiles(home), RunTables(Registry()), Stages(home), ContactTable(self._contacts), IdentityTable(identities),
+        ]  # fmt: skip
+        self._folder = home.root / "erasures"
+        # one at a time
+        self._hands = ThreadPoolExecutor(1, "ubiquo-erasure")
+        self._running: dict[str, Future[Receipt]] = {}
+        self._ordering = threading.Lock()
+        self._closing = threading.Event()
+
+    def subject(self, customer_id: str) -> Subject:
+        """All that the customer is known by.
+
+        Raises:
+            UnknownCustomerError: nobody is known by that id.
+        """
+        subject = Subject.of(self._home, self._identities, self._contacts, customer_id)
+        if subject is None:
+            raise UnknownCustomerError("no customer is known by that id")
+        return subject
+
+    def export(self, customer_id: str) -> Iterator[bytes]:
+        """Everything held of her, as JSON Lines, each with the place that holds it.
+
+        Raises:
+            UnknownCustomerError: nobody is known by that id.
+        """
+        self._intake.drain()
+        subject = self.subject(customer_id)
+        for place in self.places:
+            for row in place.find(subject):
+                yield msgspec.json.encode({"place": place.name, **row}, enc_hook=str) + b"\n"
+
+    def erase(self, customer_id: str) -> Receipt:
+        """Take her out of every place, and search for what is left.
+
+        Raises:
+            UnknownCustomerError: nobody is known by that id.
+        """
+        return self.receipt(self.begin(customer_id), timeout=None)
+
+    def begin(self, customer_id: str) -> str:
+        """Raise her tombstones, and take her out of every place in the background; returns the receipt's id.
+
+        From here on nothing of hers comes in, until it is done and she begins anew. A crash is made good by ``resume``.
+
+        Raises:
+            UnknownCustomerError: nobody is known by that id.
+        """
+        with self._ordering:
+            self._intake.drain()
+            subject, receipt_id, at = self.subject(customer_id), uuid.uuid4().hex, self._clock()
+            self._write_order(receipt_id, subject, at)
+            # what came in before the tombstones stood is hers too, from here or by an import that is just storing it
+            self._intake.drain()
+            with self._home.locked("log"):
+                self._identities.refresh()
+            now = Subject.of(self._home, self._identities, self._contacts, customer_id)
+            if now is not None and now.customer_ids[0] == subject.customer_ids[0]:
+                subject = subject.joined(now)
+            order = self._write_order(receipt_id, subject, at)
+            self._running[receipt_id] = self._hands.submit(self._carry_out, order)
+            return receipt_id
+
+    def _write_order(self, receipt_id: str, subject: Subject, at: datetime) -> Order:
+        order = Order(receipt_id, self._identities.vault.encrypt(msgspec.json.encode(subject)), at)
+        write_atomically(self._folder / f"{receipt_id}{PENDING}", msgspec.json.encode(order))
+        self._tombstones.add(subject.keys, at)
+        return order
+
+    def resume(self) -> list[str]:
+        """Take up the erasures that a crash or a failure broke off; returns their receipts' ids."""
+        with self._ordering:
+            broken = [path for path in sorted(self._folder.glob(f"*{PENDING}")) if not self._is_under_way(path.stem)]
+            for path in broken:
+                order = msgspec.json.decode(path.read_bytes(), type=Order)
+                self._running[order.receipt_id] = self._hands.submit(self._carry_out, order)
+            return [path.stem for path in broken]
+
+    def _is_under_way(self, receipt_id: str) -> bool:
+        running = self._running.get(receipt_id)
+        return running is not None and not (running.done() and running.exception() is not None)
+
+    def receipt(self, receipt_id: str, timeout: float | None = 0.0) -> Receipt:
+        """The receipt of an erasure, waited for so many seconds (None: to the end, or to its failure).
+
+        Raises:
+            TimeoutError: it is not done yet, or failed and will be tried again.
+            LookupError: there is no such erasure.
+        """
+        running = self._running.get(receipt_id)
+        if running is not None:
+            if timeout is not None and running.exception(timeout) is not None:
+                raise TimeoutError("the erasure failed and will be tried again")
+            return running.result(timeout)
+        path = self._folder / f"{receipt_id}.json"
+        if not receipt_id.isalnum() or not path.exists():
+            raise LookupError("there is no receipt of that id")
+        return msgspec.json.decode(path.read_bytes(), type=Receipt)
+
+    def close(self) -> None:
+        """Finish what was begun; what still waits for others is taken up at the next start."""
+        self._closing.set()
+        self._hands.shutdown()
+
+    def _carry_out(self, order: Order) -> Receipt:
+        try:
+            return self._carried_out(order)
+        except Exception:
+            logger.exception("erasure %s broke off; it will be tried again", order.receipt_id)
+            raise
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody writes what follows from the log.
+
+        Raises:
+            InterruptedError: the service ended before that came about.
+        """
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                guard = self._home.held(DERIVED, exclusive=True)
+                break
+            if self._closing.wait(0.1):
+                raise InterruptedError("somebody still writes what follows from the log; it is carried out at the next start")
+        with guard:
+            yield
+
+    def _empty(self, subject: Subject) -> dict[str, int]:
+        """Take her out of every place, even if one fails; out of the identity table only if none did, as she is found by it."""
+        counts: dict[str, int] = {}
+        errors: list[Exception] = []
+        for place in self.places:
+            if errors and isinstance(place, IdentityTable):
+                break
+            try:
+                counts[place.name] = place.erase(subject)
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return counts
+
+    def _carried_out(self, order: Order) -> Receipt:
+        pending = self._folder / f"{order.receipt_id}{PENDING}"
+        subject = msgspec.json.decode(self._identities.vault.decrypt(order.subject), type=Subject)
+        # a crash may have come before the tombstones
+        self._tombstones.add(subject.keys, order.at)
+        with self._alone():
+            with self._intake.standing_still():
+                # a broken order may not have seen what was stored last; from the tombstones on nothing is
+                late = events_of(self._log, subject.keys)
+                subject = subject.joined(replace(subject, event_ids=late))
+                counts = self._empty(subject)
+            self._intake.forget(subject.customer_ids, subject.keys)
+            clear_spills(self._home)
+            # until a moment ago she was still known, and may have been answered
+            counts[self._decisions.name] += self._decisions.erase(subject)
+            proof = prove(self._home, subject, leaving_out={pending})
+        receipt = Receipt(order.receipt_id, order.at, counts, len(subject.keys), proof)
+        write_atomically(self._folder / f"{order.receipt_id}.json", msgspec.json.encode(receipt))
+        # whatever the proof says, for the receipt tells it: carried out again it would take what she is by then
+        self._tombstones.settle(subject.keys)
+        pending.unlink()
+        return receipt
+
+
+def prove(home: Home, subject: Subject, leaving_out: Collection[Path] = ()) -> Proof:
+    """Search every file of *home*, and every batch file, for everything that the subject was known by.
+
+    Raises:
+        subprocess.CalledProcessError: the search broke off.
+    """
+    files = sorted({*(p for p in home.root.rglob("*") if p.is_file()), *outputs(home)} - {*leaving_out})
+    traces = list(_traces(subject))
+    return Proof(len(files), len(traces), search(files, traces))
+
+
+def _traces(subject: Subject) -> Iterator[Trace]:
+    for kind, value in subject.clear:
+        yield Trace(f"{kind}:{value}", kind, whole=True)
+        yield Trace(f'"{kind}":"{value}"', kind)
+        if len(value) >= SHORTEST_SEARCHED:
+            yield Trace(value, kind)
+    yield from (Trace(key.partition(":")[2], "keyed hash") for key in subject.keys)
+    yield from (Trace(customer_id, "customer id") for customer_id in subject.customer_ids)
+    # an id may be the beginning of another's
+    yield from (Trace(event_id, EVENT_ID, whole=True) for event_id in subject.event_ids if len(event_id) >= SHORTEST_SEARCHED)
+    yield from (Trace(value, "personal") for value in subject.personal if len(value) >= SHORTEST_SEARCHED)
+
+
+@contextlib.contextmanager
+def open_office(home: Home, clock: Clock) -> Iterator[Office]:
+    """The office of a home that no service runs on.
+
+    Raises:
+        BusyHomeError: a service runs on it, and would go on with what it has in memory.
+    """
+    try:
+        guard = home.held("serving", exclusive=True)
+    except BlockingIOError:
+        raise BusyHomeError("a service runs on this home: ask it (DELETE or GET /v1/customers/{id}), or end it first") from None
+    with guard:
+        store, identities, decisions = FeatureStore(home), Identities(home), DecisionLog(home)
+        store.apply()
+        intake = Intake(home, clock, store, identities, Consents(home, Shop.load(home).consent))
+        try:
+            office = Office(home, clock, store, intake, decisions)
+            office.resume()
+            yield office
+            office.close()
+        finally:
+            intake.close()
+            decisions.close()
