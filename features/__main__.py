@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.progress import DownloadColumn, MofNCompleteColumn, Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 from features.commands import dead_letters, people
 from features.state.clock import clock_from_environment, parse_as_of
@@ -120,6 +120,9 @@ def catalogue(
     table: Annotated[str, typer.Argument(metavar="items|offers|stores", help="Which table the file holds.")],
     file: Annotated[Path, typer.Argument(help="CSV, JSON Lines or Parquet with the table's columns.")],
     column: Annotated[list[str] | None, typer.Option(help="THEIRS=OURS where a column has another name; repeat as needed.")] = None,
+    attribute: Annotated[
+        list[str] | None, typer.Option(help="NAME:text|number|list of an attribute of items that is your own; repeat as needed.")
+    ] = None,
     delimiter: Annotated[str | None, typer.Option(help="What divides a CSV's fields; default: a comma.")] = None,
     encoding: Annotated[str, typer.Option(help="How a CSV is written, e.g. windows-1252.")] = "utf-8",
     check_only: Annotated[bool, typer.Option("--check-only", help="Only tell what is wrong; replace nothing.")] = False,
@@ -128,7 +131,7 @@ def catalogue(
     from features.sources.catalogue_file import load
     from features.sources.mapping import Files
 
-    found = load(Home.from_environment(), table, file, column or [], Files(delimiter=delimiter, encoding=encoding))
+    found = load(Home.from_environment(), table, file, column or [], Files(delimiter=delimiter, encoding=encoding), attribute or [])
     if not check_only:
         found.save()
     console.print(f"{table}: {len(found.rows)} rows {'are in order' if check_only else 'in force'}")
@@ -163,6 +166,9 @@ def show_stage(console: Console, source: MappedFiles, first_events: bool = False
 @app.command()
 def materialize(
     as_of: Annotated[str | None, typer.Option(help="Date or time; default: where the imported data ends.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only the customers of whom anything became known since this date or time; the others' rows stay.")
+    ] = None,
 ) -> None:
     """Compute every customer's features as of a moment and bring them online; newer online rows stay."""
     from features.catalogue.shop import Shop
@@ -174,9 +180,18 @@ def materialize(
     moment = parse_as_of(as_of or shop.data_end.isoformat(), shop.timezone)
     if moment > clock_from_environment()():
         raise ValueError(f"--as-of {moment.isoformat()} lies in the future: live events until then would be taken for old ones")
-    EventLog(home, shop.timezone).check_reaches(moment)
+    log = EventLog(home, shop.timezone)
+    log.check_reaches(moment)
     store = FeatureStore(home)
-    views = ("customer_activity", "customer_history")
+    if since is not None:
+        from features.store.customer_rows import CustomerRows
+
+        with home.deriving():
+            store.apply()
+            count = CustomerRows(home, store, log).bring_up_to(moment, parse_as_of(since, shop.timezone))
+        console.print(f"{count} customers of whom anything became known since {since}: their rows are of {moment.isoformat()}")
+        return
+    views = store.customer_views()
     with home.deriving(), Progress(console=console) as progress:
         store.apply()
         task = progress.add_task("materializing features", total=2 * len(views))
@@ -185,6 +200,29 @@ def materialize(
             rows = store.materialize(view, moment)
             progress.advance(task)
             progress.console.print(f"{view}: {rows} rows online, as of {moment.isoformat()}")
+
+
+@app.command("list")
+def list_features(
+    domain: Annotated[str | None, typer.Option(help="Which domain; default: the shop's, or grocery.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown.")] = False,
+) -> None:
+    """The feature catalogue: what is known of a customer and of an item, of what it is made, and what it says."""
+    from features.catalogue.shop import Shop
+    from features.definitions.domain import domain_named
+    from features.definitions.listing import as_markdown, listed
+
+    home = Home.from_environment()
+    chosen = domain_named(domain or (Shop.load(home).domain if home.shop.exists() else "grocery"))
+    if markdown:
+        print(as_markdown(chosen))
+        return
+    table = Table(
+        "of", Column("feature", no_wrap=True), "type", "made of", "range", "input of", "says", title=f"{chosen.name}: {chosen.about}"
+    )
+    for each in listed(chosen):
+        table.add_row(each.entity, each.name, each.dtype, each.made_of, each.allowed, each.inputs_of, each.says)
+    console.print(table)
 
 
 @app.command()
@@ -209,6 +247,19 @@ def repair(
         if clock:
             console.print(f"{log.stamp_anew(clock_from_environment()())} events from a time to come are known from now on")
         console.print(f"{log.count()} events are stored and can be read; now: python -m features materialize", highlight=False)
+
+
+@app.command("settings")
+def show_settings() -> None:
+    """The variables of the environment, what each is, and what it means; the secrets are not shown."""
+    from features.state.settings import PREFIX, Settings, described
+
+    now = Settings.from_environment()
+    table = Table(Column("variable", no_wrap=True), "is", "unless set", "meaning")
+    for variable, default, meaning in described():
+        value = getattr(now, variable.removeprefix(PREFIX).lower(), "")
+        table.add_row(variable, "(set)" if value and variable in ("UBIQUO_SECRET", "UBIQUO_API_KEY") else f"{value}", default, meaning)
+    console.print(table)
 
 
 @app.command()

@@ -4,67 +4,79 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
+from models.eligibility import Eligibility
+from models.inputs import Input, matrix
+from models.kind import ModelKind, Score
 from models.probability import Boosted, Floats, Logistic, ProbabilityModel, load_sealed, save_sealed
 from models.reasons import strongest
 
-KIND = "churn"
-FEATURES: tuple[str, ...] = (
-    "recency_days", "tenure_days", "visit_days_7", "visit_days_14", "visit_days_28", "visit_days_56", "visit_days_91",
-    "visit_days_182", "baskets_28", "baskets_91", "spend_minor_28", "spend_minor_91", "spend_minor_182", "lines_28",
-    "lines_91", "gap_mean_days", "gap_sd_days", "gap_p90_days", "gap_max_days", "gap_last_days", "recency_over_gap_mean",
-    "recency_over_gap_p90", "visit_trend", "spend_trend", "basket_minor_91", "discount_share_91", "coupon_minor_182",
-    "private_share_91", "weekend_share_91", "evening_share_91", "stores_91", "departments_91", "categories_91", "items_91",
-    "messages_91", "redemptions_182",
-)  # fmt: skip
-MONOTONE = {"recency_days": 1, "visit_days_28": -1, "visit_days_56": -1, "visit_days_91": -1, "visit_days_182": -1}
-MIN_VISIT_DAYS = 3
-MAX_RECENCY_DAYS = 91
-
-
-def eligible(row: Mapping[str, Any]) -> str | None:
-    """None if the question makes sense for this customer, else why it does not."""
-    if row.get("recency_days") is None or np.isnan(row["recency_days"]):
-        return "no purchase is known of this customer"
-    if row["recency_days"] > MAX_RECENCY_DAYS:
-        return f"no visit in the last {MAX_RECENCY_DAYS} days: already gone"
-    if row["visit_days_total"] < MIN_VISIT_DAYS:
-        return f"fewer than {MIN_VISIT_DAYS} visit days so far: too new to tell"
-    return None
-
 
 class Churn:
-    """One fitted probability model over ``FEATURES`` and the horizon that it answers for."""
+    """One fitted probability model over its inputs, the horizon that it answers for, and whom it can answer for."""
 
-    def __init__(self, model: ProbabilityModel, horizon_days: int, currency: str) -> None:
-        self.model, self.horizon_days, self.currency = model, horizon_days, currency
+    unit: Literal["probability", "days"] = "probability"
+
+    def __init__(
+        self, model: ProbabilityModel, inputs: Sequence[Input], horizon_days: int, currency: str, eligibility: Eligibility | None = None
+    ) -> None:
+        self.model, self.inputs, self.horizon_days, self.currency = model, tuple(inputs), horizon_days, currency
+        self.eligibility = eligibility or Eligibility()
 
     @classmethod
-    def fit(cls, kind: str, rows: Floats, labels: NDArray[Any], horizon_days: int, currency: str, seed: int = 0) -> Churn:
+    def fit(
+        cls,
+        kind: str,
+        rows: Floats,
+        labels: NDArray[Any],
+        inputs: Sequence[Input],
+        horizon_days: int,
+        currency: str,
+        seed: int = 0,
+        eligibility: Eligibility | None = None,
+    ) -> Churn:
         """Fit the model of that *kind*: ``logistic`` or ``lightgbm``."""
         if kind == "logistic":
-            return cls(Logistic.fit(rows, labels), horizon_days, currency)
-        directions = [MONOTONE.get(name, 0) for name in FEATURES]
-        return cls(Boosted.fit(rows, labels, seed, monotone=directions), horizon_days, currency)
+            return cls(Logistic.fit(rows, labels), inputs, horizon_days, currency, eligibility)
+        directions = [each.direction for each in inputs]
+        return cls(Boosted.fit(rows, labels, seed, monotone=directions), inputs, horizon_days, currency, eligibility)
+
+    @property
+    def source(self) -> str:
+        """What computed the probability."""
+        return self.model.kind
+
+    def why_not(self, row: Mapping[str, Any]) -> str | None:
+        """Why the question makes no sense for this customer; None where it does."""
+        return self.eligibility.why_not(row)
 
     def predict(self, rows: Floats) -> Floats:
-        """One probability a row of ``matrix``."""
+        """One probability a row."""
         return self.model.predict(rows)
 
-    def answer(self, row: Mapping[str, Any]) -> tuple[float, list[Mapping[str, Any]]]:
+    def predict_frame(self, frame: pd.DataFrame, params: Mapping[str, Any]) -> Floats:
+        """One probability a row of a frame of feature rows."""
+        return self.predict(matrix(frame.to_dict("records"), self.inputs))
+
+    def contributions(self, rows: Floats) -> Floats:
+        """What each input adds to the log-odds of each row."""
+        return self.model.contributions(rows)
+
+    def answer(self, row: Mapping[str, Any]) -> Score:
         """The probability for one customer and the reasons, strongest first."""
-        values = matrix([row])
+        values = matrix([row], self.inputs)
         contributions = self.model.contributions(values)[0]
-        return float(self.model.predict(values)[0]), strongest(FEATURES, values[0], contributions, self.currency)
+        return Score(float(self.model.predict(values)[0]), strongest(self.inputs, values[0], contributions, self.currency))
 
     def save(self, folder: Path) -> None:
         """Write a sealed folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_sealed(folder, KIND, self.model, FEATURES, horizon_days=self.horizon_days, currency=self.currency)
+        about = {"horizon_days": self.horizon_days, "currency": self.currency, "eligibility": self.eligibility}
+        save_sealed(folder, KIND.name, self.model, self.inputs, **about)
 
     @classmethod
     def load(cls, folder: Path) -> Churn:
@@ -72,16 +84,19 @@ class Churn:
 
         Raises:
             DamagedArtifactError: a file is missing or altered.
-            ValueError: the model was trained on other features than this code computes.
         """
-        model, about = load_sealed(folder, KIND, FEATURES)
-        return cls(model, about["horizon_days"], about["currency"])
+        model, inputs, about = load_sealed(folder, KIND.name)
+        return cls(model, inputs, about["horizon_days"], about["currency"], Eligibility.from_about(about))
 
 
-def matrix(rows: Sequence[Mapping[str, Any]]) -> Floats:
-    """Feature rows as floats in the order of ``FEATURES``; None becomes NaN."""
-    return np.array([[_number(row[name]) for name in FEATURES] for row in rows], dtype=np.float64).reshape(-1, len(FEATURES))
-
-
-def _number(value: Any) -> float:
-    return float("nan") if value is None else float(value)
+KIND = ModelKind(
+    name="churn",
+    answers="score",
+    question="Is this customer about to leave?",
+    views=("customer_activity",),
+    metrics=("auc", "average_precision", "lift_at_10pct", "brier"),
+    baseline="recency",
+    load=Churn.load,
+    # recency is no probability
+    unranked=("brier",),
+)

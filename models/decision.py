@@ -13,6 +13,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from models.attributes import Wish
+
 Positions = NDArray[np.intp]
 Scores = NDArray[np.float64]
 C = TypeVar("C")
@@ -37,9 +39,9 @@ class Query:
     limit: int = 10
     listing: str = "for_you"
     """Which list of a model that has several: ``for_you`` or ``also_like``."""
-    include: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    include: Mapping[str, Wish] = field(default_factory=dict)
     """Attribute to the values of which an item must have one."""
-    exclude: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    exclude: Mapping[str, Wish] = field(default_factory=dict)
     """Attribute to the values of which an item must have none."""
     exclude_ids: frozenset[str] = frozenset()
     explore: bool = False

@@ -7,18 +7,10 @@ from typing import Any
 
 import mlflow
 import msgspec
-import numpy as np
 import pandas as pd
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-from models.churn import Churn
-from models.churn import matrix as churn_matrix
-from models.decision import Query
-from models.next_best_offer import FEATURES as PAIR_COLUMNS
-from models.next_best_offer import NextBestOffer
-from models.recommender.recommender import Recommender
-
-LOADERS = {"churn": Churn.load, "next-best-offer": NextBestOffer.load, "recommendations": Recommender.load}
+from models.kind import kind_named
 
 
 class UbiquoModel(PythonModel):
@@ -27,25 +19,14 @@ class UbiquoModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Load the native model."""
         folder = Path(context.artifacts["model"])
-        self.kind = msgspec.json.decode((folder / "manifest.json").read_bytes())["kind"]
-        self.model: Any = LOADERS[self.kind](folder)
+        self.model: Any = kind_named(msgspec.json.decode((folder / "manifest.json").read_bytes())["kind"]).load(folder)
 
     def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
-        """Probabilities for churn and next best offer; for recommendations ten item ids a row.
+        """A number a row; for recommendations ten item ids a row.
 
         ``params["as_of"]`` (Unix seconds) tells recommendations when; by default the last purchase of each row.
         """
-        records = model_input.to_dict("records")
-        if self.kind == "churn":
-            return self.model.predict(churn_matrix(records))
-        if self.kind == "next-best-offer":
-            return self.model.predict(model_input[list(PAIR_COLUMNS)].to_numpy(dtype=np.float64))
-        return [self._recommend(row, (params or {}).get("as_of", 0)) for row in records]
-
-    def _recommend(self, row: dict[str, Any], as_of: float) -> list[str]:
-        moment = pd.Timestamp(as_of or max(row["bought_last_at"], default=0), unit="s", tz="UTC").to_pydatetime()
-        decision = self.model.pipeline.decide(Query(None, moment, row), np.random.default_rng(0))
-        return [choice.id for choice in decision.choices]
+        return self.model.predict_frame(model_input, params or {})
 
 
 mlflow.models.set_model(UbiquoModel())

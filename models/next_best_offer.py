@@ -9,29 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from models.artifact import read_arrays, read_ids, write_arrays, write_ids
 from models.decision import NO_PERMISSION, LastSlotExplorer, Pipeline, Positions, Query, may_reach_her
+from models.inputs import Input, matrix
+from models.kind import ModelKind
 from models.offers import Offer, OfferBook, Worth
 from models.probability import Boosted, Floats, Logistic, ProbabilityModel, load_sealed, save_sealed
 from models.reasons import strongest
 
-KIND = "next-best-offer"
 HALF_LIFE_DAYS = 90.0
-CUSTOMER_FEATURES: tuple[str, ...] = (
-    "recency_days", "tenure_days", "visit_days_28", "visit_days_91", "visit_days_182", "baskets_91", "spend_minor_28",
-    "spend_minor_91", "spend_minor_182", "lines_91", "basket_minor_91", "discount_share_91", "coupon_minor_182",
-    "private_share_91", "departments_91", "categories_91", "items_91", "stores_91", "messages_total", "messages_91",
-    "redemptions_total", "redemptions_182", "campaigns_redeemed_broad", "campaigns_redeemed_targeted", "campaigns_sent_broad",
-    "campaigns_sent_targeted", "days_since_redemption",
-)  # fmt: skip
-PAIR_FEATURES: tuple[str, ...] = (
-    "affinity", "affinity_share", "best_affinity", "items_bought", "purchases_of_items", "items_offered", "coupons",
-    "duration_days", "broad",
-)  # fmt: skip
-FEATURES = (*CUSTOMER_FEATURES, *PAIR_FEATURES)
-ATTRIBUTES = ("channel", "campaign_id", "campaign_type")
+PAIR_INPUTS: tuple[Input, ...] = (
+    Input("affinity", "buys the promoted items (weight {:.1f})"),
+    Input("affinity_share", "{:.0%} of recent purchases are promoted items", high=1.0),
+    Input("best_affinity", "buys the items of the best coupon (weight {:.1f})"),
+    Input("items_bought", "has bought {:.0f} of the promoted items"),
+    Input("purchases_of_items", "bought promoted items {:.0f} times"),
+    Input("items_offered", "{:.0f} items promoted"),
+    Input("coupons", "{:.0f} coupons in the campaign"),
+    Input("duration_days", "the campaign runs {:.0f} days"),
+    Input("broad", either=("a targeted campaign", "a broad campaign")),
+)
+"""What is computed of a customer and a campaign; a model's other inputs are features of the customer."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,31 @@ class OfferContext:
 
 
 class NextBestOffer:
-    """One fitted probability model over ``FEATURES`` and what items were worth when it was trained."""
+    """One fitted probability model over features of the customer and of the pair, and what items were worth when it was trained."""
 
-    def __init__(self, model: ProbabilityModel, worth: Worth, currency: str, broad_types: Sequence[str] = ()) -> None:
+    def __init__(
+        self, model: ProbabilityModel, customer: Sequence[Input], worth: Worth, currency: str, broad_types: Sequence[str] = ()
+    ) -> None:
         self.model, self.worth, self.currency, self.broad_types = model, worth, currency, tuple(broad_types)
+        self.customer = tuple(customer)
+        self.inputs = (*self.customer, *PAIR_INPUTS)
 
     @classmethod
     def fit(
-        cls, kind: str, rows: Floats, labels: NDArray[Any], worth: Worth, currency: str, broad_types: Sequence[str] = (), seed: int = 0
+        cls,
+        kind: str,
+        rows: Floats,
+        labels: NDArray[Any],
+        customer: Sequence[Input],
+        worth: Worth,
+        currency: str,
+        broad_types: Sequence[str] = (),
+        seed: int = 0,
     ) -> NextBestOffer:
-        """Fit the model of that *kind*: ``logistic`` or ``lightgbm``."""
+        """Fit the model of that *kind*: ``logistic`` or ``lightgbm``; *customer* names the inputs before those of the pair."""
         if kind == "logistic":
-            return cls(Logistic.fit(rows, labels), worth, currency, broad_types)
-        return cls(Boosted.fit(rows, labels, seed, leaves=6, trees=150), worth, currency, broad_types)
+            return cls(Logistic.fit(rows, labels), customer, worth, currency, broad_types)
+        return cls(Boosted.fit(rows, labels, seed, leaves=6, trees=150), customer, worth, currency, broad_types)
 
     def book(self, offers: Iterable[Offer]) -> OfferBook:
         """The offers as this model sees them."""
@@ -70,6 +83,14 @@ class NextBestOffer:
     def predict(self, rows: Floats) -> Floats:
         """The probability that the campaign of each row is redeemed."""
         return self.model.predict(rows)
+
+    def predict_frame(self, frame: pd.DataFrame, params: Mapping[str, Any]) -> Floats:
+        """One probability a row of a frame of customers' and pairs' features."""
+        return self.predict(frame[[each.name for each in self.inputs]].to_numpy(dtype=np.float64))
+
+    def contributions(self, rows: Floats) -> Floats:
+        """What each input adds to the log-odds of each row."""
+        return self.model.contributions(rows)
 
     def pipeline(self, book: OfferBook) -> Pipeline[OfferContext]:
         """The pipeline over the offers of *book*: in force, the best coupon of each campaign, probability times margin."""
@@ -97,10 +118,10 @@ class NextBestOffer:
     def _context(self, book: OfferBook, query: Query) -> OfferContext:
         candidates = book.in_force(query.as_of)
         campaigns = np.unique(book.campaign_of[candidates])
-        rows = np.zeros((len(book.campaign_ids), len(FEATURES)))
+        rows = np.zeros((len(book.campaign_ids), len(self.inputs)))
         probability = np.zeros(len(book.campaign_ids))
         if len(campaigns):
-            rows[campaigns] = pair_rows(book, query.row, query.as_of, campaigns)
+            rows[campaigns] = pair_rows(book, self.customer, query.row, query.as_of, campaigns)
             probability[campaigns] = self.model.predict(rows[campaigns])
         return OfferContext(
             query, candidates, coupon_affinity(book, query.row, query.as_of), probability, rows, query.row.get("tenure_days") is not None
@@ -111,7 +132,7 @@ class NextBestOffer:
         for position in chosen:
             offer, campaign = book.offers[position], book.campaign_of[position]
             row = context.rows[campaign : campaign + 1]
-            reasons = strongest(FEATURES, row[0], self.model.contributions(row)[0], self.currency)
+            reasons = strongest(self.inputs, row[0], self.model.contributions(row)[0], self.currency)
             said = [str(r["text"]) for r in reasons if r["effect"] == "raises"] or [str(r["text"]) for r in reasons]
             details = {
                 "campaign_id": offer.campaign_id,
@@ -130,7 +151,7 @@ class NextBestOffer:
         write_ids(folder / "item_ids.json", self.worth.item_ids)
         write_arrays(folder / "worth.npz", price_minor=self.worth.price_minor, purchases=self.worth.purchases)
         about = {"currency": self.currency, "margin_rate": self.worth.margin_rate, "broad_types": list(self.broad_types)}
-        save_sealed(folder, KIND, self.model, FEATURES, **about)
+        save_sealed(folder, KIND.name, self.model, self.inputs, **about)
 
     @classmethod
     def load(cls, folder: Path) -> NextBestOffer:
@@ -138,16 +159,21 @@ class NextBestOffer:
 
         Raises:
             DamagedArtifactError: a file is missing or altered.
-            ValueError: the model was trained on other features than this code computes.
+            ValueError: the model was trained on other features of the pair than this version computes.
         """
-        model, about = load_sealed(folder, KIND, FEATURES)
+        model, inputs, about = load_sealed(folder, KIND.name)
+        customer, pair = inputs[: -len(PAIR_INPUTS)], [each.name for each in inputs[-len(PAIR_INPUTS) :]]
+        if pair != [each.name for each in PAIR_INPUTS]:
+            raise ValueError(f"the {KIND.name} model was trained on other features of the pair than this version computes: train again")
         arrays = read_arrays(folder / "worth.npz")
         worth = Worth(read_ids(folder / "item_ids.json"), arrays["price_minor"], arrays["purchases"], about["margin_rate"])
-        return cls(model, worth, about["currency"], about["broad_types"])
+        return cls(model, customer, worth, about["currency"], about["broad_types"])
 
 
-def pair_rows(book: OfferBook, row: Mapping[str, Any], as_of: datetime, campaigns: Sequence[int] | NDArray[np.intp]) -> Floats:
-    """The model's input for one customer and each of *campaigns* (positions), in the order of ``FEATURES``."""
+def pair_rows(
+    book: OfferBook, customer: Sequence[Input], row: Mapping[str, Any], as_of: datetime, campaigns: Sequence[int] | NDArray[np.intp]
+) -> Floats:
+    """The model's input for one customer and each of *campaigns* (positions): the *customer* inputs, then ``PAIR_INPUTS``."""
     chosen = np.asarray(campaigns, dtype=np.intp)
     weights, counts, everything = book.history_on_items(row, as_of, HALF_LIFE_DAYS)
     incidence = book.by_campaign[chosen]
@@ -156,7 +182,8 @@ def pair_rows(book: OfferBook, row: Mapping[str, Any], as_of: datetime, campaign
     best = np.array([per_offer[book.campaign_of == c].max() for c in chosen])
     pairs = {
         "affinity": affinity,
-        "affinity_share": affinity / everything if everything else np.zeros(len(chosen)),
+        # rounding alone could bring it above 1
+        "affinity_share": np.minimum(affinity / everything, 1.0) if everything else np.zeros(len(chosen)),
         "best_affinity": best,
         "items_bought": np.asarray(incidence @ (counts > 0)),
         "purchases_of_items": np.asarray(incidence @ counts),
@@ -165,10 +192,9 @@ def pair_rows(book: OfferBook, row: Mapping[str, Any], as_of: datetime, campaign
         "duration_days": book.duration_days[chosen],
         "broad": book.broad[chosen],
     }
-    customer = [np.nan if row.get(name) is None else float(row[name]) for name in CUSTOMER_FEATURES]
-    rows = np.empty((len(chosen), len(FEATURES)))
-    rows[:, : len(customer)] = customer
-    rows[:, len(customer) :] = np.column_stack([pairs[name] for name in PAIR_FEATURES])
+    rows = np.empty((len(chosen), len(customer) + len(PAIR_INPUTS)))
+    rows[:, : len(customer)] = matrix([{each.name: row.get(each.name) for each in customer}], customer)
+    rows[:, len(customer) :] = np.column_stack([pairs[each.name] for each in PAIR_INPUTS])
     return rows
 
 
@@ -189,13 +215,7 @@ def _best_coupon(book: OfferBook, context: OfferContext, candidates: Positions) 
 
 
 def _has_attributes(book: OfferBook, context: OfferContext, candidates: Positions) -> NDArray[np.bool_]:
-    def fits(position: int) -> bool:
-        offer = book.offers[position]
-        return all(getattr(offer, n) in v for n, v in context.query.include.items()) and not any(
-            getattr(offer, n) in v for n, v in context.query.exclude.items()
-        )
-
-    return np.array([fits(int(p)) for p in candidates], dtype=bool)
+    return book.attributes.keep(context.query.include, context.query.exclude, candidates)
 
 
 def _permitted(book: OfferBook, context: OfferContext, candidates: Positions) -> NDArray[np.bool_]:
@@ -207,3 +227,17 @@ def _permitted(book: OfferBook, context: OfferContext, candidates: Positions) ->
 
 def _not_excluded(book: OfferBook, context: OfferContext, candidates: Positions) -> NDArray[np.bool_]:
     return np.array([book.offer_ids[p] not in context.query.exclude_ids for p in candidates], dtype=bool)
+
+
+KIND = ModelKind(
+    name="next-best-offer",
+    answers="offers",
+    question="What should this customer be offered next?",
+    views=("customer_activity", "customer_state"),
+    folds=("history",),
+    metrics=("auc", "average_precision", "lift_at_10pct", "brier"),
+    baseline="past redemptions",
+    load=NextBestOffer.load,
+    # a count is no probability
+    unranked=("brier",),
+)

@@ -11,7 +11,11 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from models.attributes import Attributes
+
 DAY = 86_400.0
+ATTRIBUTES = ("channel", "campaign_id", "campaign_type")
+"""By what offers are filtered."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class OfferBook:
         self.broad = np.array([kind in broad_types for kind in self.types], dtype=np.float64)
         self.starts = [self.offers[k].valid_from for k in first]
         self.margin_minor, self.popularity = self._value(worth)
+        self.attributes = Attributes.of({name: [getattr(offer, name) for offer in self.offers] for name in ATTRIBUTES})
 
     def campaign_position(self, campaign_id: str) -> int:
         """Where a campaign stands among ``campaign_ids``."""

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import lightgbm as lgb
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 
 from models.artifact import seal, verify
+from models.inputs import Input, read_inputs
+
+if TYPE_CHECKING:
+    import lightgbm as lgb
 
 Floats = NDArray[np.float64]
 
@@ -54,6 +56,8 @@ class Logistic:
     @classmethod
     def fit(cls, rows: Floats, labels: NDArray[Any], strength: float = 0.05) -> Logistic:
         """Fit with scikit-learn; *strength* is its C, the inverse of the penalty."""
+        from sklearn.linear_model import LogisticRegression
+
         logs = _signed_log(rows)
         # a feature that nobody has counts as zero, and so does not count
         medians = np.nanmedian(np.where(np.isnan(logs).all(axis=0), 0.0, logs), axis=0)
@@ -108,6 +112,8 @@ class Boosted:
         monotone: Sequence[int] | None = None,
     ) -> Boosted:
         """Fit *seeds* small, strongly regularised forests; *monotone* forces the direction (-1, 0, 1) of a feature."""
+        import lightgbm as lgb
+
         parameters = {
             "objective": "binary", "num_leaves": leaves, "learning_rate": 0.03, "min_data_in_leaf": 50, "lambda_l2": 10.0,
             "feature_fraction": 0.5, "bagging_fraction": 0.7, "bagging_freq": 1, "verbosity": -1, "num_threads": 2,
@@ -133,28 +139,29 @@ class Boosted:
     @classmethod
     def load(cls, folder: Path) -> Boosted:
         """Read what ``save`` wrote."""
+        import lightgbm as lgb
+
         return cls([lgb.Booster(model_file=path) for path in sorted(folder.glob("lightgbm-*.txt"))])
 
 
-def save_sealed(folder: Path, kind: str, model: ProbabilityModel, features: Sequence[str], **about: Any) -> None:
-    """Write *model* and what its reader must know beside whatever *folder* holds already, and seal it as a *kind* model."""
+def save_sealed(folder: Path, kind: str, model: ProbabilityModel, inputs: Sequence[Input], **about: Any) -> None:
+    """Write *model*, its *inputs* and what its reader must know beside whatever *folder* holds already, and seal it as a *kind* model."""
     model.save(folder)
-    _about_path(folder, kind).write_bytes(msgspec.json.encode({"model": model.kind, "features": features, **about}))
+    told = {"model": model.kind, "features": [each.name for each in inputs], "inputs": inputs, **about}
+    _about_path(folder, kind).write_bytes(msgspec.json.encode(told))
     seal(folder, kind)
 
 
-def load_sealed(folder: Path, kind: str, features: Sequence[str]) -> tuple[ProbabilityModel, dict[str, Any]]:
-    """The model that ``save_sealed`` wrote and what was said about it.
+def load_sealed(folder: Path, kind: str) -> tuple[ProbabilityModel, tuple[Input, ...], dict[str, Any]]:
+    """The model that ``save_sealed`` wrote, its inputs, and what was said about it.
 
     Raises:
         DamagedArtifactError: a file is missing or altered.
-        ValueError: the model was trained on other features than *features*.
     """
     verify(folder, kind)
     about: dict[str, Any] = msgspec.json.decode(_about_path(folder, kind).read_bytes())
-    if about["features"] != list(features):
-        raise ValueError(f"the {kind} model was trained on other features than this version computes: train again")
-    return Logistic.load(folder) if about["model"] == "logistic" else Boosted.load(folder), about
+    model = Logistic.load(folder) if about["model"] == "logistic" else Boosted.load(folder)
+    return model, read_inputs(about), about
 
 
 def _about_path(folder: Path, kind: str) -> Path:

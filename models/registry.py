@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
+import re
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,20 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import yaml
 
+from models.kind import ModelKind, UnknownKindError, kind_named
 from models.relocation import follow
 
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
     from mlflow.models import ModelSignature
-
-Kind = Literal["churn", "recommendations", "next-best-offer"]
-KINDS: tuple[Kind, ...] = ("churn", "recommendations", "next-best-offer")
-_CLASSES = {
-    "churn": ("models.churn", "Churn"),
-    "recommendations": ("models.recommender.recommender", "Recommender"),
-    "next-best-offer": ("models.next_best_offer", "NextBestOffer"),
-}
 
 
 class NoChampionError(LookupError):
@@ -63,16 +56,23 @@ class GateLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What ``mlflow.yaml`` says of one model."""
+    """What ``mlflow.yaml`` says of one model.
+
+    Attributes:
+        kind: what it is; by default the kind of the model's own name.
+        horizon_days: how far ahead it looks; None is what the shop's domain says.
+    """
 
     experiment: str
     registered_name: str
     feature_service: str
     promotion: Promotion
+    kind: ModelKind
+    horizon_days: int | None = None
 
 
 @dataclass(frozen=True)
-class Settings:
+class RegistrySettings:
     """The whole of ``mlflow.yaml``."""
 
     tracking_uri: str
@@ -83,19 +83,16 @@ class Settings:
     models: dict[str, ModelSettings]
     gate: GateLimits = field(default_factory=GateLimits)
 
+    def services(self) -> dict[str, tuple[str, ...]]:
+        """The FeatureService of each model, with the views that it reads."""
+        return {model.feature_service: model.kind.views for model in self.models.values()}
+
 
 DESCRIPTION_LENGTH = 4_900
 """MLflow's databases hold 5,000 characters."""
 RULE = "paired_bootstrap"
-_BINARY = ("auc", "average_precision", "lift_at_10pct", "brier")
-METRICS: dict[str, tuple[str, ...]] = {
-    "churn": _BINARY,
-    "next-best-offer": _BINARY,
-    "recommendations": tuple(f"{m}_{listing}" for m in ("ndcg_at_10", "recall_at_10", "mrr") for listing in ("for_you", "also_like")),
-}
-"""What each kind of model can be judged by; anything else in the file is refused rather than quietly not done."""
-BASELINES = {"churn": "recency", "recommendations": "popularity", "next-best-offer": "past redemptions"}
-"""What the first champion must beat."""
+MAX_HORIZON_DAYS = 365
+_MODEL_NAME = re.compile(r"[a-z][a-z0-9-]{0,63}")
 
 
 def settings_path() -> Path:
@@ -103,7 +100,7 @@ def settings_path() -> Path:
     return Path(os.environ.get("UBIQUO_MLFLOW", Path(__file__).parent.parent / "mlflow.yaml"))
 
 
-def load_settings(path: Path | None = None) -> Settings:
+def load_settings(path: Path | None = None) -> RegistrySettings:
     """Read ``mlflow.yaml``: *path*, or ``UBIQUO_MLFLOW``, or the file beside the packages.
 
     Raises:
@@ -113,27 +110,54 @@ def load_settings(path: Path | None = None) -> Settings:
     home = str(Path(os.environ.get("UBIQUO_HOME", "var")).resolve())
     try:
         raw = yaml.safe_load(Template(source.read_text()).safe_substitute(UBIQUO_HOME=home))
-        models = {name: ModelSettings(**{**entry, "promotion": Promotion(**entry["promotion"])}) for name, entry in raw["models"].items()}
-        for name, model in models.items():
-            _check_promotion(f"{source}: models.{name}.promotion", name, model.promotion)
+        models = {name: _model(f"{source}: models.{name}", name, entry) for name, entry in raw["models"].items()}
         gate = msgspec.convert(raw.get("gate", {}), GateLimits)
         uri = os.environ.get("MLFLOW_TRACKING_URI") or raw["tracking_uri"]
         location = None if uri.startswith(("http:", "https:", "databricks")) else raw["artifact_location"]
-        return Settings(uri, location, raw["aliases"]["champion"], raw["aliases"]["challenger"], models, gate)
+        return RegistrySettings(uri, location, raw["aliases"]["champion"], raw["aliases"]["challenger"], models, gate)
     except (KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
         raise ValueError(f"{source}: {error}: compare it with the mlflow.yaml that ubiquo ships") from error
 
 
-def _check_promotion(place: str, kind: str, promotion: Promotion) -> None:
-    if promotion.rule != RULE or promotion.baseline != BASELINES[kind]:
-        raise ValueError(f"{place}: rule must be {RULE} and baseline {BASELINES[kind]!r}; nothing else is built")
-    if promotion.metric == "brier":
-        raise ValueError(f"{place}: metric may not be brier: the baseline gives no probabilities to measure it by")
+def _model(place: str, name: str, entry: Mapping[str, Any]) -> ModelSettings:
+    """One entry under ``models``.
+
+    Raises:
+        ValueError: it says what cannot be done.
+    """
+    if not _MODEL_NAME.fullmatch(name):
+        raise ValueError(f"{place}: a model's name stands in its address: small letters, digits and hyphens")
+    try:
+        kind = kind_named(entry.get("kind", name))
+    except UnknownKindError as error:
+        raise ValueError(f"{place}.kind: {error}") from None
+    model = ModelSettings(**{**entry, "promotion": Promotion(**entry["promotion"]), "kind": kind})
+    promotion = model.promotion
+    if promotion.rule != RULE or promotion.baseline != kind.baseline:
+        raise ValueError(f"{place}.promotion: rule must be {RULE} and baseline {kind.baseline!r}; nothing else is built")
+    if promotion.metric in kind.unranked:
+        raise ValueError(f"{place}.promotion: metric may not be {promotion.metric}: the baseline cannot be measured by it")
     for metric in (promotion.metric, *promotion.guards):
-        if metric not in METRICS[kind]:
-            raise ValueError(f"{place}: {metric!r} is not measured: use one of {', '.join(METRICS[kind])}")
+        if metric not in kind.metrics:
+            raise ValueError(f"{place}.promotion: {metric!r} is not measured: use one of {', '.join(kind.metrics)}")
     if not 0.5 < promotion.level < 1 or promotion.draws < 100 or any(margin < 0 for margin in promotion.guards.values()):
-        raise ValueError(f"{place}: level must lie between 0.5 and 1, draws be at least 100, and guards' margins not be negative")
+        raise ValueError(f"{place}.promotion: level must lie between 0.5 and 1, draws be at least 100, and guards' margins not be negative")
+    if model.horizon_days is not None and not 1 <= model.horizon_days <= MAX_HORIZON_DAYS:
+        raise ValueError(f"{place}.horizon_days: {model.horizon_days} is not between 1 and {MAX_HORIZON_DAYS}")
+    return model
+
+
+def model_names(path: Path | None = None) -> list[str]:
+    """The models that ``mlflow.yaml`` names, in its order, told without importing any.
+
+    Raises:
+        ValueError: the file names none.
+    """
+    source = path or settings_path()
+    raw = yaml.safe_load(source.read_text())
+    if not isinstance(raw, dict) or not isinstance(raw.get("models"), dict):
+        raise ValueError(f"{source}: it names no models: compare it with the mlflow.yaml that ubiquo ships")
+    return list(raw["models"])
 
 
 @dataclass(frozen=True)
@@ -178,7 +202,7 @@ class LoadedModel:
 class Registry:
     """The registry that ``mlflow.yaml`` describes."""
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(self, settings: RegistrySettings | None = None) -> None:
         import mlflow
 
         # importing it turned these on again, and nobody could mend them
@@ -221,7 +245,7 @@ class Registry:
             frame.to_parquet(Path(scratch) / name)
             self._client.log_artifact(run_id, str(Path(scratch) / name))
 
-    def save(self, kind: Kind, folder: Path, signature: ModelSignature, example: pd.DataFrame, tags: dict[str, str]) -> int:
+    def save(self, model: str, folder: Path, signature: ModelSignature, example: pd.DataFrame, tags: dict[str, str]) -> int:
         """Log the sealed *folder* to the active run as a pyfunc and register it as the challenger; returns its version."""
         import mlflow
         from mlflow.exceptions import MlflowException
@@ -246,7 +270,7 @@ class Registry:
                 "iso4217",
             ],
         )
-        name = self.settings.models[kind].registered_name
+        name = self.settings.models[model].registered_name
         try:
             self._client.create_registered_model(name)
         except MlflowException as error:
@@ -257,7 +281,7 @@ class Registry:
         return int(version.version)
 
     def load(self, reference: str) -> LoadedModel:
-        """The native model under ``kind@alias``, e.g. ``churn@champion``.
+        """The native model under ``model@alias``, e.g. ``churn@champion``.
 
         Raises:
             NoChampionError: no version carries the alias.
@@ -265,45 +289,43 @@ class Registry:
         """
         import mlflow
 
-        kind, _, alias = reference.partition("@")
-        name = self.settings.models[kind].registered_name
-        version = self.version_of(kind, alias)
+        model, _, alias = reference.partition("@")
+        name = self.settings.models[model].registered_name
+        version = self.version_of(model, alias)
         if version is None:
-            raise NoChampionError(f"no model {name!r} has the alias {alias!r}: train and promote one (python -m training {kind})")
+            raise NoChampionError(f"no model {name!r} has the alias {alias!r}: train and promote one (python -m training {model})")
         found = self._client.get_model_version(name, str(version))
         local = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{name}/{version}")
         folder = Path(local) / "artifacts"
         inner = next(p.parent for p in sorted(folder.rglob("manifest.json")))
-        module, model = _CLASSES[kind]
-        # imported only now: to ask which version is the champion must not cost a second's import of LightGBM
-        native = getattr(importlib.import_module(module), model).load(inner)
+        native = self.settings.models[model].kind.load(inner)
         return LoadedModel(native, name, version, dict(found.tags))
 
-    def version_of(self, kind: str, alias: str) -> int | None:
+    def version_of(self, model: str, alias: str) -> int | None:
         """The version that carries *alias*, or None."""
         from mlflow.exceptions import MlflowException
 
         try:
-            return int(self._client.get_model_version_by_alias(self.settings.models[kind].registered_name, alias).version)
+            return int(self._client.get_model_version_by_alias(self.settings.models[model].registered_name, alias).version)
         except MlflowException as error:
             # only a missing model or alias means "none"; a registry that cannot be asked must not look empty
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
 
-    def tags_of(self, kind: str, version: int) -> dict[str, str]:
+    def tags_of(self, model: str, version: int) -> dict[str, str]:
         """The tags of one version."""
-        return dict(self._client.get_model_version(self.settings.models[kind].registered_name, str(version)).tags)
+        return dict(self._client.get_model_version(self.settings.models[model].registered_name, str(version)).tags)
 
-    def run_of(self, kind: str, version: int) -> str:
+    def run_of(self, model: str, version: int) -> str:
         """The id of the run that made one version."""
-        return str(self._client.get_model_version(self.settings.models[kind].registered_name, str(version)).run_id)
+        return str(self._client.get_model_version(self.settings.models[model].registered_name, str(version)).run_id)
 
-    def versions(self, kind: str) -> list[VersionInfo]:
+    def versions(self, model: str) -> list[VersionInfo]:
         """Every version of a model, oldest first."""
         from mlflow.exceptions import MlflowException
 
-        name = self.settings.models[kind].registered_name
+        name = self.settings.models[model].registered_name
         try:
             aliases = self._client.get_registered_model(name).aliases
         except MlflowException as error:
@@ -317,32 +339,32 @@ class Registry:
         ]
         return sorted(told, key=lambda v: v.version)
 
-    def promote(self, kind: str, version: int, at: datetime, how: Literal["rule", "forced", "rollback"], reason: str) -> None:
+    def promote(self, model: str, version: int, at: datetime, how: Literal["rule", "forced", "rollback"], reason: str) -> None:
         """Point the champion alias at *version* and note when, how and why; the note is never overwritten."""
-        name = self.settings.models[kind].registered_name
+        name = self.settings.models[model].registered_name
         note = json.dumps({"how": how, "reason": reason})
         # the note first: a champion that nobody can account for would be worse than a note without effect
         self._client.set_model_version_tag(name, str(version), f"{_CROWNED}{at.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}", note)
         self._client.set_model_version_tag(name, str(version), "promotion", reason)
         self._client.set_registered_model_alias(name, self.settings.champion, str(version))
 
-    def crownings(self, kind: str) -> list[Crowning]:
+    def crownings(self, model: str) -> list[Crowning]:
         """Every time that a version became the champion, oldest first."""
         found = []
-        for version in self.versions(kind):
+        for version in self.versions(model):
             for key, value in version.tags.items():
                 if key.startswith(_CROWNED):
                     at = datetime.fromisoformat(key.removeprefix(_CROWNED))
                     found.append(Crowning(at, version.version, **json.loads(value)))
         return sorted(found, key=lambda c: c.at)
 
-    def tag(self, kind: str, version: int, tags: dict[str, str]) -> None:
+    def tag(self, model: str, version: int, tags: dict[str, str]) -> None:
         """Set tags of a version."""
         for key, value in tags.items():
-            self._client.set_model_version_tag(self.settings.models[kind].registered_name, str(version), key, value)
+            self._client.set_model_version_tag(self.settings.models[model].registered_name, str(version), key, value)
 
-    def describe(self, kind: str, version: int, text: str) -> None:
+    def describe(self, model: str, version: int, text: str) -> None:
         """Set the description of a version: its model card, cut to what every backend of MLflow can hold."""
         if len(text) > DESCRIPTION_LENGTH:
             text = text[:DESCRIPTION_LENGTH] + "\n\n(cut: the whole card is the run's model_card.md)"
-        self._client.update_model_version(self.settings.models[kind].registered_name, str(version), description=text)
+        self._client.update_model_version(self.settings.models[model].registered_name, str(version), description=text)

@@ -55,28 +55,27 @@ def serve(
 
 @app.command()
 def score(
-    kind: Annotated[str, typer.Argument(help="churn, recommendations or next-best-offer")],
+    model: Annotated[str, typer.Argument(help="As mlflow.yaml names it: churn, recommendations, next-best-offer ...")],
     out: Annotated[Path, typer.Option(help="The file to write: .parquet or .jsonl")],
     as_of: Annotated[str | None, typer.Option(help="Date or time; default: where the imported data ends.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=100, help="How many items or offers a customer.")] = 10,
     channel: Annotated[str | None, typer.Option(help="Through what the answers will reach her, e.g. email: only with permission.")] = None,
 ) -> None:
     """Score every customer into a file, with the answers that HTTP would give at that moment."""
-    from models.registry import KINDS
+    from models.registry import model_names
     from serving.decide.batch import score as score_all
 
     home = Home.from_environment()
     shop = Shop.load(home)
-    if kind not in KINDS:
-        raise ValueError(f"{kind!r} is not a kind to score: use one of {', '.join(KINDS)}")
-    chosen = next(k for k in KINDS if k == kind)
+    if model not in model_names():
+        raise ValueError(f"there is no model {model!r} to score by: use one of {', '.join(model_names())}")
     through = next((c for c in get_args(Channel) if c == channel), None)
     if channel is not None and through is None:
         raise ValueError(f"--channel {channel!r} is not one of {', '.join(get_args(Channel))}")
     moment = parse_as_of(as_of or shop.data_end.isoformat(), shop.timezone)
     with home.deriving(), Progress(console=console) as progress:
-        task = progress.add_task(f"scoring {kind}", total=None)
-        rows = score_all(home, chosen, moment, out, limit, lambda done, of: progress.update(task, completed=done, total=of), through)
+        task = progress.add_task(f"scoring {model}", total=None)
+        rows = score_all(home, model, moment, out, limit, lambda done, of: progress.update(task, completed=done, total=of), through)
     console.print(f"{out}: {rows} rows, as of {moment.isoformat()}", highlight=False)
 
 
@@ -240,26 +239,27 @@ def check_champions(home: Home) -> None:
     """
     from sqlalchemy.exc import DatabaseError
 
-    from models.registry import KINDS, Registry
+    from models.registry import Registry
 
     Shop.load(home)
     try:
         registry = Registry()
-        missing = [kind for kind in KINDS if registry.version_of(kind, registry.settings.champion) is None]
+        models = registry.settings.models
+        missing = [name for name in models if registry.version_of(name, registry.settings.champion) is None]
     except DatabaseError as error:
         told = f"the registry cannot be read ({error.orig}): put mlflow.db back from a backup, or move it away and train again"
         raise DamagedStateError(told) from None
-    if len(missing) == len(KINDS):
+    if len(missing) == len(models):
         raise MissingStateError("the registry has no champion: train and promote one (python -m training all)")
-    for kind in missing:
-        console.print(f"[yellow]no champion for {kind}[/yellow]: it will answer 503 until one is promoted (python -m training {kind})")
+    for name in missing:
+        console.print(f"[yellow]no champion for {name}[/yellow]: it will answer 503 until one is promoted (python -m training {name})")
 
 
 def main() -> None:
     """Run a command."""
-    from serving.http.problems import HttpProblem
+    from models.registry import NoChampionError
 
-    run(app, console, HttpProblem)
+    run(app, console, NoChampionError)
 
 
 if __name__ == "__main__":

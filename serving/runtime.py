@@ -24,7 +24,8 @@ from features.state.home import Home, MissingStateError
 from features.store.decision_log import DecisionLog
 from features.store.event_log import EventLog
 from features.store.feature_store import FeatureStore
-from serving.decide.engine import Engine, OnlineReader, Who
+from serving.decide.engine import Engine, Who
+from serving.decide.reader import OnlineReader
 from serving.intake.inbox import Inbox
 from serving.intake.intake import Intake
 from serving.privacy.erasure import Office
@@ -91,17 +92,17 @@ class Runtime:
         """How often in a row a chore has failed, and why."""
         self.identities = Identities(home)
         self.consents = Consents(home, shop.consent)
-        writer = FeatureStore(home)
-        writer.apply()
-        # a connection of its own: a reader must not see, nor wait within, what the intake is writing
         self.engine = Engine(home)
+        writer = FeatureStore(home, self.engine.services())
+        writer.apply()
         self.decisions = DecisionLog(home)
         self.intake = Intake(home, self.clock, writer, self.identities, self.consents)
         self.contacts = self.intake.contacts
         self.office = Office(home, self.clock, writer, self.intake, self.decisions)
         self.office.resume()
         self.audit = Audit(home, self.identities.vault)
-        self.reader = OnlineReader(FeatureStore(home), self.intake.fresh, self.intake.make_anew)
+        # a connection of its own: a reader must not see, nor wait within, what the intake is writing
+        self.reader = OnlineReader(FeatureStore(home, self.engine.services()), shop.timezone, self.intake.recent)
         self._chores: list[tuple[str, Callable[[], Any], float]] = [
             ("moving events to the log", self.intake.drain_if_due, TICK_SECONDS),
             ("flushing decisions", self.decisions.flush, TICK_SECONDS),

@@ -30,6 +30,7 @@ from features.people.vault import Vault
 from features.state.home import Home
 from features.store.event_index import Incoming
 from features.store.event_log import EventLog
+from features.store.feature_store import FeatureStore
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL_CUT = 1200
@@ -103,6 +104,12 @@ class TinyShop:
 
     def add(self, *raw: dict[str, Any], known_at: datetime | None = None) -> Any:
         return self.log.append(self.incoming(*raw, known_at=known_at), Identities(self.home))
+
+
+def told(store: FeatureStore, customer_id: str, at: datetime = NEW_YEAR) -> dict[str, Any]:
+    """One customer's online rows, with what their state tells."""
+    [row] = store.online("customer_v1", [customer_id])
+    return store.expanded(row, at)
 
 
 def copy_home(home: Home, to: Path) -> Home:

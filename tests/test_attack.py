@@ -19,15 +19,16 @@ import pytest
 from attack import Row, attack_connections, attack_corpus, attack_grammar, attack_schema, metric
 from hypothesis import given
 from hypothesis import strategies as st
-from scene import NEW_YEAR, ROOT, Service, TinyShop, copy_home, event, free_port, start_service, stop_service, surroundings
+from scene import NEW_YEAR, ROOT, Service, TinyShop, copy_home, event, free_port, start_service, stop_service, surroundings, told
 
-from features.definitions.folds import HISTORY_LIMIT, History, Touch, fold_history
+from features.definitions.folds.fold import Line, Touch
+from features.definitions.folds.registered import CustomerState
 from features.people.consent import Consents
 from features.people.identity import Identities
 from features.state.clock import MAX_LEAP, WatchedClock, fixed_clock
 from features.state.home import Home
 from features.store.feature_store import FeatureStore
-from serving.decide.engine import OnlineReader
+from serving.decide.reader import OnlineReader
 from serving.http.lanes import CrowdedError, Lane, LateError, LongAnswers, Ticket
 from serving.intake.intake import Intake
 from serving.runtime import AlreadyServedError, hold_alone
@@ -122,53 +123,18 @@ class TestClock:
         her = answer.events[0].customer_id
         assert her is not None
         intake.drain()
-        [row] = store.online("recommendations_v1", [her])
         late = NEW_YEAR + timedelta(days=30)
-        bare = {k: v for k, v in row.items() if k not in ("customer_id", "customer_history_at")}
-        store.push("customer_history", [{"customer_id": her, **bare, "bought_item_ids": ["wrong"]}], late)
-        reader = OnlineReader(store, intake.fresh, intake.make_anew)
-        assert reader.row("recommendations", her, NEW_YEAR) == {}
+        wrong = CustomerState().step(Touch("x", "purchase", late, late.date(), lines=(Line("wrong", 1, 1),)))
+        store.push("customer_state", [{"customer_id": her, **wrong.to_row()}], late)
+        reader = OnlineReader(store, tiny.shop.timezone, intake.recent)
+        asked = ("state_v1", ("customer_state",), ("history",), her)
+        assert reader.features(*asked, NEW_YEAR) == {}
         intake.refresh_aggregates()
-        assert reader.row("recommendations", her, NEW_YEAR + timedelta(seconds=1))["bought_item_ids"] == ["i1"]
+        assert reader.features(*asked, NEW_YEAR + timedelta(seconds=1))["bought_item_ids"] == ["i1"]
         intake.close()
 
 
-TOUCHES = st.lists(
-    st.builds(
-        Touch,
-        st.sampled_from(["purchase", "view_item", "add_to_cart", "login"]),
-        st.integers(0, 5).map(lambda k: NEW_YEAR + timedelta(seconds=k)),
-        st.sampled_from(["web", "store", None]),
-        st.lists(st.sampled_from("abcdef"), max_size=4),
-    ),
-    max_size=25,
-)
-
-
 class TestOrder:
-    @given(TOUCHES, st.randoms(use_true_random=False))
-    def test_a_history_is_the_same_in_whatever_order_its_events_came(self, touches: list[Touch], chance: random.Random) -> None:
-        shuffled = list(touches)
-        chance.shuffle(shuffled)
-        rows = []
-        for each in (touches, shuffled):
-            state = History()
-            for k, touch in enumerate(each):
-                state = fold_history(state, touch)
-                if k % 3 == 0:
-                    state = History.from_row(state.to_row())
-            rows.append(state.to_row())
-        weights = [row.pop("bought_weights") for row in rows]
-        assert rows[0] == rows[1]
-        assert weights[0] == pytest.approx(weights[1])
-
-    def test_what_one_customer_may_have_is_bounded_and_costs_no_square(self) -> None:
-        state = History()
-        for k in range(8):
-            state = fold_history(state, Touch("purchase", NEW_YEAR + timedelta(days=k), "web", [f"i{k}-{n}" for n in range(5_000)]))
-        assert len(state.bought) == HISTORY_LIMIT
-        assert {item.split("-")[0] for item in state.bought} == {"i7"}
-
     def test_shuffled_repeated_and_by_four_threads_the_customers_are_the_same(self, tiny: TinyShop, tmp_path: Path) -> None:
         # browsed, logged in on the same device, bought with an address: each alone, and together
         shown = (["cookie"], ["cookie", "user_id"], ["user_id"], ["user_id", "email"], ["email"], ["cookie", "user_id", "email"])
@@ -205,7 +171,7 @@ class TestOrder:
                 customer = identities.resolve({"user_id": f"user_id-{who}"})
                 assert customer is not None
                 assert identities.current(customer) == customer
-                [row] = store.online("recommendations_v1", [customer])
+                row = told(store, customer)
                 rows[who] = [row["recent_item_ids"], row["recent_at"], row["last_channel"], sorted(identities.members(customer))]
             assert len(given_ids) == 40
             found.append(rows)

@@ -40,6 +40,32 @@ def test_an_offer_ends_with_the_whole_of_its_last_day_in_the_shops_zone(tiny: Ti
     assert offer["item_ids"] == ["i1", "i2"]
 
 
+def test_a_shops_own_attributes_are_typed(tiny: TinyShop, tmp_path: Path) -> None:
+    path = file(tmp_path, "item_id,weight_g,tags,colour,ignored", "x1,250.5,vegan|new,red,z", "x2,,,,")
+    load(tiny.home, "items", path, own=["weight_g:number", "tags:list", "colour:text"]).save()
+    rows = Catalogue(tiny.home).read("items").to_pylist()
+    assert [(r["weight_g"], r["tags"], r["colour"]) for r in rows] == [(250.5, ["vegan", "new"], "red"), (None, None, None)]
+    assert "ignored" not in rows[0]
+
+
+@pytest.mark.parametrize(
+    ("own", "line", "said"),
+    [
+        ("weight_g:number", "heavy", "line 2: weight_g: 'heavy' is no number"),
+        ("weight_g:number", "inf", "line 2: weight_g: 'inf' is no number"),
+        ("weight_g:heavy", "1", "say what it holds: weight_g:text|number|list"),
+        ("weight_g", "1", "say what it holds"),
+        ("Weight:number", "1", "small letters"),
+        ("popularity:number", "1", "the catalogue itself uses that name"),
+        ("brand:list", "1", "every catalogue knows it as a text"),
+    ],
+)
+def test_what_is_wrong_with_an_attribute_is_told(tiny: TinyShop, tmp_path: Path, own: str, line: str, said: str) -> None:
+    path = file(tmp_path, "item_id,weight_g", f"x1,{line}")
+    with pytest.raises(CatalogueError, match=said.replace("|", r"\|")):
+        load(tiny.home, "items", path, own=[own])
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_lists_come_as_lists_where_the_file_has_them(tiny: TinyShop, tmp_path: Path, kind: str) -> None:
     row = dict(zip(OFFERS.split(","), GOOD_OFFER.split(","), strict=True)) | {"item_ids": ["i1", "i2"]}

@@ -60,9 +60,9 @@ def features_of(shop: TinyShop) -> set[str]:
     """Her feature row, offline: which of her purchases it knows."""
     store = FeatureStore(shop.home)
     store.apply()
-    store.backfill("customer_history", {NEW_YEAR: None})
+    store.backfill("customer_state", {NEW_YEAR: None})
     spine = pd.DataFrame({"customer_id": [customer("1")], "event_timestamp": pd.to_datetime([NEW_YEAR])})
-    [row] = store.historical(spine, "recommendations_v1").to_dict("records")
+    [row] = store.historical(spine, "state_v1").to_dict("records")
     items = row["bought_item_ids"]
     return set() if items is None or isinstance(items, float) else {f"1-{int(item[1:]) * 10}" for item in items}
 

@@ -17,11 +17,12 @@ import pytest
 from scene import NEW_YEAR, TinyShop, command, event
 
 from features.catalogue.tables import ITEMS, OFFERS, Catalogue
-from features.definitions.expressions import POPULARITY_UNITS, item_stats
+from features.definitions.shopping import POPULARITY_UNITS
+from features.definitions.view import views_of
 from features.people.consent import STATISTICS
 from features.state.home import Home
 from features.store.timeline import open_timeline
-from models.registry import KINDS
+from models.registry import model_names
 from training.dataset import Truth, customers_in_order
 from training.metrics import bootstrap
 
@@ -93,7 +94,7 @@ def in_each(homes: list[tuple[TinyShop, str]], monkeypatch: pytest.MonkeyPatch, 
 
 def models(home: Home) -> dict[str, str]:
     """Each file of each model by its kind and name, and what it holds."""
-    files = [path for path in (home.root / "mlartifacts").rglob("*") if path.is_file() and path.parent.name in KINDS]
+    files = [path for path in (home.root / "mlartifacts").rglob("*") if path.is_file() and path.parent.name in model_names()]
     return {f"{path.parent.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -120,12 +121,12 @@ def test_two_homes_train_the_same_models_and_print_the_same_tables(two_homes: li
     assert printed[0] == printed[1]
     assert sum(line.startswith("| ") for line in printed[0]) > 20, "the tables are in it"
     assert models(one.home) == models(other.home)
-    assert {name.partition("/")[0] for name in models(one.home)} == set(KINDS)
+    assert {name.partition("/")[0] for name in models(one.home)} == set(model_names())
     assert measures(one.home) == measures(other.home)
     assert {"lightgbm_auc", "logistic_auc", "joined_ndcg_at_10_for_you"} <= {key for _, key, _ in measures(one.home)}
     for name in ("evaluation.parquet", "reference.parquet"):
         ours, theirs = frames(one.home, name), frames(other.home, name)
-        assert len(ours) == len(theirs) == len(KINDS)
+        assert len(ours) == len(theirs) == len(model_names())
         for a, b in zip(ours, theirs, strict=True):
             pd.testing.assert_frame_equal(a, b, check_exact=True)
 
@@ -180,6 +181,8 @@ def test_an_interval_does_not_depend_on_what_the_customers_are_called() -> None:
 def test_popularity_is_a_sum_that_no_order_of_adding_changes(tiny: TinyShop) -> None:
     tiny.add(*(event(f"p{k}", "purchase", NEW_YEAR - timedelta(days=k, seconds=7 * k), f"{k}", [("i1", 1, 100)]) for k in range(40)))
     opened = open_timeline(tiny.home, NEW_YEAR, purposes=STATISTICS)
-    [popularity] = item_stats(opened, NEW_YEAR).to_pandas()["popularity"]
+    compute = views_of("grocery")["item_stats"].compute
+    assert compute is not None
+    [popularity] = compute(opened, NEW_YEAR).to_pandas()["popularity"]
     assert popularity > 1
     assert (popularity * POPULARITY_UNITS).is_integer()

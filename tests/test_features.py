@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
+import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scene import NEW_YEAR, TinyShop, customer, event
 
-from features.definitions.folds import History, Touch, fold_history
-from features.state.clock import clock_from_environment, local_midnight, parse_as_of
-from features.store.snapshots import compute, histories
+from features.definitions.domain import domain_named, domain_names
+from features.definitions.feature import Feature, counted
+from features.definitions.folds.registered import FOLDS
+from features.definitions.listing import as_markdown
+from features.definitions.shopping import baskets
+from features.definitions.view import views_of
+from features.people.consent import Consents
+from features.people.identity import Identities
+from features.state.clock import clock_from_environment, fixed_clock, local_midnight, parse_as_of
+from features.store.feature_store import FeatureStore, moment_of
+from features.store.snapshots import compute, states
 from features.store.timeline import open_timeline
+from models.inputs import Input
+from models.reasons import say
+from serving.decide.reader import OnlineReader
+from serving.intake.intake import Intake
+from training.dataset import inputs_of
 
 AS_OF = NEW_YEAR
+SECOND = timedelta(seconds=1)
 HER = customer("1")
 
 
@@ -26,10 +42,10 @@ def days(count: float) -> datetime:
 
 
 def features_of(tiny: TinyShop, view: str, key: str, as_of: datetime = AS_OF, customers: list[str] | None = None) -> dict[str, Any]:
-    [(_, table)] = list(compute(open_timeline(tiny.home, as_of, customers), view, {as_of: None}))
-    name = "item_id" if view == "item_stats" else "customer_id"
-    [row] = [r for r in table.to_pylist() if r[name] == key]
-    return row
+    store = FeatureStore(tiny.home)
+    [(_, table)] = list(compute(open_timeline(tiny.home, as_of, customers), store.views[view], {as_of: None}))
+    [row] = [r for r in table.to_pylist() if r[store.views[view].key] == key]
+    return store.expanded(row, as_of)
 
 
 @pytest.fixture
@@ -64,21 +80,21 @@ def test_an_items_popularity_halves_every_seven_days(shopped: TinyShop) -> None:
     row = features_of(shopped, "item_stats", "i0")
     ages = [(AS_OF - at).total_seconds() / 86_400 for at in (days(100), days(20), days(5))]
     assert row["popularity"] == pytest.approx(sum(2 ** (-a / 7) for a in ages), rel=1e-4)
-    assert (row["households"], row["purchases"], row["price_minor"]) == (2, 3, pytest.approx(2000 / 3))
+    assert (row["buyers"], row["purchases"], row["price_minor"]) == (2, 3, pytest.approx(2000 / 3))
 
 
 def test_nothing_from_the_future_changes_a_feature(shopped: TinyShop) -> None:
     as_of = days(8)
-    views = ("customer_activity", "customer_history")
+    views = ("customer_activity", "customer_state")
     before = [features_of(shopped, v, HER, as_of) for v in views]
     shopped.add(event("late", "purchase", as_of, items=[("i3", 1, 100)]))
     shopped.add(event("told later", "purchase", days(50), items=[("i4", 1, 100)]), known_at=as_of)
     assert [features_of(shopped, v, HER, as_of) for v in views] == before
-    assert features_of(shopped, "customer_history", HER)["bought_item_ids"] != before[1]["bought_item_ids"]
+    assert features_of(shopped, "customer_state", HER)["bought_item_ids"] != before[1]["bought_item_ids"]
 
 
 def test_the_micro_batch_of_one_customer_equals_the_batch_of_all(shopped: TinyShop) -> None:
-    for view in ("customer_activity", "customer_history"):
+    for view in ("customer_activity", "customer_state"):
         assert features_of(shopped, view, HER) == features_of(shopped, view, HER, customers=[HER])
 
 
@@ -108,49 +124,115 @@ def test_a_running_clock_never_starts_before_its_own_log(monkeypatch: pytest.Mon
         clock_from_environment()
 
 
-touches = st.lists(
-    st.builds(
-        Touch,
-        st.sampled_from(["purchase", "view_item", "login", "add_to_cart"]),
-        st.datetimes(datetime(2017, 1, 1), datetime(2017, 12, 31)).map(lambda d: d.replace(tzinfo=UTC)),
-        st.sampled_from(["web", "store", None]),
-        st.lists(st.sampled_from(["a", "b", "c"]), max_size=3),
-    ),
-    max_size=30,
-)
-
-
-@given(touches)
-def test_the_folded_weight_is_the_sum_of_decayed_purchases_in_any_order(seen: list[Touch]) -> None:
-    history = History()
-    for touch in seen:
-        history = fold_history(history, touch)
-    for item, (count, last, weight) in history.bought.items():
-        times = [int(t.occurred_at.timestamp()) for t in seen if t.name == "purchase" and item in t.item_ids]
-        assert (count, last) == (len(times), max(times))
-        assert weight == pytest.approx(sum(2 ** (-(last - t) / (90 * 86_400)) for t in times), rel=1e-9)
-
-
-@given(touches)
-def test_a_history_survives_its_own_row(seen: list[Touch]) -> None:
-    history = History()
-    for touch in seen:
-        history = fold_history(history, touch)
-    assert History.from_row(history.to_row()) == history
-
-
 def test_replay_at_many_moments_equals_replay_at_each(shopped: TinyShop, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = open_timeline(shopped.home, AS_OF)
     moments = [days(k) for k in (60, 15, 9, 1)]
-    together = [(moment, customer, history.to_row()) for moment, customer, history in histories(opened, sorted(moments))]
+    together = [(moment, customer, state.to_row()) for moment, customer, state in states(opened, sorted(moments))]
     customers = list(dict.fromkeys(customer for _, customer, _ in together))
     assert customers == sorted(customers), "one customer after the other"
     for few in (1, 2, 3):
         monkeypatch.setattr("features.store.snapshots.EVENTS_AT_ONCE", few)
-        assert [(m, c, h.to_row()) for m, c, h in histories(opened, sorted(moments))] == together, "however few events fit at once"
+        assert [(m, c, s.to_row()) for m, c, s in states(opened, sorted(moments))] == together, "however few events fit at once"
     for moment in moments:
-        alone = [(customer, history.to_row()) for _, customer, history in histories(opened, [moment])]
+        alone = [(customer, state.to_row()) for _, customer, state in states(opened, [moment])]
         assert alone == [(customer, row) for at, customer, row in together if at == moment]
+
+
+class TestDeclarations:
+    """A feature is one declaration; adding one breaks neither the snapshots nor whoever was trained before."""
+
+    NEW = Feature("left_handed_visits", "integer", counted(baskets, lambda rows, at: rows.count()), "{:.0f} visits", inputs_of=("churn",))
+
+    @pytest.fixture
+    def added(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+        grocery = domain_named("grocery")
+
+        def add() -> None:
+            more = replace(grocery, customer=(*grocery.customer, self.NEW))
+            monkeypatch.setattr("features.definitions.domains.grocery.DOMAIN", more)
+            views_of.cache_clear()
+
+        views_of.cache_clear()
+        yield add
+        monkeypatch.undo()
+        views_of.cache_clear()
+
+    def test_the_views_the_inputs_the_gate_the_reasons_and_the_catalogue_know_it(self, added: Callable[[], None]) -> None:
+        added()
+        domain = domain_named("grocery")
+        assert views_of("grocery")["customer_activity"].columns["left_handed_visits"] == "integer"
+        [taken] = [each for each in inputs_of(domain, "churn") if each.name == "left_handed_visits"]
+        assert (taken.low, taken.high) == (0.0, None)
+        assert say(taken, 3.0, "USD") == "3 visits"
+        assert "| customer | left_handed_visits | integer | baskets | at least 0 | churn | {:.0f} visits |" in as_markdown(domain)
+        assert taken not in inputs_of(domain, "next-best-offer")
+
+    def test_snapshots_of_the_old_columns_are_made_anew_by_themselves(self, shopped: TinyShop, added: Callable[[], None]) -> None:
+        spine = pd.DataFrame({"customer_id": [HER], "event_timestamp": [AS_OF]})
+        old = FeatureStore(shopped.home)
+        old.apply()
+        assert old.backfill("customer_activity", {AS_OF: None}) == 1
+        assert old.backfill("customer_state", {AS_OF: None}) == 1
+        before = old.historical(spine, "activity_v1")
+        old.materialize("customer_activity", AS_OF)
+        added()
+        new = FeatureStore(shopped.home)
+        new.apply()
+        [online] = new.online("activity_v1", [HER])
+        assert online["left_handed_visits"] is None, "an online row of before still answers"
+        assert online["baskets_91"] == 3
+        assert new.backfill("customer_activity", {AS_OF: None}) == 1
+        assert new.backfill("customer_state", {AS_OF: None}) == 0, "what did not change stands"
+        after = new.historical(spine, "activity_v1")
+        assert after["left_handed_visits"].tolist() == [4]
+        assert after.drop(columns="left_handed_visits").equals(before)
+        assert len(list((shopped.home.snapshots / "customer_activity").glob("*"))) == 1
+
+    def test_a_state_of_another_version_of_a_fold_is_made_anew_from_the_log(self, shopped: TinyShop) -> None:
+        store, identities = FeatureStore(shopped.home), Identities(shopped.home)
+        store.apply()
+        intake = Intake(shopped.home, fixed_clock(AS_OF), store, identities, Consents(shopped.home, shopped.shop.consent))
+        intake.accept([event("live", "purchase", days(1), items=[("i5", 1, 100)])])
+        intake.drain()
+        [row] = store.online("state_v1", [HER])
+        old = {"customer_id": HER, **{fold.name: row[fold.name] for fold in FOLDS}, "cart": "0ld:{}"}
+        store.push("customer_state", [old], moment_of(row["customer_state_at"]))
+        reader = OnlineReader(store, shopped.shop.timezone, intake.recent)
+        asked = ("state_v1", ("customer_state",), ("history", "cart"), HER)
+        assert reader.features(*asked, AS_OF + SECOND)["bought_item_ids"] is None, "it answers, in a general way"
+        intake.refresh_aggregates()
+        assert reader.features(*asked, AS_OF + 2 * SECOND)["bought_item_ids"] == ["i0", "i1", "i2", "i5"]
+        intake.close()
+
+    @pytest.mark.parametrize("name", domain_names())
+    def test_every_domain_computes_what_it_declares(self, shopped: TinyShop, name: str) -> None:
+        msgspec.structs.replace(shopped.shop, domain=name).save(shopped.home)
+        store = FeatureStore(shopped.home)
+        store.apply()
+        for view in store.views:
+            store.backfill(view, {AS_OF: None})
+            key = store.views[view].key
+            entity = "i0" if key == "item_id" else HER
+            spine = pd.DataFrame({key: [entity], "event_timestamp": [AS_OF]})
+            service = {"customer_activity": "activity_v1", "customer_state": "state_v1", "item_stats": "items_v1"}[view]
+            assert len(store.historical(spine, service)) == 1
+        domain = domain_named(name)
+        row = features_of(shopped, "customer_activity", HER)
+        for feature in domain.customer:
+            value = row[feature.name]
+            within = value is None or ((feature.low is None or value >= feature.low) and (feature.high is None or value <= feature.high))
+            assert within, feature
+            assert not feature.phrase or say(Input(feature.name, feature.phrase), 1.0, "USD"), "its phrase can be said"
+
+
+def test_what_was_paid_back_was_not_spent(shopped: TinyShop) -> None:
+    before = features_of(shopped, "customer_activity", HER)
+    shopped.add(event("back", "refund", days(9), items=[("i0", 1, 500)]))
+    after = features_of(shopped, "customer_activity", HER)
+    assert (before["spend_minor_28"], after["spend_minor_28"]) == (1600, 1100)
+    assert after["visit_days_28"] == before["visit_days_28"], "to bring something back is no purchase"
+    assert after["basket_minor_91"] == pytest.approx(1100 / 3)
+    assert "i0" in features_of(shopped, "customer_state", HER)["bought_item_ids"], "three were bought and one came back"
 
 
 def test_what_does_not_fit_into_memory_spills_into_the_home_and_is_gone_afterwards(

@@ -444,6 +444,58 @@ class TestTwoFiles:
         assert (report.appended, report.repeated) == (1, 3)
 
 
+class TestAttributesOfItems:
+    HEADER = "order,at,customer,sku,qty,price,branch,name,weight,tags"
+    OWN: ClassVar[dict[str, Any]] = {
+        "type": "name", "weight_g": {"column": "weight", "holds": "number"}, "tags": {"column": "tags", "holds": "list"},
+    }  # fmt: skip
+
+    def rows(self, weight: str = "1250.5") -> list[str]:
+        return [f"{k},2024-03-0{k} 10:00:00,7,a,1,1.00,north,Apple,{weight},fruit|fresh" for k in (1, 2)] + [
+            "3,2024-03-03 10:00:00,8,b,1,1.00,north,Bread,,"
+        ]
+
+    def test_any_number_typed_come_into_the_catalogue(self, home: Home, tmp_path: Path) -> None:
+        bring_in(home, staged(home, write(tmp_path / "f.csv", self.rows(), self.HEADER), item__attributes=self.OWN))
+        rows = {row["item_id"]: row for row in Catalogue(home).read("items").to_pylist()}
+        assert (rows["a"]["weight_g"], rows["a"]["tags"], rows["a"]["type"]) == (1250.5, ["fruit", "fresh"], "Apple")
+        assert (rows["b"]["weight_g"], rows["b"]["tags"]) == (None, None)
+        assert rows["a"]["department"] is None
+
+    def test_a_later_import_may_know_others(self, home: Home, tmp_path: Path) -> None:
+        bring_in(home, staged(home, write(tmp_path / "f.csv")))
+        later = ["9,2024-03-09 10:00:00,7,z,1,1.00,north,Zest,3,x"]
+        bring_in(home, staged(home, write(tmp_path / "g.csv", later, self.HEADER), source="tills", item__attributes=self.OWN))
+        rows = {row["item_id"]: row for row in Catalogue(home).read("items").to_pylist()}
+        assert rows["z"]["weight_g"] == 3.0
+        assert rows["a"]["weight_g"] is None
+
+    def test_what_is_no_number_is_told_with_its_row(self, home: Home, tmp_path: Path) -> None:
+        field, reason = only_reason(home, tmp_path, self.rows("heavy"), self.HEADER, item__attributes=self.OWN)
+        assert field == "item.attributes.weight_g"
+        assert "is no number with the decimal sign '.'" in reason
+        assert "row 2: heavy" in reason
+
+    @pytest.mark.parametrize(
+        ("name", "value", "said"),
+        [
+            ("brnd", "name", "did you mean 'brand'"),
+            ("colour", "name", "one of your own says what it holds"),
+            ("brand", {"column": "name", "holds": "list"}, "brand is a text in every catalogue"),
+            ("Colour", {"column": "name", "holds": "text"}, "small letters"),
+            ("popularity", {"column": "name", "holds": "text"}, "the catalogue itself uses that name"),
+            ("colour", {"column": "name", "holds": "colour"}, "holds"),
+        ],
+    )
+    def test_a_mistake_in_a_mapping_is_told(self, name: str, value: Any, said: str) -> None:
+        with pytest.raises(MappingError, match=said):
+            mapped(item__attributes={name: value})
+
+    def test_a_domain_that_does_not_exist_is_told_with_those_that_do(self) -> None:
+        with pytest.raises(MappingError, match=r"shop\.domain: there is no domain 'groceries': use one of grocery, retail"):
+            mapped(shop__domain="groceries")
+
+
 class TestASecondImport:
     """What a shop is described by may be spread over several mappings, and over commands."""
 
@@ -453,7 +505,7 @@ class TestASecondImport:
     ANEW: ClassVar[dict[str, Any]] = {
         "margin_rate": 0.3, "phone_region": None, "private_brands": (), "broad_campaign_types": ("mailing", "poster"),
     }  # fmt: skip
-    IDENTITY = ("name", "timezone", "currency")
+    IDENTITY = ("name", "timezone", "currency", "domain")
     POLICY = ConsentPolicy(purposes={"analytics": "opt-in", "personalization": "opt-in"}, permissions={"email": "opt-out"})
 
     @pytest.fixture

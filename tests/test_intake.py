@@ -16,14 +16,13 @@ import threading
 import time
 import uuid
 from concurrent.futures import Future
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from scene import NEW_YEAR, SECRET, Service, TinyShop, copy_home, customer, event, start_service, stop_service
+from scene import NEW_YEAR, SECRET, Service, TinyShop, copy_home, customer, event, start_service, stop_service, told
 
-from features.definitions.folds import Touch
 from features.people.consent import Consents
 from features.people.contacts import Contacts
 from features.people.identity import Identities
@@ -34,7 +33,7 @@ from features.state.clock import fixed_clock
 from features.state.home import Home
 from features.store.event_log import EventLog, connect
 from features.store.feature_store import FeatureStore
-from serving.decide.engine import with_touches
+from serving.decide.reader import OnlineReader
 from serving.intake.inbox import Accepted, Inbox
 from serving.intake.intake import InboxFullError, Intake, NotStoredError
 
@@ -228,7 +227,7 @@ class TestIntakeItself:
         intake.drain()
         regular = intake.identities.resolve({"cookie": "regular"})
         assert regular is not None
-        [row] = intake._store.online("recommendations_v1", [regular])
+        row = told(FeatureStore(intake._home), regular)
         assert row["bought_item_ids"] == ["1082185"]
 
     @pytest.mark.parametrize(
@@ -292,12 +291,15 @@ class TestIntakeItself:
         [view] = batch(1, who="c")
         receipt = intake.accept([{**view, "identifiers": {"loyalty_card": "1"}}]).events[0]
         assert receipt.customer_id == customer("1")
-        [(at, touch)] = intake.fresh(customer("1"))
-        row = with_touches({"bought_item_ids": None, "customer_history_at": None}, [(at, touch)])
-        assert row["recent_item_ids"] == ["1082185"]
-        assert with_touches(row, [(at, touch)]) is row, "what the row knows is not folded in again"
+        reader = OnlineReader(FeatureStore(intake._home), "America/New_York", intake.recent)
+        asked = ("state_v1", ("customer_state",), ("history", "session"), customer("1"), NEW_YEAR + timedelta(seconds=1))
+        assert len(intake.recent.fresh(customer("1"))) == 1
+        at_once = reader.features(*asked)
+        assert at_once["recent_item_ids"] == ["1082185"]
         intake.drain()
-        assert intake.fresh(customer("1")) == []
+        assert intake.recent.fresh(customer("1")) == []
+        afterwards = reader.features(*asked)
+        assert {**afterwards, "customer_state_at": None} == {**at_once, "customer_state_at": None}, "it is not folded in twice"
 
     def test_a_broken_disk_is_told_and_nothing_is_taken_for_stored(self, intake: Intake, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(*_: Any) -> None:
@@ -375,18 +377,58 @@ class TestIntakeItself:
                 raise OSError("the store is away")
             return original(*arguments)
 
-        original = getattr(intake._store, broken)
-        monkeypatch.setattr(intake._store, broken, once)
+        original = getattr(intake._rows._store, broken)
+        monkeypatch.setattr(intake._rows._store, broken, once)
         assert intake.accept([{**batch(1)[0], "identifiers": {**one, **other}, "items": [{"item_id": "i2"}]}]).accepted == 1
         with pytest.raises(OSError, match="away"):
             intake.drain()
         intake.drain()
         her = intake.identities.resolve({"cookie": "c"})
         assert her is not None
-        [row] = intake._store.online("recommendations_v1", [her])
-        assert sorted(row["recent_item_ids"]) == ["i0", "i1", "i2"]
-        [gone] = intake._store.online("recommendations_v1", intake.identities.former(her))
-        assert gone["recent_item_ids"] is None
+        store = FeatureStore(intake._home)
+        assert sorted(told(store, her)["recent_item_ids"]) == ["i0", "i1", "i2"]
+        [former] = intake.identities.former(her)
+        assert told(store, former)["recent_item_ids"] is None
+
+    def test_a_visitor_who_signs_in_is_known_at_the_next_request(self, intake: Intake) -> None:
+        """What they did as somebody unknown, and what they had bought before: both in one answer, before anything is moved on."""
+        store = FeatureStore(intake._home)
+        reader = OnlineReader(store, "America/New_York", intake.recent)
+        known = {"user_id": "ada"}
+        bought = {**batch(1)[0], "name": "purchase", "currency": "USD", "identifiers": known, "items": [{"item_id": "i3"}]}
+        assert intake.accept([bought]).accepted == 1
+        intake.drain()
+        intake.refresh_aggregates()
+        looked = {**batch(1)[0], "identifiers": {"cookie": "c"}, "items": [{"item_id": "i7"}]}
+        added = {**batch(1)[0], "name": "add_to_cart", "identifiers": {"cookie": "c"}, "items": [{"item_id": "i8"}]}
+        assert intake.accept([looked, added]).accepted == 2
+        signed_in = {**batch(1)[0], "name": "login", "identifiers": {**known, "cookie": "c"}, "items": []}
+
+        def told(at: datetime) -> Any:
+            her = intake.identities.resolve(known)
+            return reader.features("customer_v1", ("customer_activity", "customer_state"), ("history", "cart", "session"), her, at)
+
+        for moved_on in (False, True):
+            if moved_on:
+                # the visitor had rows of their own by then
+                intake.drain()
+                signed_in = {**batch(1)[0], "name": "login", "identifiers": {**known, "cookie": "d"}, "items": []}
+                assert intake.accept([{**looked, "event_id": "more", "identifiers": {"cookie": "d"}}]).accepted == 1
+                intake.drain()
+            assert intake.accept([signed_in]).accepted == 1
+            row = told(NEW_YEAR + timedelta(minutes=1))
+            assert row["bought_item_ids"] == ["i3"]
+            assert set(row["recent_item_ids"]) == {"i7", "i8"}
+            assert row["cart_item_ids"] == ["i8"]
+            assert row["recency_days"] == 0
+            intake.drain()
+            intake.refresh_aggregates()
+            again = told(NEW_YEAR + timedelta(minutes=1))
+            unstamped = {k: v for k, v in again.items() if not k.endswith("_at")}
+            assert unstamped == {k: v for k, v in row.items() if not k.endswith("_at")}, "what is stored tells the same"
+            her = intake.identities.resolve(known)
+            assert her is not None
+            assert intake.recent.formers(her) == ()
 
     def test_what_occurred_while_it_was_not_allowed_stays_unused_however_late_it_comes(self, intake: Intake) -> None:
         her = {"loyalty_card": "1"}
@@ -406,10 +448,9 @@ class TestIntakeItself:
         late = {**batch(1, at=NEW_YEAR - timedelta(days=5))[0], "identifiers": her, "items": [{"item_id": "secret"}]}
         fine = {**batch(1, at=NEW_YEAR - timedelta(days=1))[0], "identifiers": her, "items": [{"item_id": "fine"}]}
         assert intake.accept([late, fine]).accepted == 2
-        assert [touch.item_ids for _, touch in intake.fresh(customer("1"))] == [["fine"]]
+        assert [[line.item_id for line in touch.lines] for _, touch in intake.recent.fresh(customer("1"))] == [["fine"]]
         intake.drain()
-        [row] = intake._store.online("recommendations_v1", [customer("1")])
-        assert row["recent_item_ids"] == ["fine"]
+        assert told(FeatureStore(intake._home), customer("1"))["recent_item_ids"] == ["fine"]
 
     def test_the_tombstone_of_a_tablet_refuses_nobody_who_signs_in_on_it(self, intake: Intake, tiny: TinyShop) -> None:
         vault = intake.identities.vault
@@ -474,14 +515,6 @@ class TestIntakeItself:
                 assert b"Adalgisa" not in path.read_bytes(), path
 
 
-def test_touches_are_folded_in_the_order_of_their_receipt() -> None:
-    at = datetime(2018, 1, 1, tzinfo=UTC)
-    touches = [(at + timedelta(seconds=k), Touch("view_item", at + timedelta(seconds=k), "web", [f"i{k}"])) for k in range(3)]
-    row = with_touches({"bought_item_ids": None, "customer_history_at": None}, touches)
-    assert row["recent_item_ids"] == ["i0", "i1", "i2"]
-    assert row["customer_history_at"] == int((at + timedelta(seconds=2)).timestamp() * 1e6) + 1
-
-
 def test_the_secret_is_made_once_and_missed_when_it_is_gone(tmp_path: Path) -> None:
     """In a process of its own, as the tests set a secret for themselves."""
     code = "from features.state.home import Home; from features.people.vault import Vault; print(Vault.open(Home.from_environment()).hash('user_id', '1'))"
@@ -505,7 +538,7 @@ def test_the_secret_is_made_once_and_missed_when_it_is_gone(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("fit", [1, 3, 1_000])
 def test_each_customer_gets_their_row_however_few_events_fit_into_memory(tiny: TinyShop, monkeypatch: pytest.MonkeyPatch, fit: int) -> None:
-    monkeypatch.setattr("serving.intake.intake.EVENTS_AT_ONCE", fit)
+    monkeypatch.setattr("features.store.customer_rows.EVENTS_AT_ONCE", fit)
     store, identities = FeatureStore(tiny.home), Identities(tiny.home)
     store.apply()
     intake = Intake(tiny.home, fixed_clock(NEW_YEAR), store, identities, Consents(tiny.home, tiny.shop.consent))
@@ -513,6 +546,6 @@ def test_each_customer_gets_their_row_however_few_events_fit_into_memory(tiny: T
     bought = [(card, k) for card, count in counts.items() for k in range(count)]
     intake.accept([event(f"{card}-{k}", "purchase", NEW_YEAR - timedelta(days=k + 1), card, [f"i{k}"]) for card, k in bought])
     assert intake.refresh_aggregates() == len(counts)
-    rows = store.online("churn_v1", [identities.resolve({"loyalty_card": card}) or "" for card in counts])
+    rows = store.online("activity_v1", [identities.resolve({"loyalty_card": card}) or "" for card in counts])
     assert [row["baskets_28"] for row in rows] == list(counts.values())
     intake.close()

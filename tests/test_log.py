@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from scene import NEW_YEAR, ROOT, SMALL_CUT, TinyShop, command, customer, event
 from features.people.identity import Identities
 from features.sources.complete_journey import CompleteJourney
 from features.state.home import Home
+from features.state.settings import SettingError, Settings, described
 from features.store.dead_letters import DeadLetter
 from features.store.decision_log import DecisionLog
 from features.store.event_log import EventLog, connect
@@ -166,3 +168,29 @@ def test_a_wider_bind_without_a_key_is_refused(tmp_path: Path, host: str, said: 
     done = command("serving", "--host", host, home=tmp_path)
     assert done.returncode == 1
     assert said in done.stdout
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("said", "told"),
+        [
+            ({"UBIQUO_MAX_WAITING": "many"}, "UBIQUO_MAX_WAITING='many': expected"),
+            ({"UBIQUO_MAX_WAITING": "0"}, "UBIQUO_MAX_WAITING='0': expected `int` >= 1"),
+            ({"UBIQUO_MAX_DECISION_BYTES": "5"}, "UBIQUO_MAX_DECISION_BYTES='5'"),
+            ({"UBIQUO_REDDIS": "localhost:6379"}, "UBIQUO_REDDIS is no setting: did you mean UBIQUO_REDIS"),
+        ],
+    )
+    def test_a_mistake_is_told_with_its_name(self, said: dict[str, str], told: str) -> None:
+        with pytest.raises(SettingError, match=re.escape(told)):
+            Settings.from_environment(said)
+
+    def test_what_is_not_said_is_as_it_is_described(self) -> None:
+        plain = Settings.from_environment({"PATH": "/bin", "UBIQUO_SOMEBODY_ELSES": "1"})
+        for variable, default, meaning in described():
+            assert meaning
+            if (name := variable.removeprefix("UBIQUO_").lower()) in Settings.__struct_fields__:
+                assert f"{getattr(plain, name)}" == default
+
+    def test_the_documents_name_every_variable_that_there_is(self) -> None:
+        text = (ROOT / "README.md").read_text() + (ROOT / "docs" / "operations.md").read_text()
+        assert [variable for variable, _, _ in described() if variable not in text] == []

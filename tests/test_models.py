@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,13 +13,17 @@ import pytest
 import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scene import NEW_YEAR
+from scene import NEW_YEAR, ROOT
 
-from models.artifact import DamagedArtifactError
-from models.churn import FEATURES, Churn, eligible, matrix
+from models.artifact import DamagedArtifactError, seal
+from models.attributes import Attributes, Range, WrongWishError
+from models.churn import Churn
+from models.days_to_next_order import DaysToNextOrder
 from models.decision import BrokenStageError, LastSlotExplorer, Pipeline, Query, top
-from models.next_best_offer import FEATURES as OFFER_FEATURES
-from models.next_best_offer import NextBestOffer
+from models.eligibility import Eligibility
+from models.inputs import Input, matrix
+from models.kind import UnknownKindError, kind_named, kind_names
+from models.next_best_offer import PAIR_INPUTS, NextBestOffer
 from models.offers import Offer, OfferBook, Worth
 from models.probability import Boosted, Logistic
 from models.recommender.ease import columns_dual, columns_primal, dense_weights, fit_ease
@@ -81,9 +86,12 @@ class TestBoosted(ProbabilityModelContract):
     kind = "lightgbm"
 
 
-def churn_model() -> Churn:
-    rows = np.abs(np.random.default_rng(3).normal(size=(300, len(FEATURES)))) * 10
-    return Churn.fit("logistic", rows, rows[:, 0] > 8, 28, "USD")
+INPUTS = (Input("recency_days", "last visit {:.0f} days ago", direction=1), Input("spend_minor_91", "spent {:m}"), Input("gap_mean_days"))
+
+
+def churn_model(inputs: tuple[Input, ...] = INPUTS) -> Churn:
+    rows = np.abs(np.random.default_rng(3).normal(size=(300, len(inputs)))) * 10
+    return Churn.fit("logistic", rows, rows[:, 0] > 8, inputs, 28, "USD")
 
 
 def test_an_altered_artifact_is_refused(tmp_path: Path) -> None:
@@ -95,20 +103,43 @@ def test_an_altered_artifact_is_refused(tmp_path: Path) -> None:
 
 
 def test_churn_tells_who_it_cannot_answer_for() -> None:
-    row = dict.fromkeys(FEATURES, 5.0) | {"visit_days_total": 5}
-    assert eligible(row) is None
-    assert "too new" in str(eligible({**row, "visit_days_total": 2}))
-    assert "already gone" in str(eligible({**row, "recency_days": 92}))
-    assert "no purchase" in str(eligible({}))
+    row = {"recency_days": 5.0, "visit_days_total": 5}
+    asked = Eligibility(min_visit_days=3, max_recency_days=91)
+    assert asked.why_not(row) is None
+    assert "too new" in str(asked.why_not({**row, "visit_days_total": 2}))
+    assert "already gone" in str(asked.why_not({**row, "recency_days": 92}))
+    assert "no purchase" in str(asked.why_not({}))
 
 
 def test_churn_gives_reasons_that_a_marketer_can_read(tmp_path: Path) -> None:
     churn_model().save(tmp_path)
-    probability, reasons = Churn.load(tmp_path).answer({**dict.fromkeys(FEATURES, 5.0), "recency_days": 40.0})
+    probability, reasons = Churn.load(tmp_path).answer({"recency_days": 40.0, "spend_minor_91": 5, "gap_mean_days": None})
     assert probability > 0.5
     assert reasons[0]["text"] == "last visit 40 days ago"
     assert reasons[0]["effect"] == "raises"
-    assert matrix([dict.fromkeys(FEATURES)]).shape == (1, len(FEATURES))
+    assert np.isnan(matrix([dict.fromkeys(each.name for each in INPUTS)], INPUTS)).all()
+
+
+def test_a_champion_serves_on_after_a_feature_is_added_and_reordered(tmp_path: Path) -> None:
+    old = churn_model()
+    old.save(tmp_path)
+    row = {"recency_days": 40.0, "spend_minor_91": 5, "gap_mean_days": 3.0}
+    more = {"a_new_feature": 7, **dict(reversed(row.items()))}
+    assert Churn.load(tmp_path).answer(more) == old.answer(row)
+
+
+def test_a_champion_of_the_time_before_models_carried_their_phrases_serves_on(tmp_path: Path) -> None:
+    churn_model().save(tmp_path)
+    about = json.loads((tmp_path / "churn.json").read_text())
+    for name in ("inputs", "eligibility"):
+        del about[name]
+    (tmp_path / "churn.json").write_text(json.dumps(about))
+    seal(tmp_path, "churn")
+    row = {"recency_days": 40.0, "spend_minor_91": 5, "gap_mean_days": None}
+    old, new = Churn.load(tmp_path), churn_model()
+    assert old.answer(row).value == new.answer(row).value
+    assert old.answer(row).reasons[0]["text"] == "recency days: 40"
+    assert old.why_not({"recency_days": 92, "visit_days_total": 9})
 
 
 def test_both_forms_of_ease_are_one_model() -> None:
@@ -142,11 +173,11 @@ def fitted(bought: dict[str, list[str]]) -> Recommender:
     ids = sorted({i for items in bought.values() for i in items})
     count = [sum(i in items for items in bought.values()) for i in ids]
     columns: dict[str, list[Any]] = {
-        "item_id": ids, "popularity": count, "households": count, "purchases": count,
+        "item_id": ids, "popularity": count, "buyers": count, "purchases": count,
         "department": [f"D{int(i) % 3}" for i in ids], "category": [None for _ in ids], "type": [f"TYPE {i}" for i in ids],
         "brand": ["N" for _ in ids], "manufacturer": ["M" for _ in ids], "size": [None for _ in ids],
     }  # fmt: skip
-    config = RecommenderConfig(min_households=1, als_factors=8, ease_penalty=1.0, als_regularization=0.1)
+    config = RecommenderConfig(min_buyers=1, als_factors=8, ease_penalty=1.0, als_regularization=0.1)
     return Recommender.fit(histories(bought), columns, NEW_YEAR, config)
 
 
@@ -272,9 +303,11 @@ def test_a_broken_scorer_raises_and_is_named(values: np.ndarray, said: str) -> N
 
 
 def offer_model() -> tuple[NextBestOffer, OfferBook]:
-    rows = np.abs(np.random.default_rng(5).normal(size=(400, len(OFFER_FEATURES))))
+    customer = (Input("recency_days"), Input("tenure_days"))
+    inputs = [each.name for each in (*customer, *PAIR_INPUTS)]
+    rows = np.abs(np.random.default_rng(5).normal(size=(400, len(inputs))))
     worth = Worth(["1", "2", "3", "4"], np.array([100.0, 1000.0, 400.0, 50.0]), np.ones(4), 0.25)
-    model = NextBestOffer.fit("logistic", rows, rows[:, OFFER_FEATURES.index("affinity")] > 0.8, worth, "USD")
+    model = NextBestOffer.fit("logistic", rows, rows[:, inputs.index("affinity")] > 0.8, customer, worth, "USD")
     start = datetime(2017, 12, 1, tzinfo=UTC)
     offers = [
         Offer("a-1", "a", "A", "mail", start, NEW_YEAR + timedelta(days=9), ("1",)),
@@ -308,3 +341,105 @@ def test_offers_are_filtered_by_channel_and_an_unknown_customer_is_told() -> Non
     assert "nothing is known" in str(decision.fallback)
     nothing = model.pipeline(book).decide(Query.from_row(None, NEW_YEAR + timedelta(days=400), {}), RNG)
     assert nothing.choices == []
+
+
+class TestAttributes:
+    """A shop's own attributes: any number, typed, and filters on them that hold."""
+
+    @pytest.fixture
+    def known(self) -> Attributes:
+        return Attributes.of(
+            {
+                "colour": ["red", "blue", None, "red"],
+                "weight_g": [100.0, 250.0, None, 900.0],
+                "tags": [["vegan", "new"], [], None, ["new"]],
+                "empty": [None] * 4,
+            }
+        )
+
+    @pytest.mark.parametrize(
+        ("name", "wish", "kept"),
+        [
+            ("colour", frozenset(["red"]), [0, 3]),
+            ("colour", frozenset(["green"]), []),
+            ("weight_g", Range(100, 250), [0, 1]),
+            ("weight_g", Range(low=101), [1, 3]),
+            ("weight_g", frozenset(["900", "1"]), [3]),
+            ("tags", frozenset(["new"]), [0, 3]),
+            ("tags", frozenset(["vegan", "old"]), [0]),
+            ("empty", frozenset(["x"]), []),
+        ],
+    )
+    def test_what_is_wished_for_is_kept_or_left_out(self, known: Attributes, name: str, wish: Any, kept: list[int]) -> None:
+        for again in (known, Attributes.read(known.about(), known.arrays())):
+            where = np.arange(4)
+            assert np.flatnonzero(again.keep({name: wish}, {}, where)).tolist() == kept
+            assert np.flatnonzero(again.keep({}, {name: wish}, where)).tolist() == [k for k in range(4) if k not in kept]
+            assert np.flatnonzero(again.keep({name: wish}, {}, where[::-1])).tolist() == sorted(3 - k for k in kept)
+
+    @pytest.mark.parametrize(
+        ("name", "wish", "said"),
+        [
+            ("color", frozenset(["red"]), "colour, weight_g, tags"),
+            ("colour", Range(1, 2), "holds texts"),
+            ("tags", Range(1, 2), "lists of texts"),
+            ("weight_g", frozenset(["heavy"]), "give numbers"),
+        ],
+    )
+    def test_a_wish_that_does_not_fit_is_told_what_does(self, known: Attributes, name: str, wish: Any, said: str) -> None:
+        with pytest.raises(WrongWishError, match=said):
+            known.check(name, wish)
+
+
+class TestDaysToNextOrder:
+    INPUTS = (Input("gap_mean_days", "usually comes every {:.1f} days"), Input("recency_days"))
+
+    def fitted(self, horizon_days: int = 28) -> tuple[DaysToNextOrder, np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(0)
+        gaps = rng.uniform(1, 20, 3000)
+        rows = np.column_stack([gaps, rng.uniform(0, 3, 3000)])
+        days = np.minimum(np.floor(rng.exponential(gaps)), horizon_days)
+        return DaysToNextOrder.fit(rows, days, self.INPUTS, horizon_days, "USD", Eligibility()), rows, days
+
+    def test_whoever_comes_often_is_expected_sooner(self) -> None:
+        model, _, _ = self.fitted()
+        often, seldom = model.predict(np.array([[2.0, 1.0], [18.0, 1.0]]))
+        # the median of an exponential is ln 2 of its mean
+        assert 0.5 < often < 3.0
+        assert 9.0 < seldom < 17.0
+
+    def test_as_many_come_earlier_as_later(self) -> None:
+        model, rows, days = self.fitted()
+        assert np.mean(days < model.predict(rows)) == pytest.approx(0.5, abs=0.04)
+
+    @pytest.mark.parametrize("horizon", [3, 28, 40])
+    def test_the_curve_never_falls_and_no_answer_lies_beyond_the_horizon(self, horizon: int, tmp_path: Path) -> None:
+        model, rows, _ = self.fitted(horizon)
+        assert (np.diff(model.curve(rows), axis=1) >= 0).all()
+        told = model.predict(rows)
+        assert ((told >= 0) & (told <= horizon)).all()
+        model.save(tmp_path)
+        again = DaysToNextOrder.load(tmp_path)
+        assert (again.predict(rows) == told).all()
+        assert again.horizon_days == horizon
+
+    def test_it_says_why(self) -> None:
+        model, _, _ = self.fitted()
+        value, reasons = model.answer({"gap_mean_days": 18.0, "recency_days": 1.0})
+        assert reasons[0]["text"] == "usually comes every 18.0 days"
+        assert reasons[0]["effect"] == "raises"
+        assert value > 7
+
+    def test_where_all_or_none_come_again_it_says_so(self) -> None:
+        with pytest.raises(ValueError, match="another horizon"):
+            DaysToNextOrder.fit(np.ones((50, 2)), np.full(50, 28.0), self.INPUTS, 28, "USD", Eligibility())
+
+
+def test_every_kind_of_model_is_found_by_its_file_and_has_a_job() -> None:
+    assert kind_names() == ["churn", "days-to-next-order", "next-best-offer", "recommendations"]
+    for name in kind_names():
+        kind = kind_named(name)
+        assert kind.name == name
+        assert (ROOT / "training" / f"{kind.module}.py").exists()
+    with pytest.raises(UnknownKindError, match="churn, days-to-next-order"):
+        kind_named("horoscope")

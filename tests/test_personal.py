@@ -18,10 +18,10 @@ from features.events.identifiers import BLOT, MAX_DIALLED, PersonalSearch, holds
 from features.people.vault import Sealed, Vault
 from serving.decide.questions import (
     QUESTION_TEXTS,
-    ChurnRequest,
     NextBestOfferRequest,
     Question,
     RecommendationsRequest,
+    ScoreRequest,
     SimilarItemsRequest,
 )
 
@@ -293,7 +293,7 @@ def test_every_text_of_a_question_has_its_class() -> None:
         (SimilarItemsRequest, {"item_id": "ada@example.org"}, "item_id"),
         (SimilarItemsRequest, {"item_id": "1", "exclude_item_ids": ["ada@example.org"]}, "exclude_item_ids[0]"),
         (NextBestOfferRequest, {"exclude_offer_ids": ["ada@example.org"]}, "exclude_offer_ids[0]"),
-        (ChurnRequest, {"customer_id": "ada@example.org"}, "customer_id"),
+        (ScoreRequest, {"customer_id": "ada@example.org"}, "customer_id"),
         (RecommendationsRequest, {"listing": "ada@example.org"}, "listing"),
         (RecommendationsRequest, {"ada@example.org": 1}, "$"),
     ],

@@ -14,6 +14,7 @@ from scene import NEW_YEAR, TinyShop, command, copy_home, event
 
 from features.state.home import Home
 from features.store.timeline import open_timeline
+from models.inputs import Input
 from models.registry import Crowning, GateLimits, Promotion, Registry
 from training import promotion
 from training.evaluation import by_segment, leads, same_rows
@@ -192,14 +193,16 @@ class TestTheGate:
             {"customer_id": ["a", "a"], "recency_days": [1.0, -1.0], "weekend_share_91": [0.5, 1.5], "visit_trend": [-3.0, np.inf]}
         )
         gate = self.gate()
-        gate.look_at_rows(frame, ["customer_id"], ["recency_days", "weekend_share_91", "visit_trend"])
+        gate.look_at_rows(
+            frame, ["customer_id"], [Input("recency_days"), Input("weekend_share_91", high=1.0), Input("visit_trend", low=None)]
+        )
         with pytest.raises(DataQualityError) as error:
             gate.stop_if_severe()
         for told in ("same key: 1", "recency_days: 1 rows", "weekend_share_91: 1 rows", "visit_trend: 1 rows"):
             assert told in str(error.value)
 
     def test_the_checks_leave_pyarrows_sense_of_time_alone(self) -> None:
-        self.gate().look_at_rows(pd.DataFrame({"customer_id": ["a"], "recency_days": [1.0]}), ["customer_id"], ["recency_days"])
+        self.gate().look_at_rows(pd.DataFrame({"customer_id": ["a"], "recency_days": [1.0]}), ["customer_id"], [Input("recency_days")])
         noon = datetime(2024, 3, 1, 12, tzinfo=ZoneInfo("Europe/Paris"))
         assert pa.array([noon], pa.timestamp("us", tz="Europe/Paris"))[0].as_py() == noon
 

@@ -12,18 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from scene import NEW_YEAR, SMALL_CUT, Service, command, copy_home, eventually, free_port, loyalty_cards, start_service, stop_service
+import yaml
+from scene import NEW_YEAR, ROOT, SMALL_CUT, Service, command, copy_home, eventually, free_port, loyalty_cards, start_service, stop_service
 
 from features.catalogue.tables import Catalogue
 from features.sources.catalogue_file import load as load_catalogue
 from features.state.home import Home
 from features.store.decision_log import DecisionLog
 from features.store.event_log import EventLog
-from features.store.feature_store import moment_of
+from features.store.feature_store import FeatureStore, moment_of
 from features.store.snapshots import compute
 from features.store.timeline import open_timeline
+from models.registry import model_names
 from serving.decide.engine import NOBODY, Engine
 from serving.decide.questions import NextBestOfferRequest
 from serving.http.openapi import CUSTOMER_ROUTES, ROUTES
@@ -214,14 +217,15 @@ def test_the_vectors_that_were_served_equal_a_fresh_replay_of_the_log(service: S
     decisions = [d for d in log.read() if d["decision_id"] in asked]
     assert len(decisions) == 1000
     compared, touched = 0, 0
-    for kind, name in (("churn", "customer_activity"), ("recommendations", "customer_history")):
+    store = FeatureStore(service.home)
+    for kind, name in (("churn", "customer_activity"), ("recommendations", "customer_state")):
         mine = [d for d in decisions if asked[d["decision_id"]] == kind]
         moments = sorted({d["features"][f"{name}_at"] for d in mine})
         for at in moments:
             moment = moment_of(at)
             customers = [d["customer_id"] for d in mine if d["features"][f"{name}_at"] == at]
-            [(_, table)] = list(compute(open_timeline(service.home, moment, customers), name, {moment: None}))
-            replayed = {row["customer_id"]: row for row in table.to_pylist()}
+            [(_, table)] = list(compute(open_timeline(service.home, moment, customers), store.views[name], {moment: None}))
+            replayed = {row["customer_id"]: store.expanded(row, moment, ("history",)) for row in table.to_pylist()}
             touched += len(customers) if moment > NEW_YEAR else 0
             for decision in (d for d in mine if d["features"][f"{name}_at"] == at):
                 row = replayed[decision["customer_id"]]
@@ -300,8 +304,54 @@ def test_health_metrics_and_description_are_there(service: Service) -> None:
     status, text = service.get("/openapi.json")
     description = json.loads(text)
     assert status == 200
-    assert set(description["paths"]) == {*ROUTES, *CUSTOMER_ROUTES}
+    assert set(description["paths"]) == {*ROUTES, *CUSTOMER_ROUTES, *(f"/v1/{name}" for name in model_names())}
     assert service.get("/v1/churn")[0] == 405
+
+
+def test_a_wish_that_does_not_fit_its_attribute_is_told_what_does(service: Service) -> None:
+    card = cards(service.home, 1)[0]
+    for wish, field, said in (
+        ({"colour": ["red"]}, "include.colour", "is not an attribute to filter by"),
+        ({"department": {"min": 1}}, "include.department", "it holds texts"),
+    ):
+        status, problem = service.post("/v1/recommendations", about(card, include=wish))
+        assert (status, problem["field"]) == (400, field)
+        assert said in problem["detail"]
+
+
+def test_a_model_that_is_only_named_is_trained_served_and_scored_beside_its_kind(trained: Home, tmp_path: Path) -> None:
+    """Two horizons of one kind: an entry in mlflow.yaml is all that it takes."""
+    home = copy_home(trained, tmp_path / "home")
+    settings = yaml.safe_load((ROOT / "mlflow.yaml").read_text())
+    entry = {
+        **settings["models"]["churn"],
+        "kind": "churn",
+        "horizon_days": 56,
+        "experiment": "ubiquo/churn-56",
+        "registered_name": "churn-56",
+    }
+    settings["models"]["churn-56"] = entry
+    path = tmp_path / "mlflow.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    done = command("training", "churn-56", home=home.root, UBIQUO_MLFLOW=str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no visit in 56 days" in done.stdout
+    out = tmp_path / "churn-56.jsonl"
+    done = command("serving", "score", "churn-56", "--out", str(out), home=home.root, UBIQUO_MLFLOW=str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(out.read_text().splitlines()) == SMALL_CUT
+    running = start_service(home, UBIQUO_MLFLOW=str(path))
+    try:
+        found = [(running.ask("churn", about(card)), running.ask("churn-56", about(card))) for card in cards(home, 40)]
+        both = [(near["probability"], far["probability"]) for near, far in found if near["probability"] is not None]
+        assert {(near["horizon_days"], far["horizon_days"]) for near, far in found} == {(28, 56)}
+        assert np.mean([far < near for near, far in both]) > 0.7, "to stay away for longer is rarer"
+        order = running.ask("days-to-next-order", about(cards(home, 1)[0]))
+        assert (order["unit"], order["probability"], order["horizon_days"]) == ("days", None, 28)
+        assert order["score"] is None or 0 <= order["score"] <= 28
+        assert "/v1/churn-56" in running.get("/openapi.json")[1]
+    finally:
+        stop_service(running)
 
 
 def test_a_port_in_use_is_told_before_anything_starts(service: Service) -> None:
@@ -347,7 +397,7 @@ def test_new_offers_are_taken_without_a_restart(trained: Home, tmp_path: Path, m
     )  # fmt: skip
     load_catalogue(Home(tmp_path), "offers", path).save()
     assert engine.refresh() == ["next-best-offer/1 with new offers"]
-    answer, _ = engine.next_best_offer(NextBestOfferRequest(), NOBODY, {}, NEW_YEAR)
+    answer, _ = engine.next_best_offer("next-best-offer", NextBestOfferRequest(), NOBODY, {}, NEW_YEAR)
     assert [offer.offer_id for offer in answer.offers] == ["new-1"]
     assert engine.refresh() == []
 
@@ -382,7 +432,7 @@ def test_a_customer_who_is_in_the_log_but_not_yet_online_keeps_her_past(trained:
         card = cards(trained, 1, skip=710)[0]
         customer = running.ask("recommendations", about(card))["customer_id"]
         with sqlite3.connect(trained.feast / "online.db", timeout=30) as online:
-            for (table,) in online.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE '%history%'").fetchall():
+            for (table,) in online.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE '%state%'").fetchall():
                 online.execute(f"DELETE FROM {table} WHERE instr(entity_key, ?) > 0", (customer.encode(),))
         assert running.ask("recommendations", about(card))["fallback"]
         running.ask("events", view(running, card, "1082185"))

@@ -6,12 +6,15 @@ import os
 from datetime import datetime, timedelta
 from typing import Any
 
+import msgspec
 import pandas as pd
 import pytest
-from scene import NEW_YEAR, TinyShop, customer, event
+from scene import NEW_YEAR, TinyShop, customer, event, told
 
+from features.definitions.folds.fold import Line, Touch
+from features.definitions.folds.registered import CustomerState
+from features.store.customer_rows import CustomerRows
 from features.store.feature_store import FeatureStore, StaleFeaturesError, moment_of
-from features.store.snapshots import snapshot_path
 
 HER, OTHER = customer("1"), customer("2")
 EARLIER = NEW_YEAR - timedelta(days=28)
@@ -37,39 +40,37 @@ class OnlineStoreContract:
         populate(tiny)
         store = FeatureStore(tiny.home)
         store.apply()
-        for view in ("customer_activity", "customer_history"):
+        for view in ("customer_activity", "customer_state"):
             store.backfill(view, {NEW_YEAR: None})
             assert store.materialize(view, NEW_YEAR) == 2
         return store
 
     def test_rows_come_back_as_they_were_materialized(self, store: FeatureStore) -> None:
-        her, nobody, other = store.online("next_best_offer_v1", [HER, "nobody", OTHER])
+        her, nobody, other = (told(store, who) for who in (HER, "nobody", OTHER))
         assert her["bought_item_ids"] == ["i0", "i1"]
         assert her["bought_counts"] == [1, 1]
         assert (her["recency_days"], her["baskets_182"]) == (3, 2)
-        assert moment_of(her["customer_history_at"]) == NEW_YEAR
+        assert moment_of(her["customer_state_at"]) == NEW_YEAR
         assert other["bought_item_ids"] == ["i2"]
         assert nobody["bought_item_ids"] is None
         assert nobody["recency_days"] is None
 
     def test_a_push_is_read_at_once_and_never_undone_by_an_older_one(self, store: FeatureStore) -> None:
         def row(item: str) -> dict[str, Any]:
-            return {
-                "customer_id": HER, "bought_item_ids": [item], "bought_counts": [1], "bought_last_at": [1], "bought_weights": [0.1],
-                "recent_item_ids": [], "recent_at": [], "recent_weights": [], "last_event_at": 1, "last_channel": "web",
-            }  # fmt: skip
+            touch = Touch("e", "purchase", NEW_YEAR, NEW_YEAR.date(), "web", lines=(Line(item, 1, 100),))
+            return {"customer_id": HER, **CustomerState().step(touch).to_row()}
 
-        assert store.push("customer_history", [row("new")], NEW_YEAR + timedelta(seconds=2)) == 1
-        assert store.push("customer_history", [row("old")], NEW_YEAR + timedelta(seconds=1)) == 0
-        assert store.materialize("customer_history", NEW_YEAR) == 1
-        [her] = store.online("recommendations_v1", [HER])
+        assert store.push("customer_state", [row("new")], NEW_YEAR + timedelta(seconds=2)) == 1
+        assert store.push("customer_state", [row("old")], NEW_YEAR + timedelta(seconds=1)) == 0
+        assert store.materialize("customer_state", NEW_YEAR) == 1
+        her = told(store, HER)
         assert her["bought_item_ids"] == ["new"]
-        assert her["bought_weights"] == [0.1]
+        assert her["bought_weights"] == [1.0]
         assert her["recent_item_ids"] == []
 
     def test_deleted_rows_are_gone_from_the_store_itself_and_the_others_stay(self, store: FeatureStore) -> None:
-        assert store.delete("customer_history", [HER, "nobody"]) == 1
-        her, other = store.online("next_best_offer_v1", [HER, OTHER])
+        assert store.delete("customer_state", [HER, "nobody"]) == 1
+        her, other = told(store, HER), told(store, OTHER)
         assert her["bought_item_ids"] is None
         assert her["recency_days"] == 3, "another view's row is another matter"
         assert other["bought_item_ids"] == ["i2"]
@@ -124,7 +125,7 @@ def test_the_historical_join_keeps_every_row_and_its_own_snapshot(tiny: TinyShop
     store.apply()
     store.backfill("customer_activity", {EARLIER: None, NEW_YEAR: None})
     asked = spine((HER, EARLIER), (OTHER, EARLIER), (HER, NEW_YEAR), ("nobody", NEW_YEAR))
-    joined = store.historical(asked, "churn_v1")
+    joined = store.historical(asked, "activity_v1")
     assert joined["customer_id"].tolist() == asked["customer_id"].tolist()
     assert joined["baskets_182"].tolist()[::2] == [1.0, 2.0]
     assert joined["baskets_182"].isna().tolist() == [False, True, False, True]
@@ -136,16 +137,16 @@ def test_a_missing_snapshot_is_refused_rather_than_replaced_by_an_older_one(tiny
     store.apply()
     store.backfill("customer_activity", {EARLIER: None})
     with pytest.raises(StaleFeaturesError, match="backfill"):
-        store.historical(spine((HER, NEW_YEAR)), "churn_v1")
+        store.historical(spine((HER, NEW_YEAR)), "activity_v1")
     store.backfill("customer_activity", {NEW_YEAR: [OTHER]})
     with pytest.raises(StaleFeaturesError, match="older snapshot"):
-        store.historical(spine((HER, NEW_YEAR)), "churn_v1")
+        store.historical(spine((HER, NEW_YEAR)), "activity_v1")
 
 
 def test_a_spine_that_repeats_a_key_is_refused(tiny: TinyShop) -> None:
     populate(tiny)
     with pytest.raises(ValueError, match="repeats"):
-        FeatureStore(tiny.home).historical(spine((HER, NEW_YEAR), (HER, NEW_YEAR)), "churn_v1")
+        FeatureStore(tiny.home).historical(spine((HER, NEW_YEAR), (HER, NEW_YEAR)), "activity_v1")
 
 
 def test_a_snapshot_is_made_again_only_when_the_log_knows_more_by_then(tiny: TinyShop) -> None:
@@ -155,4 +156,39 @@ def test_a_snapshot_is_made_again_only_when_the_log_knows_more_by_then(tiny: Tin
     assert store.backfill("customer_activity", {EARLIER: None, NEW_YEAR: None}) == 0
     tiny.add(event("d", "purchase", NEW_YEAR - timedelta(days=1), items=[("i0", 1, 100)]))
     assert store.backfill("customer_activity", {EARLIER: None, NEW_YEAR: None}) == 1
-    assert snapshot_path(tiny.home, "customer_activity", NEW_YEAR).exists()
+    assert store.snapshot("customer_activity", NEW_YEAR).exists()
+
+
+def test_only_those_of_whom_anything_became_known_are_brought_up_to_date(tiny: TinyShop) -> None:
+    populate(tiny)
+    store = FeatureStore(tiny.home)
+    store.apply()
+    for view in store.customer_views():
+        store.backfill(view, {NEW_YEAR: None})
+        store.materialize(view, NEW_YEAR)
+    later = NEW_YEAR + timedelta(days=1)
+    tiny.shop = msgspec.structs.replace(tiny.shop, data_end=later)
+    tiny.add(event("d", "purchase", NEW_YEAR + timedelta(hours=3), items=[("i5", 1, 100)]))
+    rows = CustomerRows(tiny.home, store, tiny.log)
+    assert rows.bring_up_to(later, NEW_YEAR + timedelta(hours=1)) == 1
+    her, other = told(store, HER), told(store, OTHER)
+    assert (her["bought_item_ids"], her["recency_days"], moment_of(her["customer_activity_at"])) == (["i0", "i1", "i5"], 1, later)
+    assert moment_of(other["customer_activity_at"]) == NEW_YEAR
+    for view in store.customer_views():
+        store.backfill(view, {later: None})
+        store.materialize(view, later)
+    assert told(store, HER) == her, "a full run tells the same"
+
+
+def test_rows_that_a_running_service_wrote_since_stay(tiny: TinyShop) -> None:
+    populate(tiny)
+    store = FeatureStore(tiny.home)
+    store.apply()
+    tiny.shop = msgspec.structs.replace(tiny.shop, data_end=NEW_YEAR + timedelta(days=1))
+    tiny.add(event("d", "purchase", NEW_YEAR + timedelta(hours=3), card="3", items=[("i5", 1, 100)]))
+    rows = CustomerRows(tiny.home, store, tiny.log)
+    live = NEW_YEAR + timedelta(days=2)
+    rows.rebuild([customer("3")], live)
+    assert rows.bring_up_to(NEW_YEAR + timedelta(hours=1), EARLIER - timedelta(days=9)) == 3
+    assert moment_of(told(store, customer("3"))["customer_state_at"]) == live
+    assert told(store, HER)["bought_item_ids"] == ["i0", "i1"]

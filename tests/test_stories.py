@@ -16,7 +16,7 @@ from scene import Service, command, customer, eventually, loyalty_cards
 from features.catalogue.shop import Shop
 from features.people.consent import Consents
 from features.people.identity import Identities
-from models.registry import KINDS
+from models.registry import model_names
 
 ITEM, OTHER_ITEM = "1082185", "1029743"
 
@@ -184,7 +184,7 @@ def test_tomorrows_email_keeps_consent_and_permission_and_everybody_is_in_the_fi
     assert decisions[asked["permitted"]]["customer_id"] == names["permitted"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", model_names())
 def test_no_kind_of_answer_goes_out_by_a_channel_without_permission(story: Story, tmp_path: Path, kind: str) -> None:
     """Over HTTP and in batch, by one rule and in the same words, whatever else stands against an answer."""
     home, refusal = story.service.home, "the customer has not permitted contact by email"

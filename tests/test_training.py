@@ -23,7 +23,7 @@ from sklearn.metrics import average_precision_score, ndcg_score, roc_auc_score
 
 from features.state.clock import local_midnight
 from features.state.home import Home
-from models.churn import matrix
+from models.inputs import matrix
 from models.registry import Registry, load_settings
 from training.dataset import Cuts, EmptyWindowError, Truth, days_before, training_cutoffs
 from training.metrics import BinaryScores, bootstrap, calibration, difference, ranking_measures
@@ -228,9 +228,7 @@ class TestTheTrainedSmallCut:
         answer = pyfunc.predict(example)
         assert len(answer) == 1
         if kind == "churn":
-            from models.churn import matrix
-
-            assert float(answer[0]) == pytest.approx(float(loaded.model.predict(matrix(example.to_dict("records")))[0]))
+            assert float(answer[0]) == pytest.approx(float(loaded.model.predict_frame(example, {})[0]))
 
     def test_a_stranger_to_this_process_gets_the_same_answers_from_mlflow_alone(
         self, trained: Home, registry: Registry, tmp_path: Path
@@ -249,7 +247,7 @@ class TestTheTrainedSmallCut:
         assert done.returncode == 0, done.stderr
         theirs = pd.read_parquet(tmp_path / "answers.parquet")["p"]
         assert len(theirs) > 500
-        np.testing.assert_array_equal(theirs.to_numpy(), loaded.model.predict(matrix(rows.to_dict("records"))))
+        np.testing.assert_array_equal(theirs.to_numpy(), loaded.model.predict(matrix(rows.to_dict("records"), loaded.model.inputs)))
 
     def test_the_run_carries_what_a_data_scientist_looks_for(self, registry: Registry) -> None:
         import mlflow

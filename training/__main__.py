@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -15,41 +15,34 @@ from features.catalogue.shop import Shop
 from features.state.clock import parse_as_of
 from features.state.command import run
 from features.state.home import Home, MissingStateError
-from models.registry import KINDS, Kind, NoChampionError, Registry
+from models.registry import NoChampionError, Registry, load_settings, model_names
 
 app = typer.Typer(help="Train and judge ubiquo's models.", no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console()
 AsOf = Annotated[str | None, typer.Option(help="Learn only from before this date or time; default: where the data ends.")]
-Horizon = Annotated[int, typer.Option(min=1, max=365, help="How many days ahead a label looks.")]
+Horizon = Annotated[
+    int | None,
+    typer.Option(min=1, max=365, help="How many days ahead a label looks; default: as mlflow.yaml or the domain says."),
+]
 Window = Annotated[int | None, typer.Option(min=1, help="How many days back training examples reach; default: all.")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed, data and code give the same model.")]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="churn, recommendations or next-best-offer")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="As mlflow.yaml names it, e.g. churn.")]
 Version = Annotated[int | None, typer.Option(min=1, help="Which version; default: the challenger.")]
 Reason = Annotated[str, typer.Option(help="Why; it is recorded.")]
 
 
-@app.command()
-def churn(as_of: AsOf = None, horizon: Horizon = 28, window: Window = None, seed: Seed = 0) -> None:
-    """Who will stay away for the whole horizon?"""
-    _run(["churn"], as_of, horizon, window, seed)
+def _add_model(name: str) -> None:
+    """A command that trains one model that ``mlflow.yaml`` names."""
 
-
-@app.command()
-def recommendations(as_of: AsOf = None, horizon: Horizon = 28, window: Window = None, seed: Seed = 0) -> None:
-    """What will each customer buy, and what new would she like?"""
-    _run(["recommendations"], as_of, horizon, window, seed)
-
-
-@app.command("next-best-offer")
-def next_best_offer(as_of: AsOf = None, seed: Seed = 0) -> None:
-    """Which campaign will a customer answer, and with which coupon? A label looks as far ahead as its campaign runs."""
-    _run(["next-best-offer"], as_of, 28, None, seed)
+    @app.command(name, help=f"Train, judge and register {name}.")
+    def train(as_of: AsOf = None, horizon: Horizon = None, window: Window = None, seed: Seed = 0) -> None:
+        _run([name], as_of, horizon, window, seed)
 
 
 @app.command("all")
-def train_all(as_of: AsOf = None, horizon: Horizon = 28, window: Window = None, seed: Seed = 0) -> None:
+def train_all(as_of: AsOf = None, horizon: Horizon = None, window: Window = None, seed: Seed = 0) -> None:
     """All that the shop's data can teach, one after the other."""
-    _run(["churn", "next-best-offer", "recommendations"], as_of, horizon, window, seed)
+    _run(model_names(), as_of, horizon, window, seed)
 
 
 @app.command()
@@ -58,7 +51,7 @@ def compare(model: Model, version: Version = None) -> None:
     from training import comparison
 
     registry = _registry()
-    found = comparison.compare(registry, _kind(model), version)
+    found = comparison.compare(registry, _named(model), version)
     print(found.text())
     console.print(f"page: {comparison.publish(Home.from_environment(), registry, found)}", soft_wrap=True, highlight=False)
 
@@ -75,9 +68,9 @@ def promote(
 
     if force != bool(reason and reason.strip()):
         raise ValueError("--force and --reason 'why' go together: what is done against the rule must be accounted for")
-    registry, kind = _registry(), _kind(model)
-    chosen, verdict = comparison.verdict_on(registry, kind, version)
-    print(promotion.promote(registry, kind, chosen, verdict, reason if force else None))
+    registry, name = _registry(), _named(model)
+    chosen, verdict = comparison.verdict_on(registry, name, version)
+    print(promotion.promote(registry, name, chosen, verdict, reason if force else None))
 
 
 @app.command()
@@ -85,7 +78,7 @@ def rollback(model: Model, reason: Reason) -> None:
     """Give the place back to the champion before the present one."""
     from training import promotion
 
-    print(promotion.rollback(_registry(), _kind(model), reason))
+    print(promotion.rollback(_registry(), _named(model), reason))
 
 
 @app.command()
@@ -93,11 +86,11 @@ def history(model: Model) -> None:
     """Every version: what it learnt from, how it was judged, and when and why it served."""
     from training import comparison
 
-    kind = _kind(model)
-    rows = comparison.history(_registry(), kind)
+    name = _named(model)
+    rows = comparison.history(_registry(), name)
     if rows.empty:
-        raise MissingStateError(f"no version of {kind} is registered: train one (python -m training {kind})")
-    table = Table(*rows.columns, title=kind, show_lines=True)
+        raise MissingStateError(f"no version of {name} is registered: train one (python -m training {name})")
+    table = Table(*rows.columns, title=name, show_lines=True)
     for row in rows.itertuples(index=False):
         table.add_row(*row)
     console.print(table)
@@ -114,11 +107,10 @@ def report() -> None:
         print(path.read_text() + "\n")
 
 
-def _kind(model: str) -> Kind:
-    for kind in KINDS:
-        if kind == model:
-            return kind
-    raise ValueError(f"there is no model {model!r}: use {', '.join(KINDS)}")
+def _named(model: str) -> str:
+    if model not in model_names():
+        raise ValueError(f"there is no model {model!r}: use {', '.join(model_names())}")
+    return model
 
 
 def _registry() -> Registry:
@@ -126,43 +118,39 @@ def _registry() -> Registry:
     return Registry()
 
 
-def _run(kinds: list[str], as_of: str | None, horizon: int, window: int | None, seed: int) -> None:
-    from training import churn as churn_job
-    from training import next_best_offer as offer_job
-    from training import recommendations as recommendation_job
-    from training.dataset import Plan
+def _run(models: list[str], as_of: str | None, horizon: int | None, window: int | None, seed: int) -> None:
+    from training.dataset import NothingToLearnError, Plan
 
-    # importing feast turns warnings on again that no user could mend
-    warnings.filterwarnings("ignore")
-    jobs: dict[str, Callable[..., str]] = {
-        "churn": churn_job.main,
-        "next-best-offer": offer_job.main,
-        "recommendations": recommendation_job.main,
-    }
     home = Home.from_environment()
     moment = parse_as_of(as_of, Shop.load(home).timezone) if as_of else None
     plan = Plan(moment, horizon, window, seed)
+    settings = load_settings()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    for kind in kinds:
+    for name in models:
+        job = importlib.import_module(f"training.{settings.models[name].kind.module}")
+        # importing feast turns warnings on again that no user could mend
+        warnings.filterwarnings("ignore")
         with home.deriving(), Progress(*columns, console=console) as progress:
-            task = progress.add_task(f"{kind}: opening the log", total=None)
+            task = progress.add_task(f"{name}: opening the log", total=None)
 
-            def told(step: str, task: object = task, kind: str = kind, progress: Progress = progress) -> None:
-                progress.update(task, description=f"{kind}: {step}")  # type: ignore[arg-type]
+            def told(step: str, task: object = task, name: str = name, progress: Progress = progress) -> None:
+                progress.update(task, description=f"{name}: {step}")  # type: ignore[arg-type]
 
             try:
-                text = jobs[kind](home, plan, told)
-            except offer_job.NoCampaignsError as error:
-                if kinds == [kind]:
+                text: str = job.main(home, name, plan, told)
+            except NothingToLearnError as error:
+                if models == [name]:
                     raise
-                text = f"next-best-offer: left out: {error}."
-            progress.update(task, description=f"{kind}: done")
-        data = home.root / "reports" / "data" / f"{kind}.md"
+                text = f"{name}: left out: {error}."
+            progress.update(task, description=f"{name}: done")
+        data = home.root / "reports" / "data" / f"{name}.md"
         print((data.read_text() + "\n\n" if data.exists() else "") + text + "\n")
 
 
 def main() -> None:
     """Run a command."""
+    for name in model_names():
+        _add_model(name)
     run(app, console, NoChampionError)
 
 

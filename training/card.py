@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from training.evaluation import by_segment, is_binary
+from training.evaluation import by_segment, form_of
 
 if TYPE_CHECKING:
     from training.gate import Gate
     from training.report import Outcome, Report
-
-SEGMENT_METRIC = {True: "auc", False: "ndcg_at_10_for_you"}
-"""By which metric segments are told apart: one that does not move with the base rate."""
 
 
 def model_card(report: Report, outcome: Outcome, tags: Mapping[str, str], gate: Gate) -> str:
@@ -24,7 +21,7 @@ def model_card(report: Report, outcome: Outcome, tags: Mapping[str, str], gate: 
         tags: what the version is traced to.
         gate: the checks of the data.
     """
-    metric = SEGMENT_METRIC[is_binary(outcome.evaluation)]
+    metric = form_of(outcome.evaluation).by_segment
     segments = [f"| {name} | {rows} | {found} |" for name, (rows, found) in by_segment(outcome.evaluation, metric).items()]
     alerts = [f"- {c.name}: {c.found} (allowed: {c.allowed})" for c in gate.checks if c.severity == "warning"] or ["- none"]
     return "\n".join(

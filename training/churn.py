@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from features.definitions.domain import Leaving
 from features.state.home import Home
-from features.store.feature_store import FeatureStore
-from models.churn import FEATURES, MAX_RECENCY_DAYS, MIN_VISIT_DAYS, Churn, eligible, matrix
+from models.churn import Churn
+from models.eligibility import Eligibility
+from models.inputs import Input, matrix
 from models.probability import Floats, Logistic
 from training.dataset import (
     CUTOFF_STEP_DAYS,
@@ -20,7 +23,9 @@ from training.dataset import (
     EmptyWindowError,
     Plan,
     Truth,
-    moments,
+    eligibility_of,
+    eligible_frame,
+    inputs_of,
     open_experiment,
 )
 from training.evaluation import BINARY_COLUMNS, banded
@@ -37,122 +42,150 @@ from training.plots import bar_plot, calibration_plot, gain_plot
 from training.report import Outcome, Report
 from training.run import TrackedRun
 
-SEGMENTS = {
-    "1 to 3 visit days in 13 weeks": (0, 4), "4 to 7 visit days in 13 weeks": (4, 8), "8 to 15 visit days in 13 weeks": (8, 16),
-    "16 visit days or more in 13 weeks": (16, float("inf")),
-}  # fmt: skip
-RFM = ("recency_days", "baskets_182", "spend_minor_182")
+
+@dataclass(frozen=True)
+class ChurnTrainer:
+    """Fits the candidates, all alike but for their kind."""
+
+    inputs: tuple[Input, ...]
+    eligibility: Eligibility
+    horizon_days: int
+    currency: str
+    seed: int
+    rfm: tuple[str, ...]
+
+    def fit(self, kind: str, train: pd.DataFrame) -> Churn:
+        """A model of that kind, ``logistic`` or ``lightgbm``.
+
+        Raises:
+            EmptyWindowError: all training rows say the same.
+        """
+        labels = labels_of(train)
+        rows = matrix(train.to_dict("records"), self.inputs)
+        return Churn.fit(kind, rows, labels, self.inputs, self.horizon_days, self.currency, self.seed, self.eligibility)
+
+    def predict(self, kind: str, train: pd.DataFrame, test: pd.DataFrame) -> Floats:
+        """What a model of that kind, fitted on *train*, says of *test*."""
+        return self.fit(kind, train).predict(matrix(test.to_dict("records"), self.inputs))
 
 
-def main(home: Home, plan: Plan, advance: Advance = lambda step: None) -> str:
+def labels_of(train: pd.DataFrame) -> NDArray[np.bool_]:
+    """The labels to learn from.
+
+    Raises:
+        EmptyWindowError: all say the same.
+    """
+    labels: NDArray[np.bool_] = train["label"].to_numpy(dtype=bool)
+    if len(set(labels.tolist())) < 2:
+        raise EmptyWindowError("every training customer has the same label: the window before the cut is too short")
+    return labels
+
+
+def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: None) -> str:
     """Train, judge and register; returns the report. Inputs already trained on are not trained on again."""
-    truth, cuts = open_experiment(home, plan)
-    run = TrackedRun(home, "churn", cuts, plan)
+    truth, cuts = open_experiment(home, model, plan)
+    run = TrackedRun(home, model, cuts, plan)
     if (standing := run.standing_report()) is not None:
         return standing
-    currency, seed = truth.shop.currency, plan.seed
-    with run.started({"cutoff_step_days": CUTOFF_STEP_DAYS, "features": len(FEATURES)}):
+    inputs, leaving = inputs_of(truth.domain, run.settings.kind.name), truth.domain.leaving
+    names = [each.name for each in inputs]
+    trainer = ChurnTrainer(inputs, eligibility_of(truth.domain), cuts.horizon_days, truth.shop.currency, plan.seed, leaving.rfm)
+    with run.started({"cutoff_step_days": CUTOFF_STEP_DAYS, "features": len(inputs)}):
         advance("checking the log")
         run.check_log(truth)
-        frame = dataset(home, truth, cuts, advance)
+        frame = dataset(home, truth, cuts, trainer.eligibility, run.settings.feature_service, advance)
         reference, rate = run.champion_reference()
-        latest = frame[frame["event_timestamp"] == frame["event_timestamp"].max()][list(FEATURES)]
-        run.gate.look_at_rows(frame, ["customer_id", "event_timestamp"], list(FEATURES))
+        latest = frame[frame["event_timestamp"] == frame["event_timestamp"].max()][names]
+        run.gate.look_at_rows(frame, ["customer_id", "event_timestamp"], inputs)
         run.gate.look_at_labels(frame.loc[frame["event_timestamp"].isin(cuts.tests), "label"].to_numpy(dtype=bool), rate)
-        run.gate.look_at_drift(latest, reference)
+        run.gate.look_at_drift(latest, reference, inputs)
         run.check_data()
-        run.trained_on(frame, "churn", "label")
+        run.trained_on(frame, model, "label")
         advance("choosing")
-        kind = choose(frame, cuts, currency, seed, run)
+        kind = choose(frame, cuts, trainer, run)
         advance("evaluating")
-        scored = evaluate(frame, cuts, currency, seed)
+        scored = evaluate(frame, cuts, trainer, leaving)
         units = {cuts.unit(cut): cut for cut in cuts.tests}
-        report, figures = judge(scored, kind, run.settings.promotion.metric, cuts, run.look(list(units)))
+        report, figures = judge(scored, kind, run, trainer.eligibility, run.look(list(units)))
         advance("fitting the final model")
-        model = _fit(kind, cuts.closed_before(frame, cuts.final), cuts.horizon_days, currency, seed)
-        example = pd.DataFrame([{name: float(k) for k, name in enumerate(FEATURES)}])
+        fitted = trainer.fit(kind, cuts.closed_before(frame, cuts.final))
+        example = pd.DataFrame([{name: float(k) for k, name in enumerate(names)}])
         outcome = Outcome(
-            model=model,
+            model=fitted,
             report=report,
             evaluation=scored.rename(columns={kind: "score"})[list(BINARY_COLUMNS)],
             units=units,
-            rescore=lambda rival, wanted: rescored(frame, rival, wanted),
+            rescore=lambda rival, wanted: rescored(frame, rival, wanted, leaving),
             example=example,
-            output=model.predict(matrix(example.to_dict("records"))),
+            output=fitted.predict(matrix(example.to_dict("records"), inputs)),
             plots=figures,
             reference=latest,
         )
         return run.finish(outcome)
 
 
-def dataset(home: Home, truth: Truth, cuts: Cuts, advance: Advance) -> pd.DataFrame:
+def dataset(home: Home, truth: Truth, cuts: Cuts, eligibility: Eligibility, service: str, advance: Advance) -> pd.DataFrame:
     """The spine of every training cutoff and test cut, with features, eligible customers only."""
     cutoffs = sorted({*cuts.training(), cuts.tuning, *cuts.tests})
-    store = FeatureStore(home)
-    store.apply()
-    store.backfill("customer_activity", moments([*cutoffs, cuts.final]), lambda n: advance("backfilling features"))
-    frame = store.historical(truth.churn_spine(cutoffs, cuts.horizon_days), "churn_v1")
-    keep = [eligible(row) is None for row in frame[["recency_days", "visit_days_total"]].to_dict("records")]
-    frame = frame[keep].reset_index(drop=True)
-    if frame.empty or frame["label"].nunique() < 2:
+    spine = truth.churn_spine(cutoffs, cuts.horizon_days)
+    frame = eligible_frame(home, spine, [*cutoffs, cuts.final], eligibility, service, advance)
+    if frame["label"].nunique() < 2:
         raise EmptyWindowError(f"no customer to learn churn from before {cuts.final:%Y-%m-%d}: choose a later --as-of")
     return frame
 
 
-def choose(frame: pd.DataFrame, cuts: Cuts, currency: str, seed: int, run: TrackedRun) -> str:
+def choose(frame: pd.DataFrame, cuts: Cuts, trainer: ChurnTrainer, run: TrackedRun) -> str:
     """The kind of model with the better average precision on the tuning cut, which no report shows."""
-    at = frame["event_timestamp"] == pd.Timestamp(cuts.tuning)
-    train, rows = cuts.closed_before(frame, cuts.tuning), matrix(frame[at].to_dict("records"))
-    labels = frame.loc[at, "label"].to_numpy(dtype=bool)
+    test, train = frame[frame["event_timestamp"] == pd.Timestamp(cuts.tuning)], cuts.closed_before(frame, cuts.tuning)
+    labels = test["label"].to_numpy(dtype=bool)
     group = np.zeros(len(labels), dtype=str)
 
     def tried(kind: str) -> float:
-        answers = _fit(kind, train, cuts.horizon_days, currency, seed).predict(rows)
-        value = mean_average_precision(labels, answers, group)
+        value = mean_average_precision(labels, trainer.predict(kind, train, test), group)
         return run.trial(kind, {"model": kind, "cut": cuts.day(cuts.tuning)}, "average_precision", value)
 
     return max(("logistic", "lightgbm"), key=tried)
 
 
-def evaluate(frame: pd.DataFrame, cuts: Cuts, currency: str, seed: int) -> pd.DataFrame:
+def evaluate(frame: pd.DataFrame, cuts: Cuts, trainer: ChurnTrainer, leaving: Leaving) -> pd.DataFrame:
     """Every model's answers on the test cuts, each fitted on what was known at its cut."""
     parts = []
     for cut in cuts.tests:
         test, train = frame[frame["event_timestamp"] == pd.Timestamp(cut)], cuts.closed_before(frame, cut)
-        rows, labels = matrix(test.to_dict("records")), train["label"].to_numpy(dtype=bool)
-        fitted = {k: _fit(k, train, cuts.horizon_days, currency, seed).predict(rows) for k in ("logistic", "lightgbm")}
-        rfm = Logistic.fit(train[list(RFM)].to_numpy(dtype=float), labels)
+        rfm = Logistic.fit(train[list(trainer.rfm)].to_numpy(dtype=float), labels_of(train))
         answers = {
             "recency": test["recency_days"].to_numpy(dtype=float),
-            "rfm logistic": rfm.predict(test[list(RFM)].to_numpy(dtype=float)),
+            "rfm logistic": rfm.predict(test[list(trainer.rfm)].to_numpy(dtype=float)),
+            **{kind: trainer.predict(kind, train, test) for kind in ("logistic", "lightgbm")},
         }
-        parts.append(_asked(test, cuts.unit(cut)).assign(**answers, **fitted))
+        parts.append(_asked(test, cuts.unit(cut), leaving).assign(**answers))
     return pd.concat(parts, ignore_index=True)
 
 
-def rescored(frame: pd.DataFrame, rival: Churn, wanted: Mapping[str, datetime]) -> pd.DataFrame:
+def rescored(frame: pd.DataFrame, rival: Churn, wanted: Mapping[str, datetime], leaving: Leaving) -> pd.DataFrame:
     """The evaluation of a model as it stands, on cuts after all that it learnt from."""
     parts = []
     for unit, cut in wanted.items():
         test = frame[frame["event_timestamp"] == pd.Timestamp(cut)]
-        parts.append(_asked(test, unit).assign(score=rival.predict(matrix(test.to_dict("records")))))
+        parts.append(_asked(test, unit, leaving).assign(score=rival.predict(matrix(test.to_dict("records"), rival.inputs))))
     return pd.concat(parts, ignore_index=True)[list(BINARY_COLUMNS)]
 
 
-def _asked(test: pd.DataFrame, unit: str) -> pd.DataFrame:
+def _asked(test: pd.DataFrame, unit: str, leaving: Leaving) -> pd.DataFrame:
     """Who was asked about at a cut, and what then happened."""
     asked = {
         "customer_id": test["customer_id"],
         "unit": unit,
         "group": unit,
-        "segment": banded(test["visit_days_91"], SEGMENTS),
+        "segment": banded(test[leaving.segmented_by], leaving.segments),
         "label": test["label"].astype(bool),
     }
     return pd.DataFrame(asked)
 
 
-def judge(scored: pd.DataFrame, served: str, metric: str, cuts: Cuts, looks: int) -> tuple[Report, Mapping[str, object]]:
+def judge(scored: pd.DataFrame, served: str, run: TrackedRun, eligibility: Eligibility, looks: int) -> tuple[Report, Mapping[str, object]]:
     """The table beside its baselines, the lead and the pictures."""
+    cuts, metric = run.cuts, run.settings.promotion.metric
     models = {m: (scored[m].to_numpy(dtype=float), m != "recency") for m in ("recency", "rfm logistic", "logistic", "lightgbm")}
     labels, groups = scored["label"].to_numpy(dtype=bool), scored["group"].to_numpy(dtype=str)
     names, values, drawn = compare_binary(scored["customer_id"].tolist(), groups, labels, models)
@@ -162,7 +195,7 @@ def judge(scored: pd.DataFrame, served: str, metric: str, cuts: Cuts, looks: int
     lead = difference(values, drawn, names, f"{served}/{metric}", f"recency/{metric}")
     others = difference(values, drawn, names, f"{served}/auc", "rfm logistic/auc")
     report = Report(
-        kind="churn",
+        kind=run.model,
         title=f"Churn: no visit in {cuts.horizon_days} days; mean of the cuts {' and '.join(map(cuts.day, cuts.tests))}; "
         f"base rate {labels.mean():.1%}, {len(labels)} rows",
         served=served,
@@ -173,7 +206,8 @@ def judge(scored: pd.DataFrame, served: str, metric: str, cuts: Cuts, looks: int
         notes=[f"Lead in AUC over the RFM logistic, paired: {others}.", f"These cuts were looked at {looks} times."],
         metrics={f"{m}_{k}".replace(" ", "_"): found[f"{m}/{k}"].value for m in models for k in BINARY_MEASURES},
         limits=[
-            f"answers only for customers with at least {MIN_VISIT_DAYS} visit days and a visit in the last {MAX_RECENCY_DAYS} days",
+            f"answers only for customers with at least {eligibility.min_visit_days} visit days "
+            f"and a visit in the last {eligibility.max_recency_days} days",
             f"staying away for {cuts.horizon_days} days is not yet leaving for good",
             "it tells who will stay away, not whom a message would bring back",
         ],
@@ -198,11 +232,3 @@ def _row(found: Mapping[str, object], model: str, honesty: Calibration | None) -
         row["ECE (noise floor)"] = f"{honesty.ece:.3f} ({honesty.ece_floor:.3f})"
         row["calibration slope / intercept (p)"] = f"{honesty.slope:.2f} / {honesty.intercept:.2f} ({honesty.p_value:.3f})"
     return row
-
-
-def _fit(kind: str, train: pd.DataFrame, horizon_days: int, currency: str, seed: int) -> Churn:
-    labels: NDArray[np.bool_] = train["label"].to_numpy(dtype=bool)
-    if len(set(labels.tolist())) < 2:
-        raise EmptyWindowError("every training customer has the same label: the window before the cut is too short")
-    rows: Floats = matrix(train.to_dict("records"))
-    return Churn.fit(kind, rows, labels, horizon_days, currency, seed)

@@ -12,11 +12,16 @@ import ibis.expr.types as ir
 import pandas as pd
 
 from features.catalogue.shop import Shop
+from features.definitions.domain import Domain, domain_named
 from features.definitions.timeline import Timeline
 from features.people.consent import LEARNING
 from features.state.clock import local_midnight
 from features.state.home import Home
+from features.store.feature_store import FeatureStore
 from features.store.timeline import open_timeline
+from models.eligibility import Eligibility
+from models.inputs import Input
+from models.registry import load_settings
 
 HORIZON_DAYS = 28
 CUTOFF_STEP_DAYS = 14
@@ -29,19 +34,23 @@ class EmptyWindowError(ValueError):
     """There is nothing to learn from or to judge on; the message names the window and the mend."""
 
 
+class NothingToLearnError(EmptyWindowError):
+    """The shop does not do what the model is about, so it is left out where all models are trained."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a training run is asked for.
 
     Attributes:
         as_of: learn only from before this moment; None is where the data ends.
-        horizon_days: how far ahead a label looks.
+        horizon_days: how far ahead a label looks; None is as far as the model's entry in mlflow.yaml, or else the domain, says.
         window_days: how far back from a cut training examples reach; None is to the start of the data.
         seed: the same seed, log and code give the same model.
     """
 
     as_of: datetime | None = None
-    horizon_days: int = HORIZON_DAYS
+    horizon_days: int | None = None
     window_days: int | None = None
     seed: int = 0
 
@@ -105,12 +114,32 @@ class Cuts:
         return frame[frame["event_timestamp"].map(usable)]
 
 
-def open_experiment(home: Home, plan: Plan) -> tuple[Truth, Cuts]:
-    """The log's truth and the cuts before the plan's as-of."""
+def open_experiment(home: Home, model: str, plan: Plan) -> tuple[Truth, Cuts]:
+    """The log's truth and the cuts before the plan's as-of, for a model that ``mlflow.yaml`` names."""
     shop = Shop.load(home)
     final = plan.as_of or shop.data_end.astimezone(UTC)
     truth = Truth(home, final)
-    return truth, Cuts.before(final, truth.start, shop.timezone, plan.horizon_days, plan.window_days)
+    horizon_days = plan.horizon_days or load_settings().models[model].horizon_days or truth.domain.leaving.horizon_days
+    return truth, Cuts.before(final, truth.start, shop.timezone, horizon_days, plan.window_days)
+
+
+def open_store(home: Home) -> FeatureStore:
+    """The feature store with the services of the models that ``mlflow.yaml`` names."""
+    store = FeatureStore(home, load_settings().services())
+    store.apply()
+    return store
+
+
+def inputs_of(domain: Domain, kind: str) -> tuple[Input, ...]:
+    """The customer features that a kind of model takes, as it will carry them."""
+    return tuple(
+        Input(f.name, f.phrase, f.unknown, direction=f.direction, low=f.low, high=f.high, is_age=f.is_age) for f in domain.inputs_of(kind)
+    )
+
+
+def eligibility_of(domain: Domain) -> Eligibility:
+    """Of whom it makes sense to ask when they come again."""
+    return Eligibility(domain.leaving.min_visit_days, domain.leaving.max_recency_days)
 
 
 def days_before(moment: datetime, days: int, timezone: str) -> datetime:
@@ -149,6 +178,7 @@ class Truth:
 
     def __init__(self, home: Home, until: datetime) -> None:
         self.shop = Shop.load(home)
+        self.domain = domain_named(self.shop.domain)
         self.timeline: Timeline = open_timeline(home, identified_by=until, purposes=LEARNING)
         past = self.timeline.before(until)
         self._place = {customer: place for place, customer in enumerate(customers_in_order(past))}
@@ -185,6 +215,24 @@ class Truth:
             parts.append(pd.DataFrame({"customer_id": before, "event_timestamp": cutoff, "label": [c not in came for c in before]}))
         return pd.concat(parts, ignore_index=True)
 
+    def next_order_spine(self, cutoffs: Sequence[datetime], horizon_days: int) -> pd.DataFrame:
+        """Each customer with a purchase before each cutoff, and in how many of the shop's own days the next one came (``days``).
+
+        0 is the day of the cutoff itself; where none came within the horizon it is the horizon.
+        """
+        zone = ZoneInfo(self.shop.timezone)
+        parts = []
+        for cutoff in cutoffs:
+            end = days_before(cutoff, -horizon_days, self.shop.timezone)
+            before = self._visits.loc[self._visits["occurred_at"] < cutoff, "customer_id"].unique()
+            after = self._visits[self._visits["occurred_at"].between(cutoff, end, inclusive="left")]
+            first = after.groupby("customer_id")["occurred_at"].min().dt.tz_convert(zone).dt.date
+            today = cutoff.astimezone(zone).date()
+            came = {customer: min((day - today).days, horizon_days) for customer, day in first.items()}
+            days = [came.get(customer, horizon_days) for customer in before]
+            parts.append(pd.DataFrame({"customer_id": before, "event_timestamp": cutoff, "days": days}))
+        return pd.concat(parts, ignore_index=True)
+
     def bought(self, start: datetime, end: datetime) -> dict[str, set[str]]:
         """The merchandise that each customer bought in ``[start, end)``."""
         rows = self._bought[self._bought["occurred_at"].between(start, end, inclusive="left")]
@@ -213,6 +261,24 @@ class Truth:
         """Every redemption: ``customer_id, campaign_id, offer_id, occurred_at``."""
         rows = self._messages[self._messages["name"] == "offer_redeem"]
         return rows[["customer_id", "campaign_id", "offer_id", "occurred_at"]]
+
+
+def eligible_frame(
+    home: Home, spine: pd.DataFrame, when: Sequence[datetime], eligibility: Eligibility, service: str, advance: Advance
+) -> pd.DataFrame:
+    """The spine with the customers' windowed features, of those of whom it makes sense to ask when they come again.
+
+    Raises:
+        EmptyWindowError: there is nobody.
+    """
+    store = open_store(home)
+    store.backfill("customer_activity", moments(when), lambda n: advance("backfilling features"))
+    frame = store.historical(spine, service)
+    keep = [eligibility.why_not(row) is None for row in frame[["recency_days", "visit_days_total"]].to_dict("records")]
+    frame = frame[keep].reset_index(drop=True)
+    if frame.empty:
+        raise EmptyWindowError(f"no customer to learn from before {max(when):%Y-%m-%d}: choose a later --as-of")
+    return frame
 
 
 def moments(values: Iterable[datetime]) -> dict[datetime, None]:

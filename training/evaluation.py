@@ -12,18 +12,22 @@ import pandas as pd
 
 from training.metrics import (
     BINARY_MEASURES,
+    DURATION_MEASURES,
     RANKING_MEASURES,
     Estimate,
     Floats,
     MeansOverUnits,
     bootstrap,
     compare_binary,
+    compare_durations,
     estimates,
 )
 
-LOWER_IS_BETTER = {"brier"}
+LOWER_IS_BETTER = {"brier", "mae_days"}
 BINARY_COLUMNS = ("customer_id", "unit", "group", "segment", "label", "score")
 """A row a customer and cut (or campaign): what happened, and the probability that was given."""
+DURATION_COLUMNS = ("customer_id", "unit", "segment", "days", "score")
+"""A row a customer and cut: how many days it took, and how many were foretold."""
 RANKING_COLUMNS = ("customer_id", "unit", "listing", "segment", *RANKING_MEASURES)
 """A row a customer, cut and list: how good the list was for her."""
 T = TypeVar("T")
@@ -38,9 +42,37 @@ class Lead:
     lead: Estimate
 
 
-def is_binary(evaluation: pd.DataFrame) -> bool:
-    """Whether the rows are probabilities with labels; else they are lists with measures."""
-    return "label" in evaluation
+@dataclass(frozen=True)
+class Form:
+    """One form of evaluations: what a row is, and how two models on the same rows are measured.
+
+    Attributes:
+        marks: the column by which an evaluation of this form is known.
+        keys: what names a row.
+        truth: what happened; it must be the same for both models, or they were asked different questions.
+        metrics: what a comparison shows.
+        by_segment: by which metric segments are told apart: one that does not move with the base rate.
+        measure: the metrics of both sides, on all rows and on resamples of customers.
+    """
+
+    marks: str
+    keys: tuple[str, ...]
+    truth: str | None
+    metrics: tuple[str, ...]
+    by_segment: str
+    measure: Callable[[pd.DataFrame, Sequence[str], int], tuple[list[str], Floats, Floats]]
+
+
+def form_of(evaluation: pd.DataFrame) -> Form:
+    """The form of an evaluation.
+
+    Raises:
+        ValueError: it has none that is known.
+    """
+    for form in (BINARY, DURATION, RANKING):
+        if form.marks in evaluation:
+            return form
+    raise ValueError(f"an evaluation of no known form: {', '.join(map(str, evaluation.columns))}")
 
 
 def same_rows(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame | None:
@@ -48,22 +80,22 @@ def same_rows(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame | None:
 
     Within such a cut the customers and what they did must be the very same, or the two were asked different questions.
     """
-    keys = ["customer_id", "unit"] if is_binary(ours) else ["customer_id", "unit", "listing"]
-    if is_binary(ours) != is_binary(theirs):
+    form = form_of(ours)
+    if form is not form_of(theirs):
         return None
     units = set(ours["unit"]) & set(theirs["unit"])
     ours, theirs = ours[ours["unit"].isin(units)], theirs[theirs["unit"].isin(units)]
-    both = ours.merge(theirs, on=keys, suffixes=("", "_champion"), validate="one_to_one")
+    both = ours.merge(theirs, on=list(form.keys), suffixes=("", "_champion"), validate="one_to_one")
     if not len(ours) == len(theirs) == len(both) or both.empty:
         return None
-    if is_binary(ours) and (both["label"] != both["label_champion"]).any():
+    if form.truth is not None and (both[form.truth] != both[f"{form.truth}_champion"]).any():
         return None
     return both
 
 
 def leads(both: pd.DataFrame, metrics: Sequence[str], draws: int, level: float) -> dict[str, Lead]:
     """Each metric's paired lead, resampling customers; *both* is from ``same_rows``."""
-    names, values, drawn = _measured(both, metrics, draws)
+    names, values, drawn = form_of(both).measure(both, metrics, draws)
     found = {}
     for metric in metrics:
         a, b = names.index(f"ours/{metric}"), names.index(f"theirs/{metric}")
@@ -84,7 +116,7 @@ def by_segment(evaluation: pd.DataFrame, metric: str, draws: int = 500) -> dict[
     def measured(part: pd.DataFrame) -> Estimate:
         both = same_rows(part, part)
         assert both is not None
-        names, values, drawn = _measured(both, [metric], draws)
+        names, values, drawn = form_of(both).measure(both, [metric], draws)
         return estimates(values, drawn, names)[f"ours/{metric}"]
 
     return _by_segment(evaluation, measured)
@@ -95,17 +127,24 @@ def _by_segment(rows: pd.DataFrame, measure: Callable[[pd.DataFrame], T], least:
     # as people count: "4 to 7" before "16 or more"
     in_order = sorted(rows.groupby("segment"), key=lambda each: (int(re.sub(r"\D.*", "", str(each[0])) or -1), str(each[0])))
     for segment, part in in_order:
-        if len(part) >= least and (not is_binary(part) or part["label"].nunique() == 2):
+        if len(part) >= least and ("label" not in part or part["label"].nunique() == 2):
             found[str(segment)] = (len(part), measure(part))
     return found
 
 
-def _measured(both: pd.DataFrame, metrics: Sequence[str], draws: int) -> tuple[list[str], Floats, Floats]:
-    customers = both["customer_id"].tolist()
-    if is_binary(both):
-        groups, labels = both["group"].to_numpy(dtype=str), both["label"].to_numpy(dtype=bool)
-        scores = {"ours": (both["score"].to_numpy(dtype=float), True), "theirs": (both["score_champion"].to_numpy(dtype=float), True)}
-        return compare_binary(customers, groups, labels, scores, draws)
+def _measure_binary(both: pd.DataFrame, metrics: Sequence[str], draws: int) -> tuple[list[str], Floats, Floats]:
+    groups, labels = both["group"].to_numpy(dtype=str), both["label"].to_numpy(dtype=bool)
+    scores = {"ours": (both["score"].to_numpy(dtype=float), True), "theirs": (both["score_champion"].to_numpy(dtype=float), True)}
+    return compare_binary(both["customer_id"].tolist(), groups, labels, scores, draws)
+
+
+def _measure_durations(both: pd.DataFrame, metrics: Sequence[str], draws: int) -> tuple[list[str], Floats, Floats]:
+    days = both["days"].to_numpy(dtype=float)
+    sides = {"ours": both["score"].to_numpy(dtype=float), "theirs": both["score_champion"].to_numpy(dtype=float)}
+    return compare_durations(both["customer_id"].tolist(), both["unit"].to_numpy(dtype=str), days, sides, draws)
+
+
+def _measure_lists(both: pd.DataFrame, metrics: Sequence[str], draws: int) -> tuple[list[str], Floats, Floats]:
     by_listing: dict[str, list[tuple[str, str]]] = {}
     for side, suffix in (("ours", ""), ("theirs", "_champion")):
         for metric in metrics:
@@ -120,7 +159,7 @@ def _measured(both: pd.DataFrame, metrics: Sequence[str], draws: int) -> tuple[l
     def statistic(weights: Floats) -> Floats:
         return np.concatenate([means(weights[rows]) for rows, means in parts])
 
-    values, drawn = bootstrap(customers, statistic, draws)
+    values, drawn = bootstrap(both["customer_id"].tolist(), statistic, draws)
     return [name for columns in by_listing.values() for name, _ in columns], values, drawn
 
 
@@ -130,13 +169,18 @@ def split_metric(metric: str) -> tuple[str, str]:
     return measure, metric.removeprefix(f"{measure}_")
 
 
-def metrics_of(kind_is_binary: bool) -> tuple[str, ...]:
-    """What a comparison shows, the ranking metrics for both lists."""
-    if kind_is_binary:
-        return BINARY_MEASURES
-    return tuple(f"{m}_{listing}" for listing in ("for_you", "also_like") for m in RANKING_MEASURES)
-
-
 def banded(values: Sequence[float] | pd.Series, bands: Mapping[str, tuple[float, float]], unknown: str = "unknown") -> list[str]:
     """The name of the band ``[low, high)`` that each value falls in."""
     return [next((name for name, (low, high) in bands.items() if low <= v < high), unknown) for v in values]
+
+
+BINARY = Form("label", ("customer_id", "unit"), "label", BINARY_MEASURES, "auc", _measure_binary)
+DURATION = Form("days", ("customer_id", "unit"), "days", DURATION_MEASURES, "mae_days", _measure_durations)
+RANKING = Form(
+    "listing",
+    ("customer_id", "unit", "listing"),
+    None,
+    tuple(f"{m}_{listing}" for listing in ("for_you", "also_like") for m in RANKING_MEASURES),
+    "ndcg_at_10_for_you",
+    _measure_lists,
+)

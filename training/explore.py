@@ -11,15 +11,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from features.catalogue.shop import Shop
+from features.definitions.domain import domain_named
 from features.definitions.timeline import Timeline
 from features.people.consent import LEARNING
 from features.state.home import Home
-from features.store.feature_store import FeatureStore
 from features.store.timeline import open_timeline
-from models.churn import eligible
-from models.registry import Kind, Registry
+from models.registry import Registry
 from training.comparison import Comparison, compare, evaluation_of
-from training.dataset import customers_in_order
+from training.dataset import customers_in_order, open_store
 from training.evaluation import by_segment
 from training.gate import Gate
 from training.metrics import Estimate
@@ -29,19 +28,19 @@ from training.run import artifact_frame
 
 
 class Model:
-    """The champion of one kind with all that its run kept.
+    """The champion of one model with all that its run kept.
 
     Args:
         home: the installation.
-        kind: churn, recommendations or next-best-offer.
+        name: as mlflow.yaml names it: churn, recommendations or next-best-offer.
     """
 
-    def __init__(self, home: Home, kind: Kind) -> None:
-        self.home, self.kind = home, kind
+    def __init__(self, home: Home, name: str) -> None:
+        self.home, self.name = home, name
         self.registry = Registry()
-        self.loaded = self.registry.load(f"{kind}@{self.registry.settings.champion}")
-        self.evaluation = evaluation_of(self.registry, kind, self.loaded.version)
-        self.reference = artifact_frame(self.registry.run_of(kind, self.loaded.version), "reference.parquet")
+        self.loaded = self.registry.load(f"{name}@{self.registry.settings.champion}")
+        self.evaluation = evaluation_of(self.registry, name, self.loaded.version)
+        self.reference = artifact_frame(self.registry.run_of(name, self.loaded.version), "reference.parquet")
         self.currency = Shop.load(home).currency
 
     def fails_where(self, metric: str) -> Figure:
@@ -65,8 +64,7 @@ class Model:
     def moved_by(self, count: int = 15) -> Figure:
         """The features that move the answers most: mean absolute contribution to the log-odds over the reference rows."""
         assert self.reference is not None
-        model = self.loaded.model.model
-        shares = np.abs(model.contributions(self.reference.to_numpy(dtype=float))).mean(axis=0)
+        shares = np.abs(self.loaded.model.contributions(self.reference.to_numpy(dtype=float))).mean(axis=0)
         top = np.argsort(-shares)[:count]
         exact = {self.reference.columns[k]: Estimate(float(shares[k]), float(shares[k]), float(shares[k])) for k in top}
         return bar_plot("Mean absolute contribution to the log-odds", exact)
@@ -74,16 +72,18 @@ class Model:
     def challenged(self) -> Comparison | str:
         """The challenger beside the champion, or why there is nothing to compare."""
         try:
-            return compare(self.registry, self.kind)
+            return compare(self.registry, self.name)
         except NotPromotedError as error:
             return str(error)
 
     def drifted(self, customers: Customers) -> pd.DataFrame:
         """How far each feature of the customers asked about has moved from those that the champion learnt from, alerts first."""
-        gate = Gate(self.kind, self.registry.settings.gate)
+        gate = Gate(self.name, self.registry.settings.gate)
         activity = customers.activity
-        now = activity[[eligible(row) is None for row in activity.to_dict("records")]] if self.kind == "churn" else activity
-        gate.look_at_drift(now, self.reference)
+        model = self.loaded.model
+        if hasattr(model, "why_not"):
+            activity = activity[[model.why_not(row) is None for row in activity.to_dict("records")]]
+        gate.look_at_drift(activity, self.reference, getattr(model, "inputs", ()))
         rows = [(c.name.removeprefix("drift of "), c.found, c.severity) for c in gate.checks]
         return pd.DataFrame(rows, columns=["feature", "moved by", "verdict"]).sort_values("verdict", ascending=False, ignore_index=True)
 
@@ -99,11 +99,10 @@ class Customers:
         self.shop = Shop.load(home)
         self.as_of = as_of or self.shop.data_end.astimezone(UTC)
         self.timeline: Timeline = open_timeline(home, identified_by=self.as_of, purposes=LEARNING).before(self.as_of)
-        store = FeatureStore(home)
-        store.apply()
+        store = open_store(home)
         store.backfill("customer_activity", {self.as_of: None})
         spine = pd.DataFrame({"customer_id": customers_in_order(self.timeline), "event_timestamp": self.as_of})
-        self.activity: pd.DataFrame = store.historical(spine, "churn_v1")
+        self.activity: pd.DataFrame = store.historical(spine, "activity_v1")
 
     def events_by_week(self) -> Figure:
         """What came in, week by week, by name."""
@@ -130,8 +129,8 @@ class Customers:
         return histogram(self.activity[feature], f"{feature} of {len(self.activity)} customers", feature)
 
     def concentration(self) -> pd.DataFrame:
-        """What share of half a year's revenue the best customers bring."""
-        spend = np.sort(self.activity["spend_minor_182"].fillna(0).to_numpy(dtype=float))[::-1]
+        """What share of the revenue the best customers bring, of as long a time as the domain looks back for the money of RFM."""
+        spend = np.sort(self.activity[domain_named(self.shop.domain).leaving.rfm[2]].fillna(0).to_numpy(dtype=float))[::-1]
         shares = np.cumsum(spend) / max(spend.sum(), 1.0)
         tops = (0.01, 0.05, 0.1, 0.2, 0.5)
         return pd.DataFrame(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -15,27 +15,12 @@ from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 
 from features.definitions.timeline import Timeline
+from models.inputs import Input
 from models.registry import GateLimits
 
 Severity = Literal["ok", "warning", "severe"]
 SPAN = timedelta(days=28)
 REFERENCE_ROWS = 5_000
-AGES = ("tenure_days",)
-"""Grows with the calendar, so that it would alert for ever."""
-_NON_NEGATIVE = (
-    "_days",
-    "visit_",
-    "baskets_",
-    "spend_",
-    "lines_",
-    "items_",
-    "stores_",
-    "departments_",
-    "categories_",
-    "messages_",
-    "redemptions_",
-)
-_SHARES = ("private_share_91", "weekend_share_91", "evening_share_91", "affinity_share")
 
 
 class DataQualityError(ValueError):
@@ -151,12 +136,13 @@ class Gate:
             "a shop or a day is missing from the import: compare with the tills",
         )
 
-    def look_at_rows(self, frame: pd.DataFrame, key: list[str], features: list[str]) -> None:
+    def look_at_rows(self, frame: pd.DataFrame, key: list[str], inputs: Sequence[Input]) -> None:
         """Keys that repeat, values that cannot be, and features that nobody has, in the rows to train on."""
         repeated = int(frame.duplicated(key).sum())
         self._add("training rows with the same key", f"{repeated}", "none", not repeated, "severe", f"{', '.join(key)} must be unique")
         pa = _pandera()
-        schema = pa.DataFrameSchema({name: pa.Column(float, _checks(pa, name), nullable=True, coerce=True) for name in features})
+        features = [each.name for each in inputs]
+        schema = pa.DataFrameSchema({each.name: pa.Column(float, _checks(pa, each), nullable=True, coerce=True) for each in inputs})
         try:
             schema.validate(frame[features], lazy=True)
             wrong: dict[str, int] = {}
@@ -190,12 +176,13 @@ class Gate:
                 "customers, or the data, changed: look before promoting",
             )
 
-    def look_at_drift(self, now: pd.DataFrame, reference: pd.DataFrame | None) -> None:
-        """How far each feature has moved from the champion's reference."""
+    def look_at_drift(self, now: pd.DataFrame, reference: pd.DataFrame | None, inputs: Sequence[Input] = ()) -> None:
+        """How far each feature has moved from the champion's reference; those that grow with the calendar would alert for ever."""
         if reference is None:
             self._add("drift", "no champion to compare with", "", True)
             return
-        for name in [c for c in now.columns if c in reference.columns and c not in AGES]:
+        ages = {each.name for each in inputs if each.is_age}
+        for name in [c for c in now.columns if c in reference.columns and c not in ages]:
             new, old = now[name].to_numpy(dtype=float), reference[name].to_numpy(dtype=float)
             index, distance = psi(old, new), ks(old, new)
             calm = index <= self.limits.max_psi and distance <= self.limits.max_ks
@@ -249,13 +236,13 @@ def _pandera() -> Any:
     return pandera.pandas
 
 
-def _checks(pa: Any, name: str) -> list[Any]:
+def _checks(pa: Any, feature: Input) -> list[Any]:
     def finite(values: pd.Series) -> pd.Series:
         return ~np.isinf(values)
 
     found = [pa.Check(finite, name="finite")]
-    if name in _SHARES:
-        found.append(pa.Check.in_range(0, 1))
-    elif any(part in name for part in _NON_NEGATIVE) and "trend" not in name:
-        found.append(pa.Check.ge(0))
+    if feature.low is not None:
+        found.append(pa.Check.ge(feature.low))
+    if feature.high is not None:
+        found.append(pa.Check.le(feature.high))
     return found

@@ -204,3 +204,20 @@ def ranking_measures(scores: Floats, picks: NDArray[np.intp], truth: NDArray[np.
 def dcg(hits: NDArray[np.bool_]) -> float:
     """Discounted cumulative gain of at most ten places."""
     return float(hits @ _DISCOUNTS[: len(hits)])
+
+
+DURATION_MEASURES = ("mae_days", "within_3_days")
+NEAR_DAYS = 3.0
+
+
+def compare_durations(
+    customers: Sequence[str], units: NDArray[np.str_], days: Floats, foretold: Mapping[str, Floats], draws: int = DRAWS
+) -> tuple[list[str], Floats, Floats]:
+    """The mean absolute error in days, and the share foretold to within three days, of every model; see ``bootstrap``.
+
+    Each is the mean of the units; names are ``model/measure``.
+    """
+    errors = {model: np.abs(told - days) for model, told in foretold.items()}
+    table = np.column_stack([column for error in errors.values() for column in (error, (error <= NEAR_DAYS).astype(float))])
+    values, drawn = bootstrap(customers, MeansOverUnits(units, table), draws)
+    return [f"{model}/{measure}" for model in foretold for measure in DURATION_MEASURES], values, drawn

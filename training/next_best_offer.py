@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -11,11 +11,22 @@ import pandas as pd
 
 from features.catalogue.tables import Catalogue
 from features.state.home import Home
-from features.store.feature_store import FeatureStore
-from features.store.snapshots import snapshot_path
-from models.next_best_offer import FEATURES, NextBestOffer, coupon_affinity, pair_rows
+from models.inputs import Input
+from models.next_best_offer import PAIR_INPUTS, NextBestOffer, coupon_affinity, pair_rows
 from models.offers import Offer, OfferBook, Worth
-from training.dataset import Advance, Cuts, EmptyWindowError, Plan, Truth, days_before, moments, open_experiment
+from training.dataset import (
+    Advance,
+    Cuts,
+    EmptyWindowError,
+    NothingToLearnError,
+    Plan,
+    Truth,
+    days_before,
+    inputs_of,
+    moments,
+    open_experiment,
+    open_store,
+)
 from training.evaluation import BINARY_COLUMNS
 from training.metrics import (
     BINARY_MEASURES,
@@ -43,35 +54,38 @@ NO_CAMPAIGNS = (
 MODELS = ("past redemptions", "logistic", "lightgbm")
 
 
-class NoCampaignsError(EmptyWindowError):
+class NoCampaignsError(NothingToLearnError):
     """The shop has never sent a campaign: next best offer cannot be learnt, everything else can."""
 
 
-def main(home: Home, plan: Plan, advance: Advance = lambda step: None) -> str:
+def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: None) -> str:
     """Train, judge and register; returns the report. Inputs already trained on are not trained on again.
 
     The label looks as far ahead as its campaign runs; the plan's horizon does not apply.
     """
-    truth, cuts = open_experiment(home, plan)
+    truth, cuts = open_experiment(home, model, plan)
     if not has_campaigns(home, truth):
         raise NoCampaignsError(NO_CAMPAIGNS.format(shop=truth.shop.name))
-    run = TrackedRun(home, "next-best-offer", cuts, plan)
+    run = TrackedRun(home, model, cuts, plan)
     if (standing := run.standing_report()) is not None:
         return standing
     tests_from = days_before(cuts.final, TEST_DAYS, cuts.timezone)
     # what items sold for and how well is known to the judged policy only up to the first test
     book, worth = offer_book(home, truth, tests_from)
-    trainer = Trainer(worth, truth.shop.currency, truth.shop.broad_campaign_types, plan.seed)
-    with run.started({"test_days": TEST_DAYS, "features": len(FEATURES), "margin_rate": truth.shop.margin_rate}):
+    trainer = OfferTrainer(
+        inputs_of(truth.domain, run.settings.kind.name), worth, truth.shop.currency, truth.shop.broad_campaign_types, plan.seed
+    )
+    names = [each.name for each in trainer.inputs]
+    with run.started({"test_days": TEST_DAYS, "features": len(names), "margin_rate": truth.shop.margin_rate}):
         advance("checking the log")
         run.check_log(truth)
-        frame, rows = dataset(home, truth, cuts, book, advance)
+        frame, rows = dataset(home, truth, cuts, book, trainer.customer, run.settings.feature_service, advance)
         reference, rate = run.champion_reference()
-        table = pd.concat([frame.drop(columns="broad"), pd.DataFrame(rows, columns=list(FEATURES))], axis=1)
+        table = pd.concat([frame.drop(columns="broad"), pd.DataFrame(rows, columns=names)], axis=1)
         judged = frame["event_timestamp"] >= tests_from
-        run.gate.look_at_rows(table, ["customer_id", "campaign_id"], list(FEATURES))
+        run.gate.look_at_rows(table, ["customer_id", "campaign_id"], trainer.inputs)
         run.gate.look_at_labels(frame.loc[judged, "label"].to_numpy(dtype=bool), rate)
-        run.gate.look_at_drift(table.loc[judged, list(FEATURES)], reference)
+        run.gate.look_at_drift(table.loc[judged, names], reference, trainer.inputs)
         run.check_data()
         run.trained_on(table, "campaigns sent", "label")
         advance("choosing")
@@ -79,39 +93,49 @@ def main(home: Home, plan: Plan, advance: Advance = lambda step: None) -> str:
         advance("evaluating")
         scored = evaluate(frame, rows, tests_from, cuts.final, trainer)
         looks = run.look(sorted(set(scored["unit"])))
-        report, figures = judge(scored, kind, run.settings.promotion.metric, coupon_ndcg(home, truth, book, scored), looks)
+        report, figures = judge(scored, kind, run, coupon_ndcg(home, truth, book, scored), looks)
         advance("fitting the final model")
         over = (frame["valid_until"] <= cuts.final).to_numpy()
         _, latest_worth = offer_book(home, truth, cuts.final)
-        model = replace(trainer, worth=latest_worth).fit(kind, rows[over], frame["label"].to_numpy(dtype=bool)[over])
-        example = pd.DataFrame([{name: float(k) for k, name in enumerate(FEATURES)}])
+        fitted = replace(trainer, worth=latest_worth).fit(kind, rows[over], frame["label"].to_numpy(dtype=bool)[over])
+        example = pd.DataFrame([{name: float(k) for k, name in enumerate(names)}])
         starts = frame.drop_duplicates("campaign_id").set_index("campaign_id")["event_timestamp"]
         outcome = Outcome(
-            model=model,
+            model=fitted,
             report=report,
             evaluation=scored.rename(columns={kind: "score"})[list(BINARY_COLUMNS)],
             units={unit: starts[unit].to_pydatetime() for unit in sorted(set(scored["unit"]))},
-            rescore=lambda rival, wanted: rescored(frame, rows, rival, wanted),
+            rescore=lambda rival, wanted: rescored(frame, table, trainer, rival, wanted),
             example=example,
-            output=model.predict(example.to_numpy(dtype=float)),
+            output=fitted.predict(example.to_numpy(dtype=float)),
             plots=figures,
-            reference=table.loc[judged, list(FEATURES)],
+            reference=table.loc[judged, names],
         )
         return run.finish(outcome)
 
 
 @dataclass(frozen=True)
-class Trainer:
+class OfferTrainer:
     """Fits the candidates, all alike but for their kind."""
 
+    customer: tuple[Input, ...]
     worth: Worth
     currency: str
     broad_types: tuple[str, ...]
     seed: int
 
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """The inputs of the model: the customer's, then the pair's."""
+        return (*self.customer, *PAIR_INPUTS)
+
+    def column(self, rows: np.ndarray, name: str) -> np.ndarray:
+        """One input of all rows."""
+        return np.asarray(rows[:, [each.name for each in self.inputs].index(name)])
+
     def fit(self, kind: str, rows: np.ndarray, labels: np.ndarray) -> NextBestOffer:
         """A model of that kind."""
-        return NextBestOffer.fit(kind, rows, labels, self.worth, self.currency, self.broad_types, self.seed)
+        return NextBestOffer.fit(kind, rows, labels, self.customer, self.worth, self.currency, self.broad_types, self.seed)
 
 
 def has_campaigns(home: Home, truth: Truth) -> bool:
@@ -121,8 +145,7 @@ def has_campaigns(home: Home, truth: Truth) -> bool:
 
 def offer_book(home: Home, truth: Truth, as_of: datetime) -> tuple[OfferBook, Worth]:
     """The catalogue's offers, worth what their items had brought in before *as_of*."""
-    store = FeatureStore(home)
-    store.apply()
+    store = open_store(home)
     store.backfill("item_stats", moments([as_of]))
     ids = Catalogue(home).read("items")["item_id"].to_pylist()
     stats = store.historical(pd.DataFrame({"item_id": ids, "event_timestamp": as_of}), "items_v1").dropna(subset=["price_minor"])
@@ -136,7 +159,9 @@ def offer_book(home: Home, truth: Truth, as_of: datetime) -> tuple[OfferBook, Wo
     return OfferBook(offers, worth, truth.shop.broad_campaign_types), worth
 
 
-def dataset(home: Home, truth: Truth, cuts: Cuts, book: OfferBook, advance: Advance) -> tuple[pd.DataFrame, np.ndarray]:
+def dataset(
+    home: Home, truth: Truth, cuts: Cuts, book: OfferBook, customer: Sequence[Input], service: str, advance: Advance
+) -> tuple[pd.DataFrame, np.ndarray]:
     """One row a customer and campaign, as of its start; the frame says what happened, the array is the model's input."""
     campaigns = pd.DataFrame(
         {
@@ -152,23 +177,23 @@ def dataset(home: Home, truth: Truth, cuts: Cuts, book: OfferBook, advance: Adva
     frame = truth.campaign_spine(campaigns).reset_index(drop=True)
     if frame.empty or frame["label"].nunique() < 2:
         raise EmptyWindowError(f"no campaign with both answers and silence before {cuts.final:%Y-%m-%d}: import campaigns first")
-    store = FeatureStore(home)
+    store = open_store(home)
     wanted = {m.to_pydatetime(): sorted(set(part["customer_id"])) for m, part in frame.groupby("event_timestamp")}
     store.backfill("customer_activity", dict.fromkeys(wanted), lambda n: advance("backfilling features"))
-    store.backfill("customer_history", wanted, lambda n: advance("backfilling features"))
+    store.backfill("customer_state", wanted, lambda n: advance("backfilling features"))
     advance("joining features")
     spine = frame[["customer_id", "event_timestamp"]].drop_duplicates()
-    joined = store.historical(spine, "next_best_offer_v1").to_dict("records")
+    joined = store.historical(spine, service).to_dict("records")
     by_key = {(row["customer_id"], row["event_timestamp"]): row for row in joined}
     rows = [
-        pair_rows(book, by_key[customer, moment], moment.to_pydatetime(), [book.campaign_position(campaign)])
-        for customer, moment, campaign in zip(frame["customer_id"], frame["event_timestamp"], frame["campaign_id"], strict=True)
+        pair_rows(book, customer, by_key[who, moment], moment.to_pydatetime(), [book.campaign_position(campaign)])
+        for who, moment, campaign in zip(frame["customer_id"], frame["event_timestamp"], frame["campaign_id"], strict=True)
     ]
     frame["broad"] = frame["campaign_type"].isin(truth.shop.broad_campaign_types)
     return frame, np.concatenate(rows)
 
 
-def choose(frame: pd.DataFrame, rows: np.ndarray, tests_from: datetime, trainer: Trainer, run: TrackedRun) -> str:
+def choose(frame: pd.DataFrame, rows: np.ndarray, tests_from: datetime, trainer: OfferTrainer, run: TrackedRun) -> str:
     """The kind of model with the better average precision on campaigns before the tests, which no report shows."""
     closed = (frame["valid_until"] <= tests_from).to_numpy()
     before = frame[closed].reset_index(drop=True)
@@ -182,7 +207,7 @@ def choose(frame: pd.DataFrame, rows: np.ndarray, tests_from: datetime, trainer:
     return max(MODELS[1:], key=tried)
 
 
-def evaluate(frame: pd.DataFrame, rows: np.ndarray, start: datetime, end: datetime, trainer: Trainer) -> pd.DataFrame:
+def evaluate(frame: pd.DataFrame, rows: np.ndarray, start: datetime, end: datetime, trainer: OfferTrainer) -> pd.DataFrame:
     """Every model's answers on the campaigns that start in ``[start, end)``, each fitted on those that had ended by then."""
     parts = []
     labels = frame["label"].to_numpy(dtype=bool)
@@ -193,8 +218,8 @@ def evaluate(frame: pd.DataFrame, rows: np.ndarray, start: datetime, end: dateti
             continue
         here = rows[test.index.to_numpy()]
         fitted = {k: trainer.fit(k, rows[past], labels[past]).predict(here) for k in MODELS[1:]}
-        redeemed = here[:, FEATURES.index("redemptions_total")]
-        parts.append(_asked(test, here, frame).assign(**{"past redemptions": redeemed}, **fitted))
+        redeemed = trainer.column(here, "redemptions_total")
+        parts.append(_asked(test, here, frame, trainer).assign(**{"past redemptions": redeemed}, **fitted))
     if not parts:
         raise EmptyWindowError(
             f"no campaign that starts from {start:%Y-%m-%d} on can be judged: none had ended before it, so choose a later --as-of"
@@ -202,23 +227,26 @@ def evaluate(frame: pd.DataFrame, rows: np.ndarray, start: datetime, end: dateti
     return pd.concat(parts, ignore_index=True)
 
 
-def rescored(frame: pd.DataFrame, rows: np.ndarray, rival: NextBestOffer, wanted: Mapping[str, datetime]) -> pd.DataFrame:
+def rescored(
+    frame: pd.DataFrame, table: pd.DataFrame, trainer: OfferTrainer, rival: NextBestOffer, wanted: Mapping[str, datetime]
+) -> pd.DataFrame:
     """The evaluation of a model as it stands, on campaigns after all that it learnt from."""
     test = frame[frame["campaign_id"].isin(wanted)]
-    here = rows[test.index.to_numpy()]
-    return _asked(test, here, frame).assign(score=rival.predict(here))[list(BINARY_COLUMNS)]
+    here = table.iloc[test.index.to_numpy()]
+    ours = here[[each.name for each in trainer.inputs]].to_numpy(dtype=float)
+    return _asked(test, ours, frame, trainer).assign(score=rival.predict_frame(here, {}))[list(BINARY_COLUMNS)]
 
 
-def _asked(test: pd.DataFrame, rows: np.ndarray, frame: pd.DataFrame) -> pd.DataFrame:
+def _asked(test: pd.DataFrame, rows: np.ndarray, frame: pd.DataFrame, trainer: OfferTrainer) -> pd.DataFrame:
     """Whom a campaign was sent to, and who used it."""
-    broad = rows[:, FEATURES.index("broad")] > 0
+    broad = trainer.column(rows, "broad") > 0
     names = {flag: " and ".join(sorted(set(frame.loc[frame["broad"] == flag, "campaign_type"]))) for flag in (True, False)}
     asked = {
         "customer_id": test["customer_id"],
         "unit": test["campaign_id"],
         "label": test["label"].astype(bool),
         "group": np.where(broad, names[True], names[False]),
-        "segment": np.where(rows[:, FEATURES.index("redemptions_total")] > 0, "has redeemed before", "never redeemed before"),
+        "segment": np.where(trainer.column(rows, "redemptions_total") > 0, "has redeemed before", "never redeemed before"),
         "event_timestamp": test["event_timestamp"],
         "broad": broad,
     }
@@ -227,15 +255,17 @@ def _asked(test: pd.DataFrame, rows: np.ndarray, frame: pd.DataFrame) -> pd.Data
 
 def coupon_ndcg(home: Home, truth: Truth, book: OfferBook, scored: pd.DataFrame) -> str:
     """NDCG@5 of the coupon order among those who redeemed one of a targeted campaign's; popularity beside affinity."""
+    store = open_store(home)
     redeemed = truth.redemptions().merge(scored[~scored["broad"]], left_on=["customer_id", "campaign_id"], right_on=["customer_id", "unit"])
     gains: dict[str, list[float]] = {"popularity": [], "affinity": []}
     customers: list[str] = []
     discounts = 1 / np.log2(np.arange(2, 7))
     for moment, part in redeemed.groupby("event_timestamp"):
-        table = pd.read_parquet(snapshot_path(home, "customer_history", moment.to_pydatetime())).set_index("customer_id")
+        spine = part[["customer_id", "event_timestamp"]].drop_duplicates()
+        histories = store.historical(spine, "state_v1").set_index("customer_id")
         for (customer, campaign), rows in part.groupby(["customer_id", "campaign_id"], sort=False):
             offers = np.flatnonzero(book.campaign_of == book.campaign_position(campaign))
-            history = table.loc[customer].to_dict() if customer in table.index else {}
+            history = histories.loc[customer].to_dict()
             hit = np.isin([book.offer_ids[o] for o in offers], rows["offer_id"].unique())
             customers.append(str(customer))
             for name, scores in (("popularity", book.popularity), ("affinity", coupon_affinity(book, history, moment.to_pydatetime()))):
@@ -250,8 +280,9 @@ def coupon_ndcg(home: Home, truth: Truth, book: OfferBook, scored: pd.DataFrame)
     return f"Coupon order among {len(customers)} redeemers of targeted campaigns, NDCG@5: {better}."
 
 
-def judge(scored: pd.DataFrame, served: str, metric: str, coupons: str, looks: int) -> tuple[Report, Mapping[str, object]]:
+def judge(scored: pd.DataFrame, served: str, run: TrackedRun, coupons: str, looks: int) -> tuple[Report, Mapping[str, object]]:
     """The table beside its baseline, by campaign type, the lead and the pictures."""
+    metric = run.settings.promotion.metric
     models = {m: (scored[m].to_numpy(dtype=float), m != "past redemptions") for m in MODELS}
     labels, groups = scored["label"].to_numpy(dtype=bool), scored["group"].to_numpy(dtype=str)
     names, values, drawn = compare_binary(scored["customer_id"].tolist(), groups, labels, models)
@@ -270,7 +301,7 @@ def judge(scored: pd.DataFrame, served: str, metric: str, coupons: str, looks: i
     positives = {g: int(labels[groups == g].sum()) for g in kinds}
     columns = [f"{g} {c}" for g in kinds for c in ("AUC", "AP", "mean predicted / observed", "calibration p")]
     report = Report(
-        kind="next-best-offer",
+        kind=run.model,
         title=f"Next best offer: {len(labels)} customer-campaign pairs of {scored['unit'].nunique()} campaigns, redeemed: "
         + ", ".join(f"{count} of type {group}" for group, count in positives.items()),
         served=served,

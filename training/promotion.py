@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from features.state.clock import Clock, system_clock
-from models.registry import Crowning, Kind, Promotion, Registry
+from models.registry import Crowning, Promotion, Registry
 from training.evaluation import Lead, leads, same_rows
 from training.metrics import Estimate
 
@@ -66,20 +66,21 @@ def rival(promotion: Promotion, champion: int, ours: pd.DataFrame, theirs: pd.Da
     return Verdict(True, told + (f"; guards held: {held}" if held else ""), found)
 
 
-def promote(registry: Registry, kind: Kind, version: int, verdict: Verdict, forced_because: str | None, clock: Clock = system_clock) -> str:
+def promote(registry: Registry, model: str, version: int, verdict: Verdict, forced_because: str | None, clock: Clock = system_clock) -> str:
     """Make *version* the champion if the verdict allows or a reason to force it is given; returns what was done.
 
     Raises:
         NotPromotedError: the rule was not passed and no reason given.
     """
     if verdict.passed:
-        registry.promote(kind, version, clock(), "rule", verdict.reason)
+        registry.promote(model, version, clock(), "rule", verdict.reason)
         return f"Version {version} is the champion ({verdict.reason})."
     if forced_because is None:
         raise NotPromotedError(
-            f"{kind} version {version} is not promoted: {verdict.reason}. To do it all the same: --force --reason 'why', which is recorded."
+            f"{model} version {version} is not promoted: {verdict.reason}. "
+            "To do it all the same: --force --reason 'why', which is recorded."
         )
-    registry.promote(kind, version, clock(), "forced", f"{forced_because} (the rule said: {verdict.reason})")
+    registry.promote(model, version, clock(), "forced", f"{forced_because} (the rule said: {verdict.reason})")
     return f"Version {version} is the champion, forced: {forced_because} (the rule said: {verdict.reason})."
 
 
@@ -94,15 +95,15 @@ def standing(crownings: list[Crowning]) -> list[int]:
     return stack
 
 
-def rollback(registry: Registry, kind: Kind, reason: str, clock: Clock = system_clock) -> str:
+def rollback(registry: Registry, model: str, reason: str, clock: Clock = system_clock) -> str:
     """Give the place back to the champion before the present one; returns what was done.
 
     Raises:
         NotPromotedError: there was none before.
     """
-    champions = standing(registry.crownings(kind))
+    champions = standing(registry.crownings(model))
     if len(champions) < 2:
-        raise NotPromotedError(f"{kind} has had no champion before the present one: there is nothing to roll back to")
+        raise NotPromotedError(f"{model} has had no champion before the present one: there is nothing to roll back to")
     *_, before, now = champions
-    registry.promote(kind, before, clock(), "rollback", reason)
+    registry.promote(model, before, clock(), "rollback", reason)
     return f"Version {before} is the champion again, in place of {now}: {reason}."

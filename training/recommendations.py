@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from features.catalogue.tables import ITEM_ATTRIBUTES, Catalogue
+from features.catalogue.tables import Catalogue
 from features.state.home import Home
-from features.store.feature_store import FeatureStore
 from models.decision import Query, top
-from models.recommender.recommender import PARTS, Blend, Profile, Recommender, RecommenderConfig
-from training.dataset import Advance, Cuts, EmptyWindowError, Plan, Truth, days_before, moments, open_experiment
+from models.inputs import Input
+from models.recommendations import LISTINGS
+from models.recommender.recommender import PARTS, STATISTICS, Blend, Profile, Recommender, RecommenderConfig
+from training.dataset import Advance, Cuts, EmptyWindowError, Plan, Truth, days_before, moments, open_experiment, open_store
 from training.evaluation import RANKING_COLUMNS, banded, split_metric
 from training.metrics import RANKING_MEASURES, Floats, MeansOverUnits, bootstrap, dcg, difference, estimates, ranking_measures
 from training.plots import bar_plot
@@ -24,7 +25,6 @@ from training.report import Outcome, Report
 from training.run import TrackedRun
 
 # popularity always weighs a little, so that no place goes to whoever comes first among equals
-LISTINGS = ("for_you", "also_like")
 SINGLES: dict[str, Blend] = {
     "popularity": Blend(0, 0, 0, 1),
     "personal frequency": Blend(1, 0, 0, 0, repeat_exponent=0),
@@ -53,7 +53,7 @@ TUNING_DEPTH = 100
 
 
 @dataclass(frozen=True)
-class Moment:
+class AtCut:
     """What is known at one cut, and what was bought in the horizon after it (empty for the final one)."""
 
     cut: datetime
@@ -62,21 +62,23 @@ class Moment:
     bought: Mapping[str, set[str]]
 
 
-def main(home: Home, plan: Plan, advance: Advance = lambda step: None) -> str:
+def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: None) -> str:
     """Train, judge and register; returns the report. Inputs already trained on are not trained on again."""
-    truth, cuts = open_experiment(home, plan)
-    run = TrackedRun(home, "recommendations", cuts, plan)
+    truth, cuts = open_experiment(home, model, plan)
+    run = TrackedRun(home, model, cuts, plan)
     if (standing := run.standing_report()) is not None:
         return standing
     config = RecommenderConfig(seed=plan.seed + 1)
     with run.started({k: str(v) for k, v in asdict(config).items() if k not in ("blends", "seed")}):
         advance("checking the log")
         run.check_log(truth)
-        at = dataset(home, truth, cuts, advance)
+        at = dataset(home, truth, cuts, run.settings.feature_service, advance)
         histories = at[cuts.final].histories
         breadth = measured_histories(histories, cuts.final)
         reference, _ = run.champion_reference()
-        run.gate.look_at_rows(pd.concat([histories[["customer_id"]], breadth], axis=1), ["customer_id"], list(breadth.columns))
+        run.gate.look_at_rows(
+            pd.concat([histories[["customer_id"]], breadth], axis=1), ["customer_id"], [Input(name) for name in breadth.columns]
+        )
         run.gate.look_at_drift(breadth, reference)
         run.check_data()
         run.trained_on(histories, "purchase histories")
@@ -90,15 +92,15 @@ def main(home: Home, plan: Plan, advance: Advance = lambda step: None) -> str:
             scored.append(evaluate(then, at[cut], cuts.unit(cut)))
         units = {cuts.unit(cut): cut for cut in cuts.tests}
         frame = pd.concat(scored, ignore_index=True)
-        report, figures = judge(frame, config, run.settings.promotion.metric, cuts, run.look(list(units)))
+        report, figures = judge(frame, config, run, run.look(list(units)))
         advance("fitting the final model")
-        model = fit(at[cuts.final], config)
-        example = synthetic_example(model)
+        fitted = fit(at[cuts.final], config)
+        example = synthetic_example(fitted)
         picks = [
-            [c.id for c in model.pipeline.decide(query_of(row, cuts.final), np.random.default_rng(0)).choices] for row in rows_of(example)
+            [c.id for c in fitted.pipeline.decide(query_of(row, cuts.final), np.random.default_rng(0)).choices] for row in rows_of(example)
         ]
         outcome = Outcome(
-            model=model,
+            model=fitted,
             report=report,
             evaluation=frame.loc[frame["model"] == JOINED, list(RANKING_COLUMNS)],
             units=units,
@@ -123,27 +125,26 @@ def measured_histories(histories: pd.DataFrame, as_of: datetime) -> pd.DataFrame
     )
 
 
-def dataset(home: Home, truth: Truth, cuts: Cuts, advance: Advance) -> dict[datetime, Moment]:
+def dataset(home: Home, truth: Truth, cuts: Cuts, service: str, advance: Advance) -> dict[datetime, AtCut]:
     """Histories and item statistics at every cut, through the feature store."""
-    store = FeatureStore(home)
-    store.apply()
+    store = open_store(home)
     when = [cuts.tuning, *cuts.tests, cuts.final]
-    for view in ("customer_history", "item_stats"):
+    for view in ("customer_state", "item_stats"):
         store.backfill(view, moments(when), lambda n: advance("backfilling features"))
     attributes = Catalogue(home).read("items").to_pandas().astype(object).where(lambda f: f.notna(), None)
-    found: dict[datetime, Moment] = {}
+    found: dict[datetime, AtCut] = {}
     for cut in when:
         advance("joining features")
         customers = truth.churn_spine([cut])[["customer_id", "event_timestamp"]]
-        histories = store.historical(customers, "recommendations_v1")
+        histories = store.historical(customers, service)
         if cuts.window_days is not None:
             histories = within(histories, days_before(cut, cuts.window_days, cuts.timezone))
         spine = pd.DataFrame({"item_id": attributes["item_id"], "event_timestamp": cut})
-        stats = store.historical(spine, "items_v1").dropna(subset=["households"])
+        stats = store.historical(spine, "items_v1").dropna(subset=["buyers"])
         stats = stats[stats["recommendable"].astype(bool)].merge(attributes.drop(columns="recommendable"), on="item_id")
-        columns = ("item_id", "households", "popularity", "purchases", *ITEM_ATTRIBUTES)
+        columns = (*STATISTICS, *(name for name in attributes.columns if name not in ("item_id", "recommendable")))
         after = truth.bought(cut, cuts.end(cut)) if cut < cuts.final else {}
-        found[cut] = Moment(cut, histories, {name: stats[name].tolist() for name in columns}, after)
+        found[cut] = AtCut(cut, histories, {name: stats[name].tolist() for name in columns}, after)
     return found
 
 
@@ -153,12 +154,12 @@ def within(histories: pd.DataFrame, oldest: datetime) -> pd.DataFrame:
     return histories[recent.to_numpy(dtype=bool)].reset_index(drop=True)
 
 
-def fit(moment: Moment, config: RecommenderConfig) -> Recommender:
+def fit(moment: AtCut, config: RecommenderConfig) -> Recommender:
     """The recommender as it would have been trained at the cut."""
     return Recommender.fit(rows_of(moment.histories), moment.items, moment.cut, config)
 
 
-def choose(model: Recommender, moment: Moment, run: TrackedRun) -> dict[str, Blend]:
+def choose(model: Recommender, moment: AtCut, run: TrackedRun) -> dict[str, Blend]:
     """For each list the blend with the best NDCG@10 on the tuning cut, which no report shows.
 
     Only the items that some part alone ranks high are compared: a sum of the parts hardly puts another one first.
@@ -179,11 +180,11 @@ def choose(model: Recommender, moment: Moment, run: TrackedRun) -> dict[str, Ble
     return {listing: GRID[listing][int(np.argmax(total))] for listing, total in totals.items()}
 
 
-def evaluate(model: Recommender, moment: Moment, unit: str) -> pd.DataFrame:
+def evaluate(model: Recommender, moment: AtCut, unit: str) -> pd.DataFrame:
     """One row a customer, list and model: its measures over the full catalogue, and what was shown."""
     rows = []
-    households = np.asarray(pd.Series(moment.items["households"], index=moment.items["item_id"]).loc[model.item_ids], dtype=float)
-    rarity = -np.log2(households / len(moment.histories))
+    buyers = np.asarray(pd.Series(moment.items["buyers"], index=moment.items["item_id"]).loc[model.item_ids], dtype=float)
+    rarity = -np.log2(buyers / len(moment.histories))
     for question in ranking_tasks(model, moment):
         listing = question.listing
         models = {name: blend for name, blend in SINGLES.items() if (name, listing) not in MEANINGLESS}
@@ -203,7 +204,7 @@ def evaluate(model: Recommender, moment: Moment, unit: str) -> pd.DataFrame:
 
 
 def rescored(
-    at: Mapping[datetime, Moment], catalogues: Mapping[datetime, Sequence[str]], rival: Recommender, wanted: Mapping[str, datetime]
+    at: Mapping[datetime, AtCut], catalogues: Mapping[datetime, Sequence[str]], rival: Recommender, wanted: Mapping[str, datetime]
 ) -> pd.DataFrame:
     """The evaluation of a model as it stands, on cuts after all that it learnt from, over the catalogue of each cut.
 
@@ -235,7 +236,7 @@ class RankingTask:
     segment: str
 
 
-def ranking_tasks(model: Recommender, moment: Moment, catalogue: Sequence[str] | None = None) -> Iterator[RankingTask]:
+def ranking_tasks(model: Recommender, moment: AtCut, catalogue: Sequence[str] | None = None) -> Iterator[RankingTask]:
     """Both lists' questions about each customer who counts, over *catalogue* (by default the model's own).
 
     She counts if she had bought something of the catalogue before the cut and then bought something that the list may show.
@@ -268,8 +269,9 @@ def joined(model: Recommender, profile: Profile, blend: Blend, items: NDArray[np
     return total
 
 
-def judge(scored: pd.DataFrame, config: RecommenderConfig, metric: str, cuts: Cuts, looks: int) -> tuple[Report, Mapping[str, object]]:
+def judge(scored: pd.DataFrame, config: RecommenderConfig, run: TrackedRun, looks: int) -> tuple[Report, Mapping[str, object]]:
     """The table beside its baselines, the leads and the pictures."""
+    cuts, metric = run.cuts, run.settings.promotion.metric
     keys_of_rows = ["customer_id", "unit", "listing"]
     # a pivot sorts by customer id; the rows are to stay in the order in which they were judged
     order = pd.MultiIndex.from_frame(scored[keys_of_rows].drop_duplicates())
@@ -303,12 +305,12 @@ def judge(scored: pd.DataFrame, config: RecommenderConfig, metric: str, cuts: Cu
         f"{difference(value, draws, names, f'{JOINED}/ndcg_at_10/{listing}', f'{model}/ndcg_at_10/{listing}')}."
         for listing, model in (("for_you", "personal frequency"), ("also_like", "popularity"), ("also_like", "EASE"), ("also_like", "ALS"))
     ]
-    households = wide.groupby(["listing", "unit"]).size()
+    asked = wide.groupby(["listing", "unit"]).size()
     days = " and ".join(map(cuts.day, cuts.tests))
     report = Report(
-        kind="recommendations",
+        kind=run.model,
         title=f"Recommendations over the full catalogue, {cuts.horizon_days} days; mean of the cuts {days}; "
-        f"{int(households.min())} to {int(households.max())} customers a cut",
+        f"{int(asked.min())} to {int(asked.max())} customers a cut",
         served=JOINED,
         baseline="popularity",
         columns=columns_told,

@@ -21,7 +21,7 @@ from features.state.clock import system_clock
 from features.state.disk import sync_tree, write_atomically
 from features.state.home import Home
 from features.store.event_log import EventLog
-from models.registry import Kind, Registry, settings_path
+from models.registry import Registry, settings_path
 from training import promotion
 from training.card import model_card
 from training.dataset import Cuts, Plan, Truth
@@ -39,20 +39,20 @@ ROOT = Path(__file__).resolve().parent.parent
 class TrackedRun:
     """One training job under way in MLflow."""
 
-    def __init__(self, home: Home, kind: Kind, cuts: Cuts, plan: Plan) -> None:
-        self.home, self.kind, self.cuts, self.plan = home, kind, cuts, plan
+    def __init__(self, home: Home, model: str, cuts: Cuts, plan: Plan) -> None:
+        self.home, self.model, self.cuts, self.plan = home, model, cuts, plan
         self.as_of = cuts.final
         self.shop = Shop.load(home)
         self.registry = Registry()
-        self.settings = self.registry.settings.models[kind]
-        self.gate = Gate(kind, self.registry.settings.gate)
+        self.settings = self.registry.settings.models[model]
+        self.gate = Gate(model, self.registry.settings.gate)
         log = EventLog(home, self.shop.timezone)
         self.log_version = log.version()
-        self.inputs = inputs_digest(home, log.known_before(self.as_of), self.as_of, plan)
+        self.inputs = inputs_digest(home, log.known_before(self.as_of), cuts, plan)
 
     def standing_report(self) -> str | None:
         """The report of a registered version made from exactly these inputs and judged to the end, if there is one."""
-        for version in self.registry.versions(self.kind):
+        for version in self.registry.versions(self.model):
             if version.aliases and version.tags.get("inputs") == self.inputs and "verdict" in version.tags:
                 return artifact_text(version.run_id, "report.md")
         return None
@@ -65,7 +65,7 @@ class TrackedRun:
         if mlflow.get_experiment_by_name(self.settings.experiment) is None:
             mlflow.create_experiment(self.settings.experiment, artifact_location=self.registry.settings.artifact_location)
         mlflow.set_experiment(self.settings.experiment)
-        with mlflow.start_run(run_name=f"{self.kind} {self.cuts.day(self.as_of)}"):
+        with mlflow.start_run(run_name=f"{self.model} {self.cuts.day(self.as_of)}"):
             mlflow.set_tags(self.tags())
             mlflow.log_params(
                 {
@@ -108,19 +108,19 @@ class TrackedRun:
         import mlflow
 
         table = self.gate.table()
-        write_atomically(self.home.root / "reports" / "data" / f"{self.kind}.md", self.gate.text().encode())
-        mlflow.log_text(page(f"Data quality: {self.kind}", [table]), "data_quality.html")
+        write_atomically(self.home.root / "reports" / "data" / f"{self.model}.md", self.gate.text().encode())
+        mlflow.log_text(page(f"Data quality: {self.model}", [table]), "data_quality.html")
         mlflow.log_table(table, "data_quality.json")
         self.gate.stop_if_severe()
 
     def champion_reference(self) -> tuple[pd.DataFrame | None, float | None]:
         """The champion's feature rows and base rate to measure drift against; None without a champion."""
-        version = self.registry.version_of(self.kind, self.registry.settings.champion)
+        version = self.registry.version_of(self.model, self.registry.settings.champion)
         if version is None:
             return None, None
-        tags = self.registry.tags_of(self.kind, version)
+        tags = self.registry.tags_of(self.model, version)
         rate = float(tags["base_rate"]) if "base_rate" in tags else None
-        return artifact_frame(self.registry.run_of(self.kind, version), "reference.parquet"), rate
+        return artifact_frame(self.registry.run_of(self.model, version), "reference.parquet"), rate
 
     def tags(self) -> dict[str, str]:
         """What a model version must be traceable to."""
@@ -136,12 +136,12 @@ class TrackedRun:
 
     def look(self, cuts: Sequence[str]) -> int:
         """Note in the ledger that the evaluation cuts were looked at once more; returns how often that was so far."""
-        entry = {"kind": self.kind, "at": system_clock().isoformat(), "cuts": list(cuts), "inputs": self.inputs, "commit": commit()}
+        entry = {"kind": self.model, "at": system_clock().isoformat(), "cuts": list(cuts), "inputs": self.inputs, "commit": commit()}
         path = self.home.root / "ledger.jsonl"
         with self.home.locked("ledger"), open(path, "ab") as handle:
             handle.write(msgspec.json.encode(entry) + b"\n")
         lines = [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
-        return sum(line["kind"] == self.kind and bool(set(line["cuts"]) & set(cuts)) for line in lines)
+        return sum(line["kind"] == self.model and bool(set(line["cuts"]) & set(cuts)) for line in lines)
 
     def finish(self, outcome: Outcome) -> str:
         """Log everything, register the model as challenger, and promote it if it may be; returns the report."""
@@ -156,10 +156,10 @@ class TrackedRun:
         log_frame(reference_rows(outcome.reference, self.plan.seed), "reference.parquet")
         base_rate = {"base_rate": f"{outcome.evaluation['label'].mean():.6f}"} if "label" in outcome.evaluation else {}
         with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / self.kind
+            folder = Path(scratch) / self.model
             outcome.model.save(folder)
             signature = infer_signature(outcome.example, outcome.output)
-            version = self.registry.save(self.kind, folder, signature, outcome.example, {**self.tags(), **base_rate})
+            version = self.registry.save(self.model, folder, signature, outcome.example, {**self.tags(), **base_rate})
         if self.registry.settings.artifact_location is not None:
             # a champion's files must outlive a power cut before its alias is set
             sync_tree(Path(self.registry.settings.artifact_location))
@@ -170,15 +170,15 @@ class TrackedRun:
         table = report.frame()
         plots = list(outcome.plots.items())
         mlflow.log_text(page(report.title, [table, *report.notes, *plots, self.gate.table()]), "report.html")
-        write_atomically(self.home.root / "reports" / f"{self.kind}.md", report.text().encode())
+        write_atomically(self.home.root / "reports" / f"{self.model}.md", report.text().encode())
         mlflow.log_text(report.text(), "report.md")
-        self.registry.describe(self.kind, version, card)
+        self.registry.describe(self.model, version, card)
         # last: a run that was killed before its verdict has none, and is made again
-        self.registry.tag(self.kind, version, {"verdict": verdict.reason})
+        self.registry.tag(self.model, version, {"verdict": verdict.reason})
         return report.text()
 
     def _verdict(self, outcome: Outcome) -> promotion.Verdict:
-        champion = self.registry.version_of(self.kind, self.registry.settings.champion)
+        champion = self.registry.version_of(self.model, self.registry.settings.champion)
         if champion is None:
             return promotion.first(self.settings.promotion, outcome.report.lead)
         theirs = self._champion_evaluation(champion, outcome)
@@ -190,10 +190,10 @@ class TrackedRun:
         """The champion on the challenger's cuts: as it was judged itself, or as it stands on cuts it has not learnt from."""
         import pandas as pd
 
-        tags = self.registry.tags_of(self.kind, champion)
+        tags = self.registry.tags_of(self.model, champion)
         if tags.get("horizon_days") != str(self.cuts.horizon_days):
             return None
-        ours, stored = outcome.evaluation, artifact_frame(self.registry.run_of(self.kind, champion), "evaluation.parquet")
+        ours, stored = outcome.evaluation, artifact_frame(self.registry.run_of(self.model, champion), "evaluation.parquet")
         parts, learnt_until = [], datetime.fromisoformat(tags["as_of"])
         later: dict[str, datetime] = {}
         for unit, at in outcome.units.items():
@@ -203,13 +203,13 @@ class TrackedRun:
             elif at >= learnt_until:
                 later[unit] = at
         if later:
-            parts.append(outcome.rescore(self.registry.load(f"{self.kind}@{self.registry.settings.champion}").model, later))
+            parts.append(outcome.rescore(self.registry.load(f"{self.model}@{self.registry.settings.champion}").model, later))
         return pd.concat(parts, ignore_index=True) if parts else None
 
     def _promote(self, version: int, verdict: promotion.Verdict) -> str:
         if verdict.passed:
-            return promotion.promote(self.registry, self.kind, version, verdict, None)
-        champion = self.registry.version_of(self.kind, self.registry.settings.champion)
+            return promotion.promote(self.registry, self.model, version, verdict, None)
+        champion = self.registry.version_of(self.model, self.registry.settings.champion)
         stays = f"champion {champion} stays" if champion is not None else "it is not promoted"
         return f"Version {version} is the challenger; {stays}: {verdict.reason}."
 
@@ -244,11 +244,11 @@ def artifact_text(run_id: str, name: str) -> str | None:
         return None
 
 
-def inputs_digest(home: Home, events: int, as_of: datetime, plan: Plan) -> str:
+def inputs_digest(home: Home, events: int, cuts: Cuts, plan: Plan) -> str:
     """Names everything that a training run's result depends on: events known by then, catalogue, shop, plan, code, settings."""
     catalogue = Catalogue(home).digest("items", "offers", "item_context")
-    asked = f"{plan.horizon_days} {plan.window_days} {plan.seed}"
-    digest = hashlib.sha256(f"{events} {as_of.isoformat()} {asked} {catalogue}".encode())
+    asked = f"{cuts.horizon_days} {plan.window_days} {plan.seed}"
+    digest = hashlib.sha256(f"{events} {cuts.final.isoformat()} {asked} {catalogue}".encode())
     digest.update(home.shop.read_bytes() + settings_path().read_bytes())
     for package in ("features", "models", "training"):
         for path in sorted((ROOT / package).rglob("*.py")):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,8 +16,30 @@ import pyarrow.parquet as pq
 from features.state.home import Home, MissingStateError
 
 _TIME = pa.timestamp("us", tz="UTC")
+AttributeKind = Literal["text", "number", "list"]
+"""What an attribute of items holds: a text, a number, or a list of texts."""
+ATTRIBUTE_TYPES: dict[AttributeKind, pa.DataType] = {"text": pa.string(), "number": pa.float64(), "list": pa.list_(pa.string())}
 ITEM_ATTRIBUTES = ("department", "category", "type", "brand", "manufacturer", "size")
-ITEMS = pa.schema([("item_id", pa.string()), *((name, pa.string()) for name in ITEM_ATTRIBUTES), ("recommendable", pa.bool_())])
+"""Attributes that many catalogues tell; a shop adds any of its own."""
+_ATTRIBUTE_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_NO_ATTRIBUTES = frozenset({"item_id", "recommendable", "popularity", "buyers", "purchases"})
+MAX_ATTRIBUTES = 100
+
+
+def attribute_fault(name: str) -> str | None:
+    """Why an attribute may not be called so; None where it may."""
+    if name in _NO_ATTRIBUTES:
+        return "the catalogue itself uses that name: give the attribute another"
+    return None if _ATTRIBUTE_NAME.fullmatch(name) else "use small letters, digits and underscores, a letter first"
+
+
+def items_schema(attributes: Mapping[str, AttributeKind]) -> pa.Schema:
+    """The table of items with these attributes."""
+    told = ((name, ATTRIBUTE_TYPES[kind]) for name, kind in attributes.items())
+    return pa.schema([("item_id", pa.string()), *told, ("recommendable", pa.bool_())])
+
+
+ITEMS = items_schema(dict.fromkeys(ITEM_ATTRIBUTES, "text"))
 OFFERS = pa.schema(
     [
         ("offer_id", pa.string()),
@@ -61,6 +86,13 @@ class Catalogue:
         for name, schema in SCHEMAS.items():
             if not self.path(name).exists():
                 self.save(name, schema.empty_table(), schema)
+
+    def add_items(self, items: pa.Table) -> None:
+        """Add rows to the items, with whatever attributes they have: of the others an item has none."""
+        known = self.read("items")
+        both = pa.concat_tables([known, items], promote_options="default")
+        last = "recommendable"
+        self.save("items", both, pa.schema([*(field for field in both.schema if field.name != last), both.schema.field(last)]))
 
     def digest(self, *names: str) -> str:
         """Names the content of these tables; a missing one counts as empty."""

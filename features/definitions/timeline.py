@@ -20,6 +20,7 @@ class Timeline:
         events: one row an event of a known customer (anonymous events have a null ``customer_id``).
         lines: one row an item of a purchase, with the item's attributes.
         baskets: one row a purchase, with its totals.
+        refunds: one row a refund, with its total as a positive amount.
         items, offers, item_context: the catalogue.
         shop: zone and currency.
         consents: names what customers had said when it was opened.
@@ -28,6 +29,7 @@ class Timeline:
     events: ir.Table
     lines: ir.Table
     baskets: ir.Table
+    refunds: ir.Table
     items: ir.Table
     offers: ir.Table
     item_context: ir.Table
@@ -52,6 +54,7 @@ class Timeline:
             events=seen(self.events),
             lines=seen(self.lines),
             baskets=seen(self.baskets),
+            refunds=seen(self.refunds),
             items=self.items,
             offers=self.offers,
             item_context=self.item_context,

@@ -42,6 +42,13 @@ class Lesson(NamedTuple):
     known_at: datetime
 
 
+class Former(NamedTuple):
+    """A customer who proved to be the same as another, and when that was learnt."""
+
+    customer_id: str
+    learnt_at: datetime
+
+
 class Identities:
     """The identifiers table and the graph that follows from it. Safe to call from several threads.
 

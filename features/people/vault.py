@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import os
 import secrets
 import sqlite3
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from features.events.event import Event, SealedEvent, identity_key
 from features.events.identifiers import RANK, IdentifierKind, holds_personal
 from features.state.disk import PRIVATE_FILE, write_atomically
 from features.state.home import Home, MissingStateError
+from features.state.settings import Settings
 
 _HASH_BYTES: Final = 16
 _NO_TIME: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -69,7 +69,7 @@ class Vault:
         Raises:
             MissingStateError: the home holds events, but its secret is gone, or they were written before there was one.
         """
-        given = os.environ.get("UBIQUO_SECRET", "")
+        given = Settings.from_environment().secret
         if given:
             if len(given) < 32:
                 raise ValueError("UBIQUO_SECRET is too short: use 32 characters or more, such as `openssl rand -hex 32` prints")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -13,7 +14,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.catalogue.shop import Shop
-from features.catalogue.tables import ITEMS, OFFERS, STORES, Catalogue
+from features.catalogue.tables import (
+    ATTRIBUTE_TYPES,
+    ITEM_ATTRIBUTES,
+    ITEMS,
+    OFFERS,
+    STORES,
+    AttributeKind,
+    Catalogue,
+    attribute_fault,
+    items_schema,
+)
 from features.events.event import Channel
 from features.sources.mapping import Files
 from features.sources.tabular import LINE, TabularFile
@@ -54,15 +65,18 @@ class CatalogueTable:
     home: Home
     name: Literal["items", "offers", "stores"]
     rows: list[Record]
+    schema: pa.Schema
 
     def save(self) -> None:
         """Replace the table in force."""
         catalogue = Catalogue(self.home)
         catalogue.ensure()
-        catalogue.save(self.name, pa.Table.from_pylist(self.rows, SCHEMAS[self.name]), SCHEMAS[self.name])
+        catalogue.save(self.name, pa.Table.from_pylist(self.rows, self.schema), self.schema)
 
 
-def load(home: Home, name: str, path: Path, renamed: Sequence[str] = (), files: Files | None = None) -> CatalogueTable:
+def load(
+    home: Home, name: str, path: Path, renamed: Sequence[str] = (), files: Files | None = None, own: Sequence[str] = ()
+) -> CatalogueTable:
     """Read and check *path* as the table *name*.
 
     Args:
@@ -71,6 +85,7 @@ def load(home: Home, name: str, path: Path, renamed: Sequence[str] = (), files: 
         path: a CSV (lists split by ``|``), JSON Lines or Parquet file.
         renamed: ``THEIRS=OURS`` where a column has another name.
         files: how a CSV is written.
+        own: ``NAME:KIND`` of each attribute of items that is the shop's own; a kind is ``text``, ``number`` or ``list``.
 
     Raises:
         CatalogueError: the file has mistakes, or the table is unknown.
@@ -78,7 +93,9 @@ def load(home: Home, name: str, path: Path, renamed: Sequence[str] = (), files: 
     if name not in SCHEMAS:
         raise CatalogueError(f"there is no catalogue table {name!r}: use {', '.join(SCHEMAS)}")
     file = TabularFile(path, files or Files())
-    rows = list(_rows(file, name, _names(file, name, renamed)))
+    attributes = _own_attributes(name, own)
+    schema = items_schema({**dict.fromkeys(ITEM_ATTRIBUTES, "text"), **attributes}) if name == "items" else SCHEMAS[name]
+    rows = list(_rows(file, _names(file, name, renamed, schema)))
     known_items = None
     if name == "offers":
         known_items = set(Catalogue(home).read("items")["item_id"].to_pylist())
@@ -88,7 +105,7 @@ def load(home: Home, name: str, path: Path, renamed: Sequence[str] = (), files: 
     seen: dict[str, int] = {}
     types: dict[str, tuple[str, int]] = {}
     for line, row in rows:
-        record, wrong = _record(name, row, zone)
+        record, wrong = _record(name, row, zone, schema, attributes)
         key = f"{name[:-1]}_id"
         if (first := seen.setdefault(record.get(key) or f"\0{line}", line)) != line:
             wrong.append((key, f"{record[key]!r} is on line {first} too: each stands once"))
@@ -103,12 +120,27 @@ def load(home: Home, name: str, path: Path, renamed: Sequence[str] = (), files: 
         more = f"\n  and {len(mistakes) - SHOWN} more" if len(mistakes) > SHOWN else ""
         listed = "\n".join(map(str, mistakes[:SHOWN]))
         raise CatalogueError(f"{path}: {len(mistakes)} mistakes; the {name} in force stay as they were:\n{listed}{more}")
-    return CatalogueTable(home, name, records)  # type: ignore[arg-type]
+    return CatalogueTable(home, name, records, schema)  # type: ignore[arg-type]
 
 
-def _names(file: TabularFile, name: str, renamed: Sequence[str]) -> dict[str, str]:
+def _own_attributes(table: str, own: Sequence[str]) -> dict[str, AttributeKind]:
+    found: dict[str, AttributeKind] = {}
+    for said in own:
+        name, _, kind = said.partition(":")
+        fault = attribute_fault(name) or ("every catalogue knows it as a text" if name in ITEM_ATTRIBUTES else None)
+        if table != "items":
+            fault = "only items have attributes of a shop's own"
+        if kind not in ATTRIBUTE_TYPES:
+            fault = f"say what it holds: {name}:{'|'.join(ATTRIBUTE_TYPES)}"
+        if fault:
+            raise CatalogueError(f"--attribute {said}: {fault}")
+        found[name] = kind  # type: ignore[assignment]
+    return found
+
+
+def _names(file: TabularFile, name: str, renamed: Sequence[str], schema: pa.Schema) -> dict[str, str]:
     """Their column for each of ours that the file has."""
-    present, ours = file.columns(nested=True), SCHEMAS[name].names
+    present, ours = file.columns(nested=True), schema.names
     names = {column: column for column in ours if column in present}
     for pair in renamed:
         theirs, _, mine = pair.partition("=")
@@ -124,7 +156,7 @@ def _names(file: TabularFile, name: str, renamed: Sequence[str]) -> dict[str, st
     return names
 
 
-def _rows(file: TabularFile, name: str, names: Mapping[str, str]) -> Iterator[tuple[int, Row]]:
+def _rows(file: TabularFile, names: Mapping[str, str]) -> Iterator[tuple[int, Row]]:
     if file.kind == "parquet":
         # lists stay lists here
         for number, row in enumerate(pq.read_table(file.path, columns=list(names.values())).to_pylist(), 1):
@@ -149,9 +181,11 @@ def _told(value: Any) -> str | None:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _record(name: str, row: Row, zone: str) -> tuple[Record, list[tuple[str, str]]]:
+def _record(
+    name: str, row: Row, zone: str, schema: pa.Schema, attributes: Mapping[str, AttributeKind]
+) -> tuple[Record, list[tuple[str, str]]]:
     """A row in the table's own types, and what is wrong with it."""
-    record: Record = {column: row.get(column) for column in SCHEMAS[name].names}
+    record: Record = {column: row.get(column) for column in schema.names}
     wrong = [(c, "is empty") for c in REQUIRED[name] if not row.get(c)]
     wrong += [(c, "is longer than 256 characters") for c, v in record.items() if c.endswith("_id") and v and len(v) > 256]
     if name == "items":
@@ -159,6 +193,20 @@ def _record(name: str, row: Row, zone: str) -> tuple[Record, list[tuple[str, str
         record["recommendable"] = TRUTHS.get(told)
         if record["recommendable"] is None:
             wrong.append(("recommendable", f"{told!r} is neither true nor false"))
+    for attribute, kind in attributes.items():
+        text = record[attribute]
+        if text is None or kind == "text":
+            continue
+        if kind == "list":
+            record[attribute] = [each.strip() for each in text.split("|") if each.strip()]
+            continue
+        try:
+            record[attribute] = float(text)
+        except ValueError:
+            record[attribute] = float("nan")
+        if not math.isfinite(record[attribute]):
+            record[attribute] = None
+            wrong.append((attribute, f"{text!r} is no number"))
     if name == "offers":
         record["item_ids"] = [i.strip() for i in (row.get("item_ids") or "").split("|") if i.strip()]
         for column, days in (("valid_from", 0), ("valid_until", 1)):

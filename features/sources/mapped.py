@@ -15,7 +15,7 @@ import msgspec
 import pyarrow as pa
 
 from features.catalogue.shop import Shop
-from features.catalogue.tables import ITEM_ATTRIBUTES, ITEMS, Catalogue
+from features.catalogue.tables import ATTRIBUTE_TYPES, Catalogue, items_schema
 from features.events.event import Purpose
 from features.people.consent import PURPOSES
 from features.sources import staging
@@ -207,14 +207,20 @@ class MappedFiles:
         if self.mapping.item is None:
             return
         found = self._connect().sql(staging.items(self.mapping)).to_arrow_table()
-        known = set(catalogue.read("items")["item_id"].to_pylist())
-        fresh = found.filter(pa.array([item not in known for item in found["item_id"].to_pylist()], pa.bool_()))
-        missing = [a for a in ITEM_ATTRIBUTES if a not in found.column_names]
-        for attribute in missing:
-            fresh = fresh.append_column(attribute, pa.nulls(len(fresh), pa.string()))
-        fresh = fresh.append_column("recommendable", pa.array([True] * len(fresh), pa.bool_())).select(ITEMS.names).cast(ITEMS)
-        if len(fresh):
-            catalogue.save("items", pa.concat_tables([catalogue.read("items"), fresh]), ITEMS)
+        attributes = {name: part.holds for name, part in self.mapping.attributes().items()}
+        known = catalogue.read("items")
+        held = set(known["item_id"].to_pylist())
+        fresh = found.filter(pa.array([item not in held for item in found["item_id"].to_pylist()], pa.bool_()))
+        if not len(fresh):
+            return
+        fresh = fresh.append_column("recommendable", pa.array([True] * len(fresh), pa.bool_()))
+        for name in attributes:
+            if name in known.column_names and known.schema.field(name).type != ATTRIBUTE_TYPES[attributes[name]]:
+                raise ValueError(
+                    f"item.attributes.{name}: the catalogue holds it as {known.schema.field(name).type}, not as a {attributes[name]}: "
+                    "say the same, or give it another name"
+                )
+        catalogue.add_items(fresh.cast(items_schema(attributes)))
 
     def finish(self) -> None:
         """Throw the stage away: its events are stored."""

@@ -14,7 +14,8 @@ import duckdb
 import msgspec
 from iso4217 import Currency
 
-from features.catalogue.tables import ITEM_ATTRIBUTES
+from features.catalogue.tables import ITEM_ATTRIBUTES, MAX_ATTRIBUTES, AttributeKind, attribute_fault
+from features.definitions.domain import UnknownDomainError, domain_named
 from features.events.event import Channel, EventName, explain
 from features.events.identifiers import KINDS
 from features.people.consent import PURPOSES
@@ -49,6 +50,13 @@ class TextPart(_Strict, frozen=True):
     def used(self) -> list[str]:
         """The columns that it reads."""
         return [self.column] if self.column else list(self.columns)
+
+
+class AttributePart(TextPart, frozen=True):
+    """An attribute of items: a text, a number written as ``files`` says, or a list of texts divided by ``split``."""
+
+    holds: AttributeKind = "text"
+    split: Annotated[str, msgspec.Meta(min_length=1, max_length=1)] = "|"
 
 
 class TimePart(_Strict, frozen=True):
@@ -115,6 +123,7 @@ class ShopPart(_Strict, frozen=True):
     currency: NonEmpty
     margin_rate: Annotated[float, msgspec.Meta(gt=0, le=1)] | msgspec.UnsetType = msgspec.UNSET
     phone_region: Annotated[str, msgspec.Meta(pattern="^[A-Z]{2}$")] | msgspec.UnsetType | None = msgspec.UNSET
+    domain: NonEmpty | msgspec.UnsetType = msgspec.UNSET
     private_brands: tuple[NonEmpty, ...] | msgspec.UnsetType = msgspec.UNSET
     broad_campaign_types: tuple[NonEmpty, ...] | msgspec.UnsetType = msgspec.UNSET
 
@@ -173,8 +182,9 @@ class ItemPart(_Strict, frozen=True):
     coupon: MoneyPart | None = None
     leave_out: list[Condition] = []
     """Lines that are no items (postage, fees): any of these conditions leaves the line out of its event."""
-    attributes: dict[str, str | TextPart] = {}
-    """Attributes for the catalogue, where it does not know the item yet; of several the most frequent."""
+    attributes: dict[str, str | AttributePart] = {}
+    """Attributes for the catalogue, where it does not know the item yet; of several the most frequent. One that the domain does not
+    know is the shop's own, and says what it ``holds``."""
 
 
 class Mapping(_Strict, frozen=True):
@@ -240,6 +250,11 @@ class Mapping(_Strict, frozen=True):
             for name, value in item.attributes.items():
                 yield f"item.attributes.{name}", self.text(value)
 
+    def attributes(self) -> dict[str, AttributePart]:
+        """The attributes of items in their long form."""
+        named = self.item.attributes if self.item is not None else {}
+        return {name: AttributePart(column=said) if isinstance(said, str) else said for name, said in named.items()}
+
     def conditions(self) -> Iterator[tuple[str, Condition]]:
         """Every condition with its place in the file."""
         groups: list[tuple[str, Sequence[Condition]]] = [(f"skip[{k}].when", skip.when) for k, skip in enumerate(self.skip)]
@@ -288,6 +303,22 @@ class Mapping(_Strict, frozen=True):
                 raise MappingError(f"{name}: {place}: {file} has no column {column!r}; {hint}It has: {', '.join(present)}")
 
 
+def _attribute_mistakes(mapping: Mapping, attribute: str) -> Iterator[tuple[str, str]]:
+    place = f"item.attributes.{attribute}"
+    if (fault := attribute_fault(attribute)) is not None:
+        yield place, fault
+    said = mapping.item.attributes[attribute] if mapping.item else ""
+    if attribute not in ITEM_ATTRIBUTES and isinstance(said, str):
+        near = difflib.get_close_matches(attribute, ITEM_ATTRIBUTES, 1, 0.6)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        own = f"one of your own says what it holds, e.g. {{column: {said}, holds: text}}"
+        yield place, f"the catalogue knows {', '.join(ITEM_ATTRIBUTES)}{hint}; {own}"
+    if attribute in ITEM_ATTRIBUTES and isinstance(said, AttributePart) and said.holds != "text":
+        yield f"{place}.holds", f"{attribute} is a text in every catalogue: give an attribute of your own another name"
+    if mapping.item and len(mapping.item.attributes) > MAX_ATTRIBUTES:
+        yield "item.attributes", f"more than {MAX_ATTRIBUTES} attributes"
+
+
 def _mistakes(mapping: Mapping) -> Iterator[tuple[str, str]]:
     """What is well-formed and still cannot be meant."""
     for place, zone in (("shop.timezone", mapping.shop.timezone), *((f"{p}.timezone", t.timezone) for p, t in mapping.times())):
@@ -300,6 +331,11 @@ def _mistakes(mapping: Mapping) -> Iterator[tuple[str, str]]:
             yield f"{place}.timezone", f"times written as {time.format} do not carry a zone: say which, e.g. {mapping.shop.timezone}"
         if (fault := _format_fault(time.format)) is not None:
             yield f"{place}.format", f"{time.format!r}: {fault}: see strptime, e.g. %d/%m/%Y %H:%M"
+    if mapping.shop.domain is not msgspec.UNSET:
+        try:
+            domain_named(mapping.shop.domain)
+        except UnknownDomainError as error:
+            yield "shop.domain", str(error)
     try:
         Currency(mapping.shop.currency)
     except ValueError:
@@ -323,8 +359,7 @@ def _mistakes(mapping: Mapping) -> Iterator[tuple[str, str]]:
         if kind not in KINDS:
             yield f"event.identifiers.{kind}", f"the kinds of identifiers are {', '.join(KINDS)}"
     for attribute in mapping.item.attributes if mapping.item else ():
-        if attribute not in ITEM_ATTRIBUTES:
-            yield f"item.attributes.{attribute}", f"the catalogue knows {', '.join(ITEM_ATTRIBUTES)}"
+        yield from _attribute_mistakes(mapping, attribute)
     for place, condition in mapping.conditions():
         if condition.matches is None and not condition.one_of and {condition.below, condition.above, condition.empty} == {None}:
             yield place, "give at least one of matches, one_of, below, above and empty"

@@ -149,13 +149,24 @@ def items(mapping: Mapping) -> str:
     """The query for the items sold: of each attribute the most frequent value, of equally frequent ones the first by alphabet."""
     assert mapping.item is not None
     names = list(mapping.item.attributes)
-    picked = ", ".join(
-        f"""(SELECT value FROM (SELECT item_id, attr_{n} AS value, count(*) AS times FROM sorted WHERE attr_{n} IS NOT NULL GROUP BY ALL)
-             AS votes WHERE votes.item_id = sold.item_id ORDER BY times DESC, value LIMIT 1) AS {n}"""
+    picked = "".join(
+        f""", (SELECT value FROM (SELECT item_id, attr_{n} AS value, count(*) AS times FROM sorted WHERE attr_{n} IS NOT NULL GROUP BY ALL)
+             AS votes WHERE votes.item_id = sold.item_id ORDER BY times DESC, value LIMIT 1) AS {named(n)}"""
         for n in names
     )
-    return f"""SELECT item_id{", " if picked else ""}{picked} FROM
-               (SELECT DISTINCT item_id FROM sorted WHERE is_item) AS sold ORDER BY item_id"""
+    told = "".join(f", {_held(mapping, name)} AS {named(name)}" for name in names)
+    sold = "(SELECT DISTINCT item_id FROM sorted WHERE is_item) AS sold"
+    return f"SELECT item_id{told} FROM (SELECT item_id{picked} FROM {sold}) ORDER BY item_id"
+
+
+def _held(mapping: Mapping, name: str) -> str:
+    """A text attribute as what it holds."""
+    part = mapping.attributes()[name]
+    if part.holds == "number":
+        return f"{_number(mapping, name)}::DOUBLE"
+    if part.holds == "list":
+        return f"list_filter(list_transform(string_split({named(name)}, {quoted(part.split)}), lambda x: trim(x)), lambda x: x <> '')"
+    return named(name)
 
 
 def _run(db: duckdb.DuckDBPyConnection, query: str) -> None:
@@ -214,6 +225,7 @@ def _typed(mapping: Mapping) -> dict[str, str]:
         left_out = " OR ".join(_condition(mapping, c) for c in item.leave_out) or "false"
         found |= {"_u_item_id": item_id, "_u_is_item": f"({item_id}) IS NOT NULL AND NOT ({left_out})"}
         found |= {f"_u_attr_{n}": _text(mapping.text(text)) for n, text in item.attributes.items()}
+        found |= {f"_u_number_{n}": _number(mapping, f"_u_attr_{n}") for n, part in mapping.attributes().items() if part.holds == "number"}
         for measure in ("quantity", "amount", "discount", "coupon"):
             part = getattr(item, measure)
             found[f"_u_{measure}"] = _number(mapping, part.column) if part is not None else "NULL::DECIMAL(24, 6)"
@@ -383,6 +395,11 @@ def _item_problems(mapping: Mapping) -> Iterator[Problem]:
         yield "item", f"_u_name IN ({needing})", "an event of this name needs items: map item.id", "_u_name"
         return
     yield "item.id", f"_u_item_id IS NULL AND _u_name IN ({needing})", "is empty: an event of this name needs an item", "NULL"
+    for name, attribute in mapping.attributes().items():
+        if attribute.holds == "number":
+            told = f"_u_attr_{name}"
+            decimal = f"is no number with the decimal sign {mapping.files.decimal!r}: see files.decimal and files.thousands"
+            yield f"item.attributes.{name}", f"_u_is_item AND {told} IS NOT NULL AND _u_number_{name} IS NULL", decimal, told
     for measure in ("quantity", "amount", "discount", "coupon"):
         part, column = getattr(item, measure), f"_u_{measure}"
         if part is None:

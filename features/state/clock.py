@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
+
+from features.state.settings import Settings
 
 Clock = Callable[[], datetime]
 """Returns the present moment, UTC-aware."""
@@ -74,7 +75,7 @@ def clock_from_environment(not_before: datetime | None = None) -> Clock:
     Raises:
         ValueError: the variable has another form, or its time has no zone.
     """
-    setting = os.environ.get("UBIQUO_CLOCK", "system")
+    setting = Settings.from_environment().clock
     if setting == "system":
         return WatchedClock()
     kind, _, text = setting.partition(":")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from features.state.disk import make_folder
+from features.state.settings import Settings
 
 
 class MissingStateError(RuntimeError):
@@ -30,7 +31,7 @@ class Home:
     @classmethod
     def from_environment(cls) -> Home:
         """The home named by ``UBIQUO_HOME``, or ``var`` under the working directory."""
-        return cls(Path(os.environ.get("UBIQUO_HOME", "var")).resolve())
+        return cls(Settings.from_environment().root)
 
     @property
     def events(self) -> Path:

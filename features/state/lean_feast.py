@@ -7,6 +7,7 @@ and at every start of the service. What it would check are the arguments that th
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +25,9 @@ def unchecked() -> Iterator[None]:
 
     typeguard.typechecked = as_it_is
     try:
-        yield
+        # it would turn on warnings that no user can mend
+        with warnings.catch_warnings():
+            yield
     finally:
         typeguard.typechecked = checked
 

@@ -17,6 +17,7 @@ from features.state import tables
 from features.state.delta import DeltaTable
 from features.state.disk import RESERVED_BYTES, AppendOnlyFile, check_room, free_bytes, make_folder, unlink_all
 from features.state.home import Home
+from features.state.settings import Settings
 from features.store.event_log import connect
 
 logger = logging.getLogger("ubiquo")
@@ -35,8 +36,6 @@ SCHEMA = pa.schema(
         ("features", pa.string()),
     ]
 )
-MOST_BYTES = 5_000_000_000
-"""How much the table may hold before its older half is let go (``UBIQUO_MAX_DECISION_BYTES`` sets another bound)."""
 _SPOOLS = "*.jsonl"
 
 
@@ -67,7 +66,7 @@ class DecisionLog:
         self._folder = home.decisions
         make_folder(self._folder)
         self._lock = threading.Lock()
-        self._most_bytes = int(os.environ.get("UBIQUO_MAX_DECISION_BYTES", MOST_BYTES))
+        self._most_bytes = Settings.from_environment().max_decision_bytes
         self.unlogged = 0
         """How many decisions could not be kept since the start."""
         # what a crash left may end in half a line: it must not be written on

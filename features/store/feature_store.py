@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sqlite3
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,16 +14,26 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow.parquet as pq
 
+from features.catalogue.shop import Shop
+from features.definitions.feature import Moment
+from features.definitions.folds.registered import NAMES, CustomerState, nothing
+from features.definitions.view import View, views_of
 from features.state.clock import AHEAD, microseconds
 from features.state.disk import make_folder, open_database, transaction
 from features.state.home import Home, MissingStateError, configure_process
-from features.store.snapshots import Wanted, backfill, snapshot_path
+from features.state.settings import Settings
+from features.store.snapshots import Wanted, backfill, drop_unread, snapshot_path
 
 if TYPE_CHECKING:
     from features.state.lean_feast import feast
 
 logger = logging.getLogger("ubiquo")
 Row = dict[str, Any]
+SERVICES: dict[str, tuple[str, ...]] = {
+    "customer_v1": ("customer_activity", "customer_state"), "activity_v1": ("customer_activity",), "state_v1": ("customer_state",),
+    "items_v1": ("item_stats",),
+}  # fmt: skip
+"""FeatureService name to the views that it reads; those of models come from their settings."""
 WRITE_ROWS = 500
 
 
@@ -38,18 +47,20 @@ class FeatureStore:
     Set ``UBIQUO_REDIS`` to a connection string such as ``localhost:6379`` to keep the online rows in Redis.
     """
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, services: Mapping[str, tuple[str, ...]] | None = None) -> None:
+        """Open the store; *services* maps the name of each FeatureService beside ``SERVICES`` to the views that it reads."""
         configure_process()
         from features.state.lean_feast import RegistryConfig, RepoConfig, feast
 
         # feast's import turns these on again: ibis and DuckDB warn each other of nothing a user could mend
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        from features.store.views import SERVICES, VIEWS
-
         self._home = home
-        self._views = VIEWS
-        self._services = SERVICES
-        redis = os.environ.get("UBIQUO_REDIS")
+        shop = Shop.load(home)
+        self._timezone = shop.timezone
+        self.views: Mapping[str, View] = views_of(shop.domain)
+        """The feature views of the shop's domain, by name."""
+        self._services = {**SERVICES, **(services or {})}
+        redis = self._redis = Settings.from_environment().redis
         make_folder(home.feast)
         self._drop_damaged_registry(home.feast / "registry.db")
         self._feast: feast.FeatureStore = feast.FeatureStore(
@@ -87,18 +98,39 @@ class FeatureStore:
         """Register entities, views and services; what Feast's own ``apply`` would find by importing every file."""
         from features.store.views import feast_objects
 
-        self._feast.apply(feast_objects(self._home))
+        self._feast.apply(feast_objects(self._home, self.views, self._services))
+
+    def customer_views(self) -> list[str]:
+        """The views of customers."""
+        return [view.name for view in self.views.values() if view.key == "customer_id"]
 
     def backfill(self, view: str, wanted: Wanted, advance: Any = lambda n: None) -> int:
         """Make the missing snapshots of *view*; see ``features.store.snapshots.backfill``."""
-        return backfill(self._home, view, wanted, advance)
+        drop_unread(self._home, self.views)
+        return backfill(self._home, self.views[view], wanted, advance)
 
-    def historical(self, spine: pd.DataFrame, service: str) -> pd.DataFrame:
+    def snapshot(self, view: str, as_of: datetime) -> Path:
+        """Where the snapshot of *view* at *as_of* lies."""
+        return snapshot_path(self._home, self.views[view], as_of)
+
+    def expanded(self, row: Mapping[str, Any], as_of: datetime, folds: Sequence[str] = NAMES) -> Row:
+        """A row with what its states tell at *as_of* in place of the states themselves.
+
+        Raises:
+            OutdatedStateError: one was made by another definition of its fold.
+        """
+        plain = {name: value for name, value in row.items() if name not in NAMES}
+        if all(row.get(name) is None for name in NAMES):
+            return plain | (nothing(folds) if any(name in row for name in NAMES) else {})
+        return plain | CustomerState.from_row(row).features(Moment(as_of, self._timezone), folds)
+
+    def historical(self, spine: pd.DataFrame, service: str, folds: Sequence[str] = NAMES) -> pd.DataFrame:
         """The spine with the features of *service* as they stood at each row's ``event_timestamp``.
 
         Args:
             spine: the entity's key, ``event_timestamp`` (UTC) and any columns to carry along; a unique key per row.
             service: the name of a FeatureService.
+            folds: of states, which folds to read.
 
         Returns:
             One row a spine row, in the spine's order. An entity unknown at the time has nulls.
@@ -107,12 +139,12 @@ class FeatureStore:
             StaleFeaturesError: a snapshot for one of the spine's times is missing, so Feast joined an older one.
             ValueError: the spine repeats a key.
         """
-        key = self._views[self._services[service][0]].key
+        key = self.views[self._services[service][0]].key
         if spine.duplicated([key, "event_timestamp"]).any():
             raise ValueError(f"the spine repeats ({key}, event_timestamp): Feast would silently drop such rows")
         for view in self._services[service]:
             for moment in spine["event_timestamp"].unique():
-                if not snapshot_path(self._home, view, pd.Timestamp(moment).to_pydatetime()).exists():
+                if not self.snapshot(view, pd.Timestamp(moment).to_pydatetime()).exists():
                     raise StaleFeaturesError(f"no snapshot of {view} at {moment}: backfill it first")
         entities = spine[[key, "event_timestamp"]]
         joined = self._feast.get_historical_features(entities, features=self._service(service)).to_df()
@@ -123,29 +155,41 @@ class FeatureStore:
         if len(full) != len(spine):
             raise StaleFeaturesError(f"the join of {service} gave {len(full)} rows for a spine of {len(spine)}")
         for view in self._services[service]:
-            at = full.pop(self._views[view].at_column)
+            at = full.pop(self.views[view].at_column)
             wanted = full["event_timestamp"].astype("int64")
             wrong = at.notna() & (at.fillna(0).astype("int64") != wanted)
             if wrong.any():
                 late = full.loc[wrong, "event_timestamp"].iloc[0]
                 raise StaleFeaturesError(f"{view}: {int(wrong.sum())} rows joined to an older snapshot than {late}: backfill it")
-        return full
+        return self._read_states(full, folds)
+
+    def _read_states(self, frame: pd.DataFrame, folds: Sequence[str]) -> pd.DataFrame:
+        """The frame with what its rows' states tell at each row's moment in place of the states."""
+        held = [name for name in NAMES if name in frame]
+        if not held:
+            return frame
+        rows = frame[held].astype(object).where(frame[held].notna(), None).to_dict("records")
+        told = [self.expanded(row, at.to_pydatetime(), folds) for row, at in zip(rows, frame["event_timestamp"], strict=True)]
+        read = pd.DataFrame(told, index=frame.index, columns=list(nothing(folds)), dtype=object)
+        return pd.concat([frame.drop(columns=held), read], axis=1)
 
     def materialize(self, view: str, as_of: datetime) -> int:
         """Bring the snapshot of *view* at *as_of* online; returns the number of rows written.
 
         Rows that are already newer online stay: on SQLite Feast lets the last writer win, whatever its timestamp.
         """
-        path = snapshot_path(self._home, view, as_of)
+        path = self.snapshot(view, as_of)
         if not path.exists():
             raise MissingStateError(f"no snapshot of {view} at {as_of.isoformat()}: backfill it first")
         return self._write(view, pq.ParquetFile(path).read().to_pandas())
 
-    def push(self, view: str, rows: Sequence[Row], as_of: datetime) -> int:
-        """Write fresh rows of *view*, true as of *as_of*, which is now, online; newer rows stay unless they are of a time to come."""
+    def push(self, view: str, rows: Sequence[Row], as_of: datetime, is_now: bool = True) -> int:
+        """Write rows of *view*, true as of *as_of*, online; newer rows stay. Where that *is_now*, those of a time to come do not."""
         at = microseconds(as_of)
-        stamped = [{**row, "event_timestamp": as_of, self._views[view].at_column: at} for row in rows]
-        return self._write(view, pd.DataFrame(stamped, columns=self._views[view].arrow_schema().names), microseconds(as_of + AHEAD))
+        stamped = [{**row, "event_timestamp": as_of, self.views[view].at_column: at} for row in rows]
+        return self._write(
+            view, pd.DataFrame(stamped, columns=self.views[view].arrow_schema().names), microseconds(as_of + AHEAD) if is_now else None
+        )
 
     def delete(self, view: str, keys: Sequence[str]) -> int:
         """Take rows of *view* offline for good; returns how many there were.
@@ -162,8 +206,8 @@ class FeatureStore:
         from feast.protos.feast.types.EntityKey_pb2 import EntityKey
         from feast.protos.feast.types.Value_pb2 import Value
 
-        entities = [EntityKey(join_keys=[self._views[view].key], entity_values=[Value(string_val=key)]) for key in keys]
-        if os.environ.get("UBIQUO_REDIS"):
+        entities = [EntityKey(join_keys=[self.views[view].key], entity_values=[Value(string_val=key)]) for key in keys]
+        if self._redis:
             return self._delete_redis(view, entities)
         raw = [(serialize_entity_key(each, entity_key_serialization_version=3),) for each in entities]
         table = f"ubiquo_{view}"
@@ -174,7 +218,7 @@ class FeatureStore:
 
     def scrub(self) -> None:
         """Bring the SQLite file to hold no more than its rows: what Feast replaced or deleted may stand in free pages."""
-        if not os.environ.get("UBIQUO_REDIS"):
+        if not self._redis:
             with self._home.locked("online"), contextlib.closing(sqlite3.connect(self._home.feast / "online.db", timeout=60)) as online:
                 online.execute("VACUUM")
                 online.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -189,11 +233,12 @@ class FeatureStore:
         return sum(bool(client.hdel(key, f"_ts:{view}", *fields)) for key in keys)
 
     def online(self, service: str, keys: Sequence[str]) -> list[Row]:
-        """The newest rows of *service* for *keys*, in their order; an unknown key's values are all None.
+        """The newest rows of *service* for *keys* as they are stored, in their order; an unknown key's values are all None.
 
-        Each row holds, beside the features, ``<view>_at``: the moment (Unix microseconds) that the view's values are of.
+        Each row holds, beside the features, ``<view>_at``: the moment (Unix microseconds) that the view's values are of. States are
+        texts: ``expanded`` reads them.
         """
-        key = self._views[self._services[service][0]].key
+        key = self.views[self._services[service][0]].key
         answer = self._feast.get_online_features(features=self._service(service), entity_rows=[{key: value} for value in keys]).to_dict()
         names = list(answer)
         return [dict(zip(names, values, strict=True)) for values in zip(*answer.values(), strict=True)]
@@ -207,7 +252,7 @@ class FeatureStore:
     def _write(self, view: str, frame: pd.DataFrame, believed_until: int | None = None) -> int:
         if frame.empty:
             return 0
-        key, at_column, written = self._views[view].key, self._views[view].at_column, 0
+        key, at_column, written = self.views[view].key, self.views[view].at_column, 0
         for start in range(0, len(frame), WRITE_ROWS):
             chunk = frame.iloc[start : start + WRITE_ROWS]
             # another process must not write between the look and the write; in chunks, so that nobody waits for long
@@ -224,7 +269,7 @@ class FeatureStore:
         return written
 
     def _online_times(self, view: str, keys: list[str]) -> Mapping[str, int]:
-        key, at_column = self._views[view].key, self._views[view].at_column
+        key, at_column = self.views[view].key, self.views[view].at_column
         answer = self._feast.get_online_features(features=[f"{view}:{at_column}"], entity_rows=[{key: k} for k in keys]).to_dict()
         return {k: at for k, at in zip(answer[key], answer[at_column], strict=True) if at is not None}
 

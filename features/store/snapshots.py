@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import itertools
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -20,16 +21,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.catalogue.tables import Catalogue
-from features.definitions import expressions, folds
-from features.definitions.expressions import DEFINITIONS
-from features.definitions.folds import History, Touch, fold_history
+from features.definitions.folds.fold import Line
+from features.definitions.folds.registered import CustomerState, Touch
 from features.definitions.timeline import Timeline
+from features.definitions.view import View
 from features.state.clock import microseconds
 from features.state.disk import make_folder, move_into_place
 from features.state.home import Home
-from features.store import timeline, views
+from features.store import timeline
 from features.store.timeline import open_timeline
-from features.store.views import VIEWS, View
 
 Wanted = Mapping[datetime, Sequence[str] | None]
 """For which moments a view is wanted, and for which entities (None: all)."""
@@ -38,15 +38,21 @@ Wanted = Mapping[datetime, Sequence[str] | None]
 EVENTS_AT_ONCE = 300_000
 """How many events are sorted at once: DuckDB cannot spill all that a sort of nested rows holds."""
 ROWS_AT_ONCE = 500
-"""How many list-valued rows of one moment are held before they are written."""
+"""How many rows of states of one moment are held before they are written."""
+_READ = ["customer_id", "known_at", "event_id", "name", "occurred_at", "local_date", "channel", "store_id", "session_id", "query", "items"]
 
 
-def snapshot_path(home: Home, view: str, as_of: datetime) -> Path:
+def snapshot_folder(home: Home, view: View) -> Path:
+    """Where the snapshots of *view* lie: those of other columns lie elsewhere, as a reader could not put them side by side."""
+    return home.snapshots / view.name / view.layout
+
+
+def snapshot_path(home: Home, view: View, as_of: datetime) -> Path:
     """Where the snapshot of *view* at *as_of* lies."""
-    return home.snapshots / view / f"{as_of:%Y%m%dT%H%M%S%fZ}.parquet"
+    return snapshot_folder(home, view) / f"{as_of:%Y%m%dT%H%M%S%fZ}.parquet"
 
 
-def backfill(home: Home, view: str, wanted: Wanted, advance: Callable[[int], None] = lambda n: None) -> int:
+def backfill(home: Home, view: View, wanted: Wanted, advance: Callable[[int], None] = lambda n: None) -> int:
     """Make the snapshots that are missing or out of date; returns how many were computed.
 
     A snapshot stands as long as its definition's source is unchanged and the log holds as many events known by then:
@@ -54,10 +60,10 @@ def backfill(home: Home, view: str, wanted: Wanted, advance: Callable[[int], Non
     """
     if not wanted:
         return 0
-    with contextlib.closing(open_timeline(home, identified_by=max(wanted), purposes=VIEWS[view].purposes)) as opened:
-        stamps, stale = _stamps(home, opened, wanted), dict[datetime, Sequence[str] | None]()
+    with contextlib.closing(open_timeline(home, identified_by=max(wanted), purposes=view.purposes)) as opened:
+        stamps, stale = _stamps(home, opened, view, wanted), dict[datetime, Sequence[str] | None]()
         for as_of, entities in sorted(wanted.items()):
-            if _stands(snapshot_path(home, view, as_of), VIEWS[view], stamps[as_of], entities):
+            if _stands(snapshot_path(home, view, as_of), view, stamps[as_of], entities):
                 advance(1)
             else:
                 stale[as_of] = entities
@@ -66,7 +72,7 @@ def backfill(home: Home, view: str, wanted: Wanted, advance: Callable[[int], Non
             for as_of, table in parts_of(opened, view, stale):
                 if as_of not in parts:
                     metadata = {b"stamp": stamps[as_of], b"all": b"1" if wanted[as_of] is None else b"0"}
-                    parts[as_of] = files.enter_context(_Part(snapshot_path(home, view, as_of), VIEWS[view], metadata))
+                    parts[as_of] = files.enter_context(_Part(snapshot_path(home, view, as_of), view, metadata))
                 parts[as_of].write(table)
             for part in parts.values():
                 part.finish()
@@ -74,7 +80,16 @@ def backfill(home: Home, view: str, wanted: Wanted, advance: Callable[[int], Non
     return len(stale)
 
 
-def compute(opened: Timeline, view: str, wanted: Wanted) -> Iterator[tuple[datetime, pa.Table]]:
+def drop_unread(home: Home, views: Mapping[str, View]) -> None:
+    """Let go of snapshots of views, or with columns, that there are no more: nothing reads them."""
+    read = {view.name: view.layout for view in views.values()}
+    for folder in home.snapshots.glob("*"):
+        for path in [folder] if folder.name not in read else folder.glob("*"):
+            if path.name != read.get(folder.name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def compute(opened: Timeline, view: View, wanted: Wanted) -> Iterator[tuple[datetime, pa.Table]]:
     """The rows of *view* at each wanted moment, in time order, straight from the log: for a few customers, as all are held at once."""
     found: dict[datetime, list[pa.Table]] = {as_of: [] for as_of in sorted(wanted)}
     for as_of, table in parts_of(opened, view, wanted):
@@ -83,57 +98,56 @@ def compute(opened: Timeline, view: str, wanted: Wanted) -> Iterator[tuple[datet
         yield as_of, pa.concat_tables(tables)
 
 
-def parts_of(opened: Timeline, view: str, wanted: Wanted) -> Iterator[tuple[datetime, pa.Table]]:
+def parts_of(opened: Timeline, view: View, wanted: Wanted) -> Iterator[tuple[datetime, pa.Table]]:
     """The rows of *view* at each wanted moment, part by part: those of one moment in the order of their keys, the moments' in turn."""
-    if view in DEFINITIONS:
+    if view.compute is not None:
         for as_of in sorted(wanted):
-            yield as_of, _shape(VIEWS[view], as_of, DEFINITIONS[view](opened, as_of).to_pyarrow(), wanted[as_of])
+            yield as_of, _shape(view, as_of, view.compute(opened, as_of).to_pyarrow(), wanted[as_of])
         return
     chosen = {as_of: None if entities is None else frozenset(entities) for as_of, entities in wanted.items()}
     waiting: dict[datetime, list[dict[str, Any]]] = {as_of: [] for as_of in wanted}
-    for as_of, customer_id, history in histories(opened, sorted(wanted)):
+    for as_of, customer_id, state in states(opened, sorted(wanted)):
         only, rows = chosen[as_of], waiting[as_of]
         if only is None or customer_id in only:
-            rows.append({"customer_id": customer_id, **history.to_row()})
+            rows.append({"customer_id": customer_id, **state.to_row()})
         if len(rows) >= ROWS_AT_ONCE:
-            yield as_of, _of_rows(VIEWS[view], as_of, rows)
+            yield as_of, _of_rows(view, as_of, rows)
             rows.clear()
     for as_of, rows in sorted(waiting.items()):
-        yield as_of, _of_rows(VIEWS[view], as_of, rows)
+        yield as_of, _of_rows(view, as_of, rows)
 
 
-def histories(opened: Timeline, moments: Sequence[datetime]) -> Iterator[tuple[datetime, str, History]]:
-    """Each customer's history as it stood at each of *moments* (ascending), customer by customer in the order of their ids.
+def states(opened: Timeline, moments: Sequence[datetime]) -> Iterator[tuple[datetime, str, CustomerState]]:
+    """Each customer's state under all folds as it stood at each of *moments* (ascending), customer by customer in the order of their ids.
 
-    Their events are folded in the order in which they became known. One customer's history is held at a time, and goes on changing
+    Their events are folded in the order in which they became known. One customer's state is held at a time, and goes on changing
     after each step: use it before asking for the next.
     """
     for customer_id, touches in itertools.groupby(_touches(opened), key=lambda each: each[0]):
-        history, passed = None, 0
+        state, passed = None, 0
         for _, known_at, touch in touches:
             while passed < len(moments) and known_at >= moments[passed]:
-                if history is not None:
-                    yield moments[passed], customer_id, history
+                if state is not None:
+                    yield moments[passed], customer_id, state
                 passed += 1
             if passed < len(moments):
-                history = fold_history(History() if history is None else history, touch)
-        if history is not None:
+                state = (state or CustomerState()).step(touch)
+        if state is not None:
             for moment in moments[passed:]:
-                yield moment, customer_id, history
+                yield moment, customer_id, state
 
 
 def _touches(opened: Timeline) -> Iterator[tuple[str, datetime, Touch]]:
     """What a fold reads of every customer's events, customer by customer, each one's in the order in which they became known."""
     events = opened.events.filter(opened.events.customer_id.notnull())
-    columns = ["customer_id", "known_at", "name", "occurred_at", "channel", "items"]
     connection = opened.events.get_backend().con
     for first, last in _ranges(events):
-        ordered = events.filter(events.customer_id.between(first, last)).order_by("customer_id", "known_at", "event_id").select(*columns)
+        ordered = events.filter(events.customer_id.between(first, last)).order_by("customer_id", "known_at", "event_id").select(*_READ)
         # streamed by DuckDB itself: ibis 12 asks DuckDB 2 for a method that it no longer has
         for batch in connection.sql(str(ibis.to_sql(ordered, "duckdb"))).to_arrow_reader(20_000):
-            rows = zip(*(batch.column(name).to_pylist() for name in columns[:-1]), _item_ids(batch.column("items")), strict=True)
-            for customer_id, known_at, name, occurred_at, channel, item_ids in rows:
-                yield customer_id, known_at, Touch(name, occurred_at, channel, item_ids)
+            rows = zip(*(batch.column(name).to_pylist() for name in _READ[:-1]), _lines(batch.column("items")), strict=True)
+            for customer_id, known_at, *told in rows:
+                yield customer_id, known_at, Touch(*told)
 
 
 def _ranges(events: ir.Table) -> Iterator[tuple[str, str]]:
@@ -149,13 +163,12 @@ def _ranges(events: ir.Table) -> Iterator[tuple[str, str]]:
         yield first, last
 
 
-def _item_ids(items: pa.ListArray) -> list[list[str]]:
-    """Each event's item ids, lines of no quantity left out; by columns, as a dict a line would cost ten times more."""
+def _lines(items: pa.ListArray) -> list[tuple[Line, ...]]:
+    """Each event's items; by columns, as a dict a line would cost ten times more."""
     lines = items.flatten()
-    ids, quantities = lines.field("item_id").to_pylist(), lines.field("quantity").to_pylist()
+    told = [Line(*each) for each in zip(*(lines.field(name).to_pylist() for name in Line._fields), strict=True)]
     ends = pc.cumulative_sum(pc.fill_null(pc.list_value_length(items), 0)).to_pylist()
-    starts = [0, *ends[:-1]]
-    return [[ids[k] for k in range(start, end) if quantities[k] > 0] for start, end in zip(starts, ends, strict=True)]
+    return [tuple(told[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def _of_rows(view: View, as_of: datetime, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
@@ -173,10 +186,9 @@ def _shape(view: View, as_of: datetime, table: pa.Table, entities: Iterable[str]
     return table.select(schema.names).cast(schema).sort_by(view.key)
 
 
-def _stamps(home: Home, opened: Timeline, moments: Iterable[datetime]) -> dict[datetime, bytes]:
-    """What each snapshot depends on: the definitions' source, the catalogue, how many events count at its moment, the plan."""
-    source = "".join(inspect.getsource(module) for module in (expressions, folds, timeline, views))
-    source += Catalogue(home).digest("items", "offers") + opened.consents
+def _stamps(home: Home, opened: Timeline, view: View, moments: Iterable[datetime]) -> dict[datetime, bytes]:
+    """What each snapshot depends on: its definitions' source, the catalogue, how many events count at its moment, the plan."""
+    source = view.source + inspect.getsource(timeline) + Catalogue(home).digest("items", "offers") + opened.consents
     known = opened.events.select(at=ibis.greatest(opened.events.occurred_at, opened.events.known_at)).to_pandas()["at"]
     planned = opened.item_context.select("valid_from").to_pandas()["valid_from"]
     since_epoch = [np.sort(column.astype("datetime64[us, UTC]").astype("int64").to_numpy()) for column in (known, planned)]

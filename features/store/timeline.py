@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from features.catalogue.shop import Shop
 from features.catalogue.tables import Catalogue
+from features.definitions.domain import domain_named
 from features.definitions.timeline import Timeline
 from features.events.event import Purpose
 from features.events.identifiers import KINDS
@@ -92,6 +93,8 @@ def open_timeline(
         connection.drop_table(name, force=True)
     catalogue = Catalogue(home)
     items = connection.read_parquet(str(catalogue.path("items")), table_name="items")
+    untold = [name for name in domain_named(shop.domain).attributes if name not in items.columns]
+    items = items.mutate(**{name: ibis.null("string") for name in untold})
     purchases = events.filter(events.name == "purchase")
     line = purchases.select(
         "event_id", "customer_id", "occurred_at", "known_at", "local_date", "local_hour", "store_id", item=purchases["items"].unnest()
@@ -100,17 +103,23 @@ def open_timeline(
         *[c for c in line.columns if c != "item"],
         **{name: line.item[name] for name in ("item_id", "quantity", "amount_minor", "discount_minor", "coupon_minor")},
     )
-    attributes = items.select("item_id", "department", "category", "brand", "recommendable")
-    lines = connection.create_table("lines", flat.left_join(attributes, "item_id").drop("item_id_right"), temp=True)
+    lines = connection.create_table("lines", flat, temp=True)
     baskets = lines.group_by("event_id", "customer_id", "occurred_at", "known_at", "local_date", "local_hour", "store_id").aggregate(
         amount_minor=lines.amount_minor.sum(),
         discount_minor=lines.discount_minor.sum(),
         coupon_minor=lines.coupon_minor.sum(),
         lines=lines.count(),
     )
+    back = events.filter(events.name == "refund")
+    back = back.select("event_id", "customer_id", "occurred_at", "known_at", "local_date", item=back["items"].unnest())
+    refunds = back.group_by("event_id", "customer_id", "occurred_at", "known_at", "local_date").aggregate(
+        amount_minor=back.item["amount_minor"].sum()
+    )
     return Timeline(
         events=events,
-        lines=lines,
+        # joined anew by each query, which reads only the attributes that it asks for
+        lines=lines.left_join(items, "item_id").drop("item_id_right"),
+        refunds=connection.create_table("refunds", refunds, temp=True),
         baskets=connection.create_table("baskets", baskets, temp=True),
         items=items,
         offers=connection.read_parquet(str(catalogue.path("offers")), table_name="offers"),

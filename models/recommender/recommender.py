@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from implicit.cpu.als import AlternatingLeastSquares
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from models.artifact import read_arrays, read_ids, seal, verify, write_arrays, write_ids
+from models.attributes import Attributes
 from models.decision import NO_PERMISSION, LastSlotExplorer, Pipeline, Positions, Query, Scores, may_reach_her
 from models.recommender.ease import Neighbours, fit_ease
 
-KIND = "recommendations"
+NAME = "recommendations"
+"""The kind that its artifacts are sealed as."""
 DAY = 86_400.0
 Floats = NDArray[np.float32]
 PARTS = ("frequency", "ease", "als", "popularity", "session")
+STATISTICS = ("item_id", "popularity", "buyers", "purchases")
+"""The columns of items that are no attributes."""
 SESSION_ITEMS = 5
 """How many of the items looked at last speak for their like."""
 
@@ -47,7 +52,7 @@ class RecommenderConfig:
 
     history_half_life_days: float = 90.0
     interest_half_life_days: float = 2.0
-    min_households: int = 5
+    min_buyers: int = 5
     """An item belongs to the catalogue once so many customers bought it."""
     ease_penalty: float = 30.0
     ease_neighbours: int = 100
@@ -84,7 +89,7 @@ class Recommender:
 
     Attributes:
         item_ids: catalogue position to item id.
-        attributes: attribute name to (codes a position, vocabulary); code -1 is unknown.
+        attributes: what is known of each item beside its id.
     """
 
     def __init__(
@@ -95,14 +100,14 @@ class Recommender:
         als: AlternatingLeastSquares,
         popularity: Floats,
         repeat_rate: Floats,
-        attributes: Mapping[str, tuple[NDArray[np.int32], list[str]]],
+        attributes: Attributes,
     ) -> None:
         self.config = config
         self.item_ids = list(item_ids)
         self.neighbours = neighbours
         self.popularity = popularity
         self.repeat_rate = repeat_rate
-        self.attributes = dict(attributes)
+        self.attributes = attributes
         self._als = als
         self.positions = {item_id: k for k, item_id in enumerate(self.item_ids)}
         self._all = np.arange(len(self.item_ids), dtype=np.intp)
@@ -122,18 +127,18 @@ class Recommender:
         """Fit every part on the customers' histories at *as_of*.
 
         Args:
-            histories: one ``customer_history`` feature row a customer.
-            items: columns of equal length: ``item_id``, ``popularity``, ``households``, ``purchases`` and the attributes
-                ``department, category, type, brand, manufacturer, size``; only items that may be recommended.
+            histories: a row a customer of what the fold ``history`` tells.
+            items: columns of equal length: ``item_id``, ``popularity``, ``buyers``, ``purchases``, and beside them the
+                attributes to filter by; only items that may be recommended.
             as_of: the moment to which purchases decay.
 
         Raises:
             ValueError: no item has enough buyers.
         """
-        households = np.asarray(items["households"])
-        keep = np.flatnonzero(households >= config.min_households).tolist()
+        buyers = np.asarray(items["buyers"])
+        keep = np.flatnonzero(buyers >= config.min_buyers).tolist()
         if not keep:
-            raise ValueError(f"no item was bought by {config.min_households} customers before {as_of}: the window is too short")
+            raise ValueError(f"no item was bought by {config.min_buyers} customers before {as_of}: the window is too short")
         ids = [items["item_id"][k] for k in keep]
         matrix = interactions(histories, {item: k for k, item in enumerate(ids)}, as_of, config.history_half_life_days)
         als = AlternatingLeastSquares(
@@ -146,7 +151,7 @@ class Recommender:
         with threadpool_limits(1, "blas"):
             als.fit(matrix, show_progress=False)
         popularity = np.log1p(np.asarray(items["popularity"], dtype=np.float64)[keep])
-        repeat_rate = np.asarray(items["purchases"], dtype=np.float64)[keep] / np.maximum(households[keep], 1)
+        repeat_rate = np.asarray(items["purchases"], dtype=np.float64)[keep] / np.maximum(buyers[keep], 1)
         return cls(
             config=config,
             item_ids=ids,
@@ -154,22 +159,24 @@ class Recommender:
             als=als,
             popularity=(popularity / max(popularity.max(), 1e-9)).astype(np.float32),
             repeat_rate=repeat_rate.astype(np.float32),
-            attributes={
-                name: _encode([items[name][k] for k in keep])
-                for name in ("department", "category", "type", "brand", "manufacturer", "size")
-            },
+            attributes=Attributes.of({name: [values[k] for k in keep] for name, values in items.items() if name not in STATISTICS}),
         )
+
+    def predict_frame(self, frame: pd.DataFrame, params: Mapping[str, Any]) -> list[list[str]]:
+        """Ten item ids a row of a frame of histories, as of ``params["as_of"]`` (Unix seconds) or each row's last purchase."""
+        return [self._ten(row, params.get("as_of", 0)) for row in frame.to_dict("records")]
+
+    def _ten(self, row: Mapping[str, Any], as_of: float) -> list[str]:
+        moment = datetime.fromtimestamp(as_of or max(row["bought_last_at"], default=0), UTC)
+        decision = self.pipeline.decide(Query(None, moment, row), np.random.default_rng(0))
+        return [choice.id for choice in decision.choices]
 
     def label(self, item_id: str) -> str:
         """What to call an item in a reason."""
         position = self.positions.get(item_id)
         if position is None:
             return item_id
-        told = [
-            words[codes[position]].title()
-            for codes, words in (self.attributes["category"], self.attributes["type"])
-            if codes[position] >= 0
-        ]
+        told = [text.title() for name in ("category", "type") if (text := self.attributes.text(name, position)) is not None]
         return ": ".join(dict.fromkeys(told)) or item_id
 
     def profile(self, query: Query) -> Profile:
@@ -188,7 +195,7 @@ class Recommender:
         folder.mkdir(parents=True, exist_ok=True)
         write_ids(folder / "item_ids.json", self.item_ids)
         (folder / "config.json").write_bytes(msgspec.json.encode(asdict(self.config)))
-        (folder / "vocabularies.json").write_bytes(msgspec.json.encode({k: v[1] for k, v in self.attributes.items()}))
+        (folder / "vocabularies.json").write_bytes(msgspec.json.encode(self.attributes.about()))
         write_arrays(
             folder / "arrays.npz",
             offsets=self.neighbours.by_source.indptr,
@@ -196,10 +203,10 @@ class Recommender:
             weights=self.neighbours.by_source.data,
             popularity=self.popularity,
             repeat_rate=self.repeat_rate,
-            **{f"codes_{name}": codes for name, (codes, _) in self.attributes.items()},
+            **self.attributes.arrays(),
         )
         self._als.save(str(folder / "als.npz"))
-        seal(folder, KIND)
+        seal(folder, NAME)
 
     @classmethod
     def load(cls, folder: Path) -> Recommender:
@@ -208,9 +215,9 @@ class Recommender:
         Raises:
             DamagedArtifactError: a file is missing or altered.
         """
-        verify(folder, KIND)
+        verify(folder, NAME)
         arrays = read_arrays(folder / "arrays.npz")
-        words = msgspec.json.decode((folder / "vocabularies.json").read_bytes(), type=dict[str, list[str]])
+        about = msgspec.json.decode((folder / "vocabularies.json").read_bytes())
         als = AlternatingLeastSquares.load(str(folder / "als.npz"))
         als.num_threads = 1
         item_ids = read_ids(folder / "item_ids.json")
@@ -222,7 +229,7 @@ class Recommender:
             als=als,
             popularity=arrays["popularity"],
             repeat_rate=arrays["repeat_rate"],
-            attributes={name: (arrays[f"codes_{name}"], vocabulary) for name, vocabulary in words.items()},
+            attributes=Attributes.read(about, arrays),
         )
 
     def _pipeline(self, prepare: Any, parts: Sequence[str]) -> Pipeline[Profile]:
@@ -308,13 +315,7 @@ class Recommender:
         return np.array([lookup(item, -1) for item in item_ids], dtype=np.intp)
 
     def _has_attributes(self, profile: Profile, candidates: Positions) -> NDArray[np.bool_]:
-        keep = np.ones(len(candidates), bool)
-        for wanted, must in ((profile.query.include, True), (profile.query.exclude, False)):
-            for name, values in wanted.items():
-                codes, words = self.attributes[name]
-                allowed = np.array([word in values for word in words] + [False])
-                keep &= allowed[codes[candidates]] == must
-        return keep
+        return self.attributes.keep(profile.query.include, profile.query.exclude, candidates)
 
     def _not_excluded(self, profile: Profile, candidates: Positions) -> NDArray[np.bool_]:
         excluded = self._positions_of(profile.query.exclude_ids)
@@ -389,9 +390,3 @@ def _part_scorer(part: str) -> Any:
         return profile.parts[part][candidates] * weight
 
     return score
-
-
-def _encode(values: Sequence[str | None]) -> tuple[NDArray[np.int32], list[str]]:
-    words = sorted({value for value in values if value is not None})
-    code = {word: k for k, word in enumerate(words)}
-    return np.array([-1 if value is None else code[value] for value in values], np.int32), words

@@ -25,10 +25,10 @@ from features.state.disk import move_into_place, write_atomically
 from features.state.home import Home, MissingStateError
 from features.store.event_log import EventLog
 from features.store.feature_store import FeatureStore
-from features.store.snapshots import snapshot_path
-from models.registry import Kind
-from serving.decide.engine import SERVICE_OF, VIEWS_OF, WITHDRAWN, Engine, Who
-from serving.decide.questions import ChurnRequest, NextBestOfferRequest, RecommendationsRequest
+from models.kind import Answers
+from models.registry import ModelSettings
+from serving.decide.engine import WITHDRAWN, Engine, Who
+from serving.decide.questions import NextBestOfferRequest, RecommendationsRequest, ScoreRequest
 
 CHUNK = 500
 OUTPUTS = "outputs.json"
@@ -47,10 +47,10 @@ _COMMON = [
     ("propensity", pa.float64()),
     ("fallback", pa.string()),
 ]
-SCHEMAS: dict[str, pa.Schema] = {
-    "churn": pa.schema(_COMMON),
-    "recommendations": pa.schema(_COMMON),
-    "next-best-offer": pa.schema(
+SCHEMAS: dict[Answers, pa.Schema] = {
+    "score": pa.schema(_COMMON),
+    "items": pa.schema(_COMMON),
+    "offers": pa.schema(
         [*_COMMON, ("campaign_id", pa.string()), ("channel", pa.string()), ("probability", pa.float64()), ("margin_minor", pa.int64())]
     ),
 }
@@ -58,14 +58,14 @@ SCHEMAS: dict[str, pa.Schema] = {
 
 def score(
     home: Home,
-    kind: Kind,
+    name: str,
     as_of: datetime,
     out: Path,
     limit: int,
     advance: Callable[[int, int], None] = lambda done, of: None,
     channel: Channel | None = None,
 ) -> int:
-    """Score every customer known at *as_of* and write *out* whole or not at all; returns the number of rows.
+    """Score every customer known at *as_of* by the model *name* and write *out* whole or not at all; returns the number of rows.
 
     One row a customer and rank; a customer to whom the question does not apply, who does not allow it, or who has not permitted
     contact by *channel*, has one row with a null score and the reason as ``fallback``, so that every customer is in the file.
@@ -82,12 +82,12 @@ def score(
         raise ValueError(f"--out {out}: end the name in .parquet or .jsonl")
     shop = Shop.load(home)
     EventLog(home, shop.timezone).check_reaches(as_of)
-    engine, store = Engine(home), FeatureStore(home)
+    engine = Engine(home)
+    store, settings = FeatureStore(home, engine.services()), engine.models[name]
     store.apply()
-    for view in VIEWS_OF[kind]:
+    for view in settings.kind.views:
         store.backfill(view, {as_of: None})
-    view = VIEWS_OF[kind][0]
-    customers = pq.ParquetFile(snapshot_path(home, view, as_of)).read(columns=["customer_id"])["customer_id"].to_pylist()
+    customers = pq.ParquetFile(store.snapshot(settings.kind.views[0], as_of)).read(columns=["customer_id"])["customer_id"].to_pylist()
     if not customers:
         raise MissingStateError(f"no customer was known before {as_of.isoformat()}: choose a later --as-of")
     identities, consents = Identities(home), Consents(home, shop.consent)
@@ -97,7 +97,7 @@ def score(
     out.parent.mkdir(parents=True, exist_ok=True)
     part, written = out.with_name(f".{out.name}.{os.getpid()}.part"), 0
     try:
-        with writer_of(part, SCHEMAS[kind]) as writer:
+        with writer_of(part, SCHEMAS[settings.kind.answers]) as writer:
             for start in range(0, len(customers), CHUNK):
                 chunk = customers[start : start + CHUNK]
                 keys = {customer: strongest[customer] for customer in chunk if customer in strongest}
@@ -105,8 +105,8 @@ def score(
                 named = {customer: f"{kind_of(key)}:{clear[key]}" for customer, key in keys.items() if key in clear}
                 rows = [
                     {**line, "identifier": named.get(line["customer_id"])}
-                    for row in _rows(store, kind, chunk, as_of)
-                    for line in answer(engine, kind, row, as_of, limit, _who(identities, consents, row["customer_id"]), channel)
+                    for row in _rows(store, settings, chunk, as_of)
+                    for line in answer(engine, name, row, as_of, limit, _who(identities, consents, row["customer_id"]), channel)
                 ]
                 writer.write(rows)
                 written += len(rows)
@@ -148,21 +148,21 @@ def _who(identities: Identities, consents: Consents, customer: str) -> Who:
 
 
 def answer(
-    engine: Engine, kind: Kind, row: Mapping[str, Any], as_of: datetime, limit: int, who: Who, channel: Channel | None = None
+    engine: Engine, name: str, row: Mapping[str, Any], as_of: datetime, limit: int, who: Who, channel: Channel | None = None
 ) -> Iterator[dict[str, Any]]:
     """One customer's lines, best first."""
-    customer = str(row["customer_id"])
-    if kind == "churn":
-        churn, _ = engine.churn(ChurnRequest(channel=channel), who, row, as_of)
-        common = {"customer_id": customer, "as_of": as_of, "model": churn.model, "fallback": churn.fallback}
-        yield {**common, "rank": 1, "id": None, "score": churn.score, "source": churn.source, "reason": churn.reason, "propensity": 1.0}
+    customer, answers = str(row["customer_id"]), engine.models[name].kind.answers
+    if answers == "score":
+        told, _ = engine.score(name, ScoreRequest(channel=channel), who, row, as_of)
+        common = {"customer_id": customer, "as_of": as_of, "model": told.model, "fallback": told.fallback}
+        yield {**common, "rank": 1, "id": None, "score": told.score, "source": told.source, "reason": told.reason, "propensity": 1.0}
         return
-    if kind == "recommendations":
-        items, _ = engine.recommendations(RecommendationsRequest(limit=limit, channel=channel), who, row, as_of)
+    if answers == "items":
+        items, _ = engine.recommendations(name, RecommendationsRequest(limit=limit, channel=channel), who, row, as_of)
         found: Sequence[Any] = items.items
         common = {"customer_id": customer, "as_of": as_of, "model": items.model, "fallback": items.fallback}
     else:
-        offers, _ = engine.next_best_offer(NextBestOfferRequest(limit=limit, channel=channel), who, row, as_of)
+        offers, _ = engine.next_best_offer(name, NextBestOfferRequest(limit=limit, channel=channel), who, row, as_of)
         found = offers.offers
         common = {"customer_id": customer, "as_of": as_of, "model": offers.model, "fallback": offers.fallback}
     if not found:
@@ -174,12 +174,12 @@ def answer(
         yield {**common, "rank": rank, **line}
 
 
-def _rows(store: FeatureStore, kind: Kind, customers: Sequence[str], as_of: datetime) -> list[dict[str, Any]]:
-    """Feature rows as the online store would give them: None for unknown, and the moment of each view."""
+def _rows(store: FeatureStore, settings: ModelSettings, customers: Sequence[str], as_of: datetime) -> list[dict[str, Any]]:
+    """Feature rows as the online reader would give them: None for unknown, and the moment of each view."""
     spine = pd.DataFrame({"customer_id": customers, "event_timestamp": pd.Timestamp(as_of)})
-    frame = store.historical(spine, SERVICE_OF[kind]).drop(columns="event_timestamp")
+    frame = store.historical(spine, settings.feature_service, settings.kind.folds).drop(columns="event_timestamp")
     frame = frame.astype(object).where(frame.notna(), None)
-    stamps = {f"{view}_at": microseconds(as_of) for view in VIEWS_OF[kind]}
+    stamps = {f"{view}_at": microseconds(as_of) for view in settings.kind.views}
     return [{**{k: _plain(v) for k, v in row.items()}, **stamps} for row in frame.to_dict("records")]
 
 

@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from features.catalogue.tables import ITEM_ATTRIBUTES, Catalogue
-from features.definitions.folds import History, Touch, fold_history
-from features.state.clock import AHEAD, microseconds
+from features.catalogue.shop import Shop
+from features.catalogue.tables import Catalogue
+from features.definitions.view import views_of
 from features.state.home import Home
-from features.store.feature_store import FeatureStore, moment_of
-from models.churn import Churn, eligible
+from features.store.feature_store import moment_of
+from models.attributes import Attributes, Range, Wish, WrongWishError
 from models.decision import Decision, Pipeline, Query
-from models.next_best_offer import ATTRIBUTES as OFFER_ATTRIBUTES
+from models.kind import ModelKind, ScoreModel
 from models.next_best_offer import NextBestOffer
 from models.offers import Offer
 from models.recommender.recommender import Recommender
-from models.registry import KINDS, Kind, LoadedModel, NoChampionError, Registry
+from models.registry import LoadedModel, ModelSettings, NoChampionError, Registry
 from serving.decide.questions import (
-    ChurnAnswer,
-    ChurnRequest,
+    Between,
     CustomerRequest,
     ItemChoice,
     ItemsAnswer,
@@ -36,6 +34,8 @@ from serving.decide.questions import (
     OfferChoice,
     OffersAnswer,
     RecommendationsRequest,
+    ScoreAnswer,
+    ScoreRequest,
     SimilarItemsRequest,
     UnknownAttributeError,
 )
@@ -43,16 +43,6 @@ from serving.decide.questions import (
 logger = logging.getLogger("ubiquo")
 MAX_FEATURE_AGE = timedelta(days=7)
 """Beyond this an answer says that its features are old."""
-VIEWS_OF: dict[str, tuple[str, ...]] = {
-    "churn": ("customer_activity",),
-    "recommendations": ("customer_history",),
-    "next-best-offer": ("customer_activity", "customer_history"),
-}
-SERVICE_OF: dict[str, str] = {
-    "churn": "churn_v1",
-    "recommendations": "recommendations_v1",
-    "next-best-offer": "next_best_offer_v1",
-}
 DecisionRecord = dict[str, Any]
 
 
@@ -82,6 +72,8 @@ class Loaded:
 
     model: LoadedModel
     pipeline: Pipeline[Any] | None
+    attributes: Attributes = field(default_factory=lambda: Attributes({}))
+    """Of what its pipeline chooses from."""
 
 
 class Engine:
@@ -90,11 +82,14 @@ class Engine:
     def __init__(self, home: Home, registry: Registry | None = None) -> None:
         self._home = home
         self._registry = registry or Registry()
+        self.models: Mapping[str, ModelSettings] = self._registry.settings.models
+        """The models that there are, by the name under which they are asked."""
+        self._features = _feature_names(home)
         self._loaded: dict[str, Loaded] = {}
         self.broken: dict[str, str] = {}
-        """The kinds whose champion cannot be loaded, and why."""
+        """The models whose champion cannot be loaded, and why."""
         self._offers = ""
-        """Which offers the pipeline of the champion was built on."""
+        """Which offers the pipelines of the champions were built on."""
         self._rng = np.random.default_rng()
         self.refresh()
 
@@ -102,108 +97,127 @@ class Engine:
         """Load champions that are new since the last call, and offers; returns what was loaded."""
         news = []
         offers = Catalogue(self._home).digest("offers")
-        for kind in KINDS:
-            version = self._registry.version_of(kind, self._registry.settings.champion)
-            held = self._loaded.get(kind)
+        for name, settings in self.models.items():
+            version = self._registry.version_of(name, self._registry.settings.champion)
+            held = self._loaded.get(name)
             if version is None:
                 continue
             if held is not None and held.model.version == version:
-                if kind == "next-best-offer" and offers != self._offers:
-                    self._loaded[kind] = Loaded(held.model, self._pipeline(kind, held.model.model))
+                if settings.kind.answers == "offers" and offers != self._offers:
+                    self._loaded[name] = self._ready(settings.kind, held.model)
                     news.append(f"{held.model.label} with new offers")
                 continue
             try:
-                loaded = self._registry.load(f"{kind}@{self._registry.settings.champion}")
-                self._loaded[kind] = Loaded(loaded, self._pipeline(kind, loaded.model))
+                loaded = self._registry.load(f"{name}@{self._registry.settings.champion}")
+                self._check_inputs(loaded.model)
+                self._loaded[name] = self._ready(settings.kind, loaded)
             except Exception as error:
                 # the others go on, and so does the champion before, if there was one
                 why = f"version {version} cannot be loaded: {error}"[:300]
-                if self.broken.get(kind) != why:
-                    logger.exception("%s: version %s cannot be loaded", kind, version)
-                self.broken[kind] = why
+                if self.broken.get(name) != why:
+                    logger.exception("%s: version %s cannot be loaded", name, version)
+                self.broken[name] = why
                 continue
-            self.broken.pop(kind, None)
+            self.broken.pop(name, None)
             news.append(loaded.label)
         self._offers = offers
         return news
 
+    def _check_inputs(self, model: Any) -> None:
+        """See that everything that the model was trained on is still computed: more may be by now.
+
+        Raises:
+            ValueError: something is not.
+        """
+        wanted = [each.name for each in getattr(model, "customer", getattr(model, "inputs", ()))]
+        if missing := [name for name in wanted if name not in self._features]:
+            raise ValueError(f"it was trained on features that this version does not compute: {', '.join(missing)}: train again")
+
+    def services(self) -> dict[str, tuple[str, ...]]:
+        """The FeatureService of each model, with the views that it reads."""
+        return self._registry.settings.services()
+
     def missing(self) -> list[str]:
-        """The kinds that have no champion."""
-        return [kind for kind in KINDS if kind not in self._loaded]
+        """The models that have no champion."""
+        return [name for name in self.models if name not in self._loaded]
 
     def recommendations(
-        self, request: RecommendationsRequest, who: Who, row: Mapping[str, Any], as_of: datetime
+        self, name: str, request: RecommendationsRequest, who: Who, row: Mapping[str, Any], as_of: datetime
     ) -> tuple[ItemsAnswer, DecisionRecord]:
         """What she will like."""
-        loaded = self._champion("recommendations")
+        loaded = self._champion(name)
         assert loaded.pipeline is not None
         asked = {"listing": request.listing, "explore": request.explore}
-        query = _query(request, who, row, as_of, ITEM_ATTRIBUTES, request.exclude_item_ids, **asked)
+        query = _query(request, who, row, as_of, loaded.attributes, request.exclude_item_ids, **asked)
         decision = _told(who, query, loaded.pipeline.decide(query, self._rng))
-        return self._items(loaded, "recommendations", request, query, decision)
+        return self._items(loaded, name, request, query, decision)
 
     def similar_items(self, request: SimilarItemsRequest, as_of: datetime) -> tuple[ItemsAnswer, DecisionRecord]:
-        """What is like an item."""
-        loaded = self._champion("recommendations")
+        """What is like an item, by the first model that recommends items."""
+        loaded = self._champion(next(name for name, model in self.models.items() if model.kind.answers == "items"))
         model: Recommender = loaded.model.model
         banned = [*request.exclude_item_ids, request.item_id]
-        query = _query(request, NOBODY, {"item_id": request.item_id}, as_of, ITEM_ATTRIBUTES, banned)
+        query = _query(request, NOBODY, {"item_id": request.item_id}, as_of, loaded.attributes, banned)
         return self._items(loaded, "similar-items", request, query, model.similar.decide(query, self._rng))
 
     def next_best_offer(
-        self, request: NextBestOfferRequest, who: Who, row: Mapping[str, Any], as_of: datetime
+        self, name: str, request: NextBestOfferRequest, who: Who, row: Mapping[str, Any], as_of: datetime
     ) -> tuple[OffersAnswer, DecisionRecord]:
         """What to offer her."""
-        loaded = self._champion("next-best-offer")
+        loaded = self._champion(name)
         assert loaded.pipeline is not None
-        query = _query(request, who, row, as_of, OFFER_ATTRIBUTES, request.exclude_offer_ids, explore=request.explore)
+        query = _query(request, who, row, as_of, loaded.attributes, request.exclude_offer_ids, explore=request.explore)
         decision = _told(who, query, loaded.pipeline.decide(query, self._rng))
-        fallback = decision.fallback or self._age_note("next-best-offer", query.row, as_of)
-        about = self._about("next-best-offer", loaded, query, fallback)
+        fallback = decision.fallback or self._age_note(name, query.row, as_of)
+        about = self._about(name, loaded, query, fallback)
         offers = [
             OfferChoice(offer_id=c.id, score=c.score, source=c.source, reason=c.reason, propensity=c.propensity, **c.details)
             for c in decision.choices
         ]
         answer = OffersAnswer(**about, offers=offers, removed=dict(decision.removed))
-        return answer, self._record("next-best-offer", request, answer, offers, query.row)
+        return answer, self._record(name, request, answer, offers, query.row)
 
-    def churn(self, request: ChurnRequest, who: Who, row: Mapping[str, Any], as_of: datetime) -> tuple[ChurnAnswer, DecisionRecord]:
-        """Whether she is about to leave."""
-        loaded = self._champion("churn")
-        model: Churn = loaded.model.model
+    def score(
+        self, name: str, request: ScoreRequest, who: Who, row: Mapping[str, Any], as_of: datetime
+    ) -> tuple[ScoreAnswer, DecisionRecord]:
+        """A number about her, such as the probability that she is about to leave."""
+        loaded = self._champion(name)
+        model: ScoreModel = loaded.model.model
         query = Query.from_row(who.customer_id, as_of, row) if who.may_be_used else Query.from_row(None, as_of, {})
-        why_not = who.not_reached(request.channel) or (eligible(row) if who.may_be_used else WITHDRAWN)
-        about = self._about("churn", loaded, query, why_not or self._age_note("churn", row, as_of))
-        probability, reasons = (None, []) if why_not else model.answer(row)
+        why_not = who.not_reached(request.channel) or (model.why_not(row) if who.may_be_used else WITHDRAWN)
+        about = self._about(name, loaded, query, why_not or self._age_note(name, row, as_of))
+        value, reasons = (None, []) if why_not else model.answer(row)
         said = [str(r["text"]) for r in reasons if r["effect"] == "raises"] or [str(r["text"]) for r in reasons]
-        answer = ChurnAnswer(
+        answer = ScoreAnswer(
             **about,
-            probability=probability,
-            score=probability,
+            score=value,
+            unit=model.unit,
+            probability=value if model.unit == "probability" else None,
             horizon_days=model.horizon_days,
-            source=model.model.kind,
+            source=model.source,
             reason=why_not or "; ".join(said),
             reasons=[dict(r) for r in reasons],
         )
-        return answer, self._record("churn", request, answer, [{"probability": probability, "propensity": 1.0}], query.row)
+        return answer, self._record(name, request, answer, [{"score": value, "unit": model.unit, "propensity": 1.0}], query.row)
 
-    def _pipeline(self, kind: Kind, model: Any) -> Pipeline[Any] | None:
-        if kind == "recommendations":
-            recommender: Recommender = model
-            return recommender.pipeline
-        if kind == "next-best-offer":
-            offers: NextBestOffer = model
-            rows = Catalogue(self._home).read("offers").to_pylist()
-            return offers.pipeline(offers.book(Offer.from_row(row) for row in rows))
-        return None
+    def _ready(self, kind: ModelKind, loaded: LoadedModel) -> Loaded:
+        """The champion with what serves it."""
+        if kind.answers == "items":
+            recommender: Recommender = loaded.model
+            return Loaded(loaded, recommender.pipeline, recommender.attributes)
+        if kind.answers == "offers":
+            offers: NextBestOffer = loaded.model
+            book = offers.book(Offer.from_row(row) for row in Catalogue(self._home).read("offers").to_pylist())
+            return Loaded(loaded, offers.pipeline(book), book.attributes)
+        return Loaded(loaded, None)
 
-    def _champion(self, kind: str) -> Loaded:
+    def _champion(self, name: str) -> Loaded:
         try:
-            return self._loaded[kind]
+            return self._loaded[name]
         except KeyError:
-            detail = f"no champion for {kind}: train and promote one (python -m training {kind})"
-            if kind in self.broken:
-                detail = f"the champion for {kind} cannot be loaded: train and promote another, or roll back (python -m training rollback)"
+            detail = f"no champion for {name}: train and promote one (python -m training {name})"
+            if name in self.broken:
+                detail = f"the champion for {name} cannot be loaded: train and promote another, or roll back (python -m training rollback)"
             raise NoChampionError(detail) from None
 
     def _items(self, loaded: Loaded, kind: str, request: Any, query: Query, decision: Decision) -> tuple[ItemsAnswer, DecisionRecord]:
@@ -215,7 +229,7 @@ class Engine:
         return answer, self._record(kind, request, answer, items, query.row)
 
     def _about(self, kind: str, loaded: Loaded, query: Query, fallback: str | None) -> dict[str, Any]:
-        oldest = _oldest(kind, query.row)
+        oldest = self._oldest(kind, query.row)
         feature_at = None if oldest is None else moment_of(oldest)
         return {
             "decision_id": uuid.uuid4().hex,
@@ -227,11 +241,10 @@ class Engine:
             "fallback": fallback,
         }
 
-    @staticmethod
-    def _age_note(kind: str, row: Mapping[str, Any], as_of: datetime) -> str | None:
-        oldest = _oldest(kind, row)
-        # the history is folded as events come in, so only the windowed aggregates grow old by themselves
-        if "customer_activity" not in VIEWS_OF.get(kind, ()) or oldest is None:
+    def _age_note(self, name: str, row: Mapping[str, Any], as_of: datetime) -> str | None:
+        oldest = self._oldest(name, row)
+        # states are folded as events come in, so only the windowed features grow old by themselves
+        if "customer_activity" not in self._views(name) or oldest is None:
             return None
         age = as_of - moment_of(oldest)
         if age <= MAX_FEATURE_AGE:
@@ -239,15 +252,14 @@ class Engine:
         command = f"python -m features materialize --as-of {as_of:%Y-%m-%d}"
         return f"the features are {age.days} days old (limit {MAX_FEATURE_AGE.days}): import what has happened since, then run {command}"
 
-    @staticmethod
-    def _record(kind: str, request: Any, answer: Any, choices: Any, row: Mapping[str, Any]) -> DecisionRecord:
+    def _record(self, kind: str, request: Any, answer: Any, choices: Any, row: Mapping[str, Any]) -> DecisionRecord:
         return {
             "decision_id": answer.decision_id,
             "kind": kind,
             "customer_id": answer.customer_id,
             "as_of": answer.as_of.astimezone(UTC),
             "model": answer.model,
-            "feature_at": _oldest(kind, row),
+            "feature_at": self._oldest(kind, row),
             "fallback": answer.fallback,
             # whom it is about stands in customer_id; identifiers in clear stand nowhere but in the contact table
             "request": msgspec.structs.replace(request, customer_id=None, identifiers={})
@@ -257,42 +269,19 @@ class Engine:
             "features": row,
         }
 
+    def _views(self, name: str) -> tuple[str, ...]:
+        return self.models[name].kind.views if name in self.models else ()
 
-class OnlineReader:
-    """Feature rows of one customer for the request path: one read, and what has happened since the row was written."""
-
-    def __init__(
-        self,
-        store: FeatureStore,
-        fresh: Callable[[str], Sequence[tuple[datetime, Touch]]] = lambda customer_id: (),
-        make_anew: Callable[[str], None] = lambda customer_id: None,
-    ) -> None:
-        self._store, self._fresh, self._make_anew = store, fresh, make_anew
-        self._lock = threading.Lock()
-
-    def row(self, kind: str, customer_id: str | None, as_of: datetime) -> Mapping[str, Any]:
-        """The customer's row for that kind of question; empty for nobody, and for a row from a time to come, which is made anew."""
-        if customer_id is None:
-            return {}
-        # before the row: what is taken from here has reached the row by then
-        fresh = self._fresh(customer_id) if "customer_history" in VIEWS_OF[kind] else ()
-        with self._lock:
-            [row] = self._store.online(SERVICE_OF[kind], [customer_id])
-        if any((row.get(f"{view}_at") or 0) > microseconds(as_of + AHEAD) for view in VIEWS_OF[kind]):
-            self._make_anew(customer_id)
-            return {}
-        return with_touches(row, fresh) if fresh else row
+    def _oldest(self, name: str, row: Mapping[str, Any]) -> int | None:
+        """The moment (Unix microseconds) of the oldest view that the answer reads, or None if none is known of her."""
+        moments = (row.get(f"{view}_at") for view in self._views(name))
+        return min((int(at) for at in moments if at is not None and not math.isnan(at)), default=None)
 
 
-def with_touches(row: Mapping[str, Any], fresh: Sequence[tuple[datetime, Touch]]) -> Mapping[str, Any]:
-    """The feature row with those of *fresh* folded in that it does not know, as of just after the last."""
-    unknown = [(at, touch) for at, touch in fresh if microseconds(at) >= (row.get("customer_history_at") or 0)]
-    if not unknown:
-        return row
-    history = History.from_row(row)
-    for _, touch in unknown:
-        fold_history(history, touch)
-    return {**row, **history.to_row(), "customer_history_at": microseconds(unknown[-1][0]) + 1}
+def _feature_names(home: Home) -> frozenset[str]:
+    """Everything that the views of the home's shop tell of a customer."""
+    views = views_of(Shop.load(home).domain).values()
+    return frozenset(name for view in views if view.key == "customer_id" for name in view.columns)
 
 
 def _told(who: Who, query: Query, decision: Decision) -> Decision:
@@ -309,7 +298,7 @@ def _query(
     who: Who,
     row: Mapping[str, Any],
     as_of: datetime,
-    attributes: tuple[str, ...],
+    attributes: Attributes,
     banned: Sequence[str],
     **asked: Any,
 ) -> Query:
@@ -323,14 +312,17 @@ def _query(
     )
 
 
-def _wanted(field: str, wishes: Mapping[str, list[str]], allowed: tuple[str, ...]) -> dict[str, frozenset[str]]:
-    for name in wishes:
-        if name not in allowed:
-            raise UnknownAttributeError(f"{field}.{name}", f"{name!r} is not an attribute to filter by: use one of {', '.join(allowed)}")
-    return {name: frozenset(values) for name, values in wishes.items()}
+def _wanted(field: str, wishes: Mapping[str, Sequence[str | float] | Between], attributes: Attributes) -> dict[str, Wish]:
+    wanted: dict[str, Wish] = {}
+    for name, wish in wishes.items():
+        wanted[name] = Range(wish.min, wish.max) if isinstance(wish, Between) else frozenset(map(_plain, wish))
+        try:
+            attributes.check(name, wanted[name])
+        except WrongWishError as error:
+            raise UnknownAttributeError(f"{field}.{name}", str(error)) from None
+    return wanted
 
 
-def _oldest(kind: str, row: Mapping[str, Any]) -> int | None:
-    """The moment (Unix microseconds) of the oldest view that the answer reads, or None if none is known of her."""
-    moments = (row.get(f"{view}_at") for view in VIEWS_OF.get(kind, ()))
-    return min((int(at) for at in moments if at is not None and not math.isnan(at)), default=None)
+def _plain(value: str | float) -> str:
+    """A value as a catalogue writes it: a whole number without a point."""
+    return value if isinstance(value, str) else f"{int(value)}" if value.is_integer() else f"{value}"

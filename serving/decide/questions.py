@@ -10,15 +10,25 @@ import msgspec
 
 from features.events.event import MAX_ID, Channel, Text, TextClass, check_keys
 from features.events.identifiers import IdentifierKind
+from models.kind import Answers
 
 Limit = Annotated[int, msgspec.Meta(ge=1, le=100)]
 MAX_VALUES_ASKED = 1_000
 """Values of one attribute, and ids, that a question may name."""
 MAX_ATTRIBUTES_ASKED = 20
 Ids = Annotated[list[Text], msgspec.Meta(max_length=MAX_VALUES_ASKED)]
-Value = Annotated[str, msgspec.Meta(max_length=MAX_ID)]
+Value = Annotated[str, msgspec.Meta(max_length=MAX_ID)] | float
+
+
+class Between(msgspec.Struct, forbid_unknown_fields=True):
+    """Numbers from ``min`` to ``max``, both included; either may be left out."""
+
+    min: float | None = None
+    max: float | None = None
+
+
 Values = Annotated[
-    dict[Text, Annotated[list[Value], msgspec.Meta(max_length=MAX_VALUES_ASKED)]], msgspec.Meta(max_length=MAX_ATTRIBUTES_ASKED)
+    dict[Text, Annotated[list[Value], msgspec.Meta(max_length=MAX_VALUES_ASKED)] | Between], msgspec.Meta(max_length=MAX_ATTRIBUTES_ASKED)
 ]
 
 
@@ -52,7 +62,7 @@ class RecommendationsRequest(DeliveredRequest, kw_only=True, forbid_unknown_fiel
     listing: Literal["for_you", "also_like"] = "for_you"
     limit: Limit = 10
     include: Values = {}
-    """Attribute to allowed values, e.g. ``{"department": ["PRODUCE"]}``."""
+    """Attribute to allowed values, e.g. ``{"department": ["PRODUCE"]}``; of numbers also ``{"weight_g": {"min": 100}}``."""
     exclude: Values = {}
     exclude_item_ids: Ids = []
     explore: bool = False
@@ -79,8 +89,8 @@ class NextBestOfferRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields
     explore: bool = False
 
 
-class ChurnRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
-    """Is she about to leave?"""
+class ScoreRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
+    """What number does a model give for her?"""
 
 
 QUESTION_TEXTS: dict[str, TextClass] = {
@@ -90,17 +100,18 @@ QUESTION_TEXTS: dict[str, TextClass] = {
 """What each text of a question is, in the classes of an event's texts; what identifies the customer is not logged."""
 
 
-def _texts(field: str, value: str | list[str] | dict[str, list[str]] | None) -> Iterator[tuple[str, str]]:
+def _texts(field: str, value: str | list[Value] | dict[str, list[Value] | Between] | None) -> Iterator[tuple[str, str]]:
     """Each text of a field with its place, the names of attributes among them."""
     if isinstance(value, str):
         yield field, value
     elif isinstance(value, list):
-        yield from ((f"{field}[{number}]", text) for number, text in enumerate(value))
+        yield from ((f"{field}[{number}]", text) for number, text in enumerate(value) if isinstance(text, str))
     elif value:
         for name, texts in value.items():
             # checked before it names the place of its values
             yield field, name
-            yield from ((f"{field}.{name}[{number}]", text) for number, text in enumerate(texts))
+            if isinstance(texts, list):
+                yield from ((f"{field}.{name}[{number}]", text) for number, text in enumerate(texts) if isinstance(text, str))
 
 
 class Answer(msgspec.Struct, kw_only=True):
@@ -161,16 +172,27 @@ class OffersAnswer(Answer, kw_only=True):
     removed: dict[str, int]
 
 
-class ChurnAnswer(Answer, kw_only=True):
-    """The probability that she stays away for the horizon; null where the question makes no sense, with the reason."""
+class ScoreAnswer(Answer, kw_only=True):
+    """A number about the customer; null where the question makes no sense, with the reason."""
 
-    probability: float | None
-    horizon_days: int
     score: float | None
-    """The probability again, under the name that every answer has."""
+    unit: Literal["probability", "days"]
+    """What the number is."""
+    probability: float | None
+    """The number again, where it is a probability: null otherwise."""
+    horizon_days: int
+    """How far ahead it looks."""
     source: str
     reason: str
     reasons: list[dict[str, Any]]
+
+
+SHAPES: dict[Answers, tuple[type[DeliveredRequest], type[Answer]]] = {
+    "score": (ScoreRequest, ScoreAnswer),
+    "items": (RecommendationsRequest, ItemsAnswer),
+    "offers": (NextBestOfferRequest, OffersAnswer),
+}
+"""What is asked of a model that answers so, and what it answers."""
 
 
 class UnknownAttributeError(ValueError):

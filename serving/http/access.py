@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import os
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
@@ -16,6 +15,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 
 from features.state.home import Home
+from features.state.settings import SettingError, Settings
 from serving.http.asgi import application
 from serving.privacy.keys import LOCAL, Key, Keys, Scope
 
@@ -39,8 +39,6 @@ BODY_SECONDS = 8.0
 """How long a body may take to arrive."""
 MAX_DISCARDED_BYTES = 16_000_000
 MAX_DISCARD_SECONDS = 5.0
-RATE = "2000/second"
-"""How often one key, or one address without a key, may ask (``UBIQUO_RATE_LIMIT`` sets another rate)."""
 WRONG_KEY_RATE = "60/minute"
 """How often one address may send a wrong key."""
 RETRY_SECONDS = 1
@@ -96,6 +94,13 @@ def scope_of(path: str, method: str) -> Scope:
     return SCOPE_OF.get(path, "decide")
 
 
+def _rate(text: str) -> RateLimitItem:
+    try:
+        return parse(text)
+    except ValueError:
+        raise SettingError(f"UBIQUO_RATE_LIMIT={text!r}: give a number and a time, such as 1000/second") from None
+
+
 class AccessControl:
     """ASGI middleware: 401 without a valid key where keys are in force, 403 where its scope does not reach, 429 above the rate,
     415 for a body that is not JSON, 413 for one too large, 408 for one too slow, 503 where too much arrives at once.
@@ -109,7 +114,7 @@ class AccessControl:
         self._app = app
         self._keys = Keys(Home.from_environment())
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
-        self._rate: RateLimitItem = parse(os.environ.get("UBIQUO_RATE_LIMIT", RATE))
+        self._rate: RateLimitItem = _rate(Settings.from_environment().rate_limit)
         self._wrong: RateLimitItem = parse(WRONG_KEY_RATE)
         self._buffered = 0
         self._at_bento = 0

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -15,16 +16,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from features.events.event import explain
 from features.events.identifiers import IdentifierError
 from features.state.disk import NoSpaceError
-from models.registry import NoChampionError
+from models.registry import ModelSettings, NoChampionError, load_settings
 from serving.decide.engine import Who
-from serving.decide.questions import (
-    ChurnRequest,
-    CustomerRequest,
-    NextBestOfferRequest,
-    RecommendationsRequest,
-    SimilarItemsRequest,
-    UnknownAttributeError,
-)
+from serving.decide.questions import SHAPES, CustomerRequest, SimilarItemsRequest, UnknownAttributeError
 from serving.http.access import KEY, MAX_BODY_BYTES, RETRY_SECONDS
 from serving.http.desk import ERASURES, CustomerDesk
 from serving.http.lanes import CrowdedError, Lane, LateError, LongAnswers, Ticket
@@ -43,6 +37,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 MAX_EVENTS = 1_000
 CUSTOMERS = "/v1/customers/"
 RESULTS = "/v1/results/"
+RESERVED = frozenset({*TRACKERS, "/v1/events", "/v1/profile", "/v1/customers", "/v1/erasures", "/v1/results", "/metrics", "/openapi.json"})
+"""The addresses that are no model's."""
 PATIENCE_SECONDS = 5.0
 """How long a long answer is waited for before the caller is told where to ask for it."""
 
@@ -53,16 +49,18 @@ class App:
     def __init__(self) -> None:
         self.runtime: Runtime | None = None
         self._encode = msgspec.json.Encoder().encode
-        self._decoders = {
-            kind: msgspec.json.Decoder(kind) for kind in (RecommendationsRequest, SimilarItemsRequest, NextBestOfferRequest, ChurnRequest)
-        }
         self._answers: dict[str, tuple[Any, Callable[[Any, datetime], Any]]] = {
-            "/v1/recommendations": (RecommendationsRequest, self.recommendations),
-            "/v1/similar-items": (SimilarItemsRequest, self.similar_items),
-            "/v1/next-best-offer": (NextBestOfferRequest, self.next_best_offer),
-            "/v1/churn": (ChurnRequest, self.churn),
+            "/v1/similar-items": (SimilarItemsRequest, self.similar_items)
         }
-        self._routes = {*self._answers, *TRACKERS, "/v1/events", "/v1/profile", "/metrics", "/openapi.json"}
+        models = load_settings().models
+        for name, model in models.items():
+            path = f"/v1/{name}"
+            if path in RESERVED or path in self._answers:
+                raise ValueError(f"a model may not be called {name!r}: {path} is something else; rename it in mlflow.yaml")
+            self._answers[path] = SHAPES[model.kind.answers][0], partial(self._asked, name, model)
+        self._decoders = {kind: msgspec.json.Decoder(kind) for kind in {request for request, _ in self._answers.values()}}
+        self._models = len(models)
+        self._routes = {*self._answers, *RESERVED}
         self._desk = CustomerDesk()
         # one thread decides: more would only contend for the interpreter. What cannot be begun soon is refused at once
         self._decisions = Lane("questions", threads=1, waiting=32, patience_seconds=0.5, deadline_seconds=3.0)
@@ -138,30 +136,18 @@ class App:
         for lane in (self._decisions, self._intakes, self._desks, self._aside):
             lane.close()
 
-    def recommendations(self, request: RecommendationsRequest, as_of: datetime) -> Any:
-        """Answer and log one question for recommendations."""
+    def _asked(self, name: str, model: ModelSettings, request: Any, as_of: datetime) -> Any:
+        """Answer and log one question to a model."""
         runtime = self._live()
         who = self._who(runtime, request)
-        row = runtime.reader.row("recommendations", who.customer_id, as_of)
-        return self._log(runtime, runtime.engine.recommendations(request, who, row, as_of))
+        row = runtime.reader.row(model, who.customer_id, as_of)
+        ask = {"score": runtime.engine.score, "items": runtime.engine.recommendations, "offers": runtime.engine.next_best_offer}
+        return self._log(runtime, ask[model.kind.answers](name, request, who, row, as_of))  # type: ignore[operator]
 
     def similar_items(self, request: SimilarItemsRequest, as_of: datetime) -> Any:
         """Answer and log one question for similar items."""
         runtime = self._live()
         return self._log(runtime, runtime.engine.similar_items(request, as_of))
-
-    def next_best_offer(self, request: NextBestOfferRequest, as_of: datetime) -> Any:
-        """Answer and log one question for offers."""
-        runtime = self._live()
-        who = self._who(runtime, request)
-        row = runtime.reader.row("next-best-offer", who.customer_id, as_of)
-        return self._log(runtime, runtime.engine.next_best_offer(request, who, row, as_of))
-
-    def churn(self, request: ChurnRequest, as_of: datetime) -> Any:
-        """Answer and log one question for churn."""
-        runtime = self._live()
-        who = self._who(runtime, request)
-        return self._log(runtime, runtime.engine.churn(request, who, runtime.reader.row("churn", who.customer_id, as_of), as_of))
 
     def events(self, body: Any) -> EventsAnswer:
         """Take one event, or a batch in ``{"events": [...]}``."""
@@ -192,13 +178,15 @@ class App:
         """
         if path == "/v1/events":
             return dict(msgspec.to_builtins(self.events(body)))
+        if path not in self._answers:
+            raise HttpProblem(404, "Not found", "there is no such model: /openapi.json lists what there is", "model")
         return dict(msgspec.to_builtins(self._answer(path, msgspec.json.encode(body))))
 
     async def _respond(self, scope: Scope, receive: Receive, path: str) -> tuple[int, bytes, bytes]:
         if path == "/openapi.json":
             return 200, self._encode(document()), b"application/json"
         if path == "/metrics":
-            self._ready.set(3 - len(self._live().engine.missing()))
+            self._ready.set(self._models - len(self._live().engine.missing()))
             return 200, await self._aside.run(generate_latest, self.metrics), b"text/plain; version=0.0.4"
         if path.startswith((CUSTOMERS, ERASURES, RESULTS)) or path == "/v1/profile":
             return await self._answered_by_the_desk(scope, receive, path)

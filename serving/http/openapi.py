@@ -8,30 +8,20 @@ from typing import Any
 import msgspec
 
 from features.events.event import Event
-from serving.decide.questions import (
-    ChurnAnswer,
-    ChurnRequest,
-    CustomerRequest,
-    ItemsAnswer,
-    NextBestOfferRequest,
-    OffersAnswer,
-    RecommendationsRequest,
-    SimilarItemsRequest,
-)
+from models.registry import load_settings
+from serving.decide.questions import SHAPES, CustomerRequest, ItemsAnswer, SimilarItemsRequest
 from serving.http.problems import Problem
 from serving.http.trackers import TRACKERS
 from serving.intake.receipts import EventsAnswer
 from serving.privacy.erasure import Receipt
 
 ROUTES: dict[str, tuple[str, Any, Any]] = {
-    "/v1/recommendations": ("What will this customer like?", RecommendationsRequest, ItemsAnswer),
     "/v1/similar-items": ("What is like this item?", SimilarItemsRequest, ItemsAnswer),
-    "/v1/next-best-offer": ("What should this customer be offered next?", NextBestOfferRequest, OffersAnswer),
-    "/v1/churn": ("Is this customer about to leave?", ChurnRequest, ChurnAnswer),
     "/v1/events": ('Take one event, or a batch in {"events": [...]}.', Event, EventsAnswer),
     "/v1/profile": ("Who is this customer? The reading is audited.", CustomerRequest, dict[str, Any]),
     **{path: (f"Take what {tracker.source} clients send.", dict[str, Any], dict[str, Any]) for path, tracker in TRACKERS.items()},
 }
+"""What there is beside the models, each at an address of its own name."""
 CUSTOMER_ROUTES: dict[str, dict[str, tuple[str, Any]]] = {
     "/v1/customers/{customer_id}": {"get": ("Who is this customer?", dict[str, Any]), "delete": ("Erase this customer.", Receipt)},
     "/v1/customers/{customer_id}/export": {"get": ("Everything held of this customer, as JSON Lines.", dict[str, Any])},
@@ -44,13 +34,15 @@ CUSTOMER_ROUTES: dict[str, dict[str, tuple[str, Any]]] = {
 @cache
 def document() -> dict[str, Any]:
     """The whole description."""
-    kinds: list[Any] = [kind for _, request, answer in ROUTES.values() for kind in (request, answer)]
+    models = load_settings().models
+    routes = {**{f"/v1/{name}": (model.kind.question, *SHAPES[model.kind.answers]) for name, model in models.items()}, **ROUTES}
+    kinds: list[Any] = [kind for _, request, answer in routes.values() for kind in (request, answer)]
     kinds += [answer for methods in CUSTOMER_ROUTES.values() for _, answer in methods.values()]
     schemas, components = msgspec.json.schema_components([*kinds, Problem], ref_template="#/components/schemas/{name}")
     refs = dict(zip([*kinds, Problem], schemas, strict=True))
     problem = {"content": {"application/problem+json": {"schema": refs[Problem]}}}
     paths: dict[str, Any] = {}
-    for path, (summary, request, answer) in ROUTES.items():
+    for path, (summary, request, answer) in routes.items():
         asked = refs[request]
         if request is Event:
             asked = {

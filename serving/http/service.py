@@ -5,7 +5,6 @@ The arbiter process imports this module too, so everything heavy waits for the s
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import bentoml
 
 from features.state.home import Home, configure_process
+from features.state.settings import Settings
 from serving.http.access import AccessControl
 from serving.http.asgi import application
 from serving.privacy.keys import Keys
@@ -36,7 +36,7 @@ class Ubiquo:
 
         configure_process()
         _die_with_the_arbiter()
-        if os.environ.get("UBIQUO_LOOPBACK") != "1" and not Keys(Home.from_environment()).any():
+        if not Settings.from_environment().loopback and not Keys(Home.from_environment()).any():
             raise RuntimeError("make an API key (python -m serving keys create): only a service on loopback may do without one")
         from serving.http.app import App
         from serving.runtime import Runtime
@@ -71,6 +71,11 @@ class Ubiquo:
         """Like POST /v1/churn."""
         return self._call("/v1/churn", request)
 
+    @bentoml.api(route="/bento/ask")
+    def ask(self, model: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Like POST /v1/{model}, for any model that mlflow.yaml names."""
+        return self._call(f"/v1/{model}", request)
+
     @bentoml.api(route="/bento/events")
     def events(self, request: dict[str, Any]) -> dict[str, Any]:
         """Like POST /v1/events."""
@@ -100,7 +105,7 @@ class Ubiquo:
 
 def _die_with_the_arbiter() -> None:
     """Under ``bentoml serve`` this is a worker: it must not go on answering once what started it is gone (prctl(2), Linux only)."""
-    if not sys.platform.startswith("linux") or os.environ.get("UBIQUO_SINGLE_PROCESS") == "1":
+    if not sys.platform.startswith("linux") or Settings.from_environment().single_process:
         return
     import ctypes
 

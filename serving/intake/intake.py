@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,12 +11,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import msgspec
 
 from features.catalogue.shop import Shop
-from features.definitions.folds import History, Touch, fold_history
-from features.definitions.timeline import Timeline
+from features.definitions.folds.registered import Touch
 from features.events.event import RejectedEvent, SealedEvent, parse_event
 from features.events.identifiers import holds_personal
 from features.people.consent import Consents
@@ -28,14 +27,15 @@ from features.people.vault import Personal, Sealed
 from features.state.clock import AHEAD, Clock, WatchedClock
 from features.state.disk import DamagedStateError, NoSpaceError, check_room
 from features.state.home import Home, MissingStateError
+from features.state.settings import Settings
+from features.store.customer_rows import CustomerRows
 from features.store.dead_letters import DeadLetter
 from features.store.event_index import Incoming
 from features.store.event_log import EventLog
 from features.store.feature_store import FeatureStore
-from features.store.snapshots import compute, histories
-from features.store.timeline import open_timeline
 from serving.intake.inbox import EPOCH, Accepted, Inbox, Refused
 from serving.intake.receipts import EventReceipt, EventsAnswer
+from serving.intake.recent import RecentlyLearnt
 
 logger = logging.getLogger("ubiquo")
 SOURCE = "http"
@@ -47,16 +47,12 @@ REFUSED_AT_ONCE = 1_000
 MAX_WAITING_BYTES = 512_000_000
 """How many bytes of events may wait for the log."""
 BATCHES_FOLDED_AT_ONCE = 5
-CUSTOMERS_AT_ONCE, EVENTS_AT_ONCE = 1_000, 20_000
-"""Of how many customers, and how many of their events, are held in memory at once while their rows are made."""
 MAX_KEPT = 32_768
 """How much is kept of a row that could not be taken."""
 BUSY_EVENTS = 2_000
 """How many more events wait than a tick ago when the intake counts as busy."""
 MAX_POSTPONED = 5
 """How many ticks the log may be kept waiting by a busy intake."""
-MAX_WAITING = 200_000
-"""How many events may wait for the log (``UBIQUO_MAX_WAITING`` sets another bound) before callers are asked to come again."""
 Translate = Callable[[Any, datetime], Any]
 """A client's own message and when it was received, to a canonical event.
 
@@ -90,13 +86,14 @@ class _Entry:
 class Intake:
     """The way in for live events of one process.
 
-    An event is in the next answer at once, through ``fresh``; the online history row follows, as of just after the last event
+    An event is in the next answer at once, through ``recent``; the online row follows, as of just after the last event
     that it knows, so that what a feature row knows is always "strictly before".
     """
 
     def __init__(self, home: Home, clock: Clock, store: FeatureStore, identities: Identities, consents: Consents) -> None:
-        self._home, self._clock, self._store, self.identities, self._consents = home, clock, store, identities, consents
+        self._home, self._clock, self.identities, self._consents = home, clock, identities, consents
         self._shop = Shop.load(home)
+        self._zone = ZoneInfo(self._shop.timezone)
         self._vault = identities.vault
         self._log = EventLog(home, self._shop.timezone)
         self._tombstones = Tombstones(home, self._vault)
@@ -105,15 +102,13 @@ class Intake:
         """Receipts are given one after the other."""
         self._moving = threading.RLock()
         """One thread at a time moves what waits into the log."""
-        self._max_waiting = int(os.environ.get("UBIQUO_MAX_WAITING", MAX_WAITING))
+        self._max_waiting = Settings.from_environment().max_waiting
         self._waiting: dict[str, tuple[str, Future[None]]] = {}
         """The content hash of each event that is not in the log yet, and what is done once it is on the disk."""
         self._spoilt: set[str] = set()
         """Customers whose online rows a failure left half brought up to date."""
-        self._fresh: dict[str, list[tuple[datetime, Touch]]] = {}
-        """What each customer's online row may not know yet."""
-        self._minted: set[str] = set()
-        """Customers first seen by this process, who have no past to look up."""
+        self.recent = RecentlyLearnt(identities)
+        self._rows = CustomerRows(home, store, self._log, identities, consents)
         self._unfolded: list[Incoming] = []
         self._postponed = self._seen_waiting = 0
         self._touched: dict[str, datetime] = {}
@@ -121,8 +116,6 @@ class Intake:
         self._generation = self._bytes = 0
         """How often something was moved into the log, and how many bytes wait for it."""
         self._counting = threading.Lock()
-        self._ahead: set[str] = set()
-        """Customers whose online rows a clock that was wrong has stamped with a time to come."""
         self._refused_waiting = len(self.inbox.refused(-1))
         self._last: datetime | None = None
         last = self.inbox.last_received()
@@ -218,7 +211,7 @@ class Intake:
                 known = held[0] if held else logged.get(event.event_id)
                 if known is None:
                     try:
-                        letter, customer = self._letter(sealed, at, source), self._learn(event, at)
+                        letter, customer = self._letter(sealed, at, source), self.recent.learn(event, at)
                     except Exception as failure:
                         # whatever it is that cannot be taken in, it must not hold up the others
                         logger.exception("an event cannot be taken in; it becomes a dead letter")
@@ -269,10 +262,6 @@ class Intake:
         """How many events and refused rows wait to be moved on."""
         return len(self._waiting) + self._refused_waiting
 
-    def fresh(self, customer_id: str) -> list[tuple[datetime, Touch]]:
-        """What happened lately to a customer, oldest first; her online row may know some of it: compare with its moment."""
-        return sorted(self._fresh.get(customer_id, ()), key=lambda each: each[0])
-
     def _parse(self, raw: Any, translate: Translate | None) -> Sealed | RejectedEvent:
         now = self._clock()
         # where the machine's clock was set right and is not followed yet, its honest clients are not from the future
@@ -302,21 +291,12 @@ class Intake:
         letter = {"field": error.field, "reason": error.reason, "raw": said}
         return Refused(at, source, self._vault.encrypt(msgspec.json.encode(letter)))
 
-    def _learn(self, event: SealedEvent, at: datetime) -> str | None:
-        if not event.identifiers:
-            return None
-        known_before = self.identities.customer_of(event)
-        customer = self.identities.learn(event, at)
-        if customer and known_before is None:
-            self._minted.add(customer)
-        return customer
-
     def _show(self, taken: Sequence[tuple[SealedEvent, str | None, datetime]]) -> None:
         for event, _, at in taken:
             self._consents.note(event, at)
         for event, customer, at in taken:
             if customer is not None and self._usable(customer, event.occurred_at):
-                self._fresh.setdefault(customer, []).append((at, touch_of(event)))
+                self.recent.show(customer, at, Touch.of(event, self._zone))
 
     def _usable(self, customer: str, occurred_at: datetime) -> bool:
         if self._consents.silent:
@@ -399,19 +379,15 @@ class Intake:
             self.drain()
             customers = sorted(self._touched)
             if customers:
-                self._push_view("customer_activity", customers, at)
+                self._rows.compute(customers, at)
                 # only now: a failure leaves them for the next time, as does an event that came while this one drained
                 self._touched = {customer: until for customer, until in self._touched.items() if until > at}
-            ahead, self._ahead = self._ahead, set()
+            ahead, self.recent.ahead = sorted(self.recent.ahead), set()
             if ahead:
-                logger.warning("%d customers have rows from a time to come: they are made anew", len(ahead))
-                self._rebuild(sorted(ahead), at)
-                self._push_view("customer_activity", sorted(ahead), at)
+                logger.warning("%d customers have rows of a time to come, or of another version: they are made anew", len(ahead))
+                self._rows.rebuild(ahead, at)
+                self._rows.compute(ahead, at)
             return len(customers)
-
-    def make_anew(self, customer_id: str) -> None:
-        """Have the customer's online rows made anew soon: they are from a time to come."""
-        self._ahead.add(customer_id)
 
     @contextlib.contextmanager
     def standing_still(self) -> Iterator[None]:
@@ -422,9 +398,8 @@ class Intake:
 
     def forget(self, customer_ids: Sequence[str], keys: Sequence[str]) -> None:
         """Let go of what is in memory of customers who were erased."""
+        self.recent.forget(customer_ids)
         for customer in customer_ids:
-            self._fresh.pop(customer, None)
-            self._minted.discard(customer)
             self._touched.pop(customer, None)
         self._consents.forget(keys)
         self._consents.refresh()
@@ -435,7 +410,7 @@ class Intake:
         self.inbox.close()
 
     def _fold(self, events: Sequence[Incoming], until: datetime) -> None:
-        """Bring the online history rows up to *until*: everything received before is in the log."""
+        """Bring the states of customers up to *until*: everything received before is in the log."""
         try:
             self._fold_rows(events, until)
         except BaseException:
@@ -448,63 +423,17 @@ class Intake:
         disturbed = self._spoilt | {
             customer for row in events if is_about_consent(row.event) and (customer := self.identities.customer_of(row.event))
         }
-        by_customer: dict[str, list[Incoming]] = {}
+        by_customer: dict[str, list[SealedEvent]] = {}
         for row in events:
-            customer = self.identities.customer_of(row.event)
-            if customer is not None:
-                by_customer.setdefault(customer, []).append(row)
+            if (customer := self.identities.customer_of(row.event)) is not None:
+                by_customer.setdefault(customer, []).append(row.event)
         self._touched |= dict.fromkeys(disturbed | by_customer.keys(), until)
-        ordinary = [c for c in by_customer if c not in disturbed]
-        online = dict(zip(ordinary, self._store.online("recommendations_v1", ordinary), strict=True)) if ordinary else {}
-        # not online yet is not the same as without a past: the log knows
-        again = disturbed | {c for c, row in online.items() if row["bought_item_ids"] is None and c not in self._minted}
-        rows = []
-        for customer in ordinary:
-            usable = [row.event for row in by_customer[customer] if self._usable(customer, row.event.occurred_at)]
-            if customer in again or not usable:
-                continue
-            try:
-                history = History.from_row(online[customer])
-                for event in usable:
-                    fold_history(history, touch_of(event))
-                rows.append({"customer_id": customer, **history.to_row()})
-            except Exception:
-                # one customer's odd row or event must not keep the others' rows from being written
-                logger.exception("a customer's row cannot be brought up to date; it is made anew from the log")
-                again.add(customer)
-        self._store.push("customer_history", rows, until)
-        # from here on their rows tell
-        self._minted.difference_update(by_customer)
+        ordinary = {customer: theirs for customer, theirs in by_customer.items() if customer not in disturbed}
+        again = disturbed | self._rows.fold(ordinary, until, self.recent.minted.__contains__, self._usable)
         if again:
-            self._rebuild(sorted(again), until)
+            self._rows.rebuild(sorted(again), until)
         self._spoilt = set()
-        for customer in list(self._fresh):
-            left = [each for each in self._fresh[customer] if each[0] >= until]
-            if left:
-                self._fresh[customer] = left
-            else:
-                self._fresh.pop(customer, None)
-
-    def _rebuild(self, customers: Sequence[str], at: datetime) -> None:
-        """History rows anew from the log: of customers who were merged, split, or have said what may be used."""
-        for some in self._in_parts(customers):
-            found = self._replayed(some, at)
-            self._store.push("customer_history", [{"customer_id": c, **h.to_row()} for c, h in found.items()], at)
-            self._store.delete("customer_history", [c for c in some if c not in found])
-
-    def _replayed(self, customers: Sequence[str], at: datetime) -> dict[str, History]:
-        if not self._log.exists:
-            return {}
-        try:
-            # its tables lie in memory until it is closed, whoever may still point at it
-            with contextlib.closing(self._timeline_of(customers, at)) as opened:
-                return {customer: history for _, customer, history in histories(opened, [at])}
-        except (ArithmeticError, TypeError, ValueError):
-            if len(customers) == 1:
-                logger.exception("a customer's row cannot be made from the log: the customer goes without one")
-                return {}
-            middle = len(customers) // 2
-            return self._replayed(customers[:middle], at) | self._replayed(customers[middle:], at)
+        self.recent.told(by_customer, until)
 
     def _recover(self) -> None:
         """After a crash: what was acknowledged and has not left the inbox counts in answers again, as if it had just come in.
@@ -524,42 +453,15 @@ class Intake:
                 self._bytes += len(letter.payload)
                 try:
                     event = self._incoming(letter).event
-                    customer = self._learn(event, letter.received_at)
+                    customer = self.recent.learn(event, letter.received_at)
                 except Exception as error:
                     logger.error("a letter in the inbox cannot be taken up again (%s)", type(error).__name__)
                     continue
                 taken.append((event, customer, letter.received_at))
-                if customer is not None and customer not in self._minted:
+                if customer is not None and customer not in self.recent.minted:
                     self._spoilt.add(customer)
                     self._touched[customer] = letter.received_at + TICK
             self._show(taken)
-
-    def _push_view(self, view: str, customers: Sequence[str], at: datetime) -> None:
-        for some in self._in_parts(customers):
-            found: set[str] = set()
-            with contextlib.closing(self._timeline_of(some, at)) as opened:
-                for _, table in compute(opened, view, {at: None}):
-                    rows = [{k: v for k, v in row.items() if k != "event_timestamp"} for row in table.to_pylist()]
-                    found |= {row["customer_id"] for row in rows}
-                    self._store.push(view, rows, at)
-            self._store.delete(view, [c for c in some if c not in found])
-
-    def _in_parts(self, customers: Sequence[str]) -> Iterator[Sequence[str]]:
-        """Few enough customers at a time for their events to be held in memory; one with more events than that comes alone."""
-        part: list[str] = []
-        held = 0
-        for customer in customers:
-            events = self._log.index.count(self.identities.members(customer))
-            if part and (len(part) >= CUSTOMERS_AT_ONCE or held + events > EVENTS_AT_ONCE):
-                yield part
-                part, held = [], 0
-            part.append(customer)
-            held += events
-        if part:
-            yield part
-
-    def _timeline_of(self, customers: Sequence[str], at: datetime) -> Timeline:
-        return open_timeline(self._home, at, customers, consents=self._consents, identities=self.identities)
 
     def _incoming(self, letter: Accepted) -> Incoming:
         event = msgspec.json.decode(letter.payload, type=SealedEvent)
@@ -595,11 +497,6 @@ def _translated(translate: Translate, raw: Any, now: datetime) -> Any:
             raise
         # what a client may send has no end; the error's own words may repeat it
         raise RejectedEvent("$", f"a value in it is of a kind or size that cannot be read ({type(error).__name__})") from None
-
-
-def touch_of(event: SealedEvent) -> Touch:
-    """The part of an event that a fold reads."""
-    return Touch(event.name, event.occurred_at, event.channel, [item.item_id for item in event.items if item.quantity > 0])
 
 
 def is_about_consent(event: SealedEvent) -> bool:

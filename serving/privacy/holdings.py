@@ -32,7 +32,6 @@ from serving.decide.batch import outputs
 from serving.intake.inbox import Inbox
 
 Row = dict[str, Any]
-CUSTOMER_VIEWS = ("customer_activity", "customer_history")
 SHORTEST_ALONE = 8
 _SAID_OF = {
     "loyalty_card": "card|loyalty|household|member|customer|client|kund|kart|carte|tarjeta",
@@ -204,7 +203,7 @@ class Snapshots:
         return sum(_without(path, subject) for path in self._files())
 
     def _files(self) -> list[Path]:
-        return [path for view in CUSTOMER_VIEWS for path in sorted((self._folder / view).glob("*.parquet"))]
+        return sorted(path for path in self._folder.rglob("*.parquet") if "customer_id" in pq.read_schema(path).names)
 
 
 class OnlineRows:
@@ -217,13 +216,13 @@ class OnlineRows:
 
     def find(self, subject: Subject) -> Iterator[Row]:
         """Her feature rows as they are served."""
-        for row in self._store.online("next_best_offer_v1", subject.customer_ids):
-            if any(row.get(f"{view}_at") is not None for view in CUSTOMER_VIEWS):
+        for row in self._store.online("customer_v1", subject.customer_ids):
+            if any(row.get(f"{view}_at") is not None for view in self._store.customer_views()):
                 yield row
 
     def erase(self, subject: Subject) -> int:
         """Delete them, and what the file still shows of them."""
-        gone = sum(self._store.delete(view, subject.customer_ids) for view in CUSTOMER_VIEWS)
+        gone = sum(self._store.delete(view, subject.customer_ids) for view in self._store.customer_views())
         self._store.scrub()
         return gone
 

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import hmac
 import logging
-import os
 import secrets
 import sqlite3
 import threading
@@ -20,6 +19,7 @@ from features.people.vault import Vault
 from features.state.clock import microseconds
 from features.state.disk import transaction
 from features.state.home import Home
+from features.state.settings import Settings
 
 logger = logging.getLogger("ubiquo")
 Scope = Literal["ingest", "decide", "read_customer", "admin"]
@@ -56,7 +56,8 @@ class Keys:
         self._known: dict[str, Key] = {}
         self._ever = False
         self._read_at = float("-inf")
-        environment = os.environ.get("UBIQUO_API_KEY", "")
+        settings = Settings.from_environment()
+        environment, self._loopback = settings.api_key, settings.loopback
         self._environment = _digest(environment) if environment else ""
 
     def create(self, name: str, scopes: Sequence[str], at: datetime) -> str:
@@ -108,7 +109,7 @@ class Keys:
         if self._environment and hmac.compare_digest(digest, self._environment):
             return Key("environment", frozenset(SCOPES))
         known = self._current()
-        if not self._environment and not self._ever and os.environ.get("UBIQUO_LOOPBACK") == "1":
+        if not self._environment and not self._ever and self._loopback:
             return LOCAL
         return known.get(digest)
 

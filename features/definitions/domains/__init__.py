@@ -1,0 +1,1 @@
+"""One file a domain: its features, its item attributes, and what leaving means in it."""

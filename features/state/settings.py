@@ -1,0 +1,74 @@
+"""What the environment may set: every variable in one place, and each mistake told with its name."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+PREFIX = "UBIQUO_"
+READ_ELSEWHERE = {"UBIQUO_MLFLOW": "the mlflow.yaml that describes the models", "UBIQUO_COMMIT": "the commit where there is no checkout"}
+"""What the rooms beside this one read themselves."""
+INTERNAL = ("loopback", "single_process")
+"""How ``python -m serving`` tells the process that answers how it was started."""
+
+
+class SettingError(ValueError):
+    """A variable of the environment says something that cannot be; the message names it and the fix."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The variables ``UBIQUO_<NAME>``, by their names in small letters."""
+
+    home: Annotated[str, Meta(description="the folder that holds all data, stores and models")] = "var"
+    secret: Annotated[str, Meta(description="what identifiers are hashed and contacts encrypted under; else secret.key of the home")] = ""
+    clock: Annotated[str, Meta(description="system, from:ISO-TIME (runs on from there) or fixed:ISO-TIME")] = "system"
+    api_key: Annotated[str, Meta(description="a key that opens everything, beside those of python -m serving keys")] = ""
+    redis: Annotated[str, Meta(description="where online rows are kept, such as localhost:6379; else in SQLite")] = ""
+    rate_limit: Annotated[str, Meta(description="how often one key may ask")] = "2000/second"
+    max_waiting: Annotated[int, Meta(ge=1, description="how many events may wait for the log before callers come again")] = 200_000
+    max_decision_bytes: Annotated[int, Meta(ge=1_000_000, description="how much the decision log may hold")] = 5_000_000_000
+    loopback: Annotated[bool, Meta(description="only this machine can ask")] = False
+    single_process: Annotated[bool, Meta(description="no arbiter watches over the process")] = False
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
+        """The settings of this process.
+
+        Raises:
+            SettingError: a variable seems to be misspelt, or says something that cannot be.
+        """
+        said = {k: v for k, v in (os.environ if environment is None else environment).items() if k.startswith(PREFIX)}
+        known = {f"{PREFIX}{name.upper()}": name for name in cls.__struct_fields__}
+        values: dict[str, Any] = {}
+        for variable, text in said.items():
+            if variable not in known:
+                # one that is quite another may be somebody else's
+                if variable not in READ_ELSEWHERE and (near := difflib.get_close_matches(variable, known, 1, 0.85)):
+                    raise SettingError(f"{variable} is no setting: did you mean {near[0]}?")
+                continue
+            try:
+                values[known[variable]] = msgspec.convert(text, get_type_hints(cls, include_extras=True)[known[variable]], strict=False)
+            except msgspec.ValidationError as error:
+                raise SettingError(f"{variable}={text!r}: {str(error)[0].lower()}{str(error)[1:]}") from None
+        return cls(**values)
+
+    @property
+    def root(self) -> Path:
+        """The home as an absolute path."""
+        return Path(self.home).resolve()
+
+
+def described() -> list[tuple[str, str, str]]:
+    """Each variable that a user may set, what it is unless set, and what it means."""
+    found = []
+    for name, hint in get_type_hints(Settings, include_extras=True).items():
+        if name not in INTERNAL:
+            [meta] = [each for each in hint.__metadata__ if each.description]
+            found.append((f"{PREFIX}{name.upper()}", f"{getattr(Settings(), name)}", str(meta.description)))
+    return [*found, *((variable, "", meaning) for variable, meaning in READ_ELSEWHERE.items())]

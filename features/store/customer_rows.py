@@ -1,0 +1,151 @@
+"""The online rows of customers, kept up with the log: states folded event by event, windowed features computed anew."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+from features.catalogue.shop import Shop
+from features.definitions.folds.registered import CustomerState, Touch
+from features.definitions.timeline import Timeline
+from features.events.event import SealedEvent
+from features.people.consent import Consents
+from features.people.identity import Identities
+from features.state.home import Home
+from features.store.event_log import EventLog
+from features.store.feature_store import FeatureStore
+from features.store.snapshots import compute, states
+from features.store.timeline import open_timeline
+
+logger = logging.getLogger("ubiquo")
+CUSTOMERS_AT_ONCE, EVENTS_AT_ONCE = 1_000, 20_000
+"""Of how many customers, and how many of their events, are held in memory at once while their rows are made."""
+ACTIVITY, STATE = "customer_activity", "customer_state"
+
+
+class CustomerRows:
+    """Writes the rows that the service reads of customers.
+
+    Args:
+        home: the installation.
+        store: where the rows lie.
+        log: the events.
+        identities, consents: who is who and what they allow; read from the home unless given.
+    """
+
+    def __init__(
+        self, home: Home, store: FeatureStore, log: EventLog, identities: Identities | None = None, consents: Consents | None = None
+    ) -> None:
+        shop = Shop.load(home)
+        self._home, self._store, self._log = home, store, log
+        self._identities = identities or Identities(home)
+        self._consents = consents or Consents(home, shop.consent)
+        self._zone = ZoneInfo(shop.timezone)
+
+    def bring_up_to(self, moment: datetime, since: datetime) -> int:
+        """Make anew, as of *moment*, the rows of those of whom anything became known since; returns how many they are.
+
+        It costs what their events cost, not what the shop's do. The others' rows stay as they are: of an earlier moment, which
+        every answer tells.
+        """
+        self._log.catch_up()
+        touched = sorted({owner for key in self._log.keys_since(since) if (owner := self._identities.owner_of([key])) is not None})
+        self.rebuild(touched, moment, is_now=False)
+        self.compute(touched, moment, is_now=False)
+        return len(touched)
+
+    def fold(
+        self,
+        events: Mapping[str, Sequence[SealedEvent]],
+        until: datetime,
+        is_new: Callable[[str], bool],
+        usable: Callable[[str, datetime], bool],
+    ) -> set[str]:
+        """Take each customer's *events* into their state, which then is of *until*.
+
+        Args:
+            events: by customer, those that reached the log since their rows were written.
+            until: everything received before is in the log.
+            is_new: whether a customer has no past, so that no row is no loss.
+            usable: whether an event of a customer may be used.
+
+        Returns:
+            The customers whose rows have to be made anew from the log: there is none, or it cannot be read.
+        """
+        online = dict(zip(events, self._store.online("state_v1", list(events)), strict=True)) if events else {}
+        again: set[str] = set()
+        rows = []
+        for customer, theirs in events.items():
+            allowed = [event for event in theirs if usable(customer, event.occurred_at)]
+            # not online yet is not the same as without a past: the log knows
+            if online[customer][f"{STATE}_at"] is None and not is_new(customer):
+                again.add(customer)
+                continue
+            if not allowed:
+                continue
+            try:
+                state = CustomerState.from_row(online[customer])
+                for event in allowed:
+                    state.step(Touch.of(event, self._zone))
+                rows.append({"customer_id": customer, **state.to_row()})
+            except Exception:
+                # one customer's odd row or event must not keep the others' rows from being written
+                logger.exception("a customer's row cannot be brought up to date; it is made anew from the log")
+                again.add(customer)
+        self._store.push(STATE, rows, until)
+        return again
+
+    def rebuild(self, customers: Sequence[str], at: datetime, is_now: bool = True) -> None:
+        """States anew from the log: of customers who were merged, split, or have said what may be used."""
+        for some in self._in_parts(customers):
+            found = self._replayed(some, at)
+            self._store.push(STATE, [{"customer_id": c, **state.to_row()} for c, state in found.items()], at, is_now)
+            if is_now:
+                self._store.delete(STATE, [c for c in some if c not in found])
+
+    def compute(self, customers: Sequence[str], at: datetime, is_now: bool = True) -> None:
+        """The windowed features of *customers* at a moment before which everything is in the log."""
+        for some in self._in_parts(customers):
+            found: set[str] = set()
+            with contextlib.closing(self._timeline_of(some, at)) as opened:
+                for _, table in compute(opened, self._store.views[ACTIVITY], {at: None}):
+                    rows = [{k: v for k, v in row.items() if k != "event_timestamp"} for row in table.to_pylist()]
+                    found |= {row["customer_id"] for row in rows}
+                    self._store.push(ACTIVITY, rows, at, is_now)
+            if is_now:
+                # of a moment that has passed, whoever has no row then may well have one now
+                self._store.delete(ACTIVITY, [c for c in some if c not in found])
+
+    def _replayed(self, customers: Sequence[str], at: datetime) -> dict[str, CustomerState]:
+        if not self._log.exists:
+            return {}
+        try:
+            # its tables lie in memory until it is closed, whoever may still point at it
+            with contextlib.closing(self._timeline_of(customers, at)) as opened:
+                return {customer: state for _, customer, state in states(opened, [at])}
+        except (ArithmeticError, TypeError, ValueError):
+            if len(customers) == 1:
+                logger.exception("a customer's row cannot be made from the log: the customer goes without one")
+                return {}
+            middle = len(customers) // 2
+            return self._replayed(customers[:middle], at) | self._replayed(customers[middle:], at)
+
+    def _in_parts(self, customers: Sequence[str]) -> Iterator[Sequence[str]]:
+        """Few enough customers at a time for their events to be held in memory; one with more events than that comes alone."""
+        part: list[str] = []
+        held = 0
+        for customer in customers:
+            events = self._log.index.count(self._identities.members(customer))
+            if part and (len(part) >= CUSTOMERS_AT_ONCE or held + events > EVENTS_AT_ONCE):
+                yield part
+                part, held = [], 0
+            part.append(customer)
+            held += events
+        if part:
+            yield part
+
+    def _timeline_of(self, customers: Sequence[str], at: datetime) -> Timeline:
+        return open_timeline(self._home, at, customers, consents=self._consents, identities=self._identities)
