@@ -131,7 +131,7 @@ def endpoint(folder: Path, name: str, code: str, home: Home) -> tuple[int, subpr
 
 
 FORGETFUL = """
-from serving.intake.intake import inbox
+from serving.intake import inbox
 def forget(self, letters, refused, done):
     done.set_result(None)
 inbox.Inbox.submit = forget

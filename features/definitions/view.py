@@ -28,6 +28,8 @@ ARROW: dict[Dtype, pa.DataType] = {
     "integers": pa.list_(pa.int64()), "floats": pa.list_(pa.float64()),
 }  # fmt: skip
 TIME = pa.timestamp("us", tz="UTC")
+ONLINE = "_online"
+"""Ends the name of the view, and of the service, that holds a row as one value: read and written at once, whatever its columns."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class View:
     def at_column(self) -> str:
         """The name of the snapshot's time among the features."""
         return f"{self.name}_at"
+
+    @property
+    def packed_column(self) -> str:
+        """The column of the online view that holds the whole row."""
+        return f"{self.name}_packed"
 
     def arrow_schema(self) -> pa.Schema:
         """The Parquet schema of a snapshot; times in microseconds, for DuckDB's sake."""

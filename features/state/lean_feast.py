@@ -37,11 +37,12 @@ with unchecked():
     from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
     from feast.data_format import ParquetFormat
     from feast.repo_config import RegistryConfig, RepoConfig
-    from feast.types import Array, Bool, FeastType, Float64, Int64, String
+    from feast.types import Array, Bool, Bytes, FeastType, Float64, Int64, String
 
 __all__ = [
     "Array",
     "Bool",
+    "Bytes",
     "Entity",
     "FeastType",
     "FeatureService",

@@ -21,7 +21,7 @@ from features.store.snapshots import compute, states
 from features.store.timeline import open_timeline
 
 logger = logging.getLogger("ubiquo")
-CUSTOMERS_AT_ONCE, EVENTS_AT_ONCE = 1_000, 20_000
+CUSTOMERS_AT_ONCE, EVENTS_AT_ONCE = 5_000, 20_000
 """Of how many customers, and how many of their events, are held in memory at once while their rows are made."""
 ACTIVITY, STATE = "customer_activity", "customer_state"
 

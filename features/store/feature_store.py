@@ -11,13 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pandas as pd
 import pyarrow.parquet as pq
 
 from features.catalogue.shop import Shop
 from features.definitions.feature import Moment
 from features.definitions.folds.registered import NAMES, CustomerState, nothing
-from features.definitions.view import View, views_of
+from features.definitions.view import ONLINE, View, views_of
 from features.state.clock import AHEAD, microseconds
 from features.state.disk import make_folder, open_database, transaction
 from features.state.home import Home, MissingStateError, configure_process
@@ -34,7 +35,8 @@ SERVICES: dict[str, tuple[str, ...]] = {
     "items_v1": ("item_stats",),
 }  # fmt: skip
 """FeatureService name to the views that it reads; those of models come from their settings."""
-WRITE_ROWS = 500
+WRITE_ROWS = 1_000
+_pack, _unpack = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(dict[str, Any]).decode
 
 
 class StaleFeaturesError(MissingStateError):
@@ -99,6 +101,15 @@ class FeatureStore:
         from features.store.views import feast_objects
 
         self._feast.apply(feast_objects(self._home, self.views, self._services))
+        if not self._redis:
+            self._drop_unpacked()
+
+    def _drop_unpacked(self) -> None:
+        """Let go of the tables in which rows lay column by column: nothing reads them any more, nor would an erasure."""
+        with self._home.locked("online"), transaction(self._home.feast / "online.db") as online:
+            for (table,) in online.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'ubiquo_%'").fetchall():
+                if table.removeprefix("ubiquo_") in self.views:
+                    online.execute(f"DROP TABLE {table}")
 
     def customer_views(self) -> list[str]:
         """The views of customers."""
@@ -181,15 +192,13 @@ class FeatureStore:
         path = self.snapshot(view, as_of)
         if not path.exists():
             raise MissingStateError(f"no snapshot of {view} at {as_of.isoformat()}: backfill it first")
-        return self._write(view, pq.ParquetFile(path).read().to_pandas())
+        return sum(self._write(view, batch.to_pylist()) for batch in pq.ParquetFile(path).iter_batches(WRITE_ROWS))
 
     def push(self, view: str, rows: Sequence[Row], as_of: datetime, is_now: bool = True) -> int:
         """Write rows of *view*, true as of *as_of*, online; newer rows stay. Where that *is_now*, those of a time to come do not."""
         at = microseconds(as_of)
         stamped = [{**row, "event_timestamp": as_of, self.views[view].at_column: at} for row in rows]
-        return self._write(
-            view, pd.DataFrame(stamped, columns=self.views[view].arrow_schema().names), microseconds(as_of + AHEAD) if is_now else None
-        )
+        return self._write(view, stamped, microseconds(as_of + AHEAD) if is_now else None)
 
     def delete(self, view: str, keys: Sequence[str]) -> int:
         """Take rows of *view* offline for good; returns how many there were.
@@ -210,7 +219,7 @@ class FeatureStore:
         if self._redis:
             return self._delete_redis(view, entities)
         raw = [(serialize_entity_key(each, entity_key_serialization_version=3),) for each in entities]
-        table = f"ubiquo_{view}"
+        table = f"ubiquo_{view}{ONLINE}"
         with transaction(self._home.feast / "online.db") as online:
             if not online.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchall():
                 return 0
@@ -228,9 +237,10 @@ class FeatureStore:
 
         client = self._feast._get_provider().online_store._get_client(self._feast.config.online_store)
         # one hash holds an entity's rows of every view; Redis drops it with its last field
-        fields = [_mmh3(f"{view}:{feature.name}") for feature in self._feast.get_feature_view(view).features]
+        name = f"{view}{ONLINE}"
+        fields = [_mmh3(f"{name}:{feature.name}") for feature in self._feast.get_feature_view(name).features]
         keys = [_redis_key("ubiquo", entity, entity_key_serialization_version=3) for entity in entities]
-        return sum(bool(client.hdel(key, f"_ts:{view}", *fields)) for key in keys)
+        return sum(bool(client.hdel(key, f"_ts:{name}", *fields)) for key in keys)
 
     def online(self, service: str, keys: Sequence[str]) -> list[Row]:
         """The newest rows of *service* for *keys* as they are stored, in their order; an unknown key's values are all None.
@@ -238,10 +248,17 @@ class FeatureStore:
         Each row holds, beside the features, ``<view>_at``: the moment (Unix microseconds) that the view's values are of. States are
         texts: ``expanded`` reads them.
         """
-        key = self.views[self._services[service][0]].key
-        answer = self._feast.get_online_features(features=self._service(service), entity_rows=[{key: value} for value in keys]).to_dict()
-        names = list(answer)
-        return [dict(zip(names, values, strict=True)) for values in zip(*answer.values(), strict=True)]
+        views = [self.views[name] for name in self._services[service]]
+        key = views[0].key
+        features = self._service(f"{service}{ONLINE}")
+        answer = self._feast.get_online_features(features=features, entity_rows=[{key: value} for value in keys]).to_dict()
+        rows: list[Row] = [{key: value} for value in keys]
+        for view in views:
+            for row, at, packed in zip(rows, answer[view.at_column], answer[view.packed_column], strict=True):
+                row[view.at_column] = at
+                held = {} if packed is None else _unpack(packed)
+                row.update((name, held.get(name)) for name in view.columns)
+        return rows
 
     def _service(self, name: str) -> feast.FeatureService:
         # a look-up in Feast's registry costs more than the read itself
@@ -249,29 +266,38 @@ class FeatureStore:
             self._feature_services[name] = self._feast.get_feature_service(name)
         return self._feature_services[name]
 
-    def _write(self, view: str, frame: pd.DataFrame, believed_until: int | None = None) -> int:
-        if frame.empty:
-            return 0
-        key, at_column, written = self.views[view].key, self.views[view].at_column, 0
-        for start in range(0, len(frame), WRITE_ROWS):
-            chunk = frame.iloc[start : start + WRITE_ROWS]
+    def _write(self, name: str, rows: Sequence[Row], believed_until: int | None = None) -> int:
+        view, written = self.views[name], 0
+        for start in range(0, len(rows), WRITE_ROWS):
+            chunk = rows[start : start + WRITE_ROWS]
             # another process must not write between the look and the write; in chunks, so that nobody waits for long
             with self._home.locked("online"):
-                held = self._online_times(view, chunk[key].tolist())
+                held = self._online_times(view, [row[view.key] for row in chunk])
                 if believed_until is not None and (ahead := [k for k, at in held.items() if at > believed_until]):
                     # Redis keeps the newer row whatever is written, so these go first
-                    self._delete(view, ahead)
+                    self._delete(name, ahead)
                     held = {k: at for k, at in held.items() if at <= believed_until}
-                fresh = chunk[chunk[at_column].to_numpy() >= [held.get(k, 0) for k in chunk[key]]]
-                if not fresh.empty:
-                    self._feast.write_to_online_store(view, fresh)
+                fresh = [row for row in chunk if row[view.at_column] >= held.get(row[view.key], 0)]
+                if fresh:
+                    self._feast.write_to_online_store(f"{name}{ONLINE}", _packed(view, fresh))
             written += len(fresh)
         return written
 
-    def _online_times(self, view: str, keys: list[str]) -> Mapping[str, int]:
-        key, at_column = self.views[view].key, self.views[view].at_column
-        answer = self._feast.get_online_features(features=[f"{view}:{at_column}"], entity_rows=[{key: k} for k in keys]).to_dict()
-        return {k: at for k, at in zip(answer[key], answer[at_column], strict=True) if at is not None}
+    def _online_times(self, view: View, keys: list[str]) -> Mapping[str, int]:
+        feature = f"{view.name}{ONLINE}:{view.at_column}"
+        answer = self._feast.get_online_features(features=[feature], entity_rows=[{view.key: k} for k in keys]).to_dict()
+        return {k: at for k, at in zip(answer[view.key], answer[view.at_column], strict=True) if at is not None}
+
+
+def _packed(view: View, rows: Sequence[Row]) -> pd.DataFrame:
+    """Rows as they lie online: the key, the moment, and all the rest as one value."""
+    columns = {
+        view.key: [row[view.key] for row in rows],
+        "event_timestamp": pd.Series([row["event_timestamp"] for row in rows], dtype="datetime64[us, UTC]"),
+        view.at_column: [row[view.at_column] for row in rows],
+        view.packed_column: [_pack({name: row.get(name) for name in view.columns}) for row in rows],
+    }
+    return pd.DataFrame(columns)
 
 
 def moment_of(microseconds: int) -> datetime:

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from features.definitions.feature import Dtype
-from features.definitions.view import View
+from features.definitions.view import ONLINE, View
 from features.state.home import Home
 from features.state.lean_feast import (
     Array,
     Bool,
+    Bytes,
     Entity,
     FeastType,
     FeatureService,
@@ -37,24 +38,20 @@ def feast_objects(
     """Everything to apply to the registry, in dependency order."""
     keys = sorted({view.key for view in views.values()})
     entities = {key: Entity(name=key.removesuffix("_id"), join_keys=[key], value_type=ValueType.STRING) for key in keys}
-    made = {
-        view.name: FeatureView(
-            name=view.name,
-            entities=[entities[view.key]],
-            ttl=timedelta(0),
-            schema=[
-                Field(name=view.key, dtype=String),
-                Field(name=view.at_column, dtype=Int64),
-                *(Field(name=name, dtype=FEAST[kind]) for name, kind in view.columns.items()),
-            ],
-            source=FileSource(
-                name=f"{view.name}_snapshots",
-                path=str(snapshot_folder(home, view) / "*.parquet"),
-                file_format=ParquetFormat(),
-                timestamp_field="event_timestamp",
-            ),
+
+    def made(view: View, name: str, columns: Mapping[str, FeastType], online: bool) -> FeatureView:
+        fields = [Field(name=view.key, dtype=String), Field(name=view.at_column, dtype=Int64)]
+        fields += [Field(name=column, dtype=kind) for column, kind in columns.items()]
+        source = FileSource(
+            name=f"{name}_snapshots",
+            path=str(snapshot_folder(home, view) / "*.parquet"),
+            file_format=ParquetFormat(),
+            timestamp_field="event_timestamp",
         )
-        for view in views.values()
-    }
-    wanted = [FeatureService(name=name, features=[made[v] for v in used]) for name, used in services.items()]
-    return [*entities.values(), *made.values(), *wanted]
+        return FeatureView(name=name, entities=[entities[view.key]], ttl=timedelta(0), schema=fields, source=source, online=online)
+
+    offline = {v.name: made(v, v.name, {column: FEAST[kind] for column, kind in v.columns.items()}, online=False) for v in views.values()}
+    online = {v.name: made(v, f"{v.name}{ONLINE}", {v.packed_column: Bytes}, online=True) for v in views.values()}
+    wanted = [FeatureService(name=name, features=[offline[v] for v in used]) for name, used in services.items()]
+    wanted += [FeatureService(name=f"{name}{ONLINE}", features=[online[v] for v in used]) for name, used in services.items()]
+    return [*entities.values(), *offline.values(), *online.values(), *wanted]
