@@ -108,6 +108,7 @@ class Runtime:
             ("flushing decisions", self.decisions.flush, TICK_SECONDS),
             ("recomputing aggregates", self.intake.refresh_aggregates, AGGREGATE_SECONDS),
             ("taking up broken erasures", self.office.resume, MODEL_CHECK_SECONDS),
+            ("purging files of who was erased", self.office.purge_if_due, MODEL_CHECK_SECONDS),
             ("looking for new champions", self._refresh_models, MODEL_CHECK_SECONDS),
             # an import by another process makes customers known that this one has not met
             ("looking for new customers", self._refresh_customers, MODEL_CHECK_SECONDS),

@@ -6,7 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
-from scene import NEW_YEAR, Service, TinyShop, command, copy_home, customer, eventually, loyalty_cards, start_service, stop_service
+from scene import NEW_YEAR, Service, TinyShop, command, copy_home, customer, eventually, loyalty_cards, start_service, stop_service, told
 
+from features.catalogue.shop import Shop
 from features.people.consent import Consents
 from features.people.contacts import Contacts
 from features.people.identity import Identities
@@ -25,12 +26,15 @@ from features.people.vault import Vault
 from features.state import tables
 from features.state.clock import fixed_clock
 from features.state.home import Home
+from features.state.settings import SettingError
 from features.store.decision_log import DecisionLog
 from features.store.event_log import EventLog, connect
 from features.store.feature_store import FeatureStore
+from features.store.profile import UnknownCustomerError, profile
+from features.store.timeline import open_timeline
 from models.registry import Registry
 from serving.intake.intake import Intake
-from serving.privacy.erasure import PENDING, Office, open_office, prove
+from serving.privacy.erasure import PENDING, Nightly, Office, open_office, prove
 from serving.privacy.holdings import Place, Subject, mentions
 
 PLACES = ("events", "inbox", "dead letters", "feature snapshots", "online store", "decisions", "batch files", "model runs",
@@ -173,6 +177,96 @@ def test_an_erasure_that_broke_off_is_carried_out_at_the_next_start(
     assert receipt.proof.found == []
     assert prove(home, subject).found == []
     assert opened.resume() == []
+
+
+class TestByNight:
+    """From the moment they ask nobody sees them; the files are purged of all of them in one run, when it is time."""
+
+    @pytest.fixture
+    def asked(self, office: tuple[Office, str, Home]) -> tuple[Office, list[Subject], Home, list[str]]:
+        opened, her, home = office
+        opened._nightly = Nightly.at("03:30", "America/New_York")
+        other = customer(loyalty_cards(home)[41])
+        subjects = [opened.subject(her), opened.subject(other)]
+        return opened, subjects, home, [opened.begin(her), opened.begin(other)]
+
+    def test_nobody_sees_anything_of_theirs_though_the_files_hold_it(self, asked: tuple[Office, list[Subject], Home, list[str]]) -> None:
+        opened, subjects, home, receipts = asked
+        log = EventLog(home, "America/New_York")
+        store = FeatureStore(home)
+        for identities in (opened._identities, Identities(home)):
+            for subject in subjects:
+                assert identities.owner_of(subject.keys) is None
+                for her in subject.customer_ids:
+                    assert identities.members(her) == []
+                    assert told(store, her)["recency_days"] is None
+                    with pytest.raises(UnknownCustomerError):
+                        profile(home, identities, Consents(home, Shop.load(home).consent), opened._contacts, her)
+            assert not {her for subject in subjects for her in subject.customer_ids} & {*identities.customers(), *identities.strongest()}
+        gone = {event_id for subject in subjects for event_id in subject.event_ids}
+        assert gone
+        events = open_timeline(home, NEW_YEAR).events
+        assert not gone & set(events.select("event_id").to_pyarrow()["event_id"].to_pylist()), "what is learnt from leaves them out"
+        hidden = Identities(home)
+        few = open_timeline(home, NEW_YEAR, [subjects[0].customer_ids[0]], identities=hidden)
+        assert few.events.count().execute() == 0
+        assert opened._contacts.of([*subjects[0].keys, *subjects[1].keys]) == []
+        assert log.count() > 0
+        assert prove(home, subjects[0]).found, "the files still hold it"
+        for receipt_id in receipts:
+            with pytest.raises(TimeoutError):
+                opened.receipt(receipt_id)
+
+    def test_one_run_purges_the_files_of_all_of_them(self, asked: tuple[Office, list[Subject], Home, list[str]]) -> None:
+        opened, subjects, home, receipts = asked
+        before = tables.version(home.events)
+        opened.purge()
+        found = [opened.receipt(receipt_id, timeout=None) for receipt_id in receipts]
+        assert tables.version(home.events) - before <= 2, "the log is written anew once, not once a person"
+        for receipt, subject in zip(found, subjects, strict=True):
+            assert (receipt.together, receipt.proof.found) == (2, [])
+            assert {name for name, rows in receipt.places.items() if not rows} <= set(HELD_NOWHERE_ELSE)
+            assert prove(home, subject).found == []
+        assert not Identities(home).hidden.events
+        assert opened.resume() == []
+
+    def test_a_crash_before_the_night_loses_no_order(self, asked: tuple[Office, list[Subject], Home, list[str]]) -> None:
+        opened, subjects, home, receipts = asked
+        opened._running.clear()
+        assert sorted(opened.resume()) == sorted(receipts)
+        assert Identities(home).owner_of(subjects[0].keys) is None, "they stay hidden meanwhile"
+        opened.purge()
+        assert [opened.receipt(receipt_id, timeout=None).proof.found for receipt_id in receipts] == [[], []]
+
+    def test_nothing_of_theirs_comes_in_until_it_is_done(self, asked: tuple[Office, list[Subject], Home, list[str]]) -> None:
+        opened, _, home, _ = asked
+        now = (NEW_YEAR + timedelta(hours=1)).isoformat()
+        back = {"event_id": "back", "name": "sign_up", "occurred_at": now, "identifiers": {"cookie": "cookie-of-ada"}}
+        assert [each.status for each in opened._intake.accept([back]).events] == ["erased"]
+        opened.purge()
+        eventually(lambda: not list((home.root / "erasures").glob(f"*{PENDING}")))
+        assert [each.status for each in opened._intake.accept([{**back, "event_id": "again"}]).events] == ["accepted"]
+
+
+@pytest.mark.parametrize(
+    ("hours", "due"),
+    [
+        # New York: 03:30 is 08:30 UTC
+        ((7, 8, 9, 10), (False, False, True, False)),
+        # a service that starts after it waits for the next night
+        ((10, 20, 24 + 8, 24 + 9), (False, False, False, True)),
+        # it stood still over the night
+        ((7, 24 + 12, 24 + 13), (False, True, False)),
+    ],
+)
+def test_the_nights_run_comes_once_a_day(hours: tuple[int, ...], due: tuple[bool, ...]) -> None:
+    nightly = Nightly.at("03:30", "America/New_York")
+    assert nightly is not None
+    midnight = datetime(2018, 1, 2, tzinfo=UTC)
+    assert tuple(nightly.is_due(midnight + timedelta(hours=hour)) for hour in hours) == due
+    with pytest.raises(SettingError, match="UBIQUO_PURGE_AT"):
+        Nightly.at("half past three", "America/New_York")
+    assert Nightly.at("", "America/New_York") is None
 
 
 def test_the_export_holds_everything_as_json_lines(office: tuple[Office, str, Home]) -> None:

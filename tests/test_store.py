@@ -13,6 +13,7 @@ from scene import NEW_YEAR, TinyShop, customer, event, told
 
 from features.definitions.folds.fold import Line, Touch
 from features.definitions.folds.registered import CustomerState
+from features.state.disk import transaction
 from features.store.customer_rows import CustomerRows
 from features.store.feature_store import FeatureStore, StaleFeaturesError, moment_of
 
@@ -80,6 +81,28 @@ class OnlineStoreContract:
         assert not self.holds(store, HER)
         assert self.holds(store, OTHER)
 
+    def test_a_row_of_the_same_moment_is_replaced(self, store: FeatureStore) -> None:
+        def row(item: str) -> dict[str, Any]:
+            touch = Touch("e", "purchase", NEW_YEAR, NEW_YEAR.date(), "web", lines=(Line(item, 1, 100),))
+            return {"customer_id": HER, **CustomerState().step(touch).to_row()}
+
+        at = NEW_YEAR + timedelta(seconds=9)
+        assert [store.push("customer_state", [row(item)], at) for item in ("first", "second")] == [1, 1]
+        assert told(store, HER)["bought_item_ids"] == ["second"]
+
+    def test_whoever_is_taken_out_leaves_nothing_that_another_version_wrote(self, store: FeatureStore) -> None:
+        self.write_as_before(store, HER)
+        store.apply()
+        assert store.delete_all([HER]) == 2
+        store.scrub()
+        assert not self.holds(store, HER)
+        assert self.holds(store, OTHER)
+
+    @staticmethod
+    def write_as_before(store: FeatureStore, customer_id: str) -> None:
+        """Rows of a customer under a name that this version does not know."""
+        raise NotImplementedError
+
     @staticmethod
     def holds(store: FeatureStore, customer_id: str) -> bool:
         """Whether the store's own files or keys still name a customer."""
@@ -90,6 +113,12 @@ class TestSqlite(OnlineStoreContract):
     @pytest.fixture
     def store(self, tiny: TinyShop) -> FeatureStore:
         return self.fresh(tiny)
+
+    @staticmethod
+    def write_as_before(store: FeatureStore, customer_id: str) -> None:
+        with transaction(store._home.feast / "online.db") as online:
+            online.execute("CREATE TABLE ubiquo_customer_history (entity_key BLOB, feature_name TEXT, value BLOB)")
+            online.execute("INSERT INTO ubiquo_customer_history VALUES (?, 'bought_item_ids', ?)", (customer_id.encode(), b"i1"))
 
     @staticmethod
     def holds(store: FeatureStore, customer_id: str) -> bool:
@@ -106,6 +135,15 @@ class TestRedis(OnlineStoreContract):
         redis.Redis(host, int(port)).flushall()
         monkeypatch.setenv("UBIQUO_REDIS", redis_url)
         return self.fresh(tiny)
+
+    @staticmethod
+    def write_as_before(store: FeatureStore, customer_id: str) -> None:
+        import redis
+
+        host, port = os.environ["UBIQUO_REDIS"].split(":")
+        client = redis.Redis(host, int(port))
+        [key] = [key for key in client.scan_iter() if customer_id.encode() in key]
+        client.hset(key, "_ts:customer_history", b"1")
 
     @staticmethod
     def holds(store: FeatureStore, customer_id: str) -> bool:

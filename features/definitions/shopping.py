@@ -108,6 +108,12 @@ def spend(days: int, phrase: str, inputs_of: tuple[str, ...] = LEAVING_AND_OFFER
     return Feature(f"spend_minor_{days}", "integer", definition, phrase, low=None, inputs_of=inputs_of)
 
 
+def paid(days: int) -> Feature:
+    """What was paid within *days*, whatever was paid back since: what an average or a share of purchases is taken of."""
+    definition = counted(baskets, lambda rows, at: rows.amount_minor.sum(where=at.within(rows, days)).cast("int64"))
+    return Feature(f"paid_minor_{days}", "integer", definition)
+
+
 def lines_bought(days: int, phrase: str, inputs_of: tuple[str, ...] = LEAVING) -> Feature:
     """How many lines within *days*."""
     definition = counted(baskets, lambda rows, at: rows["lines"].sum(where=at.within(rows, days)).cast("int64"))

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from features.events.event import SealedEvent
 from features.events.identifiers import IdentifierKind, normalise_all
+from features.people.hidden import Hidden
 from features.people.identity_graph import IdentityGraph, Step, keys_of
 from features.people.step_index import NumberedStep, StepIndex
 from features.people.vault import Vault
@@ -43,10 +44,11 @@ class Lesson(NamedTuple):
 
 
 class Former(NamedTuple):
-    """A customer who proved to be the same as another, and when that was learnt."""
+    """A customer who proved to be the same as another, when that was learnt, and by what they were known until then."""
 
     customer_id: str
     learnt_at: datetime
+    keys: tuple[str, ...] = ()
 
 
 class Identities:
@@ -58,6 +60,8 @@ class Identities:
     def __init__(self, home: Home, vault: Vault | None = None) -> None:
         self._home = home
         self.vault = vault or Vault.open(home)
+        self.hidden = Hidden(home)
+        """Who was erased: they are nobody's from then on, though the table may hold them yet."""
         self._lock = threading.RLock()
         self._graph = IdentityGraph()
         self._learnt: list[Lesson | Step] = []
@@ -113,7 +117,8 @@ class Identities:
 
     def owner_of(self, keys: Iterable[str]) -> str | None:
         """The customer of the first of *keys* that has one."""
-        return self._graph.owner_of(keys)
+        hidden = self.hidden.keys
+        return self._graph.owner_of(key for key in keys if key not in hidden) if hidden else self._graph.owner_of(keys)
 
     def customer_of(self, event: SealedEvent) -> str | None:
         """The customer of an event, or None."""
@@ -121,12 +126,14 @@ class Identities:
 
     def owners(self) -> dict[str, str | None]:
         """The customer of every identity key; None where it identifies nobody."""
-        return self._graph.owners()
+        hidden = self.hidden.keys
+        return {key: owner for key, owner in self._graph.owners().items() if key not in hidden}
 
     def owners_before(self, keys: Iterable[str], moment: datetime) -> dict[str, str | None] | None:
         """The customer of each of *keys* that was known before *moment*; None where only the table tells, as one has changed since."""
+        hidden = self.hidden.keys
         with self._lock:
-            return self._graph.owners_before(keys, moment)
+            return self._graph.owners_before([key for key in keys if key not in hidden], moment)
 
     def current(self, customer_id: str) -> str:
         """The customer that *customer_id* has become by merges: itself, mostly."""
@@ -138,15 +145,17 @@ class Identities:
 
     def members(self, customer_id: str) -> list[str]:
         """The customer's identity keys, the strongest first."""
-        return self._graph.members(customer_id)
+        return [] if customer_id in self.hidden.customers else self._graph.members(customer_id)
 
     def customers(self) -> list[str]:
         """Every customer that has an identifier, in order."""
-        return self._graph.customers()
+        hidden = self.hidden.customers
+        return [customer for customer in self._graph.customers() if customer not in hidden]
 
     def strongest(self) -> dict[str, str]:
         """Each customer's strongest identity key, the first of them by alphabet."""
-        return self._graph.strongest()
+        hidden = self.hidden.customers
+        return {customer: key for customer, key in self._graph.strongest().items() if customer not in hidden}
 
     def former(self, customer_id: str) -> list[str]:
         """The customers that were merged into this one."""

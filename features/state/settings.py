@@ -33,6 +33,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     rate_limit: Annotated[str, Meta(description="how often one key may ask")] = "2000/second"
     max_waiting: Annotated[int, Meta(ge=1, description="how many events may wait for the log before callers come again")] = 200_000
     max_decision_bytes: Annotated[int, Meta(ge=1_000_000, description="how much the decision log may hold")] = 5_000_000_000
+    purge_at: Annotated[str, Meta(description="when files are purged of who was erased: the shop's time, such as 03:30; else at once")] = ""
     loopback: Annotated[bool, Meta(description="only this machine can ask")] = False
     single_process: Annotated[bool, Meta(description="no arbiter watches over the process")] = False
 

@@ -14,9 +14,10 @@ from features.definitions.timeline import Timeline
 from features.events.event import SealedEvent
 from features.people.consent import Consents
 from features.people.identity import Identities
+from features.state.clock import AHEAD, microseconds
 from features.state.home import Home
 from features.store.event_log import EventLog
-from features.store.feature_store import FeatureStore
+from features.store.feature_store import FeatureStore, moment_of
 from features.store.snapshots import compute, states
 from features.store.timeline import open_timeline
 
@@ -77,6 +78,7 @@ class CustomerRows:
         """
         online = dict(zip(events, self._store.online("state_v1", list(events)), strict=True)) if events else {}
         again: set[str] = set()
+        later: dict[int, list[str]] = {}
         rows = []
         for customer, theirs in events.items():
             allowed = [event for event in theirs if usable(customer, event.occurred_at)]
@@ -85,6 +87,10 @@ class CustomerRows:
                 again.add(customer)
                 continue
             if not allowed:
+                continue
+            if (at := online[customer][f"{STATE}_at"] or 0) > microseconds(until):
+                # somebody has written it as of a moment before which these were not in the log yet
+                later.setdefault(at, []).append(customer)
                 continue
             try:
                 state = CustomerState.from_row(online[customer])
@@ -96,6 +102,11 @@ class CustomerRows:
                 logger.exception("a customer's row cannot be brought up to date; it is made anew from the log")
                 again.add(customer)
         self._store.push(STATE, rows, until)
+        for at, some in later.items():
+            if at <= microseconds(until + AHEAD):
+                self.rebuild(some, moment_of(at))
+            else:
+                again.update(some)
         return again
 
     def rebuild(self, customers: Sequence[str], at: datetime, is_now: bool = True) -> None:
@@ -103,8 +114,7 @@ class CustomerRows:
         for some in self._in_parts(customers):
             found = self._replayed(some, at)
             self._store.push(STATE, [{"customer_id": c, **state.to_row()} for c, state in found.items()], at, is_now)
-            if is_now:
-                self._store.delete(STATE, [c for c in some if c not in found])
+            self._drop(STATE, [c for c in some if c not in found], at, is_now)
 
     def compute(self, customers: Sequence[str], at: datetime, is_now: bool = True) -> None:
         """The windowed features of *customers* at a moment before which everything is in the log."""
@@ -115,9 +125,14 @@ class CustomerRows:
                     rows = [{k: v for k, v in row.items() if k != "event_timestamp"} for row in table.to_pylist()]
                     found |= {row["customer_id"] for row in rows}
                     self._store.push(ACTIVITY, rows, at, is_now)
-            if is_now:
-                # of a moment that has passed, whoever has no row then may well have one now
-                self._store.delete(ACTIVITY, [c for c in some if c not in found])
+            self._drop(ACTIVITY, [c for c in some if c not in found], at, is_now)
+
+    def _drop(self, view: str, customers: Sequence[str], at: datetime, is_now: bool) -> None:
+        """Delete the rows of customers who have none at a moment; of one that has passed only those that are not newer."""
+        if customers and not is_now:
+            held = self._store.online_times(view, customers)
+            customers = [customer for customer in customers if held.get(customer, 0) <= microseconds(at)]
+        self._store.delete(view, customers)
 
     def _replayed(self, customers: Sequence[str], at: datetime) -> dict[str, CustomerState]:
         if not self._log.exists:

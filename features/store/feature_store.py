@@ -105,11 +105,16 @@ class FeatureStore:
             self._drop_unpacked()
 
     def _drop_unpacked(self) -> None:
-        """Let go of the tables in which rows lay column by column: nothing reads them any more, nor would an erasure."""
+        """Let go of tables in which rows lay another way: nothing reads them any more, nor would an erasure."""
+        kept = {f"ubiquo_{view}{ONLINE}" for view in self.views}
         with self._home.locked("online"), transaction(self._home.feast / "online.db") as online:
-            for (table,) in online.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'ubiquo_%'").fetchall():
-                if table.removeprefix("ubiquo_") in self.views:
-                    online.execute(f"DROP TABLE {table}")
+            tables = [name for (name,) in online.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'ubiquo_%'")]
+            old = [table for table in tables if table not in kept]
+            for table in old:
+                online.execute(f"DROP TABLE {table}")
+        if old:
+            logger.warning("online rows of before lay another way and are let go: python -m features materialize brings all back")
+            self.scrub()
 
     def customer_views(self) -> list[str]:
         """The views of customers."""
@@ -200,6 +205,17 @@ class FeatureStore:
         stamped = [{**row, "event_timestamp": as_of, self.views[view].at_column: at} for row in rows]
         return self._write(view, stamped, microseconds(as_of + AHEAD) if is_now else None)
 
+    def delete_all(self, keys: Sequence[str], key: str = "customer_id") -> int:
+        """Take everything that is online of some entities offline for good, whoever wrote it; returns how many rows there were."""
+        gone = sum(self.delete(view.name, keys) for view in self.views.values() if view.key == key)
+        if self._redis and keys:
+            from feast.infra.online_stores.helpers import _redis_key
+
+            # one hash holds all of an entity, what another version of this code wrote too
+            client = self._feast._get_provider().online_store._get_client(self._feast.config.online_store)
+            client.delete(*(_redis_key("ubiquo", entity, entity_key_serialization_version=3) for entity in _entities(key, keys)))
+        return gone
+
     def delete(self, view: str, keys: Sequence[str]) -> int:
         """Take rows of *view* offline for good; returns how many there were.
 
@@ -212,10 +228,8 @@ class FeatureStore:
 
     def _delete(self, view: str, keys: Sequence[str]) -> int:
         from feast.infra.key_encoding_utils import serialize_entity_key
-        from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-        from feast.protos.feast.types.Value_pb2 import Value
 
-        entities = [EntityKey(join_keys=[self.views[view].key], entity_values=[Value(string_val=key)]) for key in keys]
+        entities = _entities(self.views[view].key, keys)
         if self._redis:
             return self._delete_redis(view, entities)
         raw = [(serialize_entity_key(each, entity_key_serialization_version=3),) for each in entities]
@@ -272,21 +286,33 @@ class FeatureStore:
             chunk = rows[start : start + WRITE_ROWS]
             # another process must not write between the look and the write; in chunks, so that nobody waits for long
             with self._home.locked("online"):
-                held = self._online_times(view, [row[view.key] for row in chunk])
+                held = self.online_times(name, [row[view.key] for row in chunk])
                 if believed_until is not None and (ahead := [k for k, at in held.items() if at > believed_until]):
                     # Redis keeps the newer row whatever is written, so these go first
                     self._delete(name, ahead)
                     held = {k: at for k, at in held.items() if at <= believed_until}
                 fresh = [row for row in chunk if row[view.at_column] >= held.get(row[view.key], 0)]
+                if self._redis:
+                    # Redis passes over a row of the very moment that it holds
+                    self._delete(name, [row[view.key] for row in fresh if row[view.at_column] == held.get(row[view.key])])
                 if fresh:
                     self._feast.write_to_online_store(f"{name}{ONLINE}", _packed(view, fresh))
             written += len(fresh)
         return written
 
-    def _online_times(self, view: View, keys: list[str]) -> Mapping[str, int]:
+    def online_times(self, name: str, keys: Sequence[str]) -> Mapping[str, int]:
+        """The moment (Unix microseconds) of the row of a view that each of *keys* has."""
+        view = self.views[name]
         feature = f"{view.name}{ONLINE}:{view.at_column}"
         answer = self._feast.get_online_features(features=[feature], entity_rows=[{view.key: k} for k in keys]).to_dict()
         return {k: at for k, at in zip(answer[view.key], answer[view.at_column], strict=True) if at is not None}
+
+
+def _entities(key: str, values: Sequence[str]) -> list[Any]:
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    return [EntityKey(join_keys=[key], entity_values=[Value(string_val=value)]) for value in values]
 
 
 def _packed(view: View, rows: Sequence[Row]) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from features.definitions.timeline import Timeline
 from features.events.event import Purpose
 from features.events.identifiers import KINDS
 from features.people.consent import FEATURES, Consents
+from features.people.hidden import Hidden
 from features.people.identity import SCHEMA, Identities
 from features.people.identity_graph import keys_of
 from features.state.delta import DeltaTable
@@ -78,6 +79,11 @@ def open_timeline(
     else:
         identifiers = connection.create_table("identifiers_raw", found.owners)
         raw = connection.create_table("log", found.events, temp=True)
+    hidden = Hidden(home).events
+    if hidden:
+        # of people who were erased, and whose rows the files still hold
+        gone = connection.create_table("hidden", pa.table({"event_id": pa.array(sorted(hidden), pa.string())}))
+        raw = raw.anti_join(gone, "event_id")
     known = connection.create_table("known", _as_known(identifiers, identified_by), temp=True)
     # whose an event is and whether it may be used is worked out without what it holds, which is most of it
     bare = raw.select("event_id", "identity_key", "identifiers", "occurred_at", "declared_purposes")

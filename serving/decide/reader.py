@@ -81,7 +81,10 @@ class OnlineReader:
         ]
         for _, other in same:
             # the windowed features cannot be added up: those of whoever has some stand until they are made anew
-            row = {name: other.get(name) if value is None else value for name, value in row.items()} if _unknown(row, views) else row
+            for view in views:
+                if view != STATE and row.get(f"{view}_at") is None:
+                    columns = (f"{view}_at", *self._store.views[view].columns)
+                    row = {**row, **{name: other.get(name) for name in columns}}
         if STATE not in views:
             return row
         try:
@@ -113,10 +116,6 @@ class OnlineReader:
             known_at.append(microseconds(unknown[-1][0]) + 1 if unknown else int(at or 0))
         told = nothing(folds) if state is None else state.features(Moment(as_of, self._timezone), folds)
         return {**_without_states(row), **told, STATE_AT: max(known_at, default=None)}
-
-
-def _unknown(row: Mapping[str, Any], views: Sequence[str]) -> bool:
-    return any(view != STATE and row.get(f"{view}_at") is None for view in views)
 
 
 def _without_states(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,6 +107,9 @@ class Intake:
         """The content hash of each event that is not in the log yet, and what is done once it is on the disk."""
         self._spoilt: set[str] = set()
         """Customers whose online rows a failure left half brought up to date."""
+        self._disturbed: dict[str, datetime] = {}
+        """Customers who gained or lost an identifier, and the last receipt given when that was noticed: until rows know that they
+        are made anew, as what disturbed them may still be on its way to the log."""
         self.recent = RecentlyLearnt(identities)
         self._rows = CustomerRows(home, store, self._log, identities, consents)
         self._unfolded: list[Incoming] = []
@@ -419,10 +422,14 @@ class Intake:
             raise
 
     def _fold_rows(self, events: Sequence[Incoming], until: datetime) -> None:
-        self._spoilt |= self.identities.take_disturbed()
-        disturbed = self._spoilt | {
-            customer for row in events if is_about_consent(row.event) and (customer := self.identities.customer_of(row.event))
-        }
+        taken = self.identities.take_disturbed()
+        # afterwards: whatever disturbed them was received by then
+        self._disturbed |= dict.fromkeys(taken, self._last or until)
+        disturbed = (
+            self._spoilt
+            | self._disturbed.keys()
+            | {customer for row in events if is_about_consent(row.event) and (customer := self.identities.customer_of(row.event))}
+        )
         by_customer: dict[str, list[SealedEvent]] = {}
         for row in events:
             if (customer := self.identities.customer_of(row.event)) is not None:
@@ -433,6 +440,7 @@ class Intake:
         if again:
             self._rows.rebuild(sorted(again), until)
         self._spoilt = set()
+        self._disturbed = {customer: at for customer, at in self._disturbed.items() if at >= until}
         self.recent.told(by_customer, until)
 
     def _recover(self) -> None:

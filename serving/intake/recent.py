@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
@@ -20,6 +21,7 @@ class RecentlyLearnt:
 
     def __init__(self, identities: Identities) -> None:
         self._identities = identities
+        self._lock = threading.Lock()
         self._touches: dict[str, list[tuple[datetime, Touch]]] = {}
         self._formers: dict[str, list[Former]] = {}
         self.minted: set[str] = set()
@@ -33,29 +35,38 @@ class RecentlyLearnt:
             return None
         keys = [*keys_of(event.identifiers), *keys_of(event.previous)]
         before = {owner for key in keys if (owner := self._identities.owner_of([key])) is not None}
+        members = {owner: tuple(self._identities.members(owner)) for owner in before} if len(before) > 1 else {}
         known_before = self._identities.customer_of(event)
         customer = self._identities.learn(event, at)
         if customer is None:
             return None
-        if known_before is None and not before:
-            self.minted.add(customer)
-        for former in before - {customer}:
-            if self._identities.current(former) == customer:
-                known = self._formers.setdefault(customer, [])
-                known.extend([Former(former, at), *self._formers.pop(former, ())])
+        with self._lock:
+            if known_before is None and not before:
+                self.minted.add(customer)
+            for former in before - {customer}:
+                if self._identities.current(former) == customer:
+                    # their rows tell of a past, if they have one
+                    self.minted.discard(former)
+                    known = {each.customer_id: each for each in (*self._formers.pop(former, ()), *self._formers.get(customer, ()))}
+                    self._formers[customer] = [*(known | {former: Former(former, at, members.get(former, ()))}).values()]
         return customer
 
     def show(self, customer: str, at: datetime, touch: Touch) -> None:
         """Let an event count in the next answer."""
-        self._touches.setdefault(customer, []).append((at, touch))
+        with self._lock:
+            self._touches.setdefault(customer, []).append((at, touch))
 
     def fresh(self, customer_id: str) -> Sequence[tuple[datetime, Touch]]:
         """What happened lately to a customer, oldest first; their online row may know some of it: compare with its moment."""
-        return sorted(self._touches.get(customer_id, ()), key=lambda each: each[0])
+        with self._lock:
+            return sorted(self._touches.get(customer_id, ()), key=lambda each: each[0])
 
     def formers(self, customer_id: str) -> Sequence[Former]:
         """Who lately proved to be the same customer."""
-        return tuple(self._formers.get(customer_id, ()))
+        with self._lock:
+            known = tuple(self._formers.get(customer_id, ()))
+        # what fell apart again since, say a tablet that another signs in on, is not theirs
+        return tuple(each for each in known if all(self._identities.owner_of([key]) == customer_id for key in each.keys))
 
     def make_anew(self, customer_id: str) -> None:
         """Have the customer's online rows made anew soon."""
@@ -63,23 +74,21 @@ class RecentlyLearnt:
 
     def told(self, customers: Collection[str], until: datetime) -> None:
         """From here on the rows of *customers* tell all, and those of everybody all that was received before *until*."""
-        self.minted.difference_update(customers)
-        for held in (self._touches, self._formers):
-            for customer in list(held):
-                left = [each for each in held[customer] if _moment(each) >= until]
-                if left:
-                    held[customer] = left  # type: ignore[assignment]
-                else:
-                    held.pop(customer, None)
+        with self._lock:
+            self.minted.difference_update(customers)
+            touches = {who: [each for each in held if each[0] >= until] for who, held in self._touches.items()}
+            formers = {who: [each for each in held if each.learnt_at >= until] for who, held in self._formers.items()}
+            self._touches = {who: left for who, left in touches.items() if left}
+            self._formers = {who: left for who, left in formers.items() if left}
 
     def forget(self, customer_ids: Collection[str]) -> None:
         """Let go of customers who were erased."""
-        for customer in customer_ids:
-            self._touches.pop(customer, None)
-            self._formers.pop(customer, None)
-            self.minted.discard(customer)
-            self.ahead.discard(customer)
-
-
-def _moment(each: tuple[datetime, Touch] | Former) -> datetime:
-    return each.learnt_at if isinstance(each, Former) else each[0]
+        gone = set(customer_ids)
+        with self._lock:
+            for customer in gone:
+                self._touches.pop(customer, None)
+                self._formers.pop(customer, None)
+                self.minted.discard(customer)
+                self.ahead.discard(customer)
+            formers = {who: [each for each in held if each.customer_id not in gone] for who, held in self._formers.items()}
+            self._formers = {who: left for who, left in formers.items() if left}

@@ -6,11 +6,13 @@ import contextlib
 import logging
 import threading
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import date, datetime, time, timedelta
+from functools import reduce
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import msgspec
 
@@ -21,6 +23,7 @@ from features.people.tombstones import Tombstones
 from features.state.clock import Clock
 from features.state.disk import write_atomically
 from features.state.home import DERIVED, Home
+from features.state.settings import SettingError, Settings
 from features.store.decision_log import DecisionLog
 from features.store.event_log import EventLog
 from features.store.feature_store import FeatureStore
@@ -71,6 +74,8 @@ class Order(msgspec.Struct):
     subject: bytes
     """All that she is known by, encrypted: the stores lose it one after the other."""
     at: datetime
+    at_once: dict[str, int] = {}
+    """Place to how many rows were taken out as soon as it was asked for."""
 
 
 class Receipt(msgspec.Struct):
@@ -79,25 +84,32 @@ class Receipt(msgspec.Struct):
     receipt_id: str
     erased_at: datetime
     places: dict[str, int]
-    """Place to how many rows were taken out."""
+    """Place to how many rows were taken out, of all the erasures that were carried out together."""
     tombstones: int
     proof: Proof
+    together: int = 1
+    """How many erasures were carried out in this run."""
 
 
 class Office:
     """Everything of one home that an erasure or an export reaches."""
 
-    def __init__(self, home: Home, clock: Clock, store: FeatureStore, intake: Intake, decisions: DecisionLog) -> None:
-        identities = intake.identities
+    def __init__(
+        self, home: Home, clock: Clock, store: FeatureStore, intake: Intake, decisions: DecisionLog, purge_at: str | None = None
+    ) -> None:
+        """Open the office; *purge_at* is the shop's own time of day at which files are purged, ``HH:MM``, or '' for at once."""
+        shop, identities = Shop.load(home), intake.identities
+        self._nightly = Nightly.at(Settings.from_environment().purge_at if purge_at is None else purge_at, shop.timezone)
         self._home, self._clock, self._identities, self._intake = home, clock, identities, intake
         # the intake's own: it remembers which identifiers are kept already
         self._contacts = intake.contacts
         self._tombstones = Tombstones(home, identities.vault)
         self._decisions = Decisions(decisions)
-        self._log = EventLog(home, Shop.load(home).timezone)
+        self._log = EventLog(home, shop.timezone)
+        self._online = OnlineRows(store)
         # the identity table goes last: a repeated erasure finds by it what a broken one has left
         self.places: list[Place] = [
-            Events(home), Waiting(intake.inbox), DeadLetterTable(self._log), Snapshots(home), OnlineRows(store), self._decisions,
+            Events(home), Waiting(intake.inbox), DeadLetterTable(self._log), Snapshots(home), self._online, self._decisions,
             BatchFiles(home), RunTables(Registry()), Stages(home), ContactTable(self._contacts), IdentityTable(identities),
         ]  # fmt: skip
         self._folder = home.root / "erasures"
@@ -131,17 +143,22 @@ class Office:
                 yield msgspec.json.encode({"place": place.name, **row}, enc_hook=str) + b"\n"
 
     def erase(self, customer_id: str) -> Receipt:
-        """Take her out of every place, and search for what is left.
+        """Take her out of every place now, and search for what is left.
 
         Raises:
             UnknownCustomerError: nobody is known by that id.
         """
-        return self.receipt(self.begin(customer_id), timeout=None)
+        receipt_id = self.begin(customer_id)
+        if self._nightly is not None:
+            self.purge()
+        return self.receipt(receipt_id, timeout=None)
 
     def begin(self, customer_id: str) -> str:
-        """Raise her tombstones, and take her out of every place in the background; returns the receipt's id.
+        """Raise her tombstones and let nobody see anything of hers from now on; returns the receipt's id.
 
-        From here on nothing of hers comes in, until it is done and she begins anew. A crash is made good by ``resume``.
+        That costs what her own data costs, however much the files hold. They are purged at once in the background, or together with
+        those of others when it is time. Nothing of hers comes in until that is done and she begins anew. A crash is made good by
+        ``resume``.
 
         Raises:
             UnknownCustomerError: nobody is known by that id.
@@ -157,12 +174,33 @@ class Office:
             now = Subject.of(self._home, self._identities, self._contacts, customer_id)
             if now is not None and now.customer_ids[0] == subject.customer_ids[0]:
                 subject = subject.joined(now)
-            order = self._write_order(receipt_id, subject, at)
-            self._running[receipt_id] = self._hands.submit(self._carry_out, order)
-            return receipt_id
+            self._write_order(receipt_id, subject, at)
+            self._running[receipt_id] = Future()
+            self._write_order(receipt_id, subject, at, self._hide(subject))
+        if self._nightly is None:
+            self.purge()
+        return receipt_id
 
-    def _write_order(self, receipt_id: str, subject: Subject, at: datetime) -> Order:
-        order = Order(receipt_id, self._identities.vault.encrypt(msgspec.json.encode(subject)), at)
+    def _hide(self, subject: Subject) -> dict[str, int]:
+        """What can be done at once: readers see nothing of hers, what is personal and what answers is deleted; returns how much."""
+        self._identities.hidden.add(subject.keys, subject.customer_ids, subject.event_ids)
+        self._intake.forget(subject.customer_ids, subject.keys)
+        contacts = self._contacts.erase([*subject.keys, *subject.lost])
+        return {ContactTable.name: contacts, self._online.name: self._online.delete(subject)}
+
+    def purge(self) -> None:
+        """Have every erasure that was asked for carried out in the background, all in one run."""
+        self._hands.submit(self._purge)
+
+    def purge_if_due(self) -> bool:
+        """Have the night's run begin, if it is time; returns whether it was."""
+        due = self._nightly is not None and self._nightly.is_due(self._clock())
+        if due:
+            self.purge()
+        return due
+
+    def _write_order(self, receipt_id: str, subject: Subject, at: datetime, at_once: dict[str, int] | None = None) -> Order:
+        order = Order(receipt_id, self._identities.vault.encrypt(msgspec.json.encode(subject)), at, at_once or {})
         write_atomically(self._folder / f"{receipt_id}{PENDING}", msgspec.json.encode(order))
         self._tombstones.add(subject.keys, at)
         return order
@@ -170,11 +208,15 @@ class Office:
     def resume(self) -> list[str]:
         """Take up the erasures that a crash or a failure broke off; returns their receipts' ids."""
         with self._ordering:
-            broken = [path for path in sorted(self._folder.glob(f"*{PENDING}")) if not self._is_under_way(path.stem)]
-            for path in broken:
-                order = msgspec.json.decode(path.read_bytes(), type=Order)
-                self._running[order.receipt_id] = self._hands.submit(self._carry_out, order)
-            return [path.stem for path in broken]
+            broken = [path.stem for path in self._pending() if not self._is_under_way(path.stem)]
+            for receipt_id in broken:
+                self._running[receipt_id] = Future()
+        if broken and self._nightly is None:
+            self.purge()
+        return broken
+
+    def _pending(self) -> list[Path]:
+        return sorted(self._folder.glob(f"*{PENDING}"))
 
     def _is_under_way(self, receipt_id: str) -> bool:
         running = self._running.get(receipt_id)
@@ -202,12 +244,25 @@ class Office:
         self._closing.set()
         self._hands.shutdown()
 
-    def _carry_out(self, order: Order) -> Receipt:
+    def _purge(self) -> None:
+        with self._ordering:
+            # none that is half asked for
+            orders = [msgspec.json.decode(path.read_bytes(), type=Order) for path in self._pending()]
+        if not orders:
+            return
+        promised = [self._running.setdefault(order.receipt_id, Future()) for order in orders]
+        for k, future in enumerate(promised):
+            if future.done():
+                promised[k] = self._running[orders[k].receipt_id] = Future()
         try:
-            return self._carried_out(order)
-        except Exception:
-            logger.exception("erasure %s broke off; it will be tried again", order.receipt_id)
-            raise
+            receipts = self._carried_out(orders)
+        except BaseException as error:
+            logger.exception("erasures %s broke off; they will be tried again", ", ".join(order.receipt_id for order in orders))
+            for future in promised:
+                future.set_exception(error)
+            return
+        for future, receipt in zip(promised, receipts, strict=True):
+            future.set_result(receipt)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -240,28 +295,77 @@ class Office:
             raise errors[0]
         return counts
 
-    def _carried_out(self, order: Order) -> Receipt:
-        pending = self._folder / f"{order.receipt_id}{PENDING}"
-        subject = msgspec.json.decode(self._identities.vault.decrypt(order.subject), type=Subject)
-        # a crash may have come before the tombstones
-        self._tombstones.add(subject.keys, order.at)
+    def _carried_out(self, orders: Sequence[Order]) -> list[Receipt]:
+        """Take all of them out of every place in one run, and prove it by one search."""
+        pending = {self._folder / f"{order.receipt_id}{PENDING}" for order in orders}
+        subjects = [msgspec.json.decode(self._identities.vault.decrypt(order.subject), type=Subject) for order in orders]
+        for order, subject in zip(orders, subjects, strict=True):
+            # a crash may have come before the tombstones, or before they were hidden
+            self._tombstones.add(subject.keys, order.at)
+            self._hide(subject)
+        everybody = reduce(Subject.joined, subjects)
         with self._alone():
             with self._intake.standing_still():
                 # a broken order may not have seen what was stored last; from the tombstones on nothing is
-                late = events_of(self._log, subject.keys)
-                subject = subject.joined(replace(subject, event_ids=late))
-                counts = self._empty(subject)
-            self._intake.forget(subject.customer_ids, subject.keys)
+                late = events_of(self._log, everybody.keys)
+                everybody = everybody.joined(replace(everybody, event_ids=late))
+                counts = self._empty(everybody)
+                for name in counts:
+                    counts[name] += sum(order.at_once.get(name, 0) for order in orders)
+            self._intake.forget(everybody.customer_ids, everybody.keys)
             clear_spills(self._home)
             # until a moment ago she was still known, and may have been answered
-            counts[self._decisions.name] += self._decisions.erase(subject)
-            proof = prove(self._home, subject, leaving_out={pending})
-        receipt = Receipt(order.receipt_id, order.at, counts, len(subject.keys), proof)
-        write_atomically(self._folder / f"{order.receipt_id}.json", msgspec.json.encode(receipt))
-        # whatever the proof says, for the receipt tells it: carried out again it would take what she is by then
-        self._tombstones.settle(subject.keys)
-        pending.unlink()
-        return receipt
+            counts[self._decisions.name] += self._decisions.erase(everybody)
+            # nothing holds them any more: nothing need be hidden
+            self._identities.hidden.remove(everybody.keys, everybody.customer_ids, everybody.event_ids)
+            proof = prove(self._home, everybody, leaving_out=pending)
+        receipts = []
+        for order, subject in zip(orders, subjects, strict=True):
+            receipt = Receipt(order.receipt_id, order.at, counts, len(subject.keys), proof, len(orders))
+            write_atomically(self._folder / f"{order.receipt_id}.json", msgspec.json.encode(receipt))
+            # whatever the proof says, for the receipt tells it: carried out again it would take what she is by then
+            self._tombstones.settle(subject.keys)
+            (self._folder / f"{order.receipt_id}{PENDING}").unlink()
+            receipts.append(receipt)
+        return receipts
+
+
+@dataclass
+class Nightly:
+    """A time of day, and the day on which it was last come to."""
+
+    hour: int
+    minute: int
+    timezone: str
+    last: date | None = None
+
+    @classmethod
+    def at(cls, text: str, timezone: str) -> Nightly | None:
+        """The time that ``HH:MM`` names; None for an empty text.
+
+        Raises:
+            SettingError: it names none.
+        """
+        if not text:
+            return None
+        try:
+            moment = time.fromisoformat(text)
+        except ValueError:
+            raise SettingError(f"UBIQUO_PURGE_AT={text!r}: give a time of day such as 03:30, or nothing for at once") from None
+        return cls(moment.hour, moment.minute, timezone)
+
+    def is_due(self, now: datetime) -> bool:
+        """Whether the time has come, once a day; a service that starts later than it waits for the next."""
+        local = now.astimezone(ZoneInfo(self.timezone))
+        today = local.date()
+        passed = (local.hour, local.minute) >= (self.hour, self.minute)
+        if self.last is None:
+            self.last = today if passed else today - timedelta(days=1)
+            return False
+        if passed and self.last < today:
+            self.last = today
+            return True
+        return False
 
 
 def prove(home: Home, subject: Subject, leaving_out: Collection[Path] = ()) -> Proof:
@@ -304,7 +408,8 @@ def open_office(home: Home, clock: Clock) -> Iterator[Office]:
         store.apply()
         intake = Intake(home, clock, store, identities, Consents(home, Shop.load(home).consent))
         try:
-            office = Office(home, clock, store, intake, decisions)
+            # nobody waits for a night that this process does not see
+            office = Office(home, clock, store, intake, decisions, purge_at="")
             office.resume()
             yield office
             office.close()

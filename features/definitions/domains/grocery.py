@@ -18,6 +18,7 @@ from features.definitions.shopping import (
     baskets,
     campaigns,
     lines_bought,
+    paid,
     purchases,
     recent_lines,
     spend,
@@ -56,6 +57,8 @@ CUSTOMER = (
     spend(28, "spent {:m} in the last 4 weeks"),
     spend(91, "spent {:m} in the last 13 weeks"),
     spend(182, "spent {:m} in the last half year"),
+    paid(28),
+    paid(91),
     lines_bought(28, "{:.0f} lines bought in the last 4 weeks"),
     lines_bought(91, "{:.0f} lines bought in the last 13 weeks", LEAVING_AND_OFFERS),
     lines_bought(182, "{:.0f} lines bought in the last half year", ()),
@@ -65,12 +68,12 @@ CUSTOMER = (
         "visits at {:.0%} of the 13-week pace", inputs_of=LEAVING,
     ),
     Feature(
-        "spend_trend", "float", Derived(lambda row: ratio(row.spend_minor_28 * 91, row.spend_minor_91 * 28)),
-        "spending at {:.0%} of the 13-week pace", low=None, inputs_of=LEAVING,
+        "spend_trend", "float", Derived(lambda row: ratio(row.paid_minor_28 * 91, row.paid_minor_91 * 28)),
+        "spending at {:.0%} of the 13-week pace", inputs_of=LEAVING,
     ),
     Feature(
-        "basket_minor_91", "float", Derived(lambda row: ratio(row.spend_minor_91, row.baskets_91)), "an average basket of {:m}",
-        low=None, inputs_of=LEAVING_AND_OFFERS,
+        "basket_minor_91", "float", Derived(lambda row: ratio(row.paid_minor_91, row.baskets_91)), "an average basket of {:m}",
+        inputs_of=LEAVING_AND_OFFERS,
     ),
     Feature(
         "discount_minor_91", "integer", counted(baskets, lambda rows, at: rows.discount_minor.sum(where=at.within(rows, 91)).cast("int64")),
@@ -78,8 +81,8 @@ CUSTOMER = (
     ),
     Feature(
         "discount_share_91", "float",
-        Derived(lambda row: ratio(row.discount_minor_91, row.spend_minor_91 + row.discount_minor_91)),
-        "{:.0%} of the shelf price saved by discounts", low=None, inputs_of=LEAVING_AND_OFFERS,
+        Derived(lambda row: ratio(row.discount_minor_91, row.paid_minor_91 + row.discount_minor_91)),
+        "{:.0%} of the shelf price saved by discounts", high=1.0, inputs_of=LEAVING_AND_OFFERS,
     ),
     Feature(
         "coupon_minor_182", "integer", counted(baskets, lambda rows, at: rows.coupon_minor.sum(where=at.within(rows, 182)).cast("int64")),

@@ -12,6 +12,7 @@ from features.definitions.shopping import (
     TENURE,
     VISIT_DAYS_TOTAL,
     lines_bought,
+    paid,
     purchases,
     recent_lines,
     refunds,
@@ -30,12 +31,13 @@ CUSTOMER = (
     purchases(365, "{:.0f} orders in the last year"),
     spend(91, "spent {:m} in the last 3 months, less returns", LEAVING),
     spend(365, "spent {:m} in the last year, less returns", LEAVING),
+    paid(365),
     lines_bought(91, "{:.0f} lines ordered in the last 3 months"),
     lines_bought(365, "{:.0f} lines ordered in the last year"),
     *RHYTHM,
     Feature(
-        "order_minor_365", "float", Derived(lambda row: ratio(row.spend_minor_365, row.baskets_365)), "an average order of {:m}",
-        low=None, inputs_of=LEAVING,
+        "order_minor_365", "float", Derived(lambda row: ratio(row.paid_minor_365, row.baskets_365)), "an average order of {:m}",
+        inputs_of=LEAVING,
     ),
     Feature(
         "refunds_182", "integer", counted(refunds, lambda rows, at: rows.count(where=at.within(rows, 182))),

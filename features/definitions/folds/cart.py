@@ -54,8 +54,13 @@ class CartFold(Fold[Cart]):
                 take_newest(state.moves, Move(touch.at_ms, touch.key, EVERYTHING, 0, 0), MOVE_LIMIT)
             return
         at, key, sign = touch.at_ms, touch.key, 1 if touch.name == "add_to_cart" else -1
-        for line in touch.bought()[:ITEMS_OF_EVENT]:
-            take_newest(state.moves, Move(at, key, line.item_id, sign * line.quantity, sign * line.amount_minor), MOVE_LIMIT)
+        moved: dict[str, tuple[int, int]] = {}
+        for line in touch.bought():
+            # an item may stand on several lines
+            units, amount = moved.get(line.item_id, (0, 0))
+            moved[line.item_id] = units + line.quantity, amount + line.amount_minor
+        for item_id, (units, amount) in list(moved.items())[:ITEMS_OF_EVENT]:
+            take_newest(state.moves, Move(at, key, item_id, sign * units, sign * amount), MOVE_LIMIT)
 
     def joined(self, one: Cart, other: Cart) -> Cart:
         """What was done in either cart was done in the one."""

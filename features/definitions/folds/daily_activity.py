@@ -9,8 +9,7 @@ from typing import Any
 import msgspec
 
 from features.definitions.feature import Moment
-from features.definitions.folds.fold import Fold, Output, Touch
-from features.definitions.folds.last_touch import DONE_TO_THEM
+from features.definitions.folds.fold import DONE_TO_THEM, Fold, Output, Touch
 
 DAY_LIMIT = 400
 SHOWN_DAYS = 28

@@ -21,6 +21,8 @@ from features.events.event import SealedEvent
 
 S = TypeVar("S")
 T = TypeVar("T", bound=tuple[Any, ...])
+DONE_TO_THEM = ("message_sent", "ad_impression", "erasure")
+"""What the shop did, and not the customer."""
 Scope = Literal["customer", "session", "item"]
 
 
@@ -126,9 +128,9 @@ class Fold(ABC, Generic[S]):
 
     @cached_property
     def version(self) -> str:
-        """Names the definition: another code, but for its comments, is another version."""
-        source = inspect.getsource(sys.modules[type(self).__module__])
-        return hashlib.sha256(ast.dump(ast.parse(source)).encode()).hexdigest()[:8]
+        """Names the definition: other code in its own file or in this one, but for comments, is another version."""
+        sources = [inspect.getsource(sys.modules[name]) for name in (type(self).__module__, __name__)]
+        return hashlib.sha256("".join(ast.dump(ast.parse(source)) for source in sources).encode()).hexdigest()[:8]
 
     def encode(self, state: S) -> str:
         """The state as text; equal states are equal texts."""

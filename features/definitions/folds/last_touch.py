@@ -7,10 +7,7 @@ from typing import Any
 import msgspec
 
 from features.definitions.feature import Moment
-from features.definitions.folds.fold import Fold, Output, Touch
-
-DONE_TO_THEM = ("message_sent", "ad_impression", "erasure")
-"""What the shop did, and not the customer."""
+from features.definitions.folds.fold import DONE_TO_THEM, Fold, Output, Touch
 
 
 class LastTouch(msgspec.Struct):
