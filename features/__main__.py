@@ -133,6 +133,8 @@ def catalogue(
 
     found = load(Home.from_environment(), table, file, column or [], Files(delimiter=delimiter, encoding=encoding), attribute or [])
     if not check_only:
+        if lost := found.lost():
+            console.print(f"[yellow]no longer there:[/yellow] the attributes {', '.join(lost)} (--attribute NAME:KIND keeps one)")
         found.save()
     console.print(f"{table}: {len(found.rows)} rows {'are in order' if check_only else 'in force'}")
 
@@ -213,7 +215,7 @@ def list_features(
     from features.definitions.listing import as_markdown, listed
 
     home = Home.from_environment()
-    chosen = domain_named(domain or (Shop.load(home).domain if home.shop.exists() else "grocery"))
+    chosen = domain_named(domain or (Shop.load(home).domain if home.shop.exists() else ""))
     if markdown:
         print(as_markdown(chosen))
         return
@@ -252,12 +254,12 @@ def repair(
 @app.command("settings")
 def show_settings() -> None:
     """The variables of the environment, what each is, and what it means; the secrets are not shown."""
-    from features.state.settings import PREFIX, Settings, described
+    from features.state.settings import PREFIX, Settings, described, elsewhere
 
     now = Settings.from_environment()
     table = Table(Column("variable", no_wrap=True), "is", "unless set", "meaning")
     for variable, default, meaning in described():
-        value = getattr(now, variable.removeprefix(PREFIX).lower(), "")
+        value = getattr(now, variable.removeprefix(PREFIX).lower(), None) or elsewhere(variable)
         table.add_row(variable, "(set)" if value and variable in ("UBIQUO_SECRET", "UBIQUO_API_KEY") else f"{value}", default, meaning)
     console.print(table)
 

@@ -72,6 +72,9 @@ class TextAttribute:
 
     def fits(self, wish: Wish, positions: NDArray[np.intp]) -> Truths:
         """Whose text is one of the wish."""
+        if not self._words:
+            # of nothing but unknown values nobody can say what they would be
+            return np.zeros(len(positions), bool)
         if isinstance(wish, Range):
             raise WrongWishError("it holds texts: give a list of them")
         allowed = np.array([word in wish for word in self._words] + [False])

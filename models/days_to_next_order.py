@@ -45,7 +45,7 @@ class DaysToNextOrder:
     def fit(
         cls, rows: Floats, days: NDArray[Any], inputs: Sequence[Input], horizon_days: int, currency: str, eligibility: Eligibility
     ) -> DaysToNextOrder:
-        """Fit one logistic model a step on *days*: whole days until the next order, *horizon_days* where none came within it."""
+        """Fit one logistic model a step on *days* until the next order, *horizon_days* where none came within it."""
         steps = [step for step in STEPS if step < horizon_days] + [horizon_days]
         # a step by which all or nobody had come tells nothing
         told = [step for step in steps if 0 < int((days < step).sum()) < len(days)]

@@ -90,6 +90,10 @@ class RegistrySettings:
 
 DESCRIPTION_LENGTH = 4_900
 """MLflow's databases hold 5,000 characters."""
+OURS = "ubiquo/"
+"""How the names of ubiquo's experiments begin."""
+RESERVED = frozenset({"all", "compare", "promote", "rollback", "history", "report"})
+"""What ``python -m training`` calls its other commands."""
 RULE = "paired_bootstrap"
 MAX_HORIZON_DAYS = 365
 _MODEL_NAME = re.compile(r"[a-z][a-z0-9-]{0,63}")
@@ -111,6 +115,7 @@ def load_settings(path: Path | None = None) -> RegistrySettings:
     try:
         raw = yaml.safe_load(Template(source.read_text()).safe_substitute(UBIQUO_HOME=home))
         models = {name: _model(f"{source}: models.{name}", name, entry) for name, entry in raw["models"].items()}
+        _check_apart(source, models)
         gate = msgspec.convert(raw.get("gate", {}), GateLimits)
         uri = os.environ.get("MLFLOW_TRACKING_URI") or raw["tracking_uri"]
         location = None if uri.startswith(("http:", "https:", "databricks")) else raw["artifact_location"]
@@ -127,6 +132,14 @@ def _model(place: str, name: str, entry: Mapping[str, Any]) -> ModelSettings:
     """
     if not _MODEL_NAME.fullmatch(name):
         raise ValueError(f"{place}: a model's name stands in its address: small letters, digits and hyphens")
+    if name in RESERVED:
+        raise ValueError(f"{place}: 'python -m training {name}' is something else: give the model another name")
+    horizon = entry.get("horizon_days")
+    if horizon is not None and (type(horizon) is not int or not 1 <= horizon <= MAX_HORIZON_DAYS):
+        raise ValueError(f"{place}.horizon_days: {horizon!r} is no whole number between 1 and {MAX_HORIZON_DAYS}")
+    experiment = entry.get("experiment")
+    if not isinstance(experiment, str) or not experiment.startswith(OURS):
+        raise ValueError(f"{place}.experiment: {experiment!r} must begin with {OURS}, by which an erasure finds what its runs hold")
     try:
         kind = kind_named(entry.get("kind", name))
     except UnknownKindError as error:
@@ -142,9 +155,27 @@ def _model(place: str, name: str, entry: Mapping[str, Any]) -> ModelSettings:
             raise ValueError(f"{place}.promotion: {metric!r} is not measured: use one of {', '.join(kind.metrics)}")
     if not 0.5 < promotion.level < 1 or promotion.draws < 100 or any(margin < 0 for margin in promotion.guards.values()):
         raise ValueError(f"{place}.promotion: level must lie between 0.5 and 1, draws be at least 100, and guards' margins not be negative")
-    if model.horizon_days is not None and not 1 <= model.horizon_days <= MAX_HORIZON_DAYS:
-        raise ValueError(f"{place}.horizon_days: {model.horizon_days} is not between 1 and {MAX_HORIZON_DAYS}")
     return model
+
+
+def _check_apart(source: Path, models: Mapping[str, ModelSettings]) -> None:
+    """See that no two models would be taken for each other.
+
+    Raises:
+        ValueError: they would; the message names both and the field.
+    """
+    for field_name in ("registered_name", "experiment"):
+        seen: dict[str, str] = {}
+        for name, model in models.items():
+            value = getattr(model, field_name)
+            if (other := seen.setdefault(value, name)) != name:
+                raise ValueError(f"{source}: models.{name}.{field_name}: {value!r} is that of {other}: give each its own")
+    views: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for name, model in models.items():
+        other, read = views.setdefault(model.feature_service, (name, model.kind.views))
+        if read != model.kind.views:
+            told = f"{model.feature_service!r} reads {', '.join(read)} for {other}, and {', '.join(model.kind.views)} are needed"
+            raise ValueError(f"{source}: models.{name}.feature_service: {told}: give it one of its own")
 
 
 def model_names(path: Path | None = None) -> list[str]:
@@ -154,7 +185,10 @@ def model_names(path: Path | None = None) -> list[str]:
         ValueError: the file names none.
     """
     source = path or settings_path()
-    raw = yaml.safe_load(source.read_text())
+    try:
+        raw = yaml.safe_load(source.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{source} cannot be read ({error}): compare it with the mlflow.yaml that ubiquo ships") from None
     if not isinstance(raw, dict) or not isinstance(raw.get("models"), dict):
         raise ValueError(f"{source}: it names no models: compare it with the mlflow.yaml that ubiquo ships")
     return list(raw["models"])
@@ -224,8 +258,10 @@ class Registry:
         import pandas as pd
         from mlflow.entities import ViewType
 
-        names = [model.experiment for model in self.settings.models.values()]
-        experiments = [e.experiment_id for name in names if (e := self._client.get_experiment_by_name(name)) is not None]
+        # also of models that the file no longer names
+        named = {model.experiment for model in self.settings.models.values()}
+        found = self._client.search_experiments(view_type=ViewType.ALL)
+        experiments = [each.experiment_id for each in found if each.name in named or each.name.startswith(OURS)]
         token: str | None = None
         while experiments:
             page = self._client.search_runs(experiments, run_view_type=ViewType.ALL, page_token=token)

@@ -48,6 +48,22 @@ def test_a_shops_own_attributes_are_typed(tiny: TinyShop, tmp_path: Path) -> Non
     assert "ignored" not in rows[0]
 
 
+def test_a_list_keeps_its_parts_whatever_they_hold_and_an_unknown_number_is_none(tiny: TinyShop, tmp_path: Path) -> None:
+    path = tmp_path / "i.parquet"
+    rows = [{"item_id": "x1", "weight_g": float("nan"), "tags": ["a|b", " c ", None, ""]}, {"item_id": "x2", "weight_g": 2.5, "tags": None}]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    found = load(tiny.home, "items", path, own=["weight_g:number", "tags:list"]).rows
+    assert [(r["weight_g"], r["tags"]) for r in found] == [(None, ["a|b", "c"]), (2.5, None)]
+
+
+def test_an_attribute_that_the_file_has_not_is_refused_and_one_that_goes_is_told(tiny: TinyShop, tmp_path: Path) -> None:
+    with pytest.raises(CatalogueError, match=r"--attribute weight_g: .*f\.csv has no such column"):
+        load(tiny.home, "items", file(tmp_path, "item_id,weight", "x1,2"), own=["weight_g:number"])
+    load(tiny.home, "items", file(tmp_path, "item_id,weight_g", "x1,2"), own=["weight_g:number"]).save()
+    again = load(tiny.home, "items", file(tmp_path, "item_id,weight_g", "x1,2"))
+    assert again.lost() == ["weight_g"]
+
+
 @pytest.mark.parametrize(
     ("own", "line", "said"),
     [

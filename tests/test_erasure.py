@@ -6,6 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from features.store.event_log import EventLog, connect
 from features.store.feature_store import FeatureStore
 from features.store.profile import UnknownCustomerError, profile
 from features.store.timeline import open_timeline
-from models.registry import Registry
+from models.registry import Registry, load_settings
 from serving.intake.intake import Intake
 from serving.privacy.erasure import PENDING, Nightly, Office, open_office, prove
 from serving.privacy.holdings import Place, Subject, mentions
@@ -267,6 +268,15 @@ def test_the_nights_run_comes_once_a_day(hours: tuple[int, ...], due: tuple[bool
     with pytest.raises(SettingError, match="UBIQUO_PURGE_AT"):
         Nightly.at("half past three", "America/New_York")
     assert Nightly.at("", "America/New_York") is None
+
+
+def test_tables_of_models_that_are_no_longer_named_are_found_too(office: tuple[Office, str, Home]) -> None:
+    assert office
+    settings = load_settings()
+    fewer = replace(settings, models={"churn": settings.models["churn"]})
+    found = {(run, name) for run, name, _ in Registry(fewer).frames()}
+    assert found == {(run, name) for run, name, _ in Registry(settings).frames()}
+    assert len(found) > len(settings.models)
 
 
 def test_the_export_holds_everything_as_json_lines(office: tuple[Office, str, Home]) -> None:

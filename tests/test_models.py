@@ -368,6 +368,7 @@ class TestAttributes:
             ("tags", frozenset(["new"]), [0, 3]),
             ("tags", frozenset(["vegan", "old"]), [0]),
             ("empty", frozenset(["x"]), []),
+            ("empty", Range(1, 2), []),
         ],
     )
     def test_what_is_wished_for_is_kept_or_left_out(self, known: Attributes, name: str, wish: Any, kept: list[int]) -> None:

@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from scene import NEW_YEAR, TinyShop, command, copy_home, event
+import yaml
+from scene import NEW_YEAR, ROOT, TinyShop, command, copy_home, event
 
 from features.state.home import Home
 from features.store.timeline import open_timeline
 from models.inputs import Input
-from models.registry import Crowning, GateLimits, Promotion, Registry
+from models.registry import Crowning, GateLimits, Promotion, Registry, load_settings
 from training import promotion
 from training.evaluation import by_segment, leads, same_rows
 from training.gate import DataQualityError, Gate, ks, psi, reference_rows
@@ -274,3 +275,55 @@ class TestTheLoopOfADataScientist:
         registry = Registry()
         assert registry.version_of("churn", "champion") == 1
         assert [c.how for c in registry.crownings("churn")] == ["rule", "forced", "rollback"]
+
+
+class TestTheFileOfModels:
+    """mlflow.yaml: what cannot be meant is told by model and field before anything is trained or served."""
+
+    @pytest.mark.parametrize(
+        ("name", "changes", "said"),
+        [
+            ("churn-56", {}, r"models\.churn-56\.registered_name: 'churn' is that of churn"),
+            ("churn-56", {"registered_name": "churn-56"}, r"models\.churn-56\.experiment: 'ubiquo/churn' is that of churn"),
+            ("churn-56", {"kind": "horoscope"}, r"models\.churn-56\.kind: there is no kind of model 'horoscope': use one of churn"),
+            ("churn-56", {"horizon_days": 56.5}, r"models\.churn-56\.horizon_days: 56\.5 is no whole number"),
+            ("churn-56", {"horizon_days": "56"}, r"models\.churn-56\.horizon_days: '56' is no whole number"),
+            ("churn-56", {"horizon_days": 4000}, r"between 1 and 365"),
+            ("churn-56", {"experiment": "mine"}, r"models\.churn-56\.experiment: 'mine' must begin with ubiquo/"),
+            ("report", {}, r"models\.report: 'python -m training report' is something else"),
+            ("Churn", {}, r"models\.Churn: a model's name stands in its address"),
+        ],
+    )
+    def test_a_mistake_is_told(self, tmp_path: Path, name: str, changes: dict[str, object], said: str) -> None:
+        with pytest.raises(ValueError, match=said):
+            load_settings(self.written(tmp_path, name, {"kind": "churn", **changes}))
+
+    def test_one_service_is_of_the_same_views(self, tmp_path: Path) -> None:
+        lists = yaml.safe_load((ROOT / "mlflow.yaml").read_text())["models"]["recommendations"]
+        more = {**lists, "registered_name": "more", "experiment": "ubiquo/more", "kind": "recommendations", "feature_service": "churn_v1"}
+        with pytest.raises(ValueError, match=r"models\.more\.feature_service: 'churn_v1' reads customer_activity for churn"):
+            load_settings(self.written(tmp_path, "more", more))
+
+    def test_two_horizons_of_one_kind_are_two_entries(self, tmp_path: Path) -> None:
+        own = {"kind": "churn", "registered_name": "churn-56", "experiment": "ubiquo/churn-56", "horizon_days": 56}
+        found = load_settings(self.written(tmp_path, "churn-56", own)).models
+        assert found["churn-56"].kind is found["churn"].kind
+        assert (found["churn"].horizon_days, found["churn-56"].horizon_days) == (None, 56)
+
+    def test_a_file_that_cannot_be_read_is_told_without_a_traceback(self, tmp_path: Path) -> None:
+        for content in (None, "models: [", "nothing: here"):
+            path = tmp_path / "mlflow.yaml"
+            if content is not None:
+                path.write_text(content)
+            done = command("training", "history", "churn", home=tmp_path, UBIQUO_MLFLOW=str(path))
+            assert done.returncode == 1
+            assert "mlflow.yaml" in done.stdout
+            assert "Traceback" not in done.stdout + done.stderr
+
+    @staticmethod
+    def written(tmp_path: Path, name: str, changes: dict[str, object]) -> Path:
+        settings = yaml.safe_load((ROOT / "mlflow.yaml").read_text())
+        settings["models"][name] = {**settings["models"]["churn"], **changes}
+        path = tmp_path / "mlflow.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        return path

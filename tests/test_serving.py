@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from features.store.event_log import EventLog
 from features.store.feature_store import FeatureStore, moment_of
 from features.store.snapshots import compute
 from features.store.timeline import open_timeline
-from models.registry import model_names
-from serving.decide.engine import NOBODY, Engine
-from serving.decide.questions import NextBestOfferRequest
+from models.inputs import Input
+from models.registry import NoChampionError, Registry, load_settings, model_names
+from serving.decide.engine import NOBODY, Engine, _describe
+from serving.decide.questions import NextBestOfferRequest, SimilarItemsRequest
 from serving.http.openapi import CUSTOMER_ROUTES, ROUTES
 
 COUNTER = iter(range(1_000_000))
@@ -352,6 +354,26 @@ def test_a_model_that_is_only_named_is_trained_served_and_scored_beside_its_kind
         assert "/v1/churn-56" in running.get("/openapi.json")[1]
     finally:
         stop_service(running)
+
+
+def test_where_no_model_recommends_items_similar_items_say_so(trained: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UBIQUO_HOME", str(trained.root))
+    settings = load_settings()
+    engine = Engine(trained, Registry(replace(settings, models={"churn": settings.models["churn"]})))
+    with pytest.raises(NoChampionError, match=r"no model that mlflow\.yaml names recommends items"):
+        engine.similar_items(SimilarItemsRequest(item_id="1"), NEW_YEAR)
+
+
+def test_a_champion_of_the_time_before_models_carried_their_phrases_speaks_on(trained: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UBIQUO_HOME", str(trained.root))
+    engine, spoken = Engine(trained), []
+    model = engine._loaded["churn"].model.model
+    row = {each.name: 5.0 for each in model.inputs}
+    for each in (model.inputs, tuple(Input(x.name) for x in model.inputs)):
+        model.inputs = each
+        _describe(model, trained)
+        spoken.append(model.answer(row))
+    assert spoken[0] == spoken[1]
 
 
 def test_a_port_in_use_is_told_before_anything_starts(service: Service) -> None:

@@ -119,12 +119,13 @@ def _registry() -> Registry:
 
 
 def _run(models: list[str], as_of: str | None, horizon: int | None, window: int | None, seed: int) -> None:
-    from training.dataset import NothingToLearnError, Plan
+    from training.dataset import EmptyWindowError, NothingToLearnError, Plan
 
     home = Home.from_environment()
     moment = parse_as_of(as_of, Shop.load(home).timezone) if as_of else None
     plan = Plan(moment, horizon, window, seed)
     settings = load_settings()
+    failed: list[str] = []
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     for name in models:
         job = importlib.import_module(f"training.{settings.models[name].kind.module}")
@@ -138,20 +139,28 @@ def _run(models: list[str], as_of: str | None, horizon: int | None, window: int 
 
             try:
                 text: str = job.main(home, name, plan, told)
-            except NothingToLearnError as error:
+            except EmptyWindowError as error:
                 if models == [name]:
                     raise
                 text = f"{name}: left out: {error}."
+                # what a shop does not do is no failure
+                failed += [] if isinstance(error, NothingToLearnError) else [name]
             progress.update(task, description=f"{name}: done")
         data = home.root / "reports" / "data" / f"{name}.md"
         print((data.read_text() + "\n\n" if data.exists() else "") + text + "\n")
+    if failed:
+        raise ValueError(f"not trained: {', '.join(failed)}; the others are")
+
+
+def _with_models() -> None:
+    for name in model_names():
+        _add_model(name)
+    app()
 
 
 def main() -> None:
     """Run a command."""
-    for name in model_names():
-        _add_model(name)
-    run(app, console, NoChampionError)
+    run(_with_models, console, NoChampionError)
 
 
 if __name__ == "__main__":

@@ -216,20 +216,18 @@ class Truth:
         return pd.concat(parts, ignore_index=True)
 
     def next_order_spine(self, cutoffs: Sequence[datetime], horizon_days: int) -> pd.DataFrame:
-        """Each customer with a purchase before each cutoff, and in how many of the shop's own days the next one came (``days``).
+        """Each customer with a purchase before each cutoff, and after how many days, parts of days too, the next one came (``days``).
 
-        0 is the day of the cutoff itself; where none came within the horizon it is the horizon.
+        Where none came within the horizon it is the horizon.
         """
-        zone = ZoneInfo(self.shop.timezone)
         parts = []
         for cutoff in cutoffs:
             end = days_before(cutoff, -horizon_days, self.shop.timezone)
             before = self._visits.loc[self._visits["occurred_at"] < cutoff, "customer_id"].unique()
             after = self._visits[self._visits["occurred_at"].between(cutoff, end, inclusive="left")]
-            first = after.groupby("customer_id")["occurred_at"].min().dt.tz_convert(zone).dt.date
-            today = cutoff.astimezone(zone).date()
-            came = {customer: min((day - today).days, horizon_days) for customer, day in first.items()}
-            days = [came.get(customer, horizon_days) for customer in before]
+            first = (after.groupby("customer_id")["occurred_at"].min() - pd.Timestamp(cutoff)) / pd.Timedelta(days=1)
+            came = first.clip(upper=float(horizon_days)).to_dict()
+            days = [came.get(customer, float(horizon_days)) for customer in before]
             parts.append(pd.DataFrame({"customer_id": before, "event_timestamp": cutoff, "days": days}))
         return pd.concat(parts, ignore_index=True)
 

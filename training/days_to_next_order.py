@@ -14,7 +14,18 @@ from models.days_to_next_order import DaysToNextOrder
 from models.eligibility import Eligibility
 from models.inputs import matrix
 from models.probability import Floats
-from training.dataset import CUTOFF_STEP_DAYS, Advance, Cuts, Plan, Truth, eligibility_of, eligible_frame, inputs_of, open_experiment
+from training.dataset import (
+    CUTOFF_STEP_DAYS,
+    Advance,
+    Cuts,
+    EmptyWindowError,
+    Plan,
+    Truth,
+    eligibility_of,
+    eligible_frame,
+    inputs_of,
+    open_experiment,
+)
 from training.evaluation import DURATION_COLUMNS, banded
 from training.metrics import DURATION_MEASURES, compare_durations, difference, estimates
 from training.plots import bar_plot
@@ -36,7 +47,10 @@ def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: Non
 
     def fit(train: pd.DataFrame) -> DaysToNextOrder:
         rows, days = matrix(train.to_dict("records"), inputs), train["days"].to_numpy(dtype=float)
-        return DaysToNextOrder.fit(rows, days, inputs, cuts.horizon_days, truth.shop.currency, eligibility)
+        try:
+            return DaysToNextOrder.fit(rows, days, inputs, cuts.horizon_days, truth.shop.currency, eligibility)
+        except ValueError as error:
+            raise EmptyWindowError(str(error)) from None
 
     with run.started({"cutoff_step_days": CUTOFF_STEP_DAYS, "features": len(inputs)}):
         advance("checking the log")

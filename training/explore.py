@@ -47,18 +47,24 @@ class Model:
         """The metric by segment: for whom is the model weak?"""
         return segment_plot(f"{self.loaded.label}: {metric} by segment", by_segment(self.evaluation, metric))
 
+    def _probabilities(self) -> tuple[Any, Any]:
+        if "label" not in self.evaluation:
+            raise ValueError(f"{self.name} gives no probabilities to ask this of")
+        return self.evaluation["label"].to_numpy(dtype=bool), self.evaluation["score"].to_numpy(dtype=float)
+
     def honest(self) -> Figure:
         """Predicted against observed rates."""
-        return calibration_plot(self.evaluation["label"].to_numpy(dtype=bool), self.evaluation["score"].to_numpy(dtype=float))
+        return calibration_plot(*self._probabilities())
 
     def honest_by(self, column: str) -> pd.DataFrame:
         """Mean predicted and observed rate by ``segment``, ``group`` or ``unit``: where do the probabilities mislead?"""
+        self._probabilities()
         grouped = self.evaluation.groupby(column)
         return pd.DataFrame({"rows": grouped.size(), "predicted": grouped["score"].mean(), "observed": grouped["label"].mean()}).round(3)
 
     def costs(self, value_minor: float, cost_minor: float) -> Figure:
         """What addressing everyone above a threshold would bring, were each one reached worth so much and each contact cost so much."""
-        labels, scores = self.evaluation["label"].to_numpy(dtype=bool), self.evaluation["score"].to_numpy(dtype=float)
+        labels, scores = self._probabilities()
         return threshold_plot(labels, scores, value_minor, cost_minor, self.currency)
 
     def moved_by(self, count: int = 15) -> Figure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,10 @@ import pandas as pd
 from features.catalogue.tables import Catalogue
 from features.state.home import Home
 from models.inputs import Input
-from models.next_best_offer import PAIR_INPUTS, NextBestOffer, coupon_affinity, pair_rows
+from models.next_best_offer import KIND, PAIR_INPUTS, NextBestOffer, coupon_affinity, pair_rows
 from models.offers import Offer, OfferBook, Worth
 from training.dataset import (
+    HORIZON_DAYS,
     Advance,
     Cuts,
     EmptyWindowError,
@@ -51,7 +53,13 @@ NO_CAMPAIGNS = (
     "{shop} has sent no campaign that its catalogue knows, so there is nothing to learn offers from: import message_sent and "
     "offer_redeem events, and load the offers (python -m features catalogue offers FILE)"
 )
+PAST = "redemptions_total"
+"""The feature that the baseline is."""
 MODELS = ("past redemptions", "logistic", "lightgbm")
+
+
+Rows = Mapping[tuple[str, pd.Timestamp], Mapping[str, Any]]
+"""The feature row of each customer at each moment."""
 
 
 class NoCampaignsError(NothingToLearnError):
@@ -63,9 +71,12 @@ def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: Non
 
     The label looks as far ahead as its campaign runs; the plan's horizon does not apply.
     """
-    truth, cuts = open_experiment(home, model, plan)
+    # the cuts only bound the data: a label looks as far ahead as its campaign runs
+    truth, cuts = open_experiment(home, model, replace(plan, horizon_days=HORIZON_DAYS))
     if not has_campaigns(home, truth):
         raise NoCampaignsError(NO_CAMPAIGNS.format(shop=truth.shop.name))
+    if not {PAST} <= {feature.name for feature in truth.domain.inputs_of(KIND.name)}:
+        raise NoCampaignsError(f"the domain {truth.domain.name} declares no feature {PAST} as an input of {KIND.name}: it has no offers")
     run = TrackedRun(home, model, cuts, plan)
     if (standing := run.standing_report()) is not None:
         return standing
@@ -79,7 +90,7 @@ def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: Non
     with run.started({"test_days": TEST_DAYS, "features": len(names), "margin_rate": truth.shop.margin_rate}):
         advance("checking the log")
         run.check_log(truth)
-        frame, rows = dataset(home, truth, cuts, book, trainer.customer, run.settings.feature_service, advance)
+        frame, rows, by_key = dataset(home, truth, cuts, book, trainer.customer, run.settings.feature_service, advance)
         reference, rate = run.champion_reference()
         table = pd.concat([frame.drop(columns="broad"), pd.DataFrame(rows, columns=names)], axis=1)
         judged = frame["event_timestamp"] >= tests_from
@@ -105,7 +116,7 @@ def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: Non
             report=report,
             evaluation=scored.rename(columns={kind: "score"})[list(BINARY_COLUMNS)],
             units={unit: starts[unit].to_pydatetime() for unit in sorted(set(scored["unit"]))},
-            rescore=lambda rival, wanted: rescored(frame, table, trainer, rival, wanted),
+            rescore=lambda rival, wanted: rescored(frame, rows, (book, by_key), trainer, rival, wanted),
             example=example,
             output=fitted.predict(example.to_numpy(dtype=float)),
             plots=figures,
@@ -161,8 +172,8 @@ def offer_book(home: Home, truth: Truth, as_of: datetime) -> tuple[OfferBook, Wo
 
 def dataset(
     home: Home, truth: Truth, cuts: Cuts, book: OfferBook, customer: Sequence[Input], service: str, advance: Advance
-) -> tuple[pd.DataFrame, np.ndarray]:
-    """One row a customer and campaign, as of its start; the frame says what happened, the array is the model's input."""
+) -> tuple[pd.DataFrame, np.ndarray, Rows]:
+    """One row a customer and campaign, as of its start: what happened, the model's input, and the customers' features by moment."""
     campaigns = pd.DataFrame(
         {
             "campaign_id": book.campaign_ids,
@@ -190,7 +201,7 @@ def dataset(
         for who, moment, campaign in zip(frame["customer_id"], frame["event_timestamp"], frame["campaign_id"], strict=True)
     ]
     frame["broad"] = frame["campaign_type"].isin(truth.shop.broad_campaign_types)
-    return frame, np.concatenate(rows)
+    return frame, np.concatenate(rows), by_key
 
 
 def choose(frame: pd.DataFrame, rows: np.ndarray, tests_from: datetime, trainer: OfferTrainer, run: TrackedRun) -> str:
@@ -218,7 +229,7 @@ def evaluate(frame: pd.DataFrame, rows: np.ndarray, start: datetime, end: dateti
             continue
         here = rows[test.index.to_numpy()]
         fitted = {k: trainer.fit(k, rows[past], labels[past]).predict(here) for k in MODELS[1:]}
-        redeemed = trainer.column(here, "redemptions_total")
+        redeemed = trainer.column(here, PAST)
         parts.append(_asked(test, here, frame, trainer).assign(**{"past redemptions": redeemed}, **fitted))
     if not parts:
         raise EmptyWindowError(
@@ -228,13 +239,22 @@ def evaluate(frame: pd.DataFrame, rows: np.ndarray, start: datetime, end: dateti
 
 
 def rescored(
-    frame: pd.DataFrame, table: pd.DataFrame, trainer: OfferTrainer, rival: NextBestOffer, wanted: Mapping[str, datetime]
+    frame: pd.DataFrame,
+    rows: np.ndarray,
+    known: tuple[OfferBook, Rows],
+    trainer: OfferTrainer,
+    rival: NextBestOffer,
+    wanted: Mapping[str, datetime],
 ) -> pd.DataFrame:
-    """The evaluation of a model as it stands, on campaigns after all that it learnt from."""
+    """The evaluation of a model as it stands, on campaigns after all that it learnt from; it may take other features."""
+    book, by_key = known
     test = frame[frame["campaign_id"].isin(wanted)]
-    here = table.iloc[test.index.to_numpy()]
-    ours = here[[each.name for each in trainer.inputs]].to_numpy(dtype=float)
-    return _asked(test, ours, frame, trainer).assign(score=rival.predict_frame(here, {}))[list(BINARY_COLUMNS)]
+    theirs = [
+        pair_rows(book, rival.customer, by_key[who, moment], moment.to_pydatetime(), [book.campaign_position(campaign)])
+        for who, moment, campaign in zip(test["customer_id"], test["event_timestamp"], test["campaign_id"], strict=True)
+    ]
+    asked = _asked(test, rows[test.index.to_numpy()], frame, trainer)
+    return asked.assign(score=rival.predict(np.concatenate(theirs)))[list(BINARY_COLUMNS)]
 
 
 def _asked(test: pd.DataFrame, rows: np.ndarray, frame: pd.DataFrame, trainer: OfferTrainer) -> pd.DataFrame:
@@ -246,7 +266,7 @@ def _asked(test: pd.DataFrame, rows: np.ndarray, frame: pd.DataFrame, trainer: O
         "unit": test["campaign_id"],
         "label": test["label"].astype(bool),
         "group": np.where(broad, names[True], names[False]),
-        "segment": np.where(trainer.column(rows, "redemptions_total") > 0, "has redeemed before", "never redeemed before"),
+        "segment": np.where(trainer.column(rows, PAST) > 0, "has redeemed before", "never redeemed before"),
         "event_timestamp": test["event_timestamp"],
         "broad": broad,
     }

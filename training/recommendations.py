@@ -141,7 +141,10 @@ def dataset(home: Home, truth: Truth, cuts: Cuts, service: str, advance: Advance
             histories = within(histories, days_before(cut, cuts.window_days, cuts.timezone))
         spine = pd.DataFrame({"item_id": attributes["item_id"], "event_timestamp": cut})
         stats = store.historical(spine, "items_v1").dropna(subset=["buyers"])
-        stats = stats[stats["recommendable"].astype(bool)].merge(attributes.drop(columns="recommendable"), on="item_id")
+        # a shop may call an attribute like any other statistic
+        stats = stats.loc[stats["recommendable"].astype(bool), list(STATISTICS)].merge(
+            attributes.drop(columns="recommendable"), on="item_id"
+        )
         columns = (*STATISTICS, *(name for name in attributes.columns if name not in ("item_id", "recommendable")))
         after = truth.bought(cut, cuts.end(cut)) if cut < cuts.final else {}
         found[cut] = AtCut(cut, histories, {name: stats[name].tolist() for name in columns}, after)

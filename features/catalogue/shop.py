@@ -23,8 +23,8 @@ class Shop(msgspec.Struct, frozen=True, kw_only=True):
     margin_rate: float = 0.25
     """Assumed gross margin as a share of an item's price, where the source gives no cost."""
 
-    domain: str = "grocery"
-    """The trade whose features, item attributes and idea of leaving apply: a file of ``features/definitions/domains``."""
+    domain: str = ""
+    """The trade whose features, item attributes and idea of leaving apply: a file of ``features/definitions/domains``; unsaid, grocery."""
     phone_region: str | None = None
     """The country (ISO 3166) whose phone numbers may come without their country code."""
     consent: ConsentPolicy = msgspec.field(default_factory=ConsentPolicy)
@@ -46,7 +46,7 @@ class Shop(msgspec.Struct, frozen=True, kw_only=True):
         described = cls(**said)
         if standing is None:
             return described
-        for field in ("name", "timezone", "currency", *(["domain"] if "domain" in said else [])):
+        for field in ("name", "timezone", "currency", *(["domain"] if "domain" in said and standing.domain else [])):
             mine, theirs = getattr(described, field), getattr(standing, field)
             if mine != theirs:
                 raise ValueError(

@@ -11,6 +11,9 @@ import features.definitions.domains as found_domains
 from features.catalogue.tables import AttributeKind
 from features.definitions.feature import Feature
 
+DEFAULT = "grocery"
+"""The domain of a shop that names none."""
+
 
 class UnknownDomainError(ValueError):
     """There is no such domain; the message lists those that there are."""
@@ -81,11 +84,12 @@ def domain_names() -> list[str]:
 
 
 def domain_named(name: str) -> Domain:
-    """One domain.
+    """One domain; the default one for an empty name.
 
     Raises:
         UnknownDomainError: there is no such domain.
     """
+    name = name or DEFAULT
     if name not in domain_names():
         raise UnknownDomainError(f"there is no domain {name!r}: use one of {', '.join(domain_names())}")
     domain: Domain = importlib.import_module(f"{found_domains.__name__}.{name}").DOMAIN

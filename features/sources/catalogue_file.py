@@ -34,6 +34,8 @@ from features.state.home import Home
 Row = Mapping[str, str | None]
 Record = dict[str, Any]
 SHOWN = 20
+LISTED = "\x1f"
+"""Between the parts of what was a list in the file."""
 REQUIRED = {
     "items": ("item_id",),
     "stores": ("store_id",),
@@ -67,6 +69,11 @@ class CatalogueTable:
     rows: list[Record]
     schema: pa.Schema
 
+    def lost(self) -> list[str]:
+        """The attributes of items in force that this table has not."""
+        path = Catalogue(self.home).path(self.name)
+        return [n for n in pq.read_schema(path).names if n not in self.schema.names] if self.name == "items" and path.exists() else []
+
     def save(self) -> None:
         """Replace the table in force."""
         catalogue = Catalogue(self.home)
@@ -95,7 +102,10 @@ def load(
     file = TabularFile(path, files or Files())
     attributes = _own_attributes(name, own)
     schema = items_schema({**dict.fromkeys(ITEM_ATTRIBUTES, "text"), **attributes}) if name == "items" else SCHEMAS[name]
-    rows = list(_rows(file, _names(file, name, renamed, schema)))
+    names = _names(file, name, renamed, schema)
+    if absent := [attribute for attribute in attributes if attribute not in names]:
+        raise CatalogueError(f"--attribute {absent[0]}: {path} has no such column; --column THEIRS={absent[0]} names it")
+    rows = list(_rows(file, names))
     known_items = None
     if name == "offers":
         known_items = set(Catalogue(home).read("items")["item_id"].to_pylist())
@@ -175,10 +185,18 @@ def _told(value: Any) -> str | None:
     if value is None or value == "":
         return None
     if isinstance(value, list):
-        return "|".join(map(str, value))
+        # a list keeps its parts, whatever they hold
+        return LISTED + LISTED.join(str(each).strip() for each in value if each is not None)
+    if isinstance(value, float) and math.isnan(value):
+        return None
     if isinstance(value, datetime | date):
         return value.isoformat()
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _parts(text: str) -> list[str]:
+    """The parts of a list, as it was or as a CSV writes it."""
+    return [part.strip() for part in text.split(LISTED if text.startswith(LISTED) else "|") if part.strip()]
 
 
 def _record(
@@ -198,7 +216,7 @@ def _record(
         if text is None or kind == "text":
             continue
         if kind == "list":
-            record[attribute] = [each.strip() for each in text.split("|") if each.strip()]
+            record[attribute] = _parts(text)
             continue
         try:
             record[attribute] = float(text)
@@ -206,9 +224,9 @@ def _record(
             record[attribute] = float("nan")
         if not math.isfinite(record[attribute]):
             record[attribute] = None
-            wrong.append((attribute, f"{text!r} is no number"))
+            wrong.append((attribute, f"{text!r} is no number: write it like 1200.5"))
     if name == "offers":
-        record["item_ids"] = [i.strip() for i in (row.get("item_ids") or "").split("|") if i.strip()]
+        record["item_ids"] = _parts(row.get("item_ids") or "")
         for column, days in (("valid_from", 0), ("valid_until", 1)):
             text = row.get(column)
             if not text:

@@ -73,3 +73,8 @@ def described() -> list[tuple[str, str, str]]:
             [meta] = [each for each in hint.__metadata__ if each.description]
             found.append((f"{PREFIX}{name.upper()}", f"{getattr(Settings(), name)}", str(meta.description)))
     return [*found, *((variable, "", meaning) for variable, meaning in READ_ELSEWHERE.items())]
+
+
+def elsewhere(variable: str) -> str:
+    """What a variable that the rooms beside this one read is set to."""
+    return os.environ.get(variable, "") if variable in READ_ELSEWHERE else ""

@@ -15,11 +15,13 @@ import numpy as np
 
 from features.catalogue.shop import Shop
 from features.catalogue.tables import Catalogue
+from features.definitions.domain import domain_named
 from features.definitions.view import views_of
 from features.state.home import Home
 from features.store.feature_store import moment_of
 from models.attributes import Attributes, Range, Wish, WrongWishError
 from models.decision import Decision, Pipeline, Query
+from models.inputs import Input
 from models.kind import ModelKind, ScoreModel
 from models.next_best_offer import NextBestOffer
 from models.offers import Offer
@@ -109,6 +111,7 @@ class Engine:
                 continue
             try:
                 loaded = self._registry.load(f"{name}@{self._registry.settings.champion}")
+                _describe(loaded.model, self._home)
                 self._check_inputs(loaded.model)
                 self._loaded[name] = self._ready(settings.kind, loaded)
             except Exception as error:
@@ -154,7 +157,10 @@ class Engine:
 
     def similar_items(self, request: SimilarItemsRequest, as_of: datetime) -> tuple[ItemsAnswer, DecisionRecord]:
         """What is like an item, by the first model that recommends items."""
-        loaded = self._champion(next(name for name, model in self.models.items() if model.kind.answers == "items"))
+        name = next((name for name, model in self.models.items() if model.kind.answers == "items"), None)
+        if name is None:
+            raise NoChampionError("no model that mlflow.yaml names recommends items: name one (kind: recommendations), and train it")
+        loaded = self._champion(name)
         model: Recommender = loaded.model.model
         banned = [*request.exclude_item_ids, request.item_id]
         query = _query(request, NOBODY, {"item_id": request.item_id}, as_of, loaded.attributes, banned)
@@ -276,6 +282,20 @@ class Engine:
         """The moment (Unix microseconds) of the oldest view that the answer reads, or None if none is known of her."""
         moments = (row.get(f"{view}_at") for view in self._views(name))
         return min((int(at) for at in moments if at is not None and not math.isnan(at)), default=None)
+
+
+def _describe(model: Any, home: Home) -> None:
+    """Let a champion of the time before models carried their phrases speak like any other."""
+    customer = getattr(model, "customer", getattr(model, "inputs", ()))
+    if not customer or any(each.phrase for each in customer):
+        return
+    features = domain_named(Shop.load(home).domain).customer
+    known = {f.name: Input(f.name, f.phrase, f.unknown, direction=f.direction, low=f.low, high=f.high, is_age=f.is_age) for f in features}
+    told = tuple(known.get(each.name, each) for each in customer)
+    if hasattr(model, "customer"):
+        model.customer, model.inputs = told, (*told, *model.inputs[len(told) :])
+    else:
+        model.inputs = told
 
 
 def _feature_names(home: Home) -> frozenset[str]:

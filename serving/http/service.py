@@ -71,11 +71,6 @@ class Ubiquo:
         """Like POST /v1/churn."""
         return self._call("/v1/churn", request)
 
-    @bentoml.api(route="/bento/ask")
-    def ask(self, model: str, request: dict[str, Any]) -> dict[str, Any]:
-        """Like POST /v1/{model}, for any model that mlflow.yaml names."""
-        return self._call(f"/v1/{model}", request)
-
     @bentoml.api(route="/bento/events")
     def events(self, request: dict[str, Any]) -> dict[str, Any]:
         """Like POST /v1/events."""
