@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pandas as pd
 import pytest
-from scene import NEW_YEAR, TinyShop, customer, event
+from scene import NEW_YEAR, ROOT, TinyShop, customer, event
 
 from features.definitions.domain import domain_named, domain_names
-from features.definitions.feature import Feature, counted
+from features.definitions.feature import Feature, Moment, compute_features, counted
+from features.definitions.folds.fold import Touch
 from features.definitions.folds.registered import FOLDS
 from features.definitions.listing import as_markdown
-from features.definitions.shopping import baskets
+from features.definitions.shopping import baskets, customers
 from features.definitions.view import views_of
 from features.people.consent import Consents
 from features.people.identity import Identities
@@ -254,3 +258,35 @@ def test_what_does_not_fit_into_memory_spills_into_the_home_and_is_gone_afterwar
     assert beside.events.count().execute() > 0
     beside.close()
     assert not list(shopped.home.root.glob("spill-*"))
+
+
+def snippets() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.S)
+
+
+def test_the_feature_of_the_guide_works_as_it_is_printed(shopped: TinyShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: dict[str, Any] = {"Feature": Feature, "counted": counted, "baskets": baskets, "LEAVING": ("churn",)}
+    exec(snippets()[0], names)
+    feature = names["NIGHTS"]
+    assert isinstance(feature, Feature)
+    grocery = domain_named("grocery")
+    shopped.add(event("night", "purchase", days(3) + timedelta(hours=11), items=[("i0", 1, 1)]))
+    found = compute_features([*grocery.customer, feature], customers, "customer_id", open_timeline(shopped.home, AS_OF), AS_OF)
+    assert dict(zip(*found.select("customer_id", feature.name).to_pyarrow().to_pydict().values(), strict=True))[HER] == 1
+
+
+def test_the_fold_of_the_guide_works_as_it_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = (
+        "from typing import Any\nimport msgspec\nfrom features.definitions.feature import Moment\n"
+        "from features.definitions.folds.fold import Fold, Output, Touch\n"
+    )
+    (tmp_path / "visits.py").write_text(needs + snippets()[1])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    fold = importlib.import_module("visits").VisitsFold()
+    state, other = fold.empty(), fold.empty()
+    for each, stores in ((state, "aab"), (other, "b")):
+        for k, store in enumerate(stores):
+            fold.step(each, Touch(f"e{k}", "store_visit", AS_OF, AS_OF.date(), store_id=store))
+    assert fold.features(state, Moment(AS_OF, "UTC")) == {"stores_visited": ["a", "b"]}
+    assert fold.joined(state, other).stores == {"a": 2, "b": 2}
+    assert fold.decode(fold.encode(state)) == state
