@@ -395,7 +395,8 @@ class TestIntakeItself:
         store = FeatureStore(intake._home)
         reader = OnlineReader(store, "America/New_York", intake.recent)
         known = {"user_id": "ada"}
-        bought = {**batch(1)[0], "name": "purchase", "currency": "USD", "identifiers": known, "items": [{"item_id": "i3"}]}
+        [earlier] = batch(1, at=NEW_YEAR - timedelta(hours=1))
+        bought = {**earlier, "name": "purchase", "currency": "USD", "identifiers": known, "items": [{"item_id": "i3"}]}
         assert intake.accept([bought]).accepted == 1
         intake.drain()
         intake.refresh_aggregates()
@@ -420,7 +421,7 @@ class TestIntakeItself:
             assert row["bought_item_ids"] == ["i3"]
             assert set(row["recent_item_ids"]) == {"i7", "i8"}
             assert row["cart_item_ids"] == ["i8"]
-            assert row["recency_days"] == 0
+            assert row["recency_days"] == 1, "the day before, in New York"
             intake.drain()
             intake.refresh_aggregates()
             again = told(NEW_YEAR + timedelta(minutes=1))

@@ -393,8 +393,8 @@ def _traces(subject: Subject) -> Iterator[Trace]:
 
 
 @contextlib.contextmanager
-def open_office(home: Home, clock: Clock) -> Iterator[Office]:
-    """The office of a home that no service runs on.
+def open_office(home: Home, clock: Clock, purge_at: str = "") -> Iterator[Office]:
+    """The office of a home that no service runs on; nobody waits for a night that this process does not see, unless told to.
 
     Raises:
         BusyHomeError: a service runs on it, and would go on with what it has in memory.
@@ -408,8 +408,7 @@ def open_office(home: Home, clock: Clock) -> Iterator[Office]:
         store.apply()
         intake = Intake(home, clock, store, identities, Consents(home, Shop.load(home).consent))
         try:
-            # nobody waits for a night that this process does not see
-            office = Office(home, clock, store, intake, decisions, purge_at="")
+            office = Office(home, clock, store, intake, decisions, purge_at)
             office.resume()
             yield office
             office.close()
