@@ -234,6 +234,7 @@ class TestByNight:
     def test_a_crash_before_the_night_loses_no_order(self, asked: tuple[Office, list[Subject], Home, list[str]]) -> None:
         opened, subjects, home, receipts = asked
         opened._running.clear()
+        (home.root / "hidden.db").unlink()
         assert sorted(opened.resume()) == sorted(receipts)
         assert Identities(home).owner_of(subjects[0].keys) is None, "they stay hidden meanwhile"
         opened.purge()

@@ -211,12 +211,20 @@ class Office:
             broken = [path.stem for path in self._pending() if not self._is_under_way(path.stem)]
             for receipt_id in broken:
                 self._running[receipt_id] = Future()
+                # the crash may have come before they were hidden, and the night may be far
+                order, subject = self._read_order(self._folder / f"{receipt_id}{PENDING}")
+                self._tombstones.add(subject.keys, order.at)
+                self._hide(subject)
         if broken and self._nightly is None:
             self.purge()
         return broken
 
     def _pending(self) -> list[Path]:
         return sorted(self._folder.glob(f"*{PENDING}"))
+
+    def _read_order(self, path: Path) -> tuple[Order, Subject]:
+        order = msgspec.json.decode(path.read_bytes(), type=Order)
+        return order, msgspec.json.decode(self._identities.vault.decrypt(order.subject), type=Subject)
 
     def _is_under_way(self, receipt_id: str) -> bool:
         running = self._running.get(receipt_id)
@@ -247,7 +255,8 @@ class Office:
     def _purge(self) -> None:
         with self._ordering:
             # none that is half asked for
-            orders = [msgspec.json.decode(path.read_bytes(), type=Order) for path in self._pending()]
+            asked = [self._read_order(path) for path in self._pending()]
+        orders = [order for order, _ in asked]
         if not orders:
             return
         promised = [self._running.setdefault(order.receipt_id, Future()) for order in orders]
@@ -255,7 +264,7 @@ class Office:
             if future.done():
                 promised[k] = self._running[orders[k].receipt_id] = Future()
         try:
-            receipts = self._carried_out(orders)
+            receipts = self._carried_out(orders, [subject for _, subject in asked])
         except BaseException as error:
             logger.exception("erasures %s broke off; they will be tried again", ", ".join(order.receipt_id for order in orders))
             for future in promised:
@@ -295,10 +304,9 @@ class Office:
             raise errors[0]
         return counts
 
-    def _carried_out(self, orders: Sequence[Order]) -> list[Receipt]:
+    def _carried_out(self, orders: Sequence[Order], subjects: Sequence[Subject]) -> list[Receipt]:
         """Take all of them out of every place in one run, and prove it by one search."""
         pending = {self._folder / f"{order.receipt_id}{PENDING}" for order in orders}
-        subjects = [msgspec.json.decode(self._identities.vault.decrypt(order.subject), type=Subject) for order in orders]
         for order, subject in zip(orders, subjects, strict=True):
             # a crash may have come before the tombstones, or before they were hidden
             self._tombstones.add(subject.keys, order.at)
