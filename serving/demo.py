@@ -132,6 +132,7 @@ def tour(port: int, console: Console) -> None:
         return answer
 
     show("churn", her)
+    show("days-to-next-order", her)
     show("next-best-offer", her)
     show("recommendations", {**her, "limit": 3})
     before = show("recommendations", {**her, "listing": "also_like", "limit": 3})

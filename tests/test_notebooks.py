@@ -13,7 +13,7 @@ from scene import ROOT, surroundings
 from features.state.home import Home
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PLOTS_AT_LEAST = {"churn": 4, "customers": 6, "next_best_offer": 4, "recommendations": 3}
+PLOTS_AT_LEAST = {"churn": 4, "customers": 6, "days_to_next_order": 4, "next_best_offer": 4, "recommendations": 3}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

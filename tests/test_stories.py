@@ -124,6 +124,19 @@ def test_an_ad_an_email_a_call_and_a_booking_become_one_timeline(story: Story) -
     assert {"kind": "email", "value": story.email()} in view["identifiers"]
 
 
+def test_an_associate_sees_what_the_customer_who_just_signed_in_is_at(story: Story) -> None:
+    cookie, account = {"cookie": story.name("cookie")}, {"user_id": story.name("user")}
+    story.happens("search", cookie, channel="web", query="red shoes", session_id="visit")
+    story.happens("add_to_cart", cookie, channel="web", items=[ITEM], session_id="visit")
+    story.happens("login", {**account, **cookie}, channel="app")
+    now = story.profile(account)["now"]
+    assert now["cart_item_ids"] == [ITEM]
+    assert (now["session_queries"], now["session_intent"], now["session_is_open"]) == (["red shoes"], "buying", True)
+    assert (now["last_channel"], set(now["channels_used"])) == ("app", {"app", "web"})
+    story.consents(account, purposes={"personalization": False})
+    assert story.profile(account)["now"] is None
+
+
 def test_a_households_tablet_is_not_merged_into_one_person(story: Story) -> None:
     tablet = {"device": story.name("tablet")}
     hers, his = {"user_id": story.name("her")}, {"user_id": story.name("him")}

@@ -84,6 +84,9 @@ class CustomerDesk:
         # what was just acknowledged belongs on the page
         runtime.intake.drain()
         told = profile(runtime.home, runtime.identities, runtime.consents, runtime.contacts, customer_id)
+        who = runtime.who(customer_id)
+        # what they are at right now, as far as it may be used
+        told["now"] = dict(runtime.reader.now(who.customer_id, runtime.clock())) if who.may_be_used else None
         return 200, msgspec.json.encode(told), JSON
 
     @staticmethod
