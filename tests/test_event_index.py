@@ -11,10 +11,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from scene import NEW_YEAR, TinyShop, event
+from scene import customer as customer_of
 
 from features.people.consent import Consents
 from features.people.identity import Identities
 from features.people.step_index import StepIndex
+from features.state import tables
 from features.store.event_index import EventIndex
 from features.store.event_log import EventLog, connect
 from features.store.identity_rebuild import rebuild
@@ -151,8 +153,6 @@ class TestIndex:
             assert hers.partition(":")[2].encode() not in path.read_bytes()
 
     def test_rows_that_something_else_took_out_are_not_found_any_more(self, shop: TinyShop) -> None:
-        from features.state import tables
-
         tables.erase(shop.home.events, "event_id", ["e1"])
         log = shop.log
         log.catch_up()
@@ -286,3 +286,21 @@ def test_two_logs_of_one_home_share_their_index(tiny: TinyShop) -> None:
     assert set(other.hashes_of(["a"])) == {"a"}
     other.append(tiny.incoming(event("b", "login", START, "1")), Identities(tiny.home))
     assert set(one.hashes_of(["a", "b"])) == {"a", "b"}
+
+
+def test_a_few_customers_are_found_by_key_after_the_log_was_compacted_too(tiny: TinyShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    for k in range(9):
+        tiny.add(event(f"e{k}", "purchase", NEW_YEAR - timedelta(days=k + 1), items=[("i0", 1, 100)]))
+    log, identities = tiny.log, Identities(tiny.home)
+    log.catch_up()
+    before = log.version()
+    monkeypatch.setattr(tables, "COMPACT_ABOVE_FILES", 4)
+    tables.maintain(tiny.home.events, 0.0)
+    assert log.version() > before, "it was compacted, and the index does not know yet"
+
+    def whole(home: Any) -> Any:
+        raise AssertionError("the whole log is read")
+
+    monkeypatch.setattr("features.store.timeline._steps", whole)
+    with contextlib.closing(open_timeline(tiny.home, NEW_YEAR, [customer_of("1")], identities=identities)) as opened:
+        assert opened.events.count().execute() == 9

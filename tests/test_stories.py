@@ -128,7 +128,7 @@ def test_an_associate_sees_what_the_customer_who_just_signed_in_is_at(story: Sto
     cookie, account = {"cookie": story.name("cookie")}, {"user_id": story.name("user")}
     story.happens("search", cookie, channel="web", query="red shoes", session_id="visit")
     story.happens("add_to_cart", cookie, channel="web", items=[ITEM], session_id="visit")
-    story.happens("login", {**account, **cookie}, channel="app")
+    story.happens("login", {**account, **cookie}, channel="app", at=story.now() + timedelta(seconds=1))
     now = story.profile(account)["now"]
     assert now["cart_item_ids"] == [ITEM]
     assert (now["session_queries"], now["session_intent"], now["session_is_open"]) == (["red shoes"], "buying", True)

@@ -175,6 +175,8 @@ class _Found(NamedTuple):
 def _by_key(log: EventLog, identities: Identities, customers: Sequence[str], moment: datetime) -> _Found | None:
     """The customers' events and the owners of all their identifiers before *moment*; None where only the identifiers table tells."""
     keys = {key for customer in customers for key in identities.members(customer)}
+    # the index may not know yet that the log was compacted
+    log.catch_up()
     with contextlib.closing(log.index) as index:
         if index.version < log.version():
             # lost or damaged a moment ago; it catches up with the next events
