@@ -123,6 +123,6 @@ KIND = ModelKind(
     question="In how many days will this customer have ordered again, as likely as not?",
     views=("customer_activity",),
     metrics=("mae_days", "within_3_days"),
-    baseline="usual interval",
+    baseline="the better simple rule",
     load=DaysToNextOrder.load,
 )

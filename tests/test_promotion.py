@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -15,13 +17,15 @@ from scene import NEW_YEAR, ROOT, TinyShop, command, copy_home, event
 
 from features.state.home import Home
 from features.store.timeline import open_timeline
+from models.eligibility import Eligibility
 from models.inputs import Input
 from models.registry import Crowning, GateLimits, Promotion, Registry, load_settings
-from training import promotion
+from training import days_to_next_order, promotion
 from training.evaluation import by_segment, leads, same_rows
 from training.gate import DataQualityError, Gate, ks, psi, reference_rows
 from training.metrics import Estimate
 from training.page import page
+from training.run import TrackedRun
 
 RULE = Promotion("average_precision", "recency", "paired_bootstrap", 0.95, 300, {"auc": 0.01, "brier": 0.003})
 
@@ -327,3 +331,17 @@ class TestTheFileOfModels:
         path = tmp_path / "mlflow.yaml"
         path.write_text(yaml.safe_dump(settings))
         return path
+
+
+@pytest.mark.parametrize(("usual", "constant", "better"), [(9.0, 4.0, "constant"), (4.0, 9.0, "usual interval")])
+def test_days_to_the_next_order_are_held_against_whichever_simple_rule_errs_less(usual: float, constant: float, better: str) -> None:
+    cuts = SimpleNamespace(horizon_days=28, tests=[NEW_YEAR], day=lambda moment: f"{moment:%Y-%m-%d}")
+    rule = Promotion("mae_days", "the better simple rule", "paired_bootstrap", 0.95, 300, {})
+    run = SimpleNamespace(cuts=cuts, model="days-to-next-order", settings=SimpleNamespace(promotion=rule))
+    days = np.arange(40, dtype=float) % 20
+    told = {"usual interval": days + usual, "constant": days + constant, "logistic": days + 5}
+    scored = pd.DataFrame({"customer_id": [f"c{k}" for k in range(40)], "unit": "u", "days": days, **told})
+    report, _ = days_to_next_order.judge(scored, cast(TrackedRun, run), Eligibility(2, 91), 1)
+    assert report.baseline == better
+    assert report.lead.value == pytest.approx(-1.0), "four days off beat five"
+    assert not promotion.first(rule, report.lead).passed
