@@ -60,7 +60,7 @@ class OnlineReader:
         """The customer's features for that model; empty for nobody, and for a row from a time to come, which is made anew."""
         return self.features(model.feature_service, model.kind.views, model.kind.folds, customer_id, as_of)
 
-    def now(self, customer_id: str | None, as_of: datetime) -> Mapping[str, Any]:
+    def present(self, customer_id: str | None, as_of: datetime) -> Mapping[str, Any]:
         """What the customer is at: the visit, the cart, the last touch, the last days."""
         told = self.features("state_v1", (STATE,), AT_HAND, customer_id, as_of)
         return {name: value for name, value in told.items() if name not in ("customer_id", STATE_AT)}

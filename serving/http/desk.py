@@ -86,7 +86,7 @@ class CustomerDesk:
         told = profile(runtime.home, runtime.identities, runtime.consents, runtime.contacts, customer_id)
         who = runtime.who(customer_id)
         # what they are at right now, as far as it may be used
-        told["now"] = dict(runtime.reader.now(who.customer_id, runtime.clock())) if who.may_be_used else None
+        told["now"] = dict(runtime.reader.present(who.customer_id, runtime.clock())) if who.may_be_used else None
         return 200, msgspec.json.encode(told), JSON
 
     @staticmethod
