@@ -7,6 +7,7 @@ storing anything: one reads the JSON, the other checks and seals each event too,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -153,11 +154,13 @@ def forgetful_service(home: Home, folder: Path) -> Service:
     )
     service = Service(home, port, process)
     for _ in range(600):
-        try:
+        with contextlib.suppress(OSError):
             if service.get("/readyz")[0] == 200:
                 return service
-        except OSError:
-            time.sleep(0.2)
+        if process.poll() is not None:
+            break
+        time.sleep(0.2)
+    stop_service(service, signal.SIGKILL)
     raise RuntimeError("it did not start")
 
 
@@ -173,8 +176,10 @@ def intake(home: Home) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     reading, reader = endpoint(folder, "reading", READING, home)
     checking, checker = endpoint(folder, "checking", CHECKING, home)
+    # a home has one service
+    other = copy_home(home, home.root.with_name("forgetful"))
     service: Service = start_service(home, UBIQUO_MAX_WAITING="1000000")
-    forgetful = forgetful_service(home, folder)
+    forgetful = forgetful_service(other, folder)
     rates: dict[str, list[float]] = {}
     settled: list[float] = []
     try:
