@@ -11,9 +11,10 @@ from rich.progress import DownloadColumn, MofNCompleteColumn, Progress
 from rich.table import Column, Table
 
 from features.commands import dead_letters, people
-from features.state.clock import clock_from_environment, parse_as_of
+from features.state.clock import clock_of, parse_as_of
 from features.state.command import run
 from features.state.home import Home
+from features.state.ports import SERVING, deriving
 
 if TYPE_CHECKING:
     from features.sources.importing import EventSource
@@ -180,7 +181,7 @@ def materialize(
     home = Home.from_environment()
     shop = Shop.load(home)
     moment = parse_as_of(as_of or shop.data_end.isoformat(), shop.timezone)
-    if moment > clock_from_environment()():
+    if moment > clock_of(home.settings)():
         raise ValueError(f"--as-of {moment.isoformat()} lies in the future: live events until then would be taken for old ones")
     log = EventLog(home, shop.timezone)
     log.check_reaches(moment)
@@ -188,13 +189,13 @@ def materialize(
     if since is not None:
         from features.store.customer_rows import CustomerRows
 
-        with home.deriving():
+        with deriving(home):
             store.apply()
             count = CustomerRows(home, store, log).bring_up_to(moment, parse_as_of(since, shop.timezone))
         console.print(f"{count} customers of whom anything became known since {since}: their rows are of {moment.isoformat()}")
         return
     views = store.customer_views()
-    with home.deriving(), Progress(console=console) as progress:
+    with deriving(home), Progress(console=console) as progress:
         store.apply()
         task = progress.add_task("materializing features", total=2 * len(views))
         for view in views:
@@ -243,24 +244,24 @@ def repair(
     if not yes:
         typer.confirm(f"give up what is damaged in {home.root}?", abort=True)
     log = EventLog(home, Shop.load(home).timezone)
-    with home.held("serving", exclusive=True):
+    with home.lease.take(SERVING):
         for lost in log.repair():
             console.print(f"[yellow]given up:[/yellow] {lost}", highlight=False)
         if clock:
-            console.print(f"{log.stamp_anew(clock_from_environment()())} events from a time to come are known from now on")
+            console.print(f"{log.stamp_anew(clock_of(home.settings)())} events from a time to come are known from now on")
         console.print(f"{log.count()} events are stored and can be read; now: python -m features materialize", highlight=False)
 
 
 @app.command("settings")
 def show_settings() -> None:
     """The variables of the environment, what each is, and what it means; the secrets are not shown."""
-    from features.state.settings import PREFIX, Settings, described, elsewhere
+    from features.state.settings import Settings, described, variable_of
 
     now = Settings.from_environment()
     table = Table(Column("variable", no_wrap=True), "is", "unless set", "meaning")
-    for variable, default, meaning in described():
-        value = getattr(now, variable.removeprefix(PREFIX).lower(), None) or elsewhere(variable)
-        table.add_row(variable, "(set)" if value and variable in ("UBIQUO_SECRET", "UBIQUO_API_KEY") else f"{value}", default, meaning)
+    for name, default, meaning in described():
+        value = getattr(now, name)
+        table.add_row(variable_of(name), "(set)" if value and name in ("secret", "api_key") else f"{value}", default, meaning)
     console.print(table)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import tempfile
 import warnings
@@ -80,6 +79,8 @@ class RegistrySettings:
     """None where a tracking server is named: it knows where its artifacts go."""
     champion: str
     challenger: str
+    source: Path
+    """The file that says so."""
     models: dict[str, ModelSettings]
     gate: GateLimits = field(default_factory=GateLimits)
 
@@ -88,6 +89,8 @@ class RegistrySettings:
         return {model.feature_service: model.kind.views for model in self.models.values()}
 
 
+SHIPPED = Path(__file__).resolve().parent.parent / "mlflow.yaml"
+"""The settings that come with the code."""
 DESCRIPTION_LENGTH = 4_900
 """MLflow's databases hold 5,000 characters."""
 OURS = "ubiquo/"
@@ -99,27 +102,26 @@ MAX_HORIZON_DAYS = 365
 _MODEL_NAME = re.compile(r"[a-z][a-z0-9-]{0,63}")
 
 
-def settings_path() -> Path:
-    """The file that ``UBIQUO_MLFLOW`` names, or the ``mlflow.yaml`` beside the packages."""
-    return Path(os.environ.get("UBIQUO_MLFLOW", Path(__file__).parent.parent / "mlflow.yaml"))
+def load_settings(home: Path, path: Path | None = None, tracking_uri: str = "") -> RegistrySettings:
+    """Read ``mlflow.yaml``.
 
-
-def load_settings(path: Path | None = None) -> RegistrySettings:
-    """Read ``mlflow.yaml``: *path*, or ``UBIQUO_MLFLOW``, or the file beside the packages.
+    Args:
+        home: the folder that it calls ``${UBIQUO_HOME}``.
+        path: the file; by default the one beside the packages.
+        tracking_uri: what holds instead of the one that it names.
 
     Raises:
         ValueError: a key is missing or unknown; the message names file and key.
     """
-    source = path or settings_path()
-    home = str(Path(os.environ.get("UBIQUO_HOME", "var")).resolve())
+    source = path or SHIPPED
     try:
-        raw = yaml.safe_load(Template(source.read_text()).safe_substitute(UBIQUO_HOME=home))
+        raw = yaml.safe_load(Template(source.read_text()).safe_substitute(UBIQUO_HOME=str(home.resolve())))
         models = {name: _model(f"{source}: models.{name}", name, entry) for name, entry in raw["models"].items()}
         _check_apart(source, models)
         gate = msgspec.convert(raw.get("gate", {}), GateLimits)
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or raw["tracking_uri"]
+        uri = tracking_uri or raw["tracking_uri"]
         location = None if uri.startswith(("http:", "https:", "databricks")) else raw["artifact_location"]
-        return RegistrySettings(uri, location, raw["aliases"]["champion"], raw["aliases"]["challenger"], models, gate)
+        return RegistrySettings(uri, location, raw["aliases"]["champion"], raw["aliases"]["challenger"], source, models, gate)
     except (KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
         raise ValueError(f"{source}: {error}: compare it with the mlflow.yaml that ubiquo ships") from error
 
@@ -184,7 +186,7 @@ def model_names(path: Path | None = None) -> list[str]:
     Raises:
         ValueError: the file names none.
     """
-    source = path or settings_path()
+    source = path or SHIPPED
     try:
         raw = yaml.safe_load(source.read_text())
     except (OSError, yaml.YAMLError) as error:
@@ -236,12 +238,12 @@ class LoadedModel:
 class Registry:
     """The registry that ``mlflow.yaml`` describes."""
 
-    def __init__(self, settings: RegistrySettings | None = None) -> None:
+    def __init__(self, settings: RegistrySettings) -> None:
         import mlflow
 
         # importing it turned these on again, and nobody could mend them
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        self.settings = settings or load_settings()
+        self.settings = settings
         if self.settings.tracking_uri.startswith("sqlite:///"):
             Path(self.settings.tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         names = [model.experiment for model in self.settings.models.values()]

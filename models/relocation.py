@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
 from pathlib import Path
+
+import sqlalchemy as sa
 
 _SQLITE = "sqlite:///"
 _PATHS = (
@@ -27,24 +27,28 @@ def follow(tracking_uri: str, artifact_location: str | None, experiments: list[s
     if not tracking_uri.startswith(_SQLITE) or artifact_location is None or not file.exists():
         return 0
     new, changed = artifact_location.rstrip("/"), 0
-    with contextlib.closing(sqlite3.connect(file, timeout=60, isolation_level=None)) as db:
-        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()}
+    engine = sa.create_engine(tracking_uri, poolclass=sa.NullPool, connect_args={"timeout": 60})
+    with engine.begin() as connection:
+        tables = set(sa.inspect(connection).get_table_names())
         if "experiments" not in tables:
             return 0
-        query = f"SELECT DISTINCT artifact_location FROM experiments WHERE name IN ({','.join('?' * len(experiments))})"
-        before = {str(old).rstrip("/") for (old,) in db.execute(query, experiments).fetchall() if old}
+        location: sa.ColumnElement[str] = sa.column("artifact_location", sa.String)
+        name: sa.ColumnElement[str] = sa.column("name", sa.String)
+        held = sa.select(location).select_from(sa.table("experiments")).where(name.in_(experiments)).distinct()
+        before = {str(old).rstrip("/") for (old,) in connection.execute(held) if old}
+        places = [sa.table(table, sa.column(column, sa.String)) for table, column in _PATHS if table in tables]
         for old in before - {new, f"file://{new}"}:
-            db.execute("BEGIN IMMEDIATE")
-            stored = [
-                (table, column, path)
-                for table, column in _PATHS
-                if table in tables
-                for (path,) in db.execute(f"SELECT DISTINCT {column} FROM {table} WHERE {column} LIKE ?", (f"{old}%",)).fetchall()
-                if path == old or path.startswith(f"{old}/")
-            ]
-            moved = {path: f"{new}{path.removeprefix(old)}" for _, _, path in stored if path != old}
+            stored = [(place, path) for place in places for path in _beneath(connection, place, old)]
+            moved = {path: f"{new}{path.removeprefix(old)}" for _, path in stored if path != old}
             if any(Path(now).exists() for now in moved.values()):
-                for table, column, path in stored:
-                    changed += db.execute(f"UPDATE {table} SET {column} = ? WHERE {column} = ?", (moved.get(path, new), path)).rowcount
-            db.execute("COMMIT")
+                for place, path in stored:
+                    [column] = place.c
+                    changed += connection.execute(sa.update(place).where(column == path).values({column: moved.get(path, new)})).rowcount
     return changed
+
+
+def _beneath(connection: sa.Connection, place: sa.TableClause, old: str) -> list[str]:
+    """The paths in the one column of *place* that are *old* or lie below it."""
+    [column] = place.c
+    found = connection.execute(sa.select(column).where(column.startswith(old, autoescape=True)).distinct())
+    return [path for (path,) in found if path == old or path.startswith(f"{old}/")]

@@ -19,10 +19,11 @@ from features.events.event import Channel
 from features.events.identifiers import KINDS
 from features.people.identity import Identities
 from features.people.vault import Vault
-from features.state.clock import clock_from_environment, parse_as_of, system_clock
+from features.state.clock import clock_of, parse_as_of, system_clock
 from features.state.command import run
 from features.state.disk import DamagedStateError, make_folder, write_atomically
-from features.state.home import Home, MissingStateError
+from features.state.home import Home
+from features.state.ports import MissingStateError, deriving
 from serving.privacy.keys import REFRESH_SECONDS, Audit, Keys
 
 app = typer.Typer(help="Serve ubiquo's answers over HTTP (the default) and in bulk.", pretty_exceptions_enable=False)
@@ -63,19 +64,23 @@ def score(
 ) -> None:
     """Score every customer into a file, with the answers that HTTP would give at that moment."""
     from models.registry import model_names
+    from serving.bootstrap import open_engine
     from serving.decide.batch import score as score_all
 
     home = Home.from_environment()
     shop = Shop.load(home)
-    if model not in model_names():
-        raise ValueError(f"there is no model {model!r} to score by: use one of {', '.join(model_names())}")
+    names = model_names(home.settings.models_file)
+    if model not in names:
+        raise ValueError(f"there is no model {model!r} to score by: use one of {', '.join(names)}")
     through = next((c for c in get_args(Channel) if c == channel), None)
     if channel is not None and through is None:
         raise ValueError(f"--channel {channel!r} is not one of {', '.join(get_args(Channel))}")
     moment = parse_as_of(as_of or shop.data_end.isoformat(), shop.timezone)
-    with home.deriving(), Progress(console=console) as progress:
+    with deriving(home), Progress(console=console) as progress:
         task = progress.add_task(f"scoring {model}", total=None)
-        rows = score_all(home, model, moment, out, limit, lambda done, of: progress.update(task, completed=done, total=of), through)
+        rows = score_all(
+            home, open_engine, model, moment, out, limit, lambda done, of: progress.update(task, completed=done, total=of), through
+        )
     console.print(f"{out}: {rows} rows, as of {moment.isoformat()}", highlight=False)
 
 
@@ -137,10 +142,10 @@ def erase(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Erase a customer from every store, prove it, and keep a receipt. There is no way back."""
-    from serving.privacy.erasure import open_office
+    from serving.bootstrap import open_office
 
     home = Home.from_environment()
-    with open_office(home, clock_from_environment()) as office:
+    with open_office(home, clock_of(home.settings)) as office:
         customer_id = _customer(home, customer)
         if not yes:
             typer.confirm(f"erase {customer_id} for good?", abort=True)
@@ -165,13 +170,13 @@ def export(
     out: Annotated[Path | None, typer.Option(help="Write JSON Lines here instead of on the screen.")] = None,
 ) -> None:
     """Give out everything that is held of a customer."""
-    from serving.privacy.erasure import open_office
+    from serving.bootstrap import open_office
 
     home = Home.from_environment()
-    with open_office(home, clock_from_environment()) as office:
+    with open_office(home, clock_of(home.settings)) as office:
         customer_id = _customer(home, customer)
         lines = b"".join(office.export(customer_id))
-        Audit(home, Vault.open(home)).note(clock_from_environment()(), "command line", "export", customer_id, "done")
+        Audit(home, Vault.open(home)).note(clock_of(home.settings)(), "command line", "export", customer_id, "done")
     if out is None:
         sys.stdout.buffer.write(lines)
     else:
@@ -240,10 +245,11 @@ def check_champions(home: Home) -> None:
     from sqlalchemy.exc import DatabaseError
 
     from models.registry import Registry
+    from serving.bootstrap import model_settings
 
     Shop.load(home)
     try:
-        registry = Registry()
+        registry = Registry(model_settings(home))
         models = registry.settings.models
         missing = [name for name in models if registry.version_of(name, registry.settings.champion) is None]
     except DatabaseError as error:

@@ -180,9 +180,9 @@ def _brief(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mlflow_ui(home: Home, port: int) -> list[str]:
-    from models.registry import load_settings
+    from serving.bootstrap import model_settings
 
-    uri = load_settings().tracking_uri
+    uri = model_settings(home).tracking_uri
     return [
         sys.executable,
         "-m",

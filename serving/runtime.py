@@ -9,24 +9,21 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import IO, Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from features.catalogue.shop import Shop
 from features.people.consent import Consents, standing
 from features.people.identity import Identities
-from features.people.vault import Vault
-from features.state.clock import AHEAD, Clock, WatchedClock, clock_from_environment
-from features.state.disk import RESERVED_BYTES, DamagedStateError, NoSpaceError, check_room, free_bytes
-from features.state.home import Home, MissingStateError
+from features.state.clock import Clock, WatchedClock
+from features.state.disk import RESERVED_BYTES, DamagedStateError, NoSpaceError
+from features.state.home import Home
+from features.state.ports import SERVING, Held, LeaseTakenError, MissingStateError
 from features.store.decision_log import DecisionLog
 from features.store.event_log import EventLog
-from features.store.feature_store import FeatureStore
 from serving.decide.engine import Engine, Who
 from serving.decide.reader import OnlineReader
-from serving.intake.inbox import Inbox
 from serving.intake.intake import Intake
 from serving.privacy.erasure import Office
 from serving.privacy.keys import Audit
@@ -37,7 +34,6 @@ AGGREGATE_SECONDS = 5.0
 """How often the windowed features of the customers just seen are recomputed."""
 MODEL_CHECK_SECONDS = 30.0
 TIDY_SECONDS = 60.0
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class AlreadyServedError(MissingStateError):
@@ -57,52 +53,50 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def hold_alone(home: Home) -> IO[str]:
+def hold_alone(home: Home) -> Held:
     """The lock of the one service of a home; it ends with the process.
 
     Raises:
         AlreadyServedError: another process holds it.
     """
     try:
-        return home.held("serving", exclusive=True)
-    except BlockingIOError:
+        return home.lease.take(SERVING)
+    except LeaseTakenError:
         raise AlreadyServedError(f"another service runs on {home.root}, or an erasure: end it first, or give another UBIQUO_HOME") from None
+
+
+class Parts(NamedTuple):
+    """What a running service consists of."""
+
+    home: Home
+    shop: Shop
+    held: Held
+    clock: Clock
+    log: EventLog
+    is_ahead: bool
+    """Whether the log holds events known only from a time to come."""
+    identities: Identities
+    consents: Consents
+    engine: Engine
+    decisions: DecisionLog
+    intake: Intake
+    office: Office
+    audit: Audit
+    reader: OnlineReader
 
 
 class Runtime:
     """Everything that one serving process holds, and the thread that does what need not be done within a request."""
 
-    def __init__(self, home: Home, clock: Clock | None = None) -> None:
-        shop = Shop.load(home)
-        self.home, self.currency, self.phone_region = home, shop.currency, shop.phone_region
-        # whoever serves or erases from outside must know that a service remembers
-        self._held = hold_alone(home)
-        check_room(home.root)
-        # before anything is read: a wrong secret, what a power cut left, what is damaged
-        Vault.open(home)
-        log = EventLog(home, shop.timezone)
-        log.recover()
-        inbox = Inbox(home)
-        latest = [t for t in (log.latest_received(), inbox.last_received()) if t is not None]
-        inbox.close()
-        self.clock = clock or clock_from_environment(not_before=max(latest, default=None))
-        self._log = log
-        self._ahead = max(latest, default=EPOCH) > self.clock() + AHEAD
+    def __init__(self, parts: Parts) -> None:
+        self.home, self.currency, self.phone_region = parts.home, parts.shop.currency, parts.shop.phone_region
+        self.clock, self._log, self._held, self._ahead = parts.clock, parts.log, parts.held, parts.is_ahead
         self._failures: dict[str, tuple[int, str]] = {}
         """How often in a row a chore has failed, and why."""
-        self.identities = Identities(home)
-        self.consents = Consents(home, shop.consent)
-        self.engine = Engine(home)
-        writer = FeatureStore(home, self.engine.services())
-        writer.apply()
-        self.decisions = DecisionLog(home)
-        self.intake = Intake(home, self.clock, writer, self.identities, self.consents)
-        self.contacts = self.intake.contacts
-        self.office = Office(home, self.clock, writer, self.intake, self.decisions)
+        self.identities, self.consents, self.engine = parts.identities, parts.consents, parts.engine
+        self.decisions, self.intake, self.contacts = parts.decisions, parts.intake, parts.intake.contacts
+        self.office, self.audit, self.reader = parts.office, parts.audit, parts.reader
         self.office.resume()
-        self.audit = Audit(home, self.identities.vault)
-        # a connection of its own: a reader must not see, nor wait within, what the intake is writing
-        self.reader = OnlineReader(FeatureStore(home, self.engine.services()), shop.timezone, self.intake.recent)
         self._chores: list[tuple[str, Callable[[], Any], float]] = [
             ("moving events to the log", self.intake.drain_if_due, TICK_SECONDS),
             ("flushing decisions", self.decisions.flush, TICK_SECONDS),
@@ -155,7 +149,7 @@ class Runtime:
             found.append("the background work has ended: restart the service")
         if not self.intake.inbox.is_open:
             found.append("the inbox takes no events: restart the service")
-        free = free_bytes(self.home.root)
+        free = self.home.free_bytes()
         if free < RESERVED_BYTES:
             found.append(f"the disk has {free // 1_000_000} MB left: events are refused until there is room")
         if isinstance(self.clock, WatchedClock) and self.clock.leap:

@@ -28,8 +28,8 @@ from scene import NEW_YEAR, ROOT, SECRET, Service, TinyShop, copy_home, event, f
 from features.catalogue.shop import Shop
 from features.people.identity import Identities
 from features.people.vault import Vault
-from features.state import tables
 from features.state.home import Home
+from features.state.tables import DeltaFolder
 from features.store.event_log import EVENT_SCHEMA, EventLog, connect
 
 READING = """
@@ -231,7 +231,7 @@ def identity(home: Home) -> None:
             known = {"known_at": at, "received_at": at, "occurred_at": at, "name": "login", "previous": [], "items": [], "traits": []}
             rows.append({"event_id": f"a{k}", "identity_key": f"cookie:{cookie}", "identifiers": both[1:], **known})
             rows.append({"event_id": f"b{k}", "identity_key": f"loyalty_card:{card}", "identifiers": both, **known})
-        tables.append(home.events, pa.Table.from_pylist(rows, EVENT_SCHEMA))
+        DeltaFolder(home.events).append(pa.Table.from_pylist(rows, EVENT_SCHEMA))
     code = (
         "import resource, time; from features.state.home import Home; from features.store.identity_rebuild import rebuild\n"
         "began = time.perf_counter(); customers = rebuild(Home.from_environment(), 'UTC')\n"

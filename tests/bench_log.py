@@ -30,14 +30,15 @@ from features.catalogue.shop import Shop
 from features.definitions.view import views_of
 from features.people.consent import Consents
 from features.people.identity import SCHEMA, Identities
-from features.state import tables
 from features.state.clock import running_clock
 from features.state.home import Home
+from features.state.tables import DeltaFolder
 from features.store.customer_rows import CustomerRows
 from features.store.event_log import EVENT_SCHEMA, EventLog, connect
 from features.store.feature_store import FeatureStore
 from features.store.profile import profile
 from features.store.snapshots import backfill
+from serving.intake.inbox import Inbox
 
 SPEAKERS = 100_000
 ZONE = "America/New_York"
@@ -59,13 +60,13 @@ def grow(base: Home, to: Home, times: int) -> None:
             "identity_key": KEY.format("identity_key", n),
         }  # fmt: skip
         columns = ", ".join(f"{changed.get(name, name)} AS {name}" for name in EVENT_SCHEMA.names)
-        rows = db.execute(f"SELECT {columns} FROM read_parquet(?)", [tables.files(base.events)]).to_arrow_table()
-        tables.append(to.events, rows.cast(EVENT_SCHEMA))
+        rows = db.execute(f"SELECT {columns} FROM read_parquet(?)", [DeltaFolder(base.events).files()]).to_arrow_table()
+        DeltaFolder(to.events).append(rows.cast(EVENT_SCHEMA))
         changed = {"identity_key": KEY.format("identity_key", n), "customer_id": f"'c_' || left(md5(customer_id || '{n}'), 16)", "through": "NULL",
                    "seq": f"seq + {n} * 10000000"}  # fmt: skip
         columns = ", ".join(f"{changed.get(name, name)} AS {name}" for name in SCHEMA.names)
-        steps = db.execute(f"SELECT {columns} FROM read_parquet(?)", [tables.files(base.identifiers)]).to_arrow_table()
-        tables.append(to.identifiers, steps.cast(SCHEMA))
+        steps = db.execute(f"SELECT {columns} FROM read_parquet(?)", [DeltaFolder(base.identifiers).files()]).to_arrow_table()
+        DeltaFolder(to.identifiers).append(steps.cast(SCHEMA))
     said = {
         "event_id": "'said-' || k", "name": "'consent_update'", "occurred_at": "TIMESTAMPTZ '2017-12-01'", "known_at": "TIMESTAMPTZ '2017-12-01'",
         "received_at": "TIMESTAMPTZ '2017-12-01'", "local_date": "DATE '2017-12-01'", "local_hour": "0", "identity_key": "'cookie:' || md5('s' || k)",
@@ -73,13 +74,13 @@ def grow(base: Home, to: Home, times: int) -> None:
         "consent": """'{"purposes":{"personalization":true}}'""", "content_hash": "md5('c' || k)",
     }  # fmt: skip
     columns = ", ".join(f"{said.get(name, 'NULL')} AS {name}" for name in EVENT_SCHEMA.names)
-    tables.append(to.events, db.execute(f"SELECT {columns} FROM range({SPEAKERS}) AS speakers(k)").to_arrow_table().cast(EVENT_SCHEMA))
+    DeltaFolder(to.events).append(db.execute(f"SELECT {columns} FROM range({SPEAKERS}) AS speakers(k)").to_arrow_table().cast(EVENT_SCHEMA))
     steps = {
         "identity_key": "'cookie:' || md5('s' || k)", "customer_id": "'c_' || left(md5('v' || k), 16)", "known_at": "TIMESTAMPTZ '2017-12-01'",
         "event_id": "'said-' || k", "cause": "'seen'", "seq": "900000000 + k",
     }  # fmt: skip
     columns = ", ".join(f"{steps.get(name, 'NULL')} AS {name}" for name in SCHEMA.names)
-    tables.append(to.identifiers, db.execute(f"SELECT {columns} FROM range({SPEAKERS}) AS speakers(k)").to_arrow_table().cast(SCHEMA))
+    DeltaFolder(to.identifiers).append(db.execute(f"SELECT {columns} FROM range({SPEAKERS}) AS speakers(k)").to_arrow_table().cast(SCHEMA))
 
 
 # --- each in a process of its own
@@ -113,11 +114,11 @@ def serve(home: Home) -> dict[str, float]:
     shop = Shop.load(home)
     store, identities, consents = FeatureStore(home), Identities(home), Consents(home, shop.consent)
     store.apply()
-    intake = Intake(home, running_clock(NEW_YEAR), store, identities, consents)
+    intake = Intake(home, running_clock(NEW_YEAR), Inbox(home), store, identities, consents)
     # the same customer at every size: the first replica's first
     [(key,)] = connect().execute(
         f"SELECT identity_key FROM (SELECT {KEY.format('identity_key', 0)} AS identity_key FROM read_parquet(?)) ORDER BY 1 LIMIT 1",
-        [tables.files(Home(Path(os.environ['UBIQUO_BENCH_BASE'])).identifiers)],
+        [DeltaFolder(Home(Path(os.environ['UBIQUO_BENCH_BASE'])).identifiers).files()],
     ).fetchall()  # fmt: skip
     customer = identities.owner_of([key])
     assert customer is not None

@@ -93,7 +93,7 @@ def _made_once(folder: Path) -> Home:
     """The home of which each of the workers that share the tests takes a copy."""
     shared = Home(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
     home = Home(shared.root / "made")
-    with shared.locked("made"):
+    with shared.lease.hold("made"):
         if not (home.root / "complete").exists():
             for arguments in (
                 ("features", "import", "complete-journey", "--households", str(SMALL_CUT)),

@@ -20,8 +20,10 @@ from features.people.identity import Identities
 from features.state import tables
 from features.state.clock import running_clock
 from features.state.home import Home
+from features.state.tables import DeltaFolder
 from features.store.event_log import EventLog
 from features.store.feature_store import FeatureStore
+from serving.intake.inbox import Inbox
 from serving.intake.intake import Intake
 
 ERASE_EVERY, MAINTAIN_EVERY = 12, 7
@@ -53,7 +55,7 @@ def main(root: Path) -> None:
     store, identities = FeatureStore(home), Identities(home)
     store.apply()
     shop = Shop.load(home)
-    intake = Intake(home, running_clock(NEW_YEAR), store, identities, Consents(home, shop.consent))
+    intake = Intake(home, running_clock(NEW_YEAR), Inbox(home), store, identities, Consents(home, shop.consent))
     log = EventLog(home, shop.timezone)
     print("ready", flush=True)
     for n in range(100_000):
@@ -69,8 +71,8 @@ def main(root: Path) -> None:
         if n % ERASE_EVERY == ERASE_EVERY - 1:
             intake.drain()
             print("erasing", *names[:2], flush=True)
-            with home.locked("log"):
-                tables.erase(home.events, "event_id", names[:2])
+            with home.lease.hold("log"):
+                DeltaFolder(home.events).erase("event_id", names[:2])
             print("erased", *names[:2], flush=True)
 
 

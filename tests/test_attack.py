@@ -30,6 +30,7 @@ from features.state.home import Home
 from features.store.feature_store import FeatureStore
 from serving.decide.reader import OnlineReader
 from serving.http.lanes import CrowdedError, Lane, LateError, LongAnswers, Ticket
+from serving.intake.inbox import Inbox
 from serving.intake.intake import Intake
 from serving.runtime import AlreadyServedError, hold_alone
 
@@ -118,7 +119,7 @@ class TestClock:
     def test_a_row_from_a_time_to_come_is_not_believed_and_made_anew(self, tiny: TinyShop) -> None:
         store, identities = FeatureStore(tiny.home), Identities(tiny.home)
         store.apply()
-        intake = Intake(tiny.home, fixed_clock(NEW_YEAR), store, identities, Consents(tiny.home, tiny.shop.consent))
+        intake = Intake(tiny.home, fixed_clock(NEW_YEAR), Inbox(tiny.home), store, identities, Consents(tiny.home, tiny.shop.consent))
         answer = intake.accept([event("a", "purchase", NEW_YEAR - timedelta(days=1), "1", ["i1"])])
         her = answer.events[0].customer_id
         assert her is not None
@@ -152,7 +153,7 @@ class TestOrder:
             copy_of(tiny.home, home)
             store, identities = FeatureStore(home), Identities(home)
             store.apply()
-            intake = Intake(home, fixed_clock(NEW_YEAR), store, identities, Consents(home, tiny.shop.consent))
+            intake = Intake(home, fixed_clock(NEW_YEAR), Inbox(home), store, identities, Consents(home, tiny.shop.consent))
             if run:
                 mixed = said * 2
                 random.Random(3).shuffle(mixed)

@@ -76,8 +76,8 @@ def two_homes(tiny: TinyShop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     Catalogue(tiny.home).save("offers", pa.Table.from_pylist(offers, OFFERS), OFFERS)
     events, homes = invented(), []
     for n, secret in enumerate(SECRETS):
-        shop = TinyShop(Home(shutil.copytree(tiny.home.root, tmp_path / f"home-{n}")), tiny.shop)
         monkeypatch.setenv("UBIQUO_SECRET", secret)
+        shop = TinyShop(Home(shutil.copytree(tiny.home.root, tmp_path / f"home-{n}")), tiny.shop)
         order = np.random.default_rng(n).permutation(len(events)).tolist() if n else range(len(events))
         shop.add(*(events[k] for k in order))
         homes.append((shop, secret))

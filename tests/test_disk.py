@@ -23,8 +23,9 @@ from scene import NEW_YEAR, ROOT, SECRET, TinyShop, command, event, surroundings
 
 from features.people.vault import Vault, WrongSecretError
 from features.state import disk, tables
-from features.state.disk import AppendOnlyFile, DamagedStateError, NoSpaceError, open_database, write_atomically
+from features.state.disk import AppendOnlyFile, DamagedStateError, NoSpaceError, write_atomically
 from features.state.home import Home
+from features.state.sqlite_file import WRITTEN_AHEAD, SQLiteFile
 from features.store.decision_log import DecisionLog
 from features.store.event_log import EventLog, connect
 from serving.intake.inbox import Inbox
@@ -129,7 +130,7 @@ class TestPowerCut:
             "tables.COMPACT_ABOVE_FILES = 3\n"
             "for k in range(5): shop.add(event(f'e{k}', 'login', NEW_YEAR - timedelta(days=1)))\n"
             "shop.log.maintain(kept_seconds=0.0)\n"
-            "tables.erase(home.events, 'event_id', ['e1'])\n"
+            "tables.DeltaFolder(home.events).erase('event_id', ['e1'])\n"
         )
         trace = tmp_path / "trace"
         calls = "trace=fsync,fdatasync,write,unlink,unlinkat"
@@ -293,17 +294,32 @@ class TestRoom:
         for k in range(10):
             log.append(decision(f"d{k}", as_of=NEW_YEAR + timedelta(days=k)))
         log.flush()
-        assert tables.keep_newest(log.table, "as_of", most_bytes=100)
+        assert log.table.keep_newest("as_of", most_bytes=100)
         assert {row["decision_id"] for row in log.read()} == {f"d{k}" for k in range(4, 10)}
         log.close()
 
 
 class TestDamage:
+    def test_what_a_wrong_clock_stamped_with_a_time_to_come_is_known_from_now_on(self, tiny: TinyShop) -> None:
+        tiny.add(event("a", "login", BEFORE), event("b", "login", BEFORE), known_at=NEW_YEAR + timedelta(days=30))
+        tiny.add(event("c", "login", BEFORE))
+        assert tiny.log.known_before(NEW_YEAR + timedelta(hours=1)) == 1
+        done = command("features", "repair", "--yes", "--clock", home=tiny.home.root, UBIQUO_CLOCK=f"fixed:{NEW_YEAR.isoformat()}")
+        assert done.returncode == 0, done.stderr
+        assert "2 events from a time to come are known from now on" in done.stdout
+        assert tiny.log.known_before(NEW_YEAR + timedelta(hours=1)) == 3
+
+    def test_a_service_keeps_a_repair_out(self, tiny: TinyShop) -> None:
+        with tiny.home.lease.take("serving"):
+            done = command("features", "repair", "--yes", home=tiny.home.root)
+        assert done.returncode == 1
+        assert "another process holds serving.lock" in done.stdout
+
     def test_a_file_that_is_no_database_is_named(self, tmp_path: Path) -> None:
         path = tmp_path / "inbox.db"
         path.write_bytes(b"this is no database, though it is long enough to be taken for the head of one" * 20)
         with pytest.raises(DamagedStateError, match=r"inbox\.db is damaged"):
-            open_database(path, "PRAGMA journal_mode=WAL")
+            SQLiteFile(path, [], WRITTEN_AHEAD).connect()
 
     def test_databases_are_their_owners_alone(self, tiny: TinyShop) -> None:
         old = tiny.home.inbox
@@ -319,14 +335,14 @@ class TestDamage:
         Vault.open(tiny.home)
         monkeypatch.setenv("UBIQUO_SECRET", "another secret that is long enough for it")
         with pytest.raises(WrongSecretError, match=r"put secret\.key or UBIQUO_SECRET back"):
-            Vault.open(tiny.home)
+            Vault.open(Home(tiny.home.root))
 
     def test_a_home_without_the_note_is_checked_by_its_contacts(self, tiny: TinyShop, monkeypatch: pytest.MonkeyPatch) -> None:
         tiny.add(event("a", "login", BEFORE))
         (tiny.home.root / "secret.check").unlink()
         monkeypatch.setenv("UBIQUO_SECRET", "another secret that is long enough for it")
         with pytest.raises(WrongSecretError):
-            Vault.open(tiny.home)
+            Vault.open(Home(tiny.home.root))
 
     def test_an_atomic_write_leaves_no_part(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_atomically(tmp_path / "file", b"old")

@@ -24,18 +24,21 @@ from features.people.consent import Consents
 from features.people.contacts import Contacts
 from features.people.identity import Identities
 from features.people.vault import Vault
-from features.state import tables
 from features.state.clock import fixed_clock
 from features.state.home import Home
+from features.state.ports import deriving
 from features.state.settings import SettingError
+from features.state.tables import DeltaFolder
 from features.store.decision_log import DecisionLog
 from features.store.event_log import EventLog, connect
 from features.store.feature_store import FeatureStore
 from features.store.profile import UnknownCustomerError, profile
 from features.store.timeline import open_timeline
-from models.registry import Registry, load_settings
+from models.registry import Registry
+from serving.bootstrap import model_settings, open_office
+from serving.intake.inbox import Inbox
 from serving.intake.intake import Intake
-from serving.privacy.erasure import PENDING, Nightly, Office, open_office, prove
+from serving.privacy.erasure import PENDING, Nightly, Office, prove
 from serving.privacy.holdings import Place, Subject, mentions
 
 PLACES = ("events", "inbox", "dead letters", "feature snapshots", "online store", "decisions", "batch files", "model runs",
@@ -112,7 +115,7 @@ def test_she_is_taken_out_of_everything_and_the_others_stay(office: tuple[Office
     others = len(Identities(home).customers())
     subject = opened.subject(her)
     assert prove(home, subject).found, "the search finds her before"
-    registry = Registry()
+    registry = Registry(model_settings(home))
     version = registry.version_of("churn", "champion")
     assert version is not None
     mlflow.MlflowClient().delete_run(registry.run_of("churn", version))
@@ -220,10 +223,10 @@ class TestByNight:
 
     def test_one_run_purges_the_files_of_all_of_them(self, asked: tuple[Office, list[Subject], Home, list[str]]) -> None:
         opened, subjects, home, receipts = asked
-        before = tables.version(home.events)
+        before = DeltaFolder(home.events).version()
         opened.purge()
         found = [opened.receipt(receipt_id, timeout=None) for receipt_id in receipts]
-        assert tables.version(home.events) - before <= 2, "the log is written anew once, not once a person"
+        assert DeltaFolder(home.events).version() - before <= 2, "the log is written anew once, not once a person"
         for receipt, subject in zip(found, subjects, strict=True):
             assert (receipt.together, receipt.proof.found) == (2, [])
             assert {name for name, rows in receipt.places.items() if not rows} <= set(HELD_NOWHERE_ELSE)
@@ -273,7 +276,7 @@ def test_the_nights_run_comes_once_a_day(hours: tuple[int, ...], due: tuple[bool
 
 def test_tables_of_models_that_are_no_longer_named_are_found_too(office: tuple[Office, str, Home]) -> None:
     assert office
-    settings = load_settings()
+    settings = model_settings(Home.from_environment())
     fewer = replace(settings, models={"churn": settings.models["churn"]})
     found = {(run, name) for run, name, _ in Registry(fewer).frames()}
     assert found == {(run, name) for run, name, _ in Registry(settings).frames()}
@@ -317,12 +320,12 @@ def test_a_file_that_the_tables_checkpoint_has_forgotten_goes_too(tmp_path: Path
     """A checkpoint drops what it remembers of removed files after a week, here at once."""
     path, known_at = tmp_path / "table", pa.array([NEW_YEAR], pa.timestamp("us", tz="UTC"))
     for name in ("ada", "bob"):
-        tables.append(path, pa.table({"who": [name], "known_at": known_at}))
+        DeltaFolder(path).append(pa.table({"who": [name], "known_at": known_at}))
     DeltaTable(str(path)).alter.set_table_properties({"delta.deletedFileRetentionDuration": "interval 1 second"})
     DeltaTable(str(path)).optimize.compact()
     time.sleep(1.1)
     DeltaTable(str(path)).create_checkpoint()
-    assert tables.erase(path, "who", ["ada"]) == 1
+    assert DeltaFolder(path).erase("who", ["ada"]) == 1
     left = [pq.ParquetFile(each).read()["who"].to_pylist() for each in path.glob("*.parquet")]
     assert left == [["bob"]]
 
@@ -341,14 +344,16 @@ class TestOfASmallShop:
         tiny.add({**SIGN_UP, "event_id": "first", "occurred_at": (NEW_YEAR - timedelta(days=3)).isoformat()})
         store = FeatureStore(tiny.home)
         store.apply()
-        intake = Intake(tiny.home, fixed_clock(NEW_YEAR), store, Identities(tiny.home), Consents(tiny.home, tiny.shop.consent))
+        intake = Intake(
+            tiny.home, fixed_clock(NEW_YEAR), Inbox(tiny.home), store, Identities(tiny.home), Consents(tiny.home, tiny.shop.consent)
+        )
         yield intake
         intake.close()
 
     @pytest.fixture
     def desk(self, tiny: TinyShop, intake: Intake) -> Iterator[Office]:
         decisions = DecisionLog(tiny.home)
-        office = Office(tiny.home, fixed_clock(NEW_YEAR), FeatureStore(tiny.home), intake, decisions)
+        office = Office(tiny.home, fixed_clock(NEW_YEAR), FeatureStore(tiny.home), intake, decisions, Registry(model_settings(tiny.home)))
         yield office
         office.close()
         decisions.close()
@@ -361,7 +366,7 @@ class TestOfASmallShop:
     def test_it_waits_for_who_writes_what_follows_from_the_log_and_nobody_begins_anew_meanwhile(
         self, tiny: TinyShop, intake: Intake, desk: Office
     ) -> None:
-        with tiny.home.deriving():
+        with deriving(tiny.home):
             receipt_id = desk.begin(self.her(intake))
             with pytest.raises(TimeoutError):
                 desk.receipt(receipt_id, 0.5)
@@ -392,11 +397,11 @@ class TestOfASmallShop:
     def test_a_service_that_ends_while_one_waits_carries_it_out_at_the_next_start(
         self, tiny: TinyShop, intake: Intake, desk: Office
     ) -> None:
-        with tiny.home.deriving():
+        with deriving(tiny.home):
             receipt_id = desk.begin(self.her(intake))
             desk.close()
         decisions = DecisionLog(tiny.home)
-        again = Office(tiny.home, fixed_clock(NEW_YEAR), FeatureStore(tiny.home), intake, decisions)
+        again = Office(tiny.home, fixed_clock(NEW_YEAR), FeatureStore(tiny.home), intake, decisions, Registry(model_settings(tiny.home)))
         assert again.resume() == [receipt_id]
         assert again.receipt(receipt_id, timeout=None).proof.found == []
         again.close()

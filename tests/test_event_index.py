@@ -15,8 +15,9 @@ from scene import customer as customer_of
 
 from features.people.consent import Consents
 from features.people.identity import Identities
-from features.people.step_index import StepIndex
 from features.state import tables
+from features.state.disk import DamagedStateError
+from features.state.tables import DeltaFolder
 from features.store.event_index import EventIndex
 from features.store.event_log import EventLog, connect
 from features.store.identity_rebuild import rebuild
@@ -129,8 +130,8 @@ class TestIndex:
         elif harm == "cut":
             path.write_bytes(path.read_bytes()[:5_000])
         else:
-            with contextlib.closing(EventIndex(path, shop.home.events)) as old:
-                old._db.execute("UPDATE mark SET format = 0")
+            with contextlib.closing(sqlite3.connect(path)) as old, old:
+                old.execute("UPDATE mark SET format = 0")
         log = shop.log
         log.catch_up()
         check(shop, log.index)
@@ -153,7 +154,7 @@ class TestIndex:
             assert hers.partition(":")[2].encode() not in path.read_bytes()
 
     def test_rows_that_something_else_took_out_are_not_found_any_more(self, shop: TinyShop) -> None:
-        tables.erase(shop.home.events, "event_id", ["e1"])
+        DeltaFolder(shop.home.events).erase("event_id", ["e1"])
         log = shop.log
         log.catch_up()
         check(shop, log.index)
@@ -171,7 +172,7 @@ class TestIndex:
             file.seek(8_192)
             file.write(b"\xff" * (size - 8_192))
         fresh = shop.log
-        with pytest.raises(sqlite3.DatabaseError):
+        with pytest.raises(DamagedStateError):
             fresh.hashes_of([f"e{k}" for k in range(300)])
         fresh.catch_up()
         check(shop, fresh.index)
@@ -255,9 +256,9 @@ class TestSteps:
             for each in path.parent.glob(f"{path.name}*"):
                 each.unlink()
         else:
-            with contextlib.closing(StepIndex(path, shop.home.identifiers)) as index:
-                index._db.execute("DELETE FROM steps WHERE seq > 3")
-                index._db.execute("UPDATE mark SET version = 0")
+            with contextlib.closing(sqlite3.connect(path)) as index, index:
+                index.execute("DELETE FROM steps WHERE seq > 3")
+                index.execute("UPDATE mark SET version = 0")
         shop.add(event("later", "login", START, "someone new"))
         self.check(shop)
 
@@ -295,7 +296,7 @@ def test_a_few_customers_are_found_by_key_after_the_log_was_compacted_too(tiny: 
     log.catch_up()
     before = log.version()
     monkeypatch.setattr(tables, "COMPACT_ABOVE_FILES", 4)
-    tables.maintain(tiny.home.events, 0.0)
+    DeltaFolder(tiny.home.events).maintain(0.0)
     assert log.version() > before, "it was compacted, and the index does not know yet"
 
     def whole(home: Any) -> Any:

@@ -25,13 +25,15 @@ from features.definitions.shopping import baskets, customers
 from features.definitions.view import views_of
 from features.people.consent import Consents
 from features.people.identity import Identities
-from features.state.clock import clock_from_environment, fixed_clock, local_midnight, parse_as_of
+from features.state.clock import clock_of, fixed_clock, local_midnight, parse_as_of
+from features.state.settings import Settings
 from features.store.feature_store import FeatureStore, moment_of
 from features.store.snapshots import compute, states
 from features.store.timeline import open_timeline
 from models.inputs import Input
 from models.reasons import say
 from serving.decide.reader import OnlineReader
+from serving.intake.inbox import Inbox
 from serving.intake.intake import Intake
 from training.dataset import inputs_of
 
@@ -121,11 +123,11 @@ def test_a_day_is_the_shops_day_on_both_sides_of_the_clock_change() -> None:
 def test_a_running_clock_never_starts_before_its_own_log(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UBIQUO_CLOCK", f"from:{NEW_YEAR.isoformat()}")
     later = NEW_YEAR + timedelta(days=1)
-    clock = clock_from_environment(not_before=later)
+    clock = clock_of(Settings.from_environment(), later)
     assert later <= clock() <= clock() < later + timedelta(minutes=1)
     monkeypatch.setenv("UBIQUO_CLOCK", "tomorrow")
     with pytest.raises(ValueError, match="UBIQUO_CLOCK"):
-        clock_from_environment()
+        clock_of(Settings.from_environment())
 
 
 def test_replay_at_many_moments_equals_replay_at_each(shopped: TinyShop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +197,9 @@ class TestDeclarations:
     def test_a_state_of_another_version_of_a_fold_is_made_anew_from_the_log(self, shopped: TinyShop) -> None:
         store, identities = FeatureStore(shopped.home), Identities(shopped.home)
         store.apply()
-        intake = Intake(shopped.home, fixed_clock(AS_OF), store, identities, Consents(shopped.home, shopped.shop.consent))
+        intake = Intake(
+            shopped.home, fixed_clock(AS_OF), Inbox(shopped.home), store, identities, Consents(shopped.home, shopped.shop.consent)
+        )
         intake.accept([event("live", "purchase", days(1), items=[("i5", 1, 100)])])
         intake.drain()
         [row] = store.online("state_v1", [HER])

@@ -22,9 +22,11 @@ from features.definitions.folds.session import TOUCH_LIMIT
 from features.people.consent import Consents
 from features.people.identity import Identities
 from features.state.clock import fixed_clock
+from features.state.home import Home
 from features.store.feature_store import FeatureStore
 from features.store.snapshots import states
 from features.store.timeline import open_timeline
+from serving.intake.inbox import Inbox
 from serving.intake.intake import Intake
 
 NOW = Moment(NEW_YEAR + timedelta(minutes=10), "America/New_York")
@@ -322,7 +324,7 @@ class KeptUpContract:
         chance = random.Random(seed)
         store.apply()
         identities = Identities(tiny.home)
-        intake = Intake(tiny.home, fixed_clock(NEW_YEAR), store, identities, Consents(tiny.home, tiny.shop.consent))
+        intake = Intake(tiny.home, fixed_clock(NEW_YEAR), Inbox(tiny.home), store, identities, Consents(tiny.home, tiny.shop.consent))
         said = []
         for number in range(120):
             name = chance.choice(["purchase", "refund", "view_item", "add_to_cart", "remove_from_cart", "search", "login"])
@@ -364,4 +366,4 @@ class TestKeptUpInRedis(KeptUpContract):
         host, port = redis_url.split(":")
         redis.Redis(host, int(port)).flushall()
         monkeypatch.setenv("UBIQUO_REDIS", redis_url)
-        return FeatureStore(tiny.home)
+        return FeatureStore(Home(tiny.home.root))

@@ -21,12 +21,14 @@ MAY_READ_THE_ENVIRONMENT = {
         "features/state/settings.py",
         # what other libraries are told before they are imported, and kept from leaving behind
         "features/state/home.py", "features/state/delta.py", "training/gate.py",
-        # models know no features: one door of their own
-        "models/registry.py", "training/run.py",
         # what they tell the processes that they start
         "serving/__main__.py", "serving/demo.py",
     )
 }  # fmt: skip
+
+
+ENGINES = {"sqlite3": "features/state/sqlite_file.py", "fcntl": "features/state/file_lease.py", "deltalake": "features/state/delta.py"}
+"""What only one file may import: the engine behind a port."""
 
 
 def test_the_two_floors_are_kept() -> None:
@@ -58,6 +60,10 @@ def faults_of(path: Path) -> list[str]:
     imported = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
     imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     faults += [f"imports {name}" for name in sorted(imported) if name.partition(".")[0] in ("pickle", "joblib", "cloudpickle", "dill")]
+    for name in sorted(imported):
+        door = ENGINES.get(name.partition(".")[0])
+        if door is not None and path != ROOT / door:
+            faults.append(f"opens {name} itself: ask a port of features.state.ports")
     if path not in MAY_READ_THE_ENVIRONMENT:
         read = [
             n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in ("environ", "getenv") and ast.unparse(n.value) == "os"
@@ -73,6 +79,8 @@ def faults_of(path: Path) -> list[str]:
     [
         ("import datetime\ndatetime.datetime.now()\n", "asks for the time"),
         ("def f():\n    from joblib import dump\n", "imports joblib"),
+        ("from sqlite3 import connect\n", "opens sqlite3"),
+        ("def f():\n    import fcntl\n", "opens fcntl"),
         ("import os\nhome = os.environ['HOME']\n", "reads the environment"),
     ],
 )

@@ -21,7 +21,8 @@ from features.people.identity import Identities
 from features.people.identity_graph import PartedError
 from features.people.linkage import ACCEPT_WEIGHT, propose
 from features.people.vault import Vault
-from features.state.home import Home, MissingStateError
+from features.state.home import Home
+from features.state.ports import MissingStateError
 from features.store.identity_rebuild import rebuild
 from features.store.timeline import open_timeline
 

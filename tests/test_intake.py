@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 from scene import NEW_YEAR, SECRET, Service, TinyShop, copy_home, customer, event, start_service, stop_service, told
+from sqlalchemy.exc import OperationalError
 
 from features.people.consent import Consents
 from features.people.contacts import Contacts
@@ -189,7 +190,7 @@ class TestIntakeItself:
         store = FeatureStore(tiny.home)
         store.apply()
         identities = Identities(tiny.home)
-        intake = Intake(tiny.home, fixed_clock(NEW_YEAR), store, identities, Consents(tiny.home, tiny.shop.consent))
+        intake = Intake(tiny.home, fixed_clock(NEW_YEAR), Inbox(tiny.home), store, identities, Consents(tiny.home, tiny.shop.consent))
         yield intake
         intake.close()
 
@@ -303,7 +304,7 @@ class TestIntakeItself:
 
     def test_a_broken_disk_is_told_and_nothing_is_taken_for_stored(self, intake: Intake, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(*_: Any) -> None:
-            raise sqlite3.OperationalError("database or disk is full")
+            raise OperationalError("INSERT", {}, Exception("the disk went away"))
 
         [event] = batch(1)
         monkeypatch.setattr(intake.inbox, "_commit", full)
@@ -321,7 +322,7 @@ class TestIntakeItself:
             if not began.is_set():
                 began.set()
                 go_on.wait(10)
-                raise sqlite3.OperationalError("database or disk is full")
+                raise OperationalError("INSERT", {}, Exception("the disk went away"))
             commit(jobs)
 
         monkeypatch.setattr(intake.inbox, "_commit", slow_and_broken)
@@ -347,7 +348,7 @@ class TestIntakeItself:
 
     def test_a_failed_write_costs_no_contact(self, intake: Intake, tiny: TinyShop, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(*_: Any) -> None:
-            raise sqlite3.OperationalError("database or disk is full")
+            raise OperationalError("INSERT", {}, Exception("the disk went away"))
 
         event = {**batch(1)[0], "identifiers": {"email": "ada@shop.org"}}
         with monkeypatch.context() as patch:
@@ -528,10 +529,10 @@ def test_the_secret_is_made_once_and_missed_when_it_is_gone(tmp_path: Path) -> N
 
     first, second = run(), run()
     assert first.stdout == second.stdout != ""
-    assert oct(Home(tmp_path).secret.stat().st_mode & 0o777) == "0o600"
-    assert SECRET not in Home(tmp_path).secret.read_text()
+    assert oct((tmp_path / "secret.key").stat().st_mode & 0o777) == "0o600"
+    assert SECRET not in (tmp_path / "secret.key").read_text()
     Home(tmp_path).events.mkdir(parents=True)
-    Home(tmp_path).secret.unlink()
+    (tmp_path / "secret.key").unlink()
     assert "put it back" in run().stderr
     environment["UBIQUO_SECRET"] = "short"
     assert "32 characters" in run().stderr
@@ -542,7 +543,7 @@ def test_each_customer_gets_their_row_however_few_events_fit_into_memory(tiny: T
     monkeypatch.setattr("features.store.customer_rows.EVENTS_AT_ONCE", fit)
     store, identities = FeatureStore(tiny.home), Identities(tiny.home)
     store.apply()
-    intake = Intake(tiny.home, fixed_clock(NEW_YEAR), store, identities, Consents(tiny.home, tiny.shop.consent))
+    intake = Intake(tiny.home, fixed_clock(NEW_YEAR), Inbox(tiny.home), store, identities, Consents(tiny.home, tiny.shop.consent))
     counts = dict(zip("abcde", range(1, 6), strict=True))
     bought = [(card, k) for card, count in counts.items() for k in range(count)]
     intake.accept([event(f"{card}-{k}", "purchase", NEW_YEAR - timedelta(days=k + 1), card, [f"i{k}"]) for card, k in bought])

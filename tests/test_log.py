@@ -19,7 +19,7 @@ from scene import NEW_YEAR, ROOT, SMALL_CUT, TinyShop, command, customer, event
 from features.people.identity import Identities
 from features.sources.complete_journey import CompleteJourney
 from features.state.home import Home
-from features.state.settings import SettingError, Settings, described
+from features.state.settings import SettingError, Settings, described, variable_of
 from features.store.dead_letters import DeadLetter
 from features.store.decision_log import DecisionLog
 from features.store.event_log import EventLog, connect
@@ -193,4 +193,4 @@ class TestSettings:
 
     def test_the_documents_name_every_variable_that_there_is(self) -> None:
         text = (ROOT / "README.md").read_text() + (ROOT / "docs" / "operations.md").read_text()
-        assert [variable for variable, _, _ in described() if variable not in text] == []
+        assert [name for name, _, _ in described() if variable_of(name) not in text] == []

@@ -19,8 +19,9 @@ from features.state.home import Home
 from features.store.timeline import open_timeline
 from models.eligibility import Eligibility
 from models.inputs import Input
-from models.registry import Crowning, GateLimits, Promotion, Registry, load_settings
+from models.registry import Crowning, GateLimits, Promotion, load_settings
 from training import days_to_next_order, promotion
+from training.bootstrap import open_registry
 from training.evaluation import by_segment, leads, same_rows
 from training.gate import DataQualityError, Gate, ks, psi, reference_rows
 from training.metrics import Estimate
@@ -276,7 +277,7 @@ class TestTheLoopOfADataScientist:
         assert "forced: a" in told
         assert "rollback: it is" in told
         monkeypatch.setenv("UBIQUO_HOME", str(home))
-        registry = Registry()
+        registry = open_registry(Home.from_environment())
         assert registry.version_of("churn", "champion") == 1
         assert [c.how for c in registry.crownings("churn")] == ["rule", "forced", "rollback"]
 
@@ -300,17 +301,17 @@ class TestTheFileOfModels:
     )
     def test_a_mistake_is_told(self, tmp_path: Path, name: str, changes: dict[str, object], said: str) -> None:
         with pytest.raises(ValueError, match=said):
-            load_settings(self.written(tmp_path, name, {"kind": "churn", **changes}))
+            load_settings(tmp_path, self.written(tmp_path, name, {"kind": "churn", **changes}))
 
     def test_one_service_is_of_the_same_views(self, tmp_path: Path) -> None:
         lists = yaml.safe_load((ROOT / "mlflow.yaml").read_text())["models"]["recommendations"]
         more = {**lists, "registered_name": "more", "experiment": "ubiquo/more", "kind": "recommendations", "feature_service": "churn_v1"}
         with pytest.raises(ValueError, match=r"models\.more\.feature_service: 'churn_v1' reads customer_activity for churn"):
-            load_settings(self.written(tmp_path, "more", more))
+            load_settings(tmp_path, self.written(tmp_path, "more", more))
 
     def test_two_horizons_of_one_kind_are_two_entries(self, tmp_path: Path) -> None:
         own = {"kind": "churn", "registered_name": "churn-56", "experiment": "ubiquo/churn-56", "horizon_days": 56}
-        found = load_settings(self.written(tmp_path, "churn-56", own)).models
+        found = load_settings(tmp_path, self.written(tmp_path, "churn-56", own)).models
         assert found["churn-56"].kind is found["churn"].kind
         assert (found["churn"].horizon_days, found["churn-56"].horizon_days) == (None, 56)
 

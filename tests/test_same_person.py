@@ -20,6 +20,7 @@ from features.store.feature_store import FeatureStore
 from features.store.snapshots import states
 from features.store.timeline import open_timeline
 from serving.decide.reader import OnlineReader
+from serving.intake.inbox import Inbox
 from serving.intake.intake import Intake
 
 ADA, BOB, COOKIE, TABLET = {"user_id": "ada"}, {"user_id": "bob"}, {"cookie": "c"}, {"device": "tablet"}
@@ -30,7 +31,7 @@ Tell = Callable[..., Any]
 def intake(tiny: TinyShop) -> Intake:
     store = FeatureStore(tiny.home)
     store.apply()
-    return Intake(tiny.home, fixed_clock(NEW_YEAR), store, Identities(tiny.home), Consents(tiny.home, tiny.shop.consent))
+    return Intake(tiny.home, fixed_clock(NEW_YEAR), Inbox(tiny.home), store, Identities(tiny.home), Consents(tiny.home, tiny.shop.consent))
 
 
 @pytest.fixture

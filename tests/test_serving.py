@@ -22,13 +22,15 @@ from scene import NEW_YEAR, ROOT, SMALL_CUT, Service, command, copy_home, eventu
 from features.catalogue.tables import Catalogue
 from features.sources.catalogue_file import load as load_catalogue
 from features.state.home import Home
-from features.store.decision_log import DecisionLog
+from features.state.ports import DECISIONS
+from features.store.decision_log import flushed
 from features.store.event_log import EventLog
 from features.store.feature_store import FeatureStore, moment_of
 from features.store.snapshots import compute
 from features.store.timeline import open_timeline
 from models.inputs import Input
-from models.registry import NoChampionError, Registry, load_settings, model_names
+from models.registry import NoChampionError, Registry, model_names
+from serving.bootstrap import model_settings, open_engine
 from serving.decide.engine import NOBODY, Engine, _describe
 from serving.decide.questions import NextBestOfferRequest, SimilarItemsRequest
 from serving.http.openapi import CUSTOMER_ROUTES, ROUTES
@@ -213,10 +215,9 @@ def test_the_vectors_that_were_served_equal_a_fresh_replay_of_the_log(service: S
         for path in ("churn", "recommendations"):
             answer = service.ask(path, about(card))
             asked[answer["decision_id"]] = path
-    log = DecisionLog.__new__(DecisionLog)
-    log._folder = service.home.decisions
-    eventually(lambda: set(asked) <= {d["decision_id"] for d in log.read()}, 30)
-    decisions = [d for d in log.read() if d["decision_id"] in asked]
+    table = service.home.tables[DECISIONS]
+    eventually(lambda: set(asked) <= {d["decision_id"] for d in flushed(table)}, 30)
+    decisions = [d for d in flushed(table) if d["decision_id"] in asked]
     assert len(decisions) == 1000
     compared, touched = 0, 0
     store = FeatureStore(service.home)
@@ -358,7 +359,7 @@ def test_a_model_that_is_only_named_is_trained_served_and_scored_beside_its_kind
 
 def test_where_no_model_recommends_items_similar_items_say_so(trained: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UBIQUO_HOME", str(trained.root))
-    settings = load_settings()
+    settings = model_settings(trained)
     engine = Engine(trained, Registry(replace(settings, models={"churn": settings.models["churn"]})))
     with pytest.raises(NoChampionError, match=r"no model that mlflow\.yaml names recommends items"):
         engine.similar_items(SimilarItemsRequest(item_id="1"), NEW_YEAR)
@@ -366,7 +367,7 @@ def test_where_no_model_recommends_items_similar_items_say_so(trained: Home, mon
 
 def test_a_champion_of_the_time_before_models_carried_their_phrases_speaks_on(trained: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UBIQUO_HOME", str(trained.root))
-    engine, spoken = Engine(trained), []
+    engine, spoken = open_engine(trained), []
     model = engine._loaded["churn"].model.model
     row = {each.name: 5.0 for each in model.inputs}
     for each in (model.inputs, tuple(Input(x.name) for x in model.inputs)):
@@ -408,8 +409,7 @@ def test_new_offers_are_taken_without_a_restart(trained: Home, tmp_path: Path, m
     for name in ("shop.json", "catalogue"):
         source = trained.root / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
-    monkeypatch.setenv("UBIQUO_HOME", str(trained.root))
-    engine = Engine(Home(tmp_path))
+    engine = Engine(Home(tmp_path), Registry(model_settings(trained)))
     assert engine.refresh() == []
     item = Catalogue(trained).read("items")["item_id"][0].as_py()
     path = tmp_path / "offers.csv"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,7 +15,7 @@ from scene import NEW_YEAR, TinyShop, customer, event, told
 
 from features.definitions.folds.fold import Line, Touch
 from features.definitions.folds.registered import CustomerState
-from features.state.disk import transaction
+from features.state.home import Home
 from features.store.customer_rows import CustomerRows
 from features.store.feature_store import FeatureStore, StaleFeaturesError, moment_of
 
@@ -116,9 +118,10 @@ class TestSqlite(OnlineStoreContract):
 
     @staticmethod
     def write_as_before(store: FeatureStore, customer_id: str) -> None:
-        with transaction(store._home.feast / "online.db") as online:
+        with sqlite3.connect(store._home.feast / "online.db") as online:
             online.execute("CREATE TABLE ubiquo_customer_history (entity_key BLOB, feature_name TEXT, value BLOB)")
             online.execute("INSERT INTO ubiquo_customer_history VALUES (?, 'bought_item_ids', ?)", (customer_id.encode(), b"i1"))
+        online.close()
 
     @staticmethod
     def holds(store: FeatureStore, customer_id: str) -> bool:
@@ -134,7 +137,7 @@ class TestRedis(OnlineStoreContract):
         host, port = redis_url.split(":")
         redis.Redis(host, int(port)).flushall()
         monkeypatch.setenv("UBIQUO_REDIS", redis_url)
-        return self.fresh(tiny)
+        return self.fresh(replace(tiny, home=Home(tiny.home.root)))
 
     @staticmethod
     def write_as_before(store: FeatureStore, customer_id: str) -> None:

@@ -25,6 +25,7 @@ from features.state.clock import local_midnight
 from features.state.home import Home
 from models.inputs import matrix
 from models.registry import Registry, load_settings
+from training.bootstrap import open_registry
 from training.dataset import Cuts, EmptyWindowError, Truth, days_before, training_cutoffs
 from training.metrics import BinaryScores, bootstrap, calibration, difference, ranking_measures
 from training.run import artifact_frame
@@ -109,7 +110,7 @@ def test_settings_that_no_job_can_judge_by_are_refused(tmp_path: Path, theirs: s
     path = tmp_path / "mlflow.yaml"
     path.write_text((ROOT / "mlflow.yaml").read_text().replace(theirs, ours))
     with pytest.raises(ValueError, match=said):
-        load_settings(path)
+        load_settings(Path("var"), path)
 
 
 def test_the_cuts_are_local_midnights_and_no_training_window_reaches_past_its_cut() -> None:
@@ -169,7 +170,7 @@ def test_the_settings_name_what_is_wrong_with_them(tmp_path: Path) -> None:
     path = tmp_path / "mlflow.yaml"
     path.write_text("tracking_uri: x\nmodels:\n  churn: {experiment: e}\n")
     with pytest.raises(ValueError, match=r"mlflow\.yaml"):
-        load_settings(path)
+        load_settings(Path("var"), path)
 
 
 def downloaded(tracking_uri: str, into: Path) -> str:
@@ -215,7 +216,7 @@ class TestTheTrainedSmallCut:
     @pytest.fixture
     def registry(self, trained: Home, monkeypatch: pytest.MonkeyPatch) -> Registry:
         monkeypatch.setenv("UBIQUO_HOME", str(trained.root))
-        return Registry()
+        return open_registry(Home.from_environment())
 
     @pytest.mark.parametrize("kind", ["churn", "recommendations", "next-best-offer"])
     def test_each_champion_can_be_traced_and_loads_with_the_same_answers_as_pyfunc(self, registry: Registry, kind: str) -> None:
@@ -242,7 +243,7 @@ class TestTheTrainedSmallCut:
             "model = mlflow.pyfunc.load_model('models:/churn@champion')\n"
             "pd.Series(model.predict(pd.read_parquet('rows.parquet'))).to_frame('p').to_parquet('answers.parquet')\n"
         )
-        environment = {**surroundings(), "MLFLOW_TRACKING_URI": load_settings().tracking_uri}
+        environment = {**surroundings(), "MLFLOW_TRACKING_URI": open_registry(Home.from_environment()).settings.tracking_uri}
         done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         theirs = pd.read_parquet(tmp_path / "answers.parquet")["p"]
@@ -278,7 +279,7 @@ class TestTheTrainedSmallCut:
         done = command("training", "churn", home=home, MLFLOW_TRACKING_URI=tracking_server)
         assert done.returncode == 0, done.stdout + done.stderr
         assert not (home / "mlflow.db").exists()
-        first = Path(downloaded(load_settings().tracking_uri, tmp_path / "first"))
+        first = Path(downloaded(open_registry(Home.from_environment()).settings.tracking_uri, tmp_path / "first"))
         second = Path(downloaded(tracking_server, tmp_path / "second"))
         names = sorted(p.relative_to(first) for p in first.rglob("*") if p.is_file())
         assert names

@@ -14,8 +14,10 @@ from rich.table import Table
 from features.catalogue.shop import Shop
 from features.state.clock import parse_as_of
 from features.state.command import run
-from features.state.home import Home, MissingStateError
-from models.registry import NoChampionError, Registry, load_settings, model_names
+from features.state.home import Home
+from features.state.ports import MissingStateError, deriving
+from features.state.settings import Settings
+from models.registry import NoChampionError, Registry, model_names
 
 app = typer.Typer(help="Train and judge ubiquo's models.", no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console()
@@ -42,7 +44,7 @@ def _add_model(name: str) -> None:
 @app.command("all")
 def train_all(as_of: AsOf = None, horizon: Horizon = None, window: Window = None, seed: Seed = 0) -> None:
     """All that the shop's data can teach, one after the other."""
-    _run(model_names(), as_of, horizon, window, seed)
+    _run(_names(), as_of, horizon, window, seed)
 
 
 @app.command()
@@ -107,31 +109,39 @@ def report() -> None:
         print(path.read_text() + "\n")
 
 
+def _names() -> list[str]:
+    return model_names(Settings.from_environment().models_file)
+
+
 def _named(model: str) -> str:
-    if model not in model_names():
-        raise ValueError(f"there is no model {model!r}: use {', '.join(model_names())}")
+    names = _names()
+    if model not in names:
+        raise ValueError(f"there is no model {model!r}: use {', '.join(names)}")
     return model
 
 
 def _registry() -> Registry:
     warnings.filterwarnings("ignore")
-    return Registry()
+    from training.bootstrap import open_registry
+
+    return open_registry(Home.from_environment())
 
 
 def _run(models: list[str], as_of: str | None, horizon: int | None, window: int | None, seed: int) -> None:
+    from training.bootstrap import model_settings
     from training.dataset import EmptyWindowError, NothingToLearnError, Plan
 
     home = Home.from_environment()
     moment = parse_as_of(as_of, Shop.load(home).timezone) if as_of else None
     plan = Plan(moment, horizon, window, seed)
-    settings = load_settings()
+    settings = model_settings(home)
     failed: list[str] = []
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     for name in models:
         job = importlib.import_module(f"training.{settings.models[name].kind.module}")
         # importing feast turns warnings on again that no user could mend
         warnings.filterwarnings("ignore")
-        with home.deriving(), Progress(*columns, console=console) as progress:
+        with deriving(home), Progress(*columns, console=console) as progress:
             task = progress.add_task(f"{name}: opening the log", total=None)
 
             def told(step: str, task: object = task, name: str = name, progress: Progress = progress) -> None:
@@ -153,7 +163,7 @@ def _run(models: list[str], as_of: str | None, horizon: int | None, window: int 
 
 
 def _with_models() -> None:
-    for name in model_names():
+    for name in _names():
         _add_model(name)
     app()
 

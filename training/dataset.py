@@ -17,11 +17,10 @@ from features.definitions.timeline import Timeline
 from features.people.consent import LEARNING
 from features.state.clock import local_midnight
 from features.state.home import Home
-from features.store.feature_store import FeatureStore
 from features.store.timeline import open_timeline
 from models.eligibility import Eligibility
 from models.inputs import Input
-from models.registry import load_settings
+from training.bootstrap import model_settings, open_store
 
 HORIZON_DAYS = 28
 CUTOFF_STEP_DAYS = 14
@@ -119,15 +118,8 @@ def open_experiment(home: Home, model: str, plan: Plan) -> tuple[Truth, Cuts]:
     shop = Shop.load(home)
     final = plan.as_of or shop.data_end.astimezone(UTC)
     truth = Truth(home, final)
-    horizon_days = plan.horizon_days or load_settings().models[model].horizon_days or truth.domain.leaving.horizon_days
+    horizon_days = plan.horizon_days or model_settings(home).models[model].horizon_days or truth.domain.leaving.horizon_days
     return truth, Cuts.before(final, truth.start, shop.timezone, horizon_days, plan.window_days)
-
-
-def open_store(home: Home) -> FeatureStore:
-    """The feature store with the services of the models that ``mlflow.yaml`` names."""
-    store = FeatureStore(home, load_settings().services())
-    store.apply()
-    return store
 
 
 def inputs_of(domain: Domain, kind: str) -> tuple[Input, ...]:

@@ -16,9 +16,9 @@ from features.definitions.timeline import Timeline
 from features.people.consent import LEARNING
 from features.state.home import Home
 from features.store.timeline import open_timeline
-from models.registry import Registry
+from training.bootstrap import open_registry, open_store
 from training.comparison import Comparison, compare, evaluation_of
-from training.dataset import customers_in_order, open_store
+from training.dataset import customers_in_order
 from training.evaluation import by_segment
 from training.gate import Gate
 from training.metrics import Estimate
@@ -37,7 +37,7 @@ class Model:
 
     def __init__(self, home: Home, name: str) -> None:
         self.home, self.name = home, name
-        self.registry = Registry()
+        self.registry = open_registry(home)
         self.loaded = self.registry.load(f"{name}@{self.registry.settings.champion}")
         self.evaluation = evaluation_of(self.registry, name, self.loaded.version)
         self.reference = artifact_frame(self.registry.run_of(name, self.loaded.version), "reference.parquet")

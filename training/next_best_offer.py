@@ -15,6 +15,7 @@ from features.state.home import Home
 from models.inputs import Input
 from models.next_best_offer import KIND, PAIR_INPUTS, NextBestOffer, coupon_affinity, pair_rows
 from models.offers import Offer, OfferBook, Worth
+from training.bootstrap import open_store
 from training.dataset import (
     HORIZON_DAYS,
     Advance,
@@ -27,7 +28,6 @@ from training.dataset import (
     inputs_of,
     moments,
     open_experiment,
-    open_store,
 )
 from training.evaluation import BINARY_COLUMNS
 from training.metrics import (

@@ -17,7 +17,8 @@ from models.decision import Query, top
 from models.inputs import Input
 from models.recommendations import LISTINGS
 from models.recommender.recommender import PARTS, STATISTICS, Blend, Profile, Recommender, RecommenderConfig
-from training.dataset import Advance, Cuts, EmptyWindowError, Plan, Truth, days_before, moments, open_experiment, open_store
+from training.bootstrap import open_store
+from training.dataset import Advance, Cuts, EmptyWindowError, Plan, Truth, days_before, moments, open_experiment
 from training.evaluation import RANKING_COLUMNS, banded, split_metric
 from training.metrics import RANKING_MEASURES, Floats, MeansOverUnits, bootstrap, dcg, difference, estimates, ranking_measures
 from training.plots import bar_plot

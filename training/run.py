@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,8 +20,8 @@ from features.state.clock import system_clock
 from features.state.disk import sync_tree, write_atomically
 from features.state.home import Home
 from features.store.event_log import EventLog
-from models.registry import Registry, settings_path
 from training import promotion
+from training.bootstrap import open_registry
 from training.card import model_card
 from training.dataset import Cuts, Plan, Truth
 from training.evaluation import same_rows
@@ -43,12 +42,12 @@ class TrackedRun:
         self.home, self.model, self.cuts, self.plan = home, model, cuts, plan
         self.as_of = cuts.final
         self.shop = Shop.load(home)
-        self.registry = Registry()
+        self.registry = open_registry(home)
         self.settings = self.registry.settings.models[model]
         self.gate = Gate(model, self.registry.settings.gate)
         log = EventLog(home, self.shop.timezone)
         self.log_version = log.version()
-        self.inputs = inputs_digest(home, log.known_before(self.as_of), cuts, plan)
+        self.inputs = inputs_digest(self.registry.settings.source, home, log.known_before(self.as_of), cuts, plan)
 
     def standing_report(self) -> str | None:
         """The report of a registered version made from exactly these inputs and judged to the end, if there is one."""
@@ -126,7 +125,7 @@ class TrackedRun:
         """What a model version must be traceable to."""
         return {
             "log_version": str(self.log_version),
-            "commit": commit(),
+            "commit": commit(self.home.settings.commit),
             "feature_service": self.settings.feature_service,
             "as_of": self.as_of.isoformat(),
             "horizon_days": str(self.cuts.horizon_days),
@@ -136,9 +135,15 @@ class TrackedRun:
 
     def look(self, cuts: Sequence[str]) -> int:
         """Note in the ledger that the evaluation cuts were looked at once more; returns how often that was so far."""
-        entry = {"kind": self.model, "at": system_clock().isoformat(), "cuts": list(cuts), "inputs": self.inputs, "commit": commit()}
+        entry = {
+            "kind": self.model,
+            "at": system_clock().isoformat(),
+            "cuts": list(cuts),
+            "inputs": self.inputs,
+            "commit": commit(self.home.settings.commit),
+        }
         path = self.home.root / "ledger.jsonl"
-        with self.home.locked("ledger"), open(path, "ab") as handle:
+        with self.home.lease.hold("ledger"), open(path, "ab") as handle:
             handle.write(msgspec.json.encode(entry) + b"\n")
         lines = [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
         return sum(line["kind"] == self.model and bool(set(line["cuts"]) & set(cuts)) for line in lines)
@@ -244,23 +249,23 @@ def artifact_text(run_id: str, name: str) -> str | None:
         return None
 
 
-def inputs_digest(home: Home, events: int, cuts: Cuts, plan: Plan) -> str:
+def inputs_digest(models: Path, home: Home, events: int, cuts: Cuts, plan: Plan) -> str:
     """Names everything that a training run's result depends on: events known by then, catalogue, shop, plan, code, settings."""
     catalogue = Catalogue(home).digest("items", "offers", "item_context")
     asked = f"{cuts.horizon_days} {plan.window_days} {plan.seed}"
     digest = hashlib.sha256(f"{events} {cuts.final.isoformat()} {asked} {catalogue}".encode())
-    digest.update(home.shop.read_bytes() + settings_path().read_bytes())
+    digest.update(home.shop.read_bytes() + models.read_bytes())
     for package in ("features", "models", "training"):
         for path in sorted((ROOT / package).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def commit() -> str:
-    """The commit of the code, with ``+changes`` if the tree differs from it; ``unknown`` outside a checkout."""
+def commit(otherwise: str) -> str:
+    """The commit of the code, with ``+changes`` if the tree differs from it; *otherwise* outside a checkout."""
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
         dirty = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("UBIQUO_COMMIT", "unknown")
+        return otherwise
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")

@@ -9,7 +9,8 @@ import msgspec
 
 from features.people.consent import ConsentPolicy
 from features.state.disk import DamagedStateError, write_atomically
-from features.state.home import Home, MissingStateError
+from features.state.home import Home
+from features.state.ports import MissingStateError
 
 
 class Shop(msgspec.Struct, frozen=True, kw_only=True):

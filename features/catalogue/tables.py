@@ -13,7 +13,8 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.state.home import Home, MissingStateError
+from features.state.home import Home
+from features.state.ports import MissingStateError
 
 _TIME = pa.timestamp("us", tz="UTC")
 AttributeKind = Literal["text", "number", "list"]

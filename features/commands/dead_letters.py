@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from features.state.clock import clock_from_environment
+from features.state.clock import clock_of
 from features.state.home import Home
 from features.store.event_log import EventLog
 
@@ -63,8 +63,9 @@ def replay(
     if mended is not None and len(letters or []) != 1:
         raise ValueError("--with mends one letter: name it")
     content = None if mended is None else msgspec.json.decode(mended.read_bytes())
-    chosen = _chosen(letters) if letters else EventLog(Home.from_environment(), "UTC").letters.read()
-    told = replay_all(Home.from_environment(), chosen, clock_from_environment()(), content)
+    home = Home.from_environment()
+    chosen = _chosen(letters) if letters else EventLog(home, "UTC").letters.read()
+    told = replay_all(home, chosen, clock_of(home.settings)(), content)
     table = Table("letter", "outcome", "field", "reason")
     for each in told:
         table.add_row(each.letter_id[:8], each.outcome, each.field, each.reason)

@@ -14,8 +14,9 @@ from features.events.identifiers import KINDS, kind_of
 from features.people.contacts import Contacts
 from features.people.identity import Identities
 from features.people.identity_graph import Step
-from features.state.clock import clock_from_environment
+from features.state.clock import clock_of
 from features.state.home import Home
+from features.state.ports import LOG, deriving
 
 app = typer.Typer(help="Who is one customer, and what may be done by default.", no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console()
@@ -52,11 +53,11 @@ def part(
 ) -> None:
     """Split a customer in two, for good: no event will join the two again. `join` undoes it."""
     home = Home.from_environment()
-    with home.deriving():
+    with deriving(home):
         identities = Identities(home)
         keys = [_key(home, identities, each) for each in off]
-        new = identities.part(found(home, identities, customer), keys, clock_from_environment()(), f"by hand: {reason}")
-        with home.locked("log"):
+        new = identities.part(found(home, identities, customer), keys, clock_of(home.settings)(), f"by hand: {reason}")
+        with home.lease.hold(LOG):
             identities.flush()
     console.print(f"{new}: {len(keys)} identifiers parted")
 
@@ -69,11 +70,11 @@ def join(
 ) -> None:
     """Make two customers one, because you know better. `part` undoes it."""
     home = Home.from_environment()
-    with home.deriving():
+    with deriving(home):
         identities = Identities(home)
         first, second = found(home, identities, one), found(home, identities, other)
-        identities.join(first, second, clock_from_environment()(), f"by hand: {reason}")
-        with home.locked("log"):
+        identities.join(first, second, clock_of(home.settings)(), f"by hand: {reason}")
+        with home.lease.hold(LOG):
             identities.flush()
     console.print(f"{identities.current(second)}: joined")
 
@@ -100,8 +101,8 @@ def link(
     from features.people.linkage import ACCEPT_WEIGHT, propose
 
     home = Home.from_environment()
-    with home.deriving():
-        links = propose(home, ACCEPT_WEIGHT if accept_above is None else accept_above, clock_from_environment()())
+    with deriving(home):
+        links = propose(home, ACCEPT_WEIGHT if accept_above is None else accept_above, clock_of(home.settings)())
     table = Table("one", "other", "weight", "what agrees", "outcome")
     for each in links:
         table.add_row(each.one, each.other, f"{each.weight:.1f}", ", ".join(each.agreeing), each.outcome)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -40,8 +39,7 @@ class Timeline:
         """Let go of the connection and of the tables that it holds in memory; nothing of it can be read any more."""
         backend = self.events.get_backend()
         backend.disconnect()
-        shutil.rmtree(backend.spill_folder, ignore_errors=True)
-        backend.spill_lock.close()
+        backend.spill.close()
 
     def before(self, as_of: datetime) -> Timeline:
         """Only what had occurred and was known strictly before *as_of*."""

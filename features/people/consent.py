@@ -14,8 +14,7 @@ import msgspec
 from features.events.event import Consent, ContactChannel, Purpose, SealedEvent
 from features.events.identifiers import RANK
 from features.people.identity import Identities
-from features.state.home import Home
-from features.state.tables import files
+from features.state.ports import EVENTS, State
 
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 CONTACT_CHANNELS: tuple[ContactChannel, ...] = get_args(ContactChannel)
@@ -72,9 +71,9 @@ class Consents:
     Safe to call from several threads. Merged customers share their statements: the one that occurred last holds.
     """
 
-    def __init__(self, home: Home, policy: ConsentPolicy) -> None:
+    def __init__(self, state: State, policy: ConsentPolicy) -> None:
         self.policy = policy
-        self._home = home
+        self._events = state.tables[EVENTS]
         self._lock = threading.Lock()
         self._by_key: dict[str, dict[str, Statement]] = {}
         self._read: set[str] = set()
@@ -84,7 +83,7 @@ class Consents:
 
     def refresh(self) -> None:
         """Read what is new in the log. What was noted and is not there yet stays, and nobody is silent meanwhile."""
-        standing = set(files(self._home.events))
+        standing = set(self._events.files())
         anew = not self._read <= standing
         rows = _spoken(sorted(standing if anew else standing - self._read))
         with self._lock:

@@ -7,17 +7,22 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from features.people.vault import IDENTIFIER, Personal, Vault
+import sqlalchemy as sa
+
+from features.people.vault import CONTACTS, IDENTIFIER, Personal, Vault
 from features.state.clock import microseconds
-from features.state.disk import open_database, roll_back
-from features.state.home import Home
+from features.state.ports import AnyRow, State
+from features.state.sql import put, run_many
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CHUNK = 500
-_REMEMBER = """
-    INSERT INTO contacts VALUES (?, ?, ?, ?)
-    ON CONFLICT DO UPDATE SET known_at = excluded.known_at, token = excluded.token WHERE excluded.known_at >= contacts.known_at
-"""
+_ROWS = sa.select(CONTACTS.c.identity_key, CONTACTS.c.field, CONTACTS.c.token, CONTACTS.c.known_at)
+_PUT = put(CONTACTS)
+_REMEMBER = _PUT.on_conflict_do_update(
+    index_elements=[CONTACTS.c.identity_key, CONTACTS.c.field],
+    set_={"known_at": _PUT.excluded.known_at, "token": _PUT.excluded.token},
+    where=_PUT.excluded.known_at >= CONTACTS.c.known_at,
+)
 
 
 class Contact(NamedTuple):
@@ -30,23 +35,16 @@ class Contact(NamedTuple):
 
 
 class Contacts:
-    """A SQLite file of encrypted values. A person is found through her identifiers, so that merges stay reversible.
+    """A database of encrypted values. A person is found through her identifiers, so that merges stay reversible.
 
     Several processes may write: each statement is a transaction of its own. Deleted rows are overwritten.
     """
 
-    def __init__(self, home: Home, vault: Vault) -> None:
+    def __init__(self, state: State, vault: Vault) -> None:
         self._vault = vault
         self._lock = threading.Lock()
-        self._db = open_database(
-            home.contacts,
-            "PRAGMA journal_mode=WAL",
-            "PRAGMA synchronous=FULL",
-            "PRAGMA secure_delete=ON",
-            "CREATE TABLE IF NOT EXISTS contacts (identity_key TEXT NOT NULL, field TEXT NOT NULL, known_at INTEGER NOT NULL, "
-            "token BLOB NOT NULL, PRIMARY KEY (identity_key, field)) WITHOUT ROWID",
-        )
-        self._kept = {key for (key,) in self._db.execute("SELECT identity_key FROM contacts WHERE field = ?", [IDENTIFIER])}
+        self._session = state.database("contacts", CONTACTS).connect()
+        self._kept = {key for (key,) in self._session.read(sa.select(CONTACTS.c.identity_key).where(CONTACTS.c.field == IDENTIFIER))}
 
     def news(self, personal: Iterable[Personal]) -> list[Personal]:
         """What of *personal* the table may lack: an identifier in clear is kept once."""
@@ -58,61 +56,46 @@ class Contacts:
         if not sealed:
             return
         with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                self._db.executemany(
-                    _REMEMBER,
-                    sealed,
-                )
-                self._db.execute("COMMIT")
-            except BaseException:
-                roll_back(self._db)
-                raise
+            with self._session.writing() as connection:
+                run_many(connection, _REMEMBER, sealed)
             self._kept.update(key for key, field, _, _ in sealed if field == IDENTIFIER)
 
     def of(self, identity_keys: Sequence[str]) -> list[Contact]:
         """Everything held under *identity_keys*, in clear, oldest first."""
         found: list[Contact] = []
         for start in range(0, len(identity_keys), _CHUNK):
-            chunk = identity_keys[start : start + _CHUNK]
-            marks = ",".join("?" * len(chunk))
-            with self._lock:
-                rows = self._db.execute(
-                    f"SELECT identity_key, field, token, known_at FROM contacts WHERE identity_key IN ({marks})", chunk
-                ).fetchall()
-            found += [Contact(k, f, self._vault.decrypt(t).decode(), _EPOCH + timedelta(microseconds=at)) for k, f, t, at in rows]
+            some = CONTACTS.c.identity_key.in_(identity_keys[start : start + _CHUNK])
+            found += map(self._opened, self._session.read(_ROWS.where(some)))
         return sorted(found, key=lambda contact: (contact.known_at, contact.identity_key, contact.field))
 
     def identifiers(self, identity_keys: Sequence[str]) -> dict[str, str]:
         """The clear value of each identifier, by its key."""
         found: dict[str, str] = {}
         for start in range(0, len(identity_keys), _CHUNK):
-            chunk = identity_keys[start : start + _CHUNK]
-            marks = ",".join("?" * len(chunk))
-            query = f"SELECT identity_key, token FROM contacts WHERE field = ? AND identity_key IN ({marks})"
-            with self._lock:
-                rows = self._db.execute(query, [IDENTIFIER, *chunk]).fetchall()
-            found |= {key: self._vault.decrypt(token).decode() for key, token in rows}
+            some = CONTACTS.c.identity_key.in_(identity_keys[start : start + _CHUNK])
+            rows = self._session.read(_ROWS.where(CONTACTS.c.field == IDENTIFIER, some))
+            found |= {key: self._vault.decrypt(token).decode() for key, _, token, _ in rows}
         return found
 
     def everything(self) -> list[Contact]:
         """All contacts in clear, for the search for people who are known twice."""
-        with self._lock:
-            rows = self._db.execute("SELECT identity_key, field, token, known_at FROM contacts").fetchall()
-        return [Contact(k, f, self._vault.decrypt(t).decode(), _EPOCH + timedelta(microseconds=at)) for k, f, t, at in rows]
+        return [self._opened(row) for row in self._session.read(_ROWS)]
 
     def erase(self, identity_keys: Sequence[str]) -> int:
         """Delete what is held under *identity_keys*, leaving no trace in the file; returns how many rows."""
         with self._lock:
             count = 0
-            for key in identity_keys:
-                self._kept.discard(key)
-                count += self._db.execute("DELETE FROM contacts WHERE identity_key = ?", (key,)).rowcount
-            # the write-ahead log still holds the pages as they were
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            with self._session.writing() as connection:
+                for key in identity_keys:
+                    self._kept.discard(key)
+                    count += connection.execute(sa.delete(CONTACTS).where(CONTACTS.c.identity_key == key)).rowcount
+            self._session.scrub()
             return count
 
     def close(self) -> None:
         """Let go of the file."""
-        with self._lock:
-            self._db.close()
+        self._session.close()
+
+    def _opened(self, row: AnyRow) -> Contact:
+        key, field, token, known_at = row
+        return Contact(key, field, self._vault.decrypt(token).decode(), _EPOCH + timedelta(microseconds=known_at))

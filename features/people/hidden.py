@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 import time
-from collections.abc import Collection, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Hashable, Iterable
 from typing import NamedTuple
 
-from features.state.disk import transaction
-from features.state.home import Home
+import sqlalchemy as sa
+
+from features.state.ports import State
+from features.state.sql import put, run_many
 
 _KINDS = ("key", "customer", "event")
 LOOK_SECONDS = 1.0
@@ -20,21 +20,28 @@ LOOK_SECONDS = 1.0
 class _Seen(NamedTuple):
     """What was read, and from which state of the file."""
 
-    stamp: tuple[int, int] | None
+    stamp: Hashable | None
     values: dict[str, frozenset[str]]
 
 
+_HIDDEN = sa.Table(
+    "hidden",
+    sa.MetaData(),
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("value", sa.Text, primary_key=True),
+    sqlite_with_rowid=False,
+)
 _NOTHING = _Seen(None, dict.fromkeys(_KINDS, frozenset()))
 
 
 class Hidden:
-    """Identity keys, customer ids and event ids that no reader may use; a small SQLite file, empty once they are purged.
+    """Identity keys, customer ids and event ids that no reader may use; a small database, empty once they are purged.
 
     It is read again where it has changed, so other processes know too. Safe to call from several threads.
     """
 
-    def __init__(self, home: Home) -> None:
-        self._path = home.root / "hidden.db"
+    def __init__(self, state: State) -> None:
+        self._database = state.database("hidden", _HIDDEN)
         self._lock = threading.Lock()
         self._seen = _NOTHING
         self._look_at = 0.0
@@ -57,15 +64,16 @@ class Hidden:
     def add(self, keys: Iterable[str], customers: Iterable[str], events: Iterable[str]) -> None:
         """Hide these; what is hidden already stays so."""
         rows = [(kind, value) for kind, values in zip(_KINDS, (keys, customers, events), strict=True) for value in values]
-        with self._open() as db:
-            db.executemany("INSERT OR IGNORE INTO hidden VALUES (?, ?)", rows)
+        with self._database.begin() as connection:
+            run_many(connection, put(_HIDDEN).on_conflict_do_nothing(), rows)
         self._look_at = 0.0
 
     def remove(self, keys: Iterable[str], customers: Iterable[str], events: Iterable[str]) -> None:
         """Let go of what is nowhere any more, leaving no trace in the file."""
         rows = [(kind, value) for kind, values in zip(_KINDS, (keys, customers, events), strict=True) for value in values]
-        with self._open() as db:
-            db.executemany("DELETE FROM hidden WHERE kind = ? AND value = ?", rows)
+        of = _HIDDEN.c.kind == sa.bindparam("of_kind"), _HIDDEN.c.value == sa.bindparam("of_value")
+        with self._database.begin() as connection:
+            run_many(connection, sa.delete(_HIDDEN).where(*of), rows)
         self._look_at = 0.0
 
     def _read(self) -> dict[str, frozenset[str]]:
@@ -74,24 +82,14 @@ class Hidden:
         if now < self._look_at:
             return self._seen.values
         self._look_at = now + LOOK_SECONDS
-        try:
-            status = self._path.stat()
-        except FileNotFoundError:
+        stamp = self._database.stamp()
+        if stamp is None:
             return _NOTHING.values
-        stamp = (status.st_mtime_ns, status.st_size)
         seen = self._seen
         if seen.stamp != stamp:
-            with self._lock, self._open() as db:
-                found: dict[str, Collection[str]] = {kind: set() for kind in _KINDS}
-                for kind, value in db.execute("SELECT kind, value FROM hidden"):
-                    found[kind].add(value)  # type: ignore[attr-defined]
+            with self._lock, self._database.begin() as connection:
+                found: dict[str, set[str]] = {kind: set() for kind in _KINDS}
+                for kind, value in connection.execute(sa.select(_HIDDEN)):
+                    found[kind].add(value)
             seen = self._seen = _Seen(stamp, {kind: frozenset(values) for kind, values in found.items()})
         return seen.values
-
-    def _open(self) -> AbstractContextManager[sqlite3.Connection]:
-        # no write-ahead log, and what is deleted is overwritten: a key must not stay in a free page
-        return transaction(
-            self._path,
-            "PRAGMA secure_delete=ON",
-            "CREATE TABLE IF NOT EXISTS hidden (kind TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (kind, value)) WITHOUT ROWID",
-        )

@@ -17,9 +17,8 @@ from features.people.hidden import Hidden
 from features.people.identity_graph import IdentityGraph, Step, keys_of
 from features.people.step_index import NumberedStep, StepIndex
 from features.people.vault import Vault
-from features.state.delta import DeltaTable
-from features.state.home import Home
-from features.state.tables import append, blank, erase, files, overwrite, version
+from features.state.ports import IDENTIFIERS, LOG, State
+from features.state.table_index import MARK
 
 SCHEMA = pa.schema(
     [
@@ -57,17 +56,17 @@ class Identities:
     Readers see the graph before a change by another process or after it.
     """
 
-    def __init__(self, home: Home, vault: Vault | None = None) -> None:
-        self._home = home
-        self.vault = vault or Vault.open(home)
-        self.hidden = Hidden(home)
+    def __init__(self, state: State, vault: Vault | None = None) -> None:
+        self._state, self._table = state, state.tables[IDENTIFIERS]
+        self.vault = vault or Vault.open(state)
+        self.hidden = Hidden(state)
         """Who was erased: they are nobody's from then on, though the table may hold them yet."""
         self._lock = threading.RLock()
         self._graph = IdentityGraph()
         self._learnt: list[Lesson | Step] = []
         self._read: set[str] = set()
         self._seq = 0
-        self._index = StepIndex(home.step_index, home.identifiers)
+        self._index = StepIndex(state.database("step_index", MARK), self._table)
         self.refresh()
         # what was merged before this process began is no news to it
         self.take_disturbed()
@@ -79,7 +78,7 @@ class Identities:
         hold over both.
         """
         with self._lock:
-            standing = set(files(self._home.identifiers))
+            standing = set(self._table.files())
             if standing == self._read:
                 return
             if self._read <= standing and not self._graph.news:
@@ -176,8 +175,8 @@ class Identities:
 
     def _steps_about(self, keys: Collection[str], customers: Collection[str]) -> list[Step]:
         """The steps of these identity keys and of these customers, in the order in which they were written."""
-        if self._index.version != version(self._home.identifiers):
-            with self._home.locked("log"):
+        if self._index.version != self._table.version():
+            with self._state.lease.hold(LOG):
                 self._index.catch_up()
         with self._lock:
             news = [step for step in self._graph.news if step.identity_key in keys or step.customer_id in customers]
@@ -186,10 +185,9 @@ class Identities:
     def steps(self) -> list[Step]:
         """The whole table, in the order in which it was written, and what is to be written."""
         with self._lock:
-            table = DeltaTable(str(self._home.identifiers)) if files(self._home.identifiers) else None
+            table = self._table.read()
             news = list(self._graph.news)
-        # a table stays at the version at which it was opened: nobody need wait while it is read
-        return [*(() if table is None else _steps(table.to_pyarrow_table().sort_by("seq"))), *news]
+        return [*(() if table is None else _steps(table.sort_by("seq"))), *news]
 
     def take_disturbed(self) -> set[str]:
         """The customers who gained or lost an identifier with a past since the last call: what was derived of them is out of date."""
@@ -248,28 +246,28 @@ class Identities:
             self.refresh()
             steps = self._graph.news
             self._index.catch_up()
-            append(self._home.identifiers, _table(steps, self._seq + 1))
-            self._index.add(map(NumberedStep, itertools.count(self._seq + 1), steps), version(self._home.identifiers))
+            self._table.append(_table(steps, self._seq + 1))
+            self._index.add(map(NumberedStep, itertools.count(self._seq + 1), steps), self._table.version())
             # not before they are written: a failed commit is tried again
             self._graph.news, self._learnt = [], []
             self._seq += len(steps)
-            self._read = set(files(self._home.identifiers))
+            self._read = set(self._table.files())
 
     def erase(self, keys: Sequence[str], customers: Sequence[str], event_ids: Sequence[str] = ()) -> int:
         """Delete every row of these identifiers and customers, and what others' rows say of them and of their events; returns how many."""
-        with self._home.locked("log"):
+        with self._state.lease.hold(LOG):
             self._index.catch_up()
-            gone = sum(erase(self._home.identifiers, column, each) for column, each in (("identity_key", keys), ("customer_id", customers)))
+            gone = sum(self._table.erase(column, each) for column, each in (("identity_key", keys), ("customer_id", customers)))
             # what is left is somebody else's, though it was joined through a thing of theirs
-            gone += blank(self._home.identifiers, "through", keys) + blank(self._home.identifiers, "event_id", event_ids)
-            self._index.forget(keys, customers, event_ids, version(self._home.identifiers))
+            gone += self._table.blank("through", keys) + self._table.blank("event_id", event_ids)
+            self._index.forget(keys, customers, event_ids, self._table.version())
         self.refresh()
         return gone
 
 
-def write_anew(home: Home, steps: Sequence[Step]) -> None:
+def write_anew(state: State, steps: Sequence[Step]) -> None:
     """Put *steps* in the place of the whole table. Hold the lock of the log around it."""
-    overwrite(home.identifiers, _table(steps, 1))
+    state.tables[IDENTIFIERS].overwrite(_table(steps, 1))
 
 
 def _steps(rows: pa.Table) -> Iterator[Step]:

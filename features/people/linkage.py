@@ -13,7 +13,7 @@ import pandas as pd
 from features.people.contacts import Contacts
 from features.people.identity import Identities
 from features.people.vault import IDENTIFIER
-from features.state.home import Home, MissingStateError
+from features.state.ports import LOG, MissingStateError, State
 
 FIELDS: Mapping[str, Sequence[str]] = {
     "first_name": ("given_name", "firstname", "forename"),
@@ -61,14 +61,14 @@ class Link(NamedTuple):
     outcome: str
 
 
-def propose(home: Home, accept_above: float, now: datetime) -> list[Link]:
+def propose(state: State, accept_above: float, now: datetime) -> list[Link]:
     """Compare all customers by their contacts; joins those whose weight reaches *accept_above*, and lists the likely ones.
 
     Raises:
         MissingStateError: too few customers have a name or an address to compare.
     """
-    identities = Identities(home)
-    people = people_of(Contacts(home, identities.vault), identities)
+    identities = Identities(state)
+    people = people_of(Contacts(state, identities.vault), identities)
     if len(people) < 2 or len(comparable(people)) < 2:
         raise MissingStateError("too few customers have names or addresses to compare: identify them with first_name, last_name, ...")
     found: list[Link] = []
@@ -79,7 +79,7 @@ def propose(home: Home, accept_above: float, now: datetime) -> list[Link]:
         if pair.weight >= accept_above:
             outcome = "joined" if _join(identities, pair, now) else "parted by hand"
         found.append(Link(*pair, outcome))
-    with home.locked("log"):
+    with state.lease.hold(LOG):
         identities.flush()
     return found
 

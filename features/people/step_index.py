@@ -6,8 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, NamedTuple
 
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
 from features.people.identity_graph import Step
 from features.state.clock import microseconds
+from features.state.sql import BIG, put, run_many
 from features.state.table_index import TableIndex
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -20,42 +24,57 @@ class NumberedStep(NamedTuple):
     step: Step
 
 
+_STEPS = sa.Table(
+    "steps",
+    sa.MetaData(),
+    sa.Column("seq", BIG, primary_key=True),
+    sa.Column("identity_key", sa.Text, nullable=False),
+    sa.Column("customer_id", sa.Text),
+    sa.Column("known_at", BIG, nullable=False),
+    sa.Column("event_id", sa.Text),
+    sa.Column("cause", sa.Text),
+    sa.Column("through", sa.Text),
+    sa.Index("by_key", "identity_key"),
+    sa.Index("by_customer", "customer_id"),
+    sa.Index("by_through", "through"),
+)
+_OF_KEYS, _OF_CUSTOMERS = (
+    sa.select(_STEPS).where(column.in_(sa.bindparam("values", expanding=True))) for column in (_STEPS.c.identity_key, _STEPS.c.customer_id)
+)
+_PUT = put(_STEPS).on_conflict_do_nothing()
+
+
 class StepIndex(TableIndex[NumberedStep]):
     """The index of one home's identifiers table."""
 
     format: ClassVar[int] = 2
-    statements: ClassVar[Mapping[str, str]] = {
-        "steps": """CREATE TABLE steps (
-            seq INTEGER PRIMARY KEY, identity_key TEXT NOT NULL, customer_id TEXT, known_at INTEGER NOT NULL, event_id TEXT, cause TEXT,
-            through TEXT
-        );
-        CREATE INDEX by_key ON steps (identity_key);
-        CREATE INDEX by_customer ON steps (customer_id);
-        CREATE INDEX by_through ON steps (through)""",
-    }
+    sql: ClassVar[tuple[sa.Table, ...]] = (_STEPS,)
 
     def about(self, keys: Collection[str], customers: Collection[str]) -> list[Step]:
         """The steps of these identifiers and of these customers, in the order in which they were written."""
         with self._lock:
-            rows = {row[0]: row for row in self._select("SELECT * FROM steps WHERE identity_key IN ({})", sorted(keys))}
-            rows.update({row[0]: row for row in self._select("SELECT * FROM steps WHERE customer_id IN ({})", sorted(customers))})
+            rows = {row[0]: row for row in self._chunked(_OF_KEYS, sorted(keys))}
+            rows.update({row[0]: row for row in self._chunked(_OF_CUSTOMERS, sorted(customers))})
         return [Step(key, who, _EPOCH + timedelta(microseconds=at), *rest) for _, (_, key, who, at, *rest) in sorted(rows.items())]
 
     def forget(self, keys: Collection[str], customers: Collection[str], event_ids: Sequence[str], version: int) -> None:
-        """Let go of what is told of these identifiers, customers and events; *version* is the table without it.
+        """Let go of what is told of these identifiers, customers and events; *version* is the table without them.
 
-        Hold the lock of the log.
+        Hold the lease of the log.
         """
-        with self.changing(version):
-            list(self._select("UPDATE steps SET event_id = NULL WHERE event_id IN ({}) RETURNING seq", event_ids))
-            self._db.executemany("DELETE FROM steps WHERE identity_key = ?", [(key,) for key in keys])
-            self._db.executemany("DELETE FROM steps WHERE customer_id = ?", [(customer,) for customer in customers])
-            self._db.executemany("UPDATE steps SET through = NULL WHERE through = ?", [(key,) for key in keys])
+        columns = _STEPS.c
+        with self.changing(version) as connection:
+            for column, values in ((columns.identity_key, keys), (columns.customer_id, customers)):
+                run_many(connection, sa.delete(_STEPS).where(column == sa.bindparam("value")), [(value,) for value in values])
+            for column, values in ((columns.event_id, event_ids), (columns.through, keys)):
+                # no index finds an event: some hundreds of them in one go through the table
+                blanked = sa.update(_STEPS).values({column: sa.null()}).where(column.in_(sa.bindparam("values", expanding=True)))
+                list(self._chunked(blanked.returning(columns.seq), list(values), connection))
         self.scrub()
 
-    def _insert(self, rows: Sequence[NumberedStep]) -> None:
+    def _insert(self, connection: Connection, rows: Sequence[NumberedStep]) -> None:
         columns = [(seq, s.identity_key, s.customer_id, microseconds(s.known_at), s.event_id, s.cause, s.through) for seq, s in rows]
-        self._db.executemany("INSERT OR IGNORE INTO steps VALUES (?, ?, ?, ?, ?, ?, ?)", columns)
+        run_many(connection, _PUT, columns)
 
     @staticmethod
     def _from_row(row: Mapping[str, Any]) -> NumberedStep:

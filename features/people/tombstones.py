@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Hashable, Iterable, Sequence
 from datetime import datetime
 from typing import NamedTuple
+
+import sqlalchemy as sa
 
 from features.events.event import SealedEvent
 from features.events.identifiers import names_a_person
 from features.people.vault import Vault
 from features.state.clock import microseconds
-from features.state.disk import transaction
-from features.state.home import Home
+from features.state.ports import State
+from features.state.sql import BIG, put, run_many
 
 STARTS_ANEW = ("sign_up", "consent_update")
 """By these a person who was erased begins again, from then on."""
@@ -28,19 +28,34 @@ class Stone(NamedTuple):
     settled: bool
 
 
+_STONES = sa.Table(
+    "tombstones",
+    sa.MetaData(),
+    sa.Column("tombstone", sa.Text, primary_key=True),
+    sa.Column("erased_at", BIG, nullable=False),
+    sa.Column("lifted_at", BIG),
+    sa.Column("settled", sa.Integer, nullable=False),
+)
+_RAISE = put(_STONES)
+_RAISE = _RAISE.on_conflict_do_update(
+    index_elements=[_STONES.c.tombstone], set_={"erased_at": _RAISE.excluded.erased_at, "lifted_at": None, "settled": 0}
+)
+_SETTLE = sa.update(_STONES).where(_STONES.c.tombstone == sa.bindparam("of")).values(settled=sa.text("1"))
+
+
 class Tombstones:
-    """A SQLite file of keyed hashes of identity keys, each with the moments of the erasure and of a new beginning.
+    """A database of keyed hashes of identity keys, each with the moments of the erasure and of a new beginning.
 
     What occurred before the erasure is refused for ever, from whatever source it comes again. What occurs later is refused
     too until she signs up or consents anew, which she cannot while the erasure is under way: it would take her new life too.
     """
 
-    def __init__(self, home: Home, vault: Vault) -> None:
+    def __init__(self, state: State, vault: Vault) -> None:
         self._vault = vault
-        self._path = home.tombstones
+        self._database = state.database("tombstones", _STONES)
         self._lock = threading.Lock()
         self._stones: dict[str, Stone] = {}
-        self._stamp: tuple[int, int] | None = None
+        self._stamp: Hashable | None = None
 
     def welcome(self, events: Iterable[SealedEvent], keep: bool = False) -> list[bool]:
         """For each event whether it may be kept; a new beginning is written down only where *keep* says that it will be."""
@@ -57,16 +72,17 @@ class Tombstones:
 
     def add(self, identity_keys: Sequence[str], erased_at: datetime) -> int:
         """Raise a tombstone for each key, of an erasure that is under way; returns how many."""
-        rows = [(self._vault.tombstone(key), microseconds(erased_at)) for key in identity_keys]
-        with self._lock, self._open() as db:
-            db.executemany("INSERT INTO tombstones VALUES (?, ?, NULL, FALSE) ON CONFLICT DO UPDATE SET "
-                           "erased_at = excluded.erased_at, lifted_at = NULL, settled = FALSE", rows)  # fmt: skip
+        at = microseconds(erased_at)
+        rows = [{"tombstone": self._vault.tombstone(key), "erased_at": at, "lifted_at": None, "settled": 0} for key in identity_keys]
+        if rows:
+            with self._lock, self._database.begin() as connection:
+                connection.execute(_RAISE, rows)
         return len(rows)
 
     def settle(self, identity_keys: Sequence[str]) -> None:
         """Note that the erasure of these keys is done."""
-        with self._lock, self._open() as db:
-            db.executemany("UPDATE tombstones SET settled = TRUE WHERE tombstone = ?", [(self._vault.tombstone(k),) for k in identity_keys])
+        with self._lock, self._database.begin() as connection:
+            run_many(connection, _SETTLE, [(self._vault.tombstone(key),) for key in identity_keys])
 
     def _may_stay(self, event: SealedEvent, keep: bool) -> bool:
         occurred = microseconds(event.occurred_at)
@@ -86,28 +102,18 @@ class Tombstones:
 
     def _lift(self, stones: Sequence[str], at: int, keep: bool) -> None:
         if keep:
-            with self._open() as db:
-                db.executemany("UPDATE tombstones SET lifted_at = ? WHERE tombstone = ?", [(at, stone) for stone in stones])
+            with self._database.begin() as connection:
+                connection.execute(sa.update(_STONES).where(_STONES.c.tombstone.in_(stones)).values(lifted_at=at))
         for stone in stones:
             self._stones[stone] = self._stones[stone]._replace(lifted_at=at)
 
-    def _open(self) -> AbstractContextManager[sqlite3.Connection]:
-        return transaction(
-            self._path,
-            "CREATE TABLE IF NOT EXISTS tombstones (tombstone TEXT PRIMARY KEY, erased_at INTEGER NOT NULL, "
-            "lifted_at INTEGER, settled INTEGER NOT NULL)",
-        )
-
     def _read_if_changed(self) -> None:
-        try:
-            status = self._path.stat()
-        except FileNotFoundError:
-            return
-        if (status.st_mtime_ns, status.st_size) != self._stamp:
-            with self._open() as db:
+        stamp = self._database.stamp()
+        if stamp is not None and stamp != self._stamp:
+            with self._database.begin() as connection:
                 self._stones = {
                     stone: Stone(erased_at, lifted_at, bool(settled))
-                    for stone, erased_at, lifted_at, settled in db.execute("SELECT * FROM tombstones")
+                    for stone, erased_at, lifted_at, settled in connection.execute(sa.select(_STONES))
                 }
             # not before: a failed read is tried again
-            self._stamp = (status.st_mtime_ns, status.st_size)
+            self._stamp = stamp

@@ -5,26 +5,36 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import secrets
-import sqlite3
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 import msgspec
+import sqlalchemy as sa
 from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from features.events.event import Event, SealedEvent, identity_key
 from features.events.identifiers import RANK, IdentifierKind, holds_personal
-from features.state.disk import PRIVATE_FILE, write_atomically
-from features.state.home import Home, MissingStateError
-from features.state.settings import Settings
+from features.state.ports import EVENTS, MissingStateError, State
+from features.state.sql import BIG
 
 _HASH_BYTES: Final = 16
 _NO_TIME: Final = datetime(1970, 1, 1, tzinfo=UTC)
 IDENTIFIER: Final = "identifier"
+
+
+CONTACTS: Final = sa.Table(
+    "contacts",
+    sa.MetaData(),
+    sa.Column("identity_key", sa.Text, primary_key=True),
+    sa.Column("field", sa.Text, primary_key=True),
+    sa.Column("known_at", BIG, nullable=False),
+    sa.Column("token", sa.LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""What is personal, encrypted, by the identifier that it came with."""
 
 
 class WrongSecretError(MissingStateError):
@@ -51,7 +61,7 @@ class Sealed(NamedTuple):
 class Vault:
     """Hashes and encrypts under one secret, from which the key of each use is derived (HKDF, RFC 5869).
 
-    The secret is ``UBIQUO_SECRET``, or else the file ``secret.key`` of the home, made at the first use. Without it the
+    On one machine the secret is ``UBIQUO_SECRET``, or else the file ``secret.key`` of the home, made at the first use. Without it the
     contact table cannot be read and no identifier found again: back it up apart from the data.
     """
 
@@ -63,47 +73,43 @@ class Vault:
         self._fernet = Fernet(base64.urlsafe_b64encode(derived["personal"]))
 
     @classmethod
-    def open(cls, home: Home) -> Vault:
-        """The vault of *home*; its secret is made if there is none yet.
+    def open(cls, state: State) -> Vault:
+        """The vault of an installation; its secret is made if there is none yet.
 
         Raises:
-            MissingStateError: the home holds events, but its secret is gone, or they were written before there was one.
+            MissingStateError: there are events, but the secret is gone, or they were written before there was one.
         """
-        given = Settings.from_environment().secret
-        if given:
-            if len(given) < 32:
-                raise ValueError("UBIQUO_SECRET is too short: use 32 characters or more, such as `openssl rand -hex 32` prints")
-            return cls(given.encode())._checked(home)
-        if not home.secret.exists():
-            if home.events.exists():
+        secret = state.secrets.find()
+        if secret is None:
+            if state.tables[EVENTS].exists:
                 raise MissingStateError(
-                    f"{home.secret} is missing, and the identifiers in {home.events} mean nothing without it: put it back, or import "
-                    "again into another UBIQUO_HOME"
+                    f"{state.secrets.place} is missing, and the identifiers of the events in {state.place} mean nothing without it: put it "
+                    "back, or import again into another UBIQUO_HOME"
                 )
-            with home.locked("secret"):
-                if not home.secret.exists():
-                    write_atomically(home.secret, secrets.token_hex(32).encode(), PRIVATE_FILE)
-        return cls(home.secret.read_bytes().strip())._checked(home)
+            secret = state.secrets.make()
+        return cls(secret)._checked(state)
 
-    def _checked(self, home: Home) -> Vault:
-        """This vault, if it is the one that the home was made with; that is noted beside the data at the first use."""
-        mark, mine = home.root / "secret.check", self.tombstone("the secret of this home").encode()
-        if not mark.exists():
-            self._check_contacts(home)
-            # a home that cannot be written to says so elsewhere
+    def _checked(self, state: State) -> Vault:
+        """This vault, if it is the one that the data were made with; that is noted beside them at the first use."""
+        marked, mine = state.secrets.marked(), self.tombstone("the secret of this home").encode()
+        if marked is None:
+            self._check_contacts(state)
+            # where nothing can be written somebody else says so
             with contextlib.suppress(OSError):
-                write_atomically(mark, mine, PRIVATE_FILE)
-        elif mark.read_bytes() != mine:
+                state.secrets.mark(mine)
+        elif marked != mine:
             raise WrongSecretError(
-                f"{home.root} was made with another secret: put secret.key or UBIQUO_SECRET back. With this one nobody would be known again"
+                f"{state.place} was made with another secret: put secret.key or UBIQUO_SECRET back. With this one nobody would be known "
+                "again"
             )
         return self
 
-    def _check_contacts(self, home: Home) -> None:
-        if not home.contacts.exists():
+    def _check_contacts(self, state: State) -> None:
+        database = state.database("contacts", CONTACTS)
+        if not database.exists:
             return
-        with contextlib.closing(sqlite3.connect(f"file:{home.contacts}?mode=ro", uri=True)) as db, contextlib.suppress(sqlite3.Error):
-            for (token,) in db.execute("SELECT token FROM contacts LIMIT 1"):
+        with contextlib.closing(database.connect()) as session:
+            for (token,) in session.read(sa.select(CONTACTS.c.token).limit(1)):
                 self.decrypt(token)
 
     def key(self, kind: str, value: str) -> str:

@@ -19,7 +19,7 @@ from features.catalogue.tables import ITEM_CONTEXT, ITEMS, OFFERS, Catalogue
 from features.events.event import Purpose
 from features.sources.importing import Arrival
 from features.state.clock import local_midnight
-from features.state.home import MissingStateError
+from features.state.ports import MissingStateError
 from features.store.dead_letters import DeadLetter
 from features.store.event_log import connect
 

@@ -104,7 +104,7 @@ def bring_in(home: Home, source: EventSource, advance: Callable[[int], None] = l
     """
     if not again and (standing := finished(home, source)) is not None:
         return standing
-    with home.locked("import"):
+    with home.lease.hold("import"):
         report = None if again else _last_report(home, source)
         if report is None:
             report = ImportReport(source=source.name, fingerprint=source.fingerprint(), consent_basis=source.consent_basis)

@@ -67,15 +67,15 @@ def running_clock(start: datetime) -> Clock:
     return lambda: start + timedelta(seconds=time.monotonic() - zero)
 
 
-def clock_from_environment(not_before: datetime | None = None) -> Clock:
-    """The clock that ``UBIQUO_CLOCK`` names: ``system`` (default), ``from:ISO-TIME`` or ``fixed:ISO-TIME``.
+def clock_of(settings: Settings, not_before: datetime | None = None) -> Clock:
+    """The clock that the settings name: ``system`` (default), ``from:ISO-TIME`` or ``fixed:ISO-TIME``.
 
     A running clock starts no earlier than *not_before*, so that a restart does not fall behind its own log.
 
     Raises:
-        ValueError: the variable has another form, or its time has no zone.
+        ValueError: the setting has another form, or its time has no zone.
     """
-    setting = Settings.from_environment().clock
+    setting = settings.clock
     if setting == "system":
         return WatchedClock()
     kind, _, text = setting.partition(":")

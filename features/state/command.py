@@ -10,12 +10,13 @@ from collections.abc import Callable
 from rich.console import Console
 
 from features.state.disk import DamagedStateError
-from features.state.home import MissingStateError, configure_process
+from features.state.home import configure_process
+from features.state.ports import LeaseTakenError, MissingStateError
 
 
 def run(app: Callable[[], object], console: Console, *mendable: type[Exception]) -> None:
     """Run *app*; besides missing state and wrong values, errors of *mendable* kinds are told without a traceback."""
-    told: tuple[type[Exception], ...] = (MissingStateError, DamagedStateError, ValueError, OSError, *mendable)
+    told: tuple[type[Exception], ...] = (MissingStateError, DamagedStateError, LeaseTakenError, ValueError, OSError, *mendable)
     configure_process()
     warnings.filterwarnings("ignore")
     logging.getLogger("alembic").setLevel(logging.ERROR)

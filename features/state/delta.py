@@ -14,4 +14,6 @@ os.environ.setdefault("_RJEM_MALLOC_CONF", "narenas:1,dirty_decay_ms:0,muzzy_dec
 from deltalake import DeltaTable, PostCommitHookProperties, WriterProperties, write_deltalake
 from deltalake.exceptions import DeltaError
 
-__all__ = ["DeltaError", "DeltaTable", "PostCommitHookProperties", "WriterProperties", "write_deltalake"]
+HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
+"""What deltalake is to leave to us after a commit."""
+__all__ = ["HOOKS", "DeltaError", "DeltaTable", "PostCommitHookProperties", "WriterProperties", "write_deltalake"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import sqlite3
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -134,70 +133,6 @@ class AppendOnlyFile:
     def close(self) -> None:
         """Let go of the file."""
         self._file.close()
-
-
-def open_database(path: Path, *statements: str, private: bool = True) -> sqlite3.Connection:
-    """A connection to an SQLite file, made if need be, that any thread may use; *statements* are run first.
-
-    Raises:
-        DamagedStateError: the file is no database, or is damaged.
-        NoSpaceError: the disk is full.
-        OSError: the file cannot be written.
-    """
-    make_folder(path.parent)
-    try:
-        if private:
-            # SQLite gives its write-ahead log the rights of the file itself; a file that is there is not opened, as closing it
-            # would cancel the locks that other connections of this process hold
-            with contextlib.suppress(FileExistsError):
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, PRIVATE_FILE))
-            if path.stat().st_mode & 0o077:
-                path.chmod(PRIVATE_FILE)
-        db = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=None)
-    except (sqlite3.Error, OSError) as error:
-        raise explained(error, path) from error
-    try:
-        for statement in statements:
-            db.execute(statement).fetchall()
-    except sqlite3.Error as error:
-        db.close()
-        raise explained(error, path) from error
-    return db
-
-
-@contextlib.contextmanager
-def transaction(path: Path, *statements: str) -> Iterator[sqlite3.Connection]:
-    """One transaction on an SQLite file, on the disk at its end; a connection of its own.
-
-    Raises:
-        DamagedStateError: as ``open_database``, likewise the others.
-    """
-    with contextlib.closing(open_database(path, *statements)) as db:
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            yield db
-            db.execute("COMMIT")
-        except BaseException:
-            roll_back(db)
-            raise
-
-
-def explained(error: Exception, path: Path) -> Exception:
-    """What an error of SQLite or of the system about *path* means to whoever runs the service."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return DamagedStateError(f"{path} is damaged ({error}): put it back from a backup, or follow 'Damage' in docs/operations.md")
-    if code == sqlite3.SQLITE_FULL or getattr(error, "errno", None) in (28, 122):
-        return NoSpaceError(f"the disk of {path} is full ({error}): make room, and go on")
-    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) or isinstance(error, OSError):
-        return OSError(f"{path} cannot be written ({error}): see that its folder is there, writable and not full")
-    return error
-
-
-def roll_back(db: sqlite3.Connection) -> None:
-    """End a transaction that failed; SQLite has ended it itself where the disk was full."""
-    if db.in_transaction:
-        db.execute("ROLLBACK")
 
 
 def unlink_all(paths: Iterable[Path]) -> int:

@@ -1,52 +1,105 @@
-"""Where ubiquo keeps its state on disk, and the process settings that every command shares."""
+"""Where ubiquo keeps its state on one machine, and the process settings that every command shares."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import IO
 
-from features.state.disk import make_folder
+from sqlalchemy import Table
+
+from features.state.disk import check_room, free_bytes
+from features.state.file_lease import FileLease, FileSecrets
+from features.state.ports import DEAD_LETTERS, DECISIONS, EVENTS, IDENTIFIERS
 from features.state.settings import Settings
+from features.state.sqlite_file import DERIVED, ROLLED_BACK, SHARED, WRITTEN_AHEAD, Keeping, SQLiteFile
+from features.state.tables import DeltaFolder
 
-
-class MissingStateError(RuntimeError):
-    """A table, snapshot or model that a command needs does not exist yet; the message names the mend."""
-
-
-DERIVED = "derived"
-"""The lock between an erasure and whoever writes what follows from the log."""
+_DATABASES: dict[str, tuple[str, Keeping]] = {
+    "inbox": ("inbox.db", WRITTEN_AHEAD),
+    "contacts": ("contacts.db", WRITTEN_AHEAD),
+    "tombstones": ("tombstones.db", ROLLED_BACK),
+    "hidden": ("hidden.db", ROLLED_BACK),
+    "access": ("access.db", ROLLED_BACK),
+    "event_index": ("log/events.index", DERIVED),
+    "step_index": ("log/identifiers.index", DERIVED),
+    "letter_index": ("log/dead_letters.index", DERIVED),
+    "online": ("feast/online.db", SHARED),
+}
+"""Each database with its file and how the file keeps what is written to it."""
+_TABLES = {EVENTS: "log/events", IDENTIFIERS: "log/identifiers", DEAD_LETTERS: "log/dead_letters", DECISIONS: "decisions/table"}
 
 
 @dataclass(frozen=True)
 class Home:
-    """The folder that holds all data, stores and models of one ubiquo installation."""
+    """The folder that holds all data, stores and models of one installation on one machine: the engine behind the ports of ``State``.
+
+    Where something lies in the folder concerns what is read and written as whole files: the catalogue, snapshots, models.
+    """
 
     root: Path
+    settings: Settings = field(default_factory=Settings.from_environment, compare=False, repr=False)
 
     @classmethod
     def from_environment(cls) -> Home:
         """The home named by ``UBIQUO_HOME``, or ``var`` under the working directory."""
-        return cls(Settings.from_environment().root)
+        settings = Settings.from_environment()
+        return cls(settings.root, settings)
+
+    @property
+    def place(self) -> str:
+        """The folder."""
+        return str(self.root)
+
+    @cached_property
+    def lease(self) -> FileLease:
+        """Who may do what only one may do."""
+        return FileLease(self.root)
+
+    @cached_property
+    def secrets(self) -> FileSecrets:
+        """The secret under which identifiers are hashed and contacts encrypted."""
+        return FileSecrets(self.root, self.settings.secret, self.lease)
+
+    @cached_property
+    def tables(self) -> Mapping[str, DeltaFolder]:
+        """The Delta tables of the log, by name."""
+        return {name: DeltaFolder(self.root / place) for name, place in _TABLES.items()}
+
+    def database(self, name: str, *tables: Table) -> SQLiteFile:
+        """The database *name*, which holds *tables*."""
+        file, keeping = _DATABASES[name]
+        if name not in self._databases:
+            self._databases[name] = SQLiteFile(self.root / file, tables, keeping)
+        return self._databases[name]
+
+    @cached_property
+    def _databases(self) -> dict[str, SQLiteFile]:
+        return {}
+
+    def free_bytes(self) -> int:
+        """How much of the disk is free for us."""
+        return free_bytes(self.root)
+
+    def check_room(self) -> None:
+        """See that the disk has room for more.
+
+        Raises:
+            NoSpaceError: it hardly has any.
+        """
+        check_room(self.root)
 
     @property
     def events(self) -> Path:
         """The Delta table of events."""
-        return self.root / "log" / "events"
-
-    @property
-    def dead_letters(self) -> Path:
-        """The Delta table of rejected rows."""
-        return self.root / "log" / "dead_letters"
+        return self.tables[EVENTS].path
 
     @property
     def identifiers(self) -> Path:
         """The Delta table that maps identifiers to customers."""
-        return self.root / "log" / "identifiers"
+        return self.tables[IDENTIFIERS].path
 
     @property
     def decisions(self) -> Path:
@@ -71,74 +124,35 @@ class Home:
     @property
     def inbox(self) -> Path:
         """The SQLite file that holds accepted events until they reach the log."""
-        return self.root / "inbox.db"
+        return self._file("inbox")
 
     @property
     def contacts(self) -> Path:
         """The SQLite file of the contact table: what is personal, encrypted."""
-        return self.root / "contacts.db"
-
-    @property
-    def tombstones(self) -> Path:
-        """The SQLite file of what is left of erased people."""
-        return self.root / "tombstones.db"
+        return self._file("contacts")
 
     @property
     def access(self) -> Path:
         """The SQLite file of API keys and the audit log."""
-        return self.root / "access.db"
+        return self._file("access")
 
     @property
     def event_index(self) -> Path:
         """The SQLite file by which events are found by id and by identifier."""
-        return self.root / "log" / "events.index"
+        return self._file("event_index")
 
     @property
     def step_index(self) -> Path:
         """The SQLite file by which it is found how identifiers came to whom they belong to."""
-        return self.root / "log" / "identifiers.index"
-
-    @property
-    def letter_index(self) -> Path:
-        """The SQLite file by which it is found which dead letters are kept."""
-        return self.root / "log" / "dead_letters.index"
-
-    @property
-    def secret(self) -> Path:
-        """The file of the secret under which identifiers are hashed and contacts encrypted."""
-        return self.root / "secret.key"
+        return self._file("step_index")
 
     @property
     def shop(self) -> Path:
         """The JSON file that describes the shop whose events the log holds."""
         return self.root / "shop.json"
 
-    def held(self, name: str, exclusive: bool = False) -> IO[str]:
-        """Hold the lock *name* until the file is closed, alone or beside others that do not ask to be alone.
-
-        Raises:
-            BlockingIOError: somebody holds it so that it cannot be had.
-        """
-        make_folder(self.root)
-        handle = open(self.root / f"{name}.lock", "w")  # noqa: SIM115 - the caller closes it
-        try:
-            fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.close()
-            raise
-        return handle
-
-    def deriving(self) -> contextlib.AbstractContextManager[None]:
-        """Hold this from the first read of customers' rows to the last write of what follows from them: no erasure comes in between."""
-        return self.locked(DERIVED, shared=True)
-
-    @contextlib.contextmanager
-    def locked(self, name: str, shared: bool = False) -> Iterator[None]:
-        """Hold the inter-process lock *name*, alone or *shared*; the operating system frees it if the process dies."""
-        make_folder(self.root)
-        with open(self.root / f"{name}.lock", "w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-            yield
+    def _file(self, database: str) -> Path:
+        return self.root / _DATABASES[database][0]
 
 
 def configure_process() -> None:

@@ -12,8 +12,8 @@ import msgspec
 from msgspec import Meta
 
 PREFIX = "UBIQUO_"
-READ_ELSEWHERE = {"UBIQUO_MLFLOW": "the mlflow.yaml that describes the models", "UBIQUO_COMMIT": "the commit where there is no checkout"}
-"""What the rooms beside this one read themselves."""
+ANOTHERS = {"MLFLOW_TRACKING_URI": "tracking_uri"}
+"""Variables of other projects that mean something here too, each with its setting."""
 INTERNAL = ("loopback", "single_process")
 """How ``python -m serving`` tells the process that answers how it was started."""
 
@@ -34,6 +34,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_waiting: Annotated[int, Meta(ge=1, description="how many events may wait for the log before callers come again")] = 200_000
     max_decision_bytes: Annotated[int, Meta(ge=1_000_000, description="how much the decision log may hold")] = 5_000_000_000
     purge_at: Annotated[str, Meta(description="when files are purged of who was erased: the shop's time, such as 03:30; else at once")] = ""
+    mlflow: Annotated[str, Meta(description="the mlflow.yaml that describes the models; else the one beside the code")] = ""
+    tracking_uri: Annotated[str, Meta(description="where MLflow keeps runs and models; else what mlflow.yaml says")] = ""
+    commit: Annotated[str, Meta(description="the commit of the code, where there is no checkout")] = "unknown"
     loopback: Annotated[bool, Meta(description="only this machine can ask")] = False
     single_process: Annotated[bool, Meta(description="no arbiter watches over the process")] = False
 
@@ -44,13 +47,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             SettingError: a variable seems to be misspelt, or says something that cannot be.
         """
-        said = {k: v for k, v in (os.environ if environment is None else environment).items() if k.startswith(PREFIX)}
-        known = {f"{PREFIX}{name.upper()}": name for name in cls.__struct_fields__}
+        said = {k: v for k, v in (os.environ if environment is None else environment).items() if k.startswith(PREFIX) or k in ANOTHERS}
+        known = {variable_of(name): name for name in cls.__struct_fields__}
         values: dict[str, Any] = {}
         for variable, text in said.items():
             if variable not in known:
                 # one that is quite another may be somebody else's
-                if variable not in READ_ELSEWHERE and (near := difflib.get_close_matches(variable, known, 1, 0.85)):
+                if near := difflib.get_close_matches(variable, known, 1, 0.85):
                     raise SettingError(f"{variable} is no setting: did you mean {near[0]}?")
                 continue
             try:
@@ -64,17 +67,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """The home as an absolute path."""
         return Path(self.home).resolve()
 
+    @property
+    def models_file(self) -> Path | None:
+        """The file that describes the models, where it is not the one beside the code."""
+        return Path(self.mlflow) if self.mlflow else None
+
+
+def variable_of(setting: str) -> str:
+    """The variable of the environment that a setting is read from."""
+    return {name: variable for variable, name in ANOTHERS.items()}.get(setting, f"{PREFIX}{setting.upper()}")
+
 
 def described() -> list[tuple[str, str, str]]:
-    """Each variable that a user may set, what it is unless set, and what it means."""
+    """Each setting that a user may make, what it is unless set, and what it means."""
     found = []
     for name, hint in get_type_hints(Settings, include_extras=True).items():
         if name not in INTERNAL:
             [meta] = [each for each in hint.__metadata__ if each.description]
-            found.append((f"{PREFIX}{name.upper()}", f"{getattr(Settings(), name)}", str(meta.description)))
-    return [*found, *((variable, "", meaning) for variable, meaning in READ_ELSEWHERE.items())]
-
-
-def elsewhere(variable: str) -> str:
-    """What a variable that the rooms beside this one read is set to."""
-    return os.environ.get(variable, "") if variable in READ_ELSEWHERE else ""
+            found.append((name, f"{getattr(Settings(), name)}", str(meta.description)))
+    return found

@@ -1,4 +1,4 @@
-"""What finds rows of a Delta table by key: an SQLite file beside the table, derived from it.
+"""What finds rows of a table by key: a database beside the table, derived from it.
 
 It names the version of the table that it knows, catches up with what came after, and is made anew where it cannot. So it needs no
 syncing, no backup and no repair.
@@ -9,183 +9,170 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import sqlite3
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import pyarrow.parquet as pq
+import sqlalchemy as sa
+from sqlalchemy import Column, Connection, Executable, Integer, MetaData, Text
 
-from features.state import tables
-from features.state.disk import DamagedStateError, open_database, roll_back
+from features.state.ports import AnyRow, Database, DatabaseSession, Table
+from features.state.sqlite_file import is_damage
 
-Row = TypeVar("Row")
+Entry = TypeVar("Entry")
 logger = logging.getLogger("ubiquo")
 _CHUNK = 500
 BATCH = 20_000
 
 
-class TableIndex(ABC, Generic[Row]):
-    """The index of one table. Safe to call from several threads; who writes holds the lock of the table."""
+MARK = sa.Table(
+    "mark", MetaData(), Column("format", Integer, nullable=False), Column("version", Integer, nullable=False), Column("digest", Text)
+)
+"""What an index knows; the one SQL table that the database of an index is to be opened with."""
+
+
+class TableIndex(ABC, Generic[Entry]):
+    """The index of one table. Safe to call from several threads; who writes holds the lease of the table."""
 
     format: ClassVar[int]
-    """A file of another format is made anew."""
-    statements: ClassVar[Mapping[str, str]]
-    """Each of its SQLite tables and what makes it."""
+    """A database of another format is made anew."""
+    sql: ClassVar[tuple[sa.Table, ...]]
+    """Its SQL tables, beside ``MARK``."""
     columns: ClassVar[list[str] | None] = None
     """What is read of the table; None: everything."""
 
-    def __init__(self, path: Path, table: Path) -> None:
-        self._path, self._table = path, table
-        self._lock = threading.Lock()
-        self._db = self._opened()
+    def __init__(self, database: Database, table: Table) -> None:
+        self._database, self._table = database, table
+        self._lock = threading.RLock()
+        self._session = self._opened()
 
     @abstractmethod
-    def _insert(self, rows: Sequence[Row]) -> None:
-        """Store rows, within a transaction; what is there already stays."""
+    def _insert(self, connection: Connection, rows: Sequence[Entry]) -> None:
+        """Store rows; what is there already stays."""
 
     @staticmethod
     @abstractmethod
-    def _from_row(row: Mapping[str, Any]) -> Row:
-        """A row of the Delta table."""
+    def _from_row(row: Mapping[str, Any]) -> Entry:
+        """A row of the table."""
 
     @property
     def version(self) -> int:
         """The version of the table that it knows; -1 before the first."""
-        with self._lock:
-            [(version,)] = self._run("SELECT version FROM mark")
+        [(version,)] = self._read(sa.select(MARK.c.version))
         return int(version)
 
     def catch_up(self) -> None:
-        """Take note of what was committed to the table and is not known here: after a crash, or where the file was lost."""
-        with self._lock:
-            [(version, digest)] = list(self._run("SELECT version, digest FROM mark"))
-        current = tables.version(self._table)
+        """Take note of what was committed to the table and is not known here: after a crash, or where the database was lost."""
+        [(version, digest)] = self._read(sa.select(MARK.c.version, MARK.c.digest))
+        current = self._table.version()
         # a repair may have put another commit in the place of the one that is known
-        is_known = digest is None or tables.commit_digest(self._table, version) in (digest, None)
+        is_known = digest is None or self._table.commit_digest(version) in (digest, None)
         if version == current and is_known:
             return
-        news = tables.appended_since(self._table, version) if is_known and 0 <= version < current else None
+        news = self._table.appended_since(version) if is_known and 0 <= version < current else None
         if news is not None:
-            self.add(self._read(news), current)
+            self.add(self._rows(news), current)
             return
-        files = tables.files(self._table)
+        files = self._table.files()
         if files:
-            logger.warning("%s is made anew from %d files of the table", self._path.name, len(files))
-        with self.changing(-1):
-            for name in self.statements:
-                self._db.execute(f"DELETE FROM {name}")
-        self.add(self._read(files), current)
+            logger.warning("%s is made anew from %d files of the table", self._database.place, len(files))
+        with self.changing(-1) as connection:
+            for table in self.sql:
+                connection.execute(sa.delete(table))
+        self.add(self._rows(files), current)
 
-    def add(self, rows: Iterable[Row], version: int) -> None:
+    def add(self, rows: Iterable[Entry], version: int) -> None:
         """Note rows that were just appended in *version* of the table."""
-        with self.changing(version):
+        with self.changing(version) as connection:
             waiting = iter(rows)
             while some := list(itertools.islice(waiting, BATCH)):
-                self._insert(some)
+                self._insert(connection, some)
 
     def close(self) -> None:
-        """Let go of the file."""
-        with self._lock:
-            self._db.close()
+        """Let go of the database."""
+        self._session.close()
 
     @contextlib.contextmanager
-    def changing(self, version: int) -> Iterator[None]:
+    def changing(self, version: int) -> Iterator[Connection]:
         """One transaction that brings the index to *version* of the table."""
         with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
             try:
-                yield
-                self._db.execute("UPDATE mark SET version = ?, digest = ?", [version, tables.commit_digest(self._table, version)])
-                self._db.execute("COMMIT")
+                with self._session.writing() as connection:
+                    yield connection
+                    connection.execute(sa.update(MARK).values(version=version, digest=self._table.commit_digest(version)))
             except BaseException as error:
-                roll_back(self._db)
                 self._heal(error)
                 raise
 
     def scrub(self) -> None:
-        """Bring the file to hold no more than its rows: what was overwritten must not stand in the write-ahead log either."""
+        """Leave no trace of what was deleted."""
         with self._lock:
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._session.scrub()
 
-    def _select(self, query: str, values: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-        """The rows of a query with one ``IN ({})``, over any number of values."""
+    def _chunked(self, statement: Executable, values: Sequence[Any], connection: Connection | None = None) -> Iterator[AnyRow]:
+        """The rows of a statement that asks whether something is one of ``:values``, over any number of them."""
         for start in range(0, len(values), _CHUNK):
-            some = list(values[start : start + _CHUNK])
-            yield from self._run(query.format(",".join("?" * len(some))), some)
+            some = {"values": list(values[start : start + _CHUNK])}
+            yield from self._read(statement, some) if connection is None else connection.execute(statement, some).fetchall()
 
-    def _run(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        try:
-            return self._db.execute(query, values).fetchall()
-        except sqlite3.DatabaseError as error:
-            self._heal(error)
-            raise
+    def _read(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> Sequence[AnyRow]:
+        with self._lock:
+            try:
+                return self._session.read(statement, parameters)
+            except Exception as error:
+                self._heal(error)
+                raise
 
     def _heal(self, error: BaseException) -> None:
-        """Begin a damaged file anew, so that it is filled from the table when next caught up with."""
-        if not _is_damage(error):
+        """Begin a damaged database anew, so that it is filled from the table when next caught up with."""
+        if not is_damage(error):
             return
-        logger.warning("%s is damaged (%s); it is made anew", self._path, error)
-        self._db.close()
+        logger.warning("%s is damaged (%s); it is made anew", self._database.place, error)
+        self._session.close()
         # another may have begun it anew already
-        if self._path.exists() and self._path.stat().st_ino == self._inode:
-            self._remove()
-        self._db = self._made()
+        if self._database.identity() == self._identity:
+            self._database.discard()
+        self._session = self._made()
 
-    def _read(self, files: Sequence[str]) -> Iterator[Row]:
+    def _rows(self, files: Sequence[str]) -> Iterator[Entry]:
         for file in files:
             for batch in pq.ParquetFile(file).iter_batches(BATCH, columns=self.columns):
                 yield from map(self._from_row, batch.to_pylist())
 
-    def _opened(self) -> sqlite3.Connection:
+    def _opened(self) -> DatabaseSession:
         try:
             return self._made()
-        except (DamagedStateError, sqlite3.DatabaseError, OSError) as error:
-            if not _is_damage(error):
+        except Exception as error:
+            if not is_damage(error):
                 raise
-            logger.warning("%s cannot be read (%s); it is made anew", self._path, error)
-        self._remove()
+            logger.warning("%s cannot be read (%s); it is made anew", self._database.place, error)
+        self._database.discard()
         return self._made()
 
-    def _made(self) -> sqlite3.Connection:
-        """A connection to the file, whose tables are made if they are not there, or are of another format."""
-        db = self._connection()
-        db.execute("BEGIN IMMEDIATE")
+    def _made(self) -> DatabaseSession:
+        """A connection to the database, whose tables are emptied if they are of another format."""
+        session = self._database.connect()
         try:
-            there = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()]
-            if "mark" not in there or db.execute("SELECT format FROM mark").fetchall() != [(self.format,)]:
-                if there:
-                    logger.warning("%s is of another format; it is made anew", self._path)
-                for name in there:
-                    db.execute(f"DROP TABLE {name}")
-                db.execute("CREATE TABLE mark (format INTEGER NOT NULL, version INTEGER NOT NULL, digest TEXT)")
-                db.execute("INSERT INTO mark VALUES (?, -1, NULL)", [self.format])
-                for statements in self.statements.values():
-                    for statement in statements.split(";"):
-                        db.execute(statement)
-            db.execute("COMMIT")
+            if session.read(sa.select(MARK.c.format)) != [(self.format,)]:
+                self._begin_anew(session)
         except BaseException:
-            roll_back(db)
-            db.close()
+            session.close()
             raise
-        self._inode = self._path.stat().st_ino
-        return db
+        self._identity = self._database.identity()
+        return session
 
-    def _remove(self) -> None:
-        for name in (self._path.name, f"{self._path.name}-wal", f"{self._path.name}-shm"):
-            self._path.with_name(name).unlink(missing_ok=True)
-
-    def _connection(self) -> sqlite3.Connection:
-        # a power cut may take back the last transactions, and the version with them
-        return open_database(
-            self._path, "PRAGMA journal_mode=WAL", "PRAGMA synchronous=NORMAL", "PRAGMA secure_delete=ON", "PRAGMA cache_size=-32000",
-        )  # fmt: skip
-
-
-def _is_damage(error: BaseException) -> bool:
-    """Whether the file is to blame, and not the disk, a lock or a bound on open files; one that is cut short is an error of reading."""
-    cause = error if isinstance(error, sqlite3.Error) else error.__cause__
-    code = getattr(cause, "sqlite_errorcode", 0)
-    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or code == sqlite3.SQLITE_IOERR_SHORT_READ
+    def _begin_anew(self, session: DatabaseSession) -> None:
+        with session.writing() as connection:
+            known = connection.execute(sa.select(MARK.c.format)).fetchall()
+            if known == [(self.format,)]:
+                # another process was faster
+                return
+            if known:
+                logger.warning("%s is of another format; it is made anew", self._database.place)
+            for name in sa.inspect(connection).get_table_names():
+                sa.Table(name, MetaData()).drop(connection)
+            for table in (MARK, *self.sql):
+                table.create(connection)
+            connection.execute(sa.insert(MARK).values(format=self.format, version=-1, digest=None))

@@ -17,7 +17,8 @@ from features.people.identity import Identities
 from features.state.clock import AHEAD, microseconds
 from features.state.home import Home
 from features.store.event_log import EventLog
-from features.store.feature_store import FeatureStore, moment_of
+from features.store.feature_store import moment_of
+from features.store.keyed_state import KeyedState
 from features.store.snapshots import compute, states
 from features.store.timeline import open_timeline
 
@@ -38,7 +39,7 @@ class CustomerRows:
     """
 
     def __init__(
-        self, home: Home, store: FeatureStore, log: EventLog, identities: Identities | None = None, consents: Consents | None = None
+        self, home: Home, store: KeyedState, log: EventLog, identities: Identities | None = None, consents: Consents | None = None
     ) -> None:
         shop = Shop.load(home)
         self._home, self._store, self._log = home, store, log

@@ -9,12 +9,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 import pyarrow as pa
+import sqlalchemy as sa
+from sqlalchemy import Connection
 
 from features.people.vault import Vault
-from features.state import tables
-from features.state.delta import DeltaTable
-from features.state.home import Home
-from features.state.table_index import TableIndex
+from features.state.ports import DEAD_LETTERS, State
+from features.state.sql import put, run_many
+from features.state.table_index import MARK, TableIndex
 
 SCHEMA = pa.schema(
     [
@@ -39,25 +40,30 @@ class DeadLetter(NamedTuple):
     raw: str
 
 
+_LETTERS = sa.Table("letters", sa.MetaData(), sa.Column("id", sa.Text, primary_key=True), sqlite_with_rowid=False)
+_HELD = sa.select(_LETTERS.c.id).where(_LETTERS.c.id.in_(sa.bindparam("values", expanding=True)))
+_FORGET = sa.delete(_LETTERS).where(_LETTERS.c.id == sa.bindparam("letter"))
+_PUT = put(_LETTERS).on_conflict_do_nothing()
+
+
 class LetterIndex(TableIndex[str]):
     """Which letters are kept, by id."""
 
     format: ClassVar[int] = 2
     columns: ClassVar[list[str] | None] = ["letter_id"]
-    statements: ClassVar[Mapping[str, str]] = {"letters": "CREATE TABLE letters (id TEXT PRIMARY KEY) WITHOUT ROWID"}
+    sql: ClassVar[tuple[sa.Table, ...]] = (_LETTERS,)
 
     def held(self, letter_ids: Collection[str]) -> set[str]:
         """Those of *letter_ids* that are kept."""
-        with self._lock:
-            return {letter_id for (letter_id,) in self._select("SELECT id FROM letters WHERE id IN ({})", sorted(letter_ids))}
+        return {letter_id for (letter_id,) in self._chunked(_HELD, sorted(letter_ids))}
 
     def forget(self, letter_ids: Sequence[str], version: int) -> None:
         """Let go of letters that were deleted; *version* is the table without them."""
-        with self.changing(version):
-            self._db.executemany("DELETE FROM letters WHERE id = ?", [(letter_id,) for letter_id in letter_ids])
+        with self.changing(version) as connection:
+            run_many(connection, _FORGET, [(letter_id,) for letter_id in letter_ids])
 
-    def _insert(self, rows: Sequence[str]) -> None:
-        self._db.executemany("INSERT OR IGNORE INTO letters VALUES (?)", [(row,) for row in rows])
+    def _insert(self, connection: Connection, rows: Sequence[str]) -> None:
+        run_many(connection, _PUT, [(row,) for row in rows])
 
     @staticmethod
     def _from_row(row: Mapping[str, Any]) -> str:
@@ -65,19 +71,19 @@ class LetterIndex(TableIndex[str]):
 
 
 class DeadLetters:
-    """The table of one home's dead letters. Who changes it holds the lock of the log."""
+    """The table of one home's dead letters. Who changes it holds the lease of the log."""
 
-    def __init__(self, home: Home) -> None:
-        self._home = home
-        self._table = home.dead_letters
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._table = state.tables[DEAD_LETTERS]
 
     @cached_property
     def _vault(self) -> Vault:
-        return Vault.open(self._home)
+        return Vault.open(self._state)
 
     @cached_property
     def _index(self) -> LetterIndex:
-        return LetterIndex(self._home.letter_index, self._table)
+        return LetterIndex(self._state.database("letter_index", MARK), self._table)
 
     def keep(self, letters: Sequence[DeadLetter]) -> None:
         """Store letters; the same from a repeated import is kept once."""
@@ -92,14 +98,13 @@ class DeadLetters:
             if i not in held
         ]
         if rows:
-            tables.append(self._table, pa.Table.from_pylist(rows, SCHEMA))
-            self._index.add([row["letter_id"] for row in rows], tables.version(self._table))
+            self._table.append(pa.Table.from_pylist(rows, SCHEMA))
+            self._index.add([row["letter_id"] for row in rows], self._table.version())
 
     def read(self) -> list[dict[str, Any]]:
         """Every letter in clear, oldest first: ``letter_id, received_at, source, field, reason, raw``."""
-        if tables.version(self._table) < 0:
-            return []
-        rows: list[dict[str, Any]] = DeltaTable(str(self._table)).to_pyarrow_table().to_pylist()
+        table = self._table.read()
+        rows: list[dict[str, Any]] = [] if table is None else table.to_pylist()
         for row in rows:
             row |= msgspec.json.decode(self._vault.decrypt(row.pop("token")))
         return sorted(rows, key=lambda row: (row["received_at"], row["letter_id"]))
@@ -107,14 +112,14 @@ class DeadLetters:
     def forget(self, letter_ids: Sequence[str]) -> int:
         """Delete letters: what was replayed, or belonged to a person who is erased; returns how many there were."""
         self._index.catch_up()
-        gone = tables.erase(self._table, "letter_id", letter_ids)
-        self._index.forget(letter_ids, tables.version(self._table))
+        gone = self._table.erase("letter_id", letter_ids)
+        self._index.forget(letter_ids, self._table.version())
         return gone
 
     def maintain(self, kept_seconds: float) -> None:
         """Keep the table in few files, and within its bound."""
-        tables.keep_newest(self._table, "received_at", MOST_BYTES)
-        tables.maintain(self._table, kept_seconds)
+        self._table.keep_newest("received_at", MOST_BYTES)
+        self._table.maintain(kept_seconds)
 
     def _sealed(self, letter: DeadLetter) -> bytes:
         return self._vault.encrypt(msgspec.json.encode({"reason": letter.reason, "raw": letter.raw}))

@@ -13,11 +13,9 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from features.state import tables
-from features.state.delta import DeltaTable
 from features.state.disk import RESERVED_BYTES, AppendOnlyFile, check_room, free_bytes, make_folder, unlink_all
 from features.state.home import Home
-from features.state.settings import Settings
+from features.state.ports import DECISIONS, Table
 from features.store.event_log import connect
 
 logger = logging.getLogger("ubiquo")
@@ -63,19 +61,14 @@ class DecisionLog:
 
     def __init__(self, home: Home) -> None:
         self._home = home
-        self._folder = home.decisions
+        self._folder, self.table = home.decisions, home.tables[DECISIONS]
         make_folder(self._folder)
         self._lock = threading.Lock()
-        self._most_bytes = Settings.from_environment().max_decision_bytes
+        self._most_bytes = home.settings.max_decision_bytes
         self.unlogged = 0
         """How many decisions could not be kept since the start."""
         # what a crash left may end in half a line: it must not be written on
         self._spool = self._new_spool()
-
-    @property
-    def table(self) -> Path:
-        """Where the Delta table lies."""
-        return self._folder / "table"
 
     def append(self, decision: dict[str, Any]) -> bool:
         """Hand one decision (the columns of ``SCHEMA``; request, choices and features as JSON-able values) to the system.
@@ -96,14 +89,14 @@ class DecisionLog:
 
     def flush(self) -> int:
         """Move the spooled decisions into the Delta table, exactly once each; returns how many."""
-        with self._home.locked("decisions"):
+        with self._home.lease.hold(DECISIONS):
             return self._flush()
 
     def maintain(self) -> None:
         """Keep the table in few files, and within its bound."""
-        with self._home.locked("decisions"):
-            tables.keep_newest(self.table, "as_of", self._most_bytes)
-            tables.maintain(self.table)
+        with self._home.lease.hold(DECISIONS):
+            self.table.keep_newest("as_of", self._most_bytes)
+            self.table.maintain()
 
     def _flush(self) -> int:
         if free_bytes(self._folder) < RESERVED_BYTES:
@@ -117,26 +110,20 @@ class DecisionLog:
             known = self._known([row["decision_id"] for row in rows]) if sealed != rotated else set()
             fresh = [row for row in rows if row["decision_id"] not in known]
             if fresh:
-                tables.append(self.table, pa.Table.from_pylist(fresh, SCHEMA))
+                self.table.append(pa.Table.from_pylist(fresh, SCHEMA))
             unlink_all([sealed])
             moved += len(fresh)
         return moved
 
     def erase(self, customer_ids: Sequence[str]) -> int:
         """Delete every decision about these customers, and every older version of the table; returns how many."""
-        with self._home.locked("decisions"):
+        with self._home.lease.hold(DECISIONS):
             self._flush()
-            return tables.erase(self.table, "customer_id", customer_ids)
+            return self.table.erase("customer_id", customer_ids)
 
     def read(self) -> list[dict[str, Any]]:
         """Every flushed decision, with request, choices and features decoded."""
-        if not DeltaTable.is_deltatable(str(self.table)):
-            return []
-        rows: list[dict[str, Any]] = DeltaTable(str(self.table)).to_pyarrow_table().to_pylist()
-        for row in rows:
-            for name in ("request", "choices", "features"):
-                row[name] = msgspec.json.decode(row[name])
-        return rows
+        return flushed(self.table)
 
     def close(self) -> None:
         """Flush and let go of the spool."""
@@ -159,13 +146,23 @@ class DecisionLog:
         return AppendOnlyFile(self._folder / f"spool-{os.getpid()}-{os.urandom(8).hex()}.jsonl")
 
     def _known(self, decision_ids: list[str]) -> set[str]:
-        if not decision_ids or not DeltaTable.is_deltatable(str(self.table)):
+        files = self.table.files()
+        if not decision_ids or not files:
             return set()
-        files = tables.files(self.table)
         connection = connect()
         connection.register("batch", pa.table({"decision_id": pa.array(decision_ids, pa.string())}))
         rows = connection.execute("SELECT decision_id FROM read_parquet(?) SEMI JOIN batch USING (decision_id)", [files]).fetchall()
         return {row[0] for row in rows}
+
+
+def flushed(table: Table) -> list[dict[str, Any]]:
+    """Every decision in the table, with request, choices and features decoded."""
+    found = table.read()
+    rows: list[dict[str, Any]] = [] if found is None else found.to_pylist()
+    for row in rows:
+        for name in ("request", "choices", "features"):
+            row[name] = msgspec.json.decode(row[name])
+    return rows
 
 
 def _decoded(path: Path) -> list[dict[str, Any]]:

@@ -9,11 +9,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, NamedTuple
 
 import msgspec
+import sqlalchemy as sa
+from sqlalchemy import Connection
 
 from features.events.event import Consent, Item, SealedEvent
 from features.people.identity_graph import keys_of
 from features.people.vault import Personal
 from features.state.clock import microseconds
+from features.state.sql import BIG, put, run_many
 from features.state.table_index import TableIndex
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -78,81 +81,106 @@ class _Stored(msgspec.Struct, array_like=True, frozen=True):
 _encode, _decode = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(_Stored).decode
 
 
+_META = sa.MetaData()
+_EVENTS = sa.Table(
+    "events",
+    _META,
+    sa.Column("n", BIG, primary_key=True),
+    sa.Column("digest", sa.LargeBinary, nullable=False, unique=True),
+    sa.Column("content", sa.LargeBinary, nullable=False),
+    sa.Column("payload", sa.LargeBinary),
+)
+_KEYS = sa.Table("keys", _META, sa.Column("id", BIG, primary_key=True), sa.Column("key", sa.Text, nullable=False, unique=True))
+_DECLARED = sa.Table("declared", _META, sa.Column("id", BIG, primary_key=True), sa.Column("purposes", sa.Text, nullable=False, unique=True))
+_SAID = sa.Table(
+    "said",
+    _META,
+    sa.Column("key", BIG, primary_key=True, autoincrement=False),
+    sa.Column("occurred_at", BIG, primary_key=True),
+    sa.Column("n", BIG, primary_key=True),
+    sa.Column("strongest", sa.Integer, nullable=False),
+    sa.Column("declared", BIG),
+    sqlite_with_rowid=False,
+)
+_values: sa.BindParameter[Any] = sa.bindparam("values", expanding=True)
+_HASHES = sa.select(_EVENTS.c.digest, _EVENTS.c.content).where(_EVENTS.c.digest.in_(_values))
+_BY_DIGEST = sa.select(_EVENTS.c.n, _EVENTS.c.payload).where(_EVENTS.c.digest.in_(_values))
+_PAYLOADS = sa.select(_EVENTS.c.n, _EVENTS.c.payload).where(_EVENTS.c.n.in_(_values))
+_KEY_IDS = sa.select(_KEYS.c.key, _KEYS.c.id).where(_KEYS.c.key.in_(_values))
+_COUNT = sa.select(sa.func.count()).select_from(_SAID).where(_SAID.c.key.in_(_values))
+_OCCURRED = (
+    sa.select(_SAID.c.occurred_at, _SAID.c.n, _SAID.c.strongest, _DECLARED.c.purposes)
+    .select_from(_SAID.outerjoin(_DECLARED, _DECLARED.c.id == _SAID.c.declared))
+    .where(_SAID.c.key.in_(_values))
+)
+_UNSAID = sa.delete(_SAID).where(
+    _SAID.c.key == sa.bindparam("of_key"), _SAID.c.occurred_at == sa.bindparam("at"), _SAID.c.n == sa.bindparam("number")
+)
+_PUT_KEY = put(_KEYS).values(key=sa.bindparam("key")).on_conflict_do_nothing()
+
+
 class EventIndex(TableIndex[Incoming]):
     """The index of one home's log."""
 
     format: ClassVar[int] = 2
-    statements: ClassVar[Mapping[str, str]] = {
-        "events": "CREATE TABLE events (n INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, content BLOB NOT NULL, payload BLOB)",
-        "keys": "CREATE TABLE keys (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE)",
-        "declared": "CREATE TABLE declared (id INTEGER PRIMARY KEY, purposes TEXT NOT NULL UNIQUE)",
-        "said": """CREATE TABLE said (
-            key INTEGER NOT NULL, occurred_at INTEGER NOT NULL, n INTEGER NOT NULL, strongest INTEGER NOT NULL, declared INTEGER,
-            PRIMARY KEY (key, occurred_at, n)
-        ) WITHOUT ROWID""",
-    }
+    sql: ClassVar[tuple[sa.Table, ...]] = (_EVENTS, _KEYS, _DECLARED, _SAID)
 
     # --- looking up
 
     def hashes_of(self, event_ids: Sequence[str]) -> dict[str, str]:
         """The content hash of each of *event_ids* that the log holds."""
         by_digest = {_digest(event_id): event_id for event_id in event_ids}
-        with self._lock:
-            rows = list(self._select("SELECT digest, content FROM events WHERE digest IN ({})", list(by_digest)))
-        return {by_digest[digest]: content.hex() for digest, content in rows}
+        return {by_digest[digest]: content.hex() for digest, content in self._chunked(_HASHES, list(by_digest))}
 
     def occurrences(self, keys: Collection[str]) -> list[Occurrence]:
         """Every event with any of *keys*, the latest first."""
-        query = "SELECT occurred_at, n, strongest, purposes FROM said LEFT JOIN declared ON declared.id = said.declared WHERE key = ?"
-        found: dict[int, tuple[int, int, int, str | None]] = {}
+        found: dict[int, Sequence[Any]] = {}
         with self._lock:
-            for key in self._ids(keys).values():
-                for row in self._run(query, [key]):
-                    if row[2] or row[1] not in found:
-                        found[row[1]] = row
+            for row in self._chunked(_OCCURRED, list(self._ids(keys).values())):
+                if row[2] or row[1] not in found:
+                    found[row[1]] = row
         purposes = {text: json.loads(text) for text in {row[3] for row in found.values()} if text is not None}
-        rows = sorted(found.values(), reverse=True, key=lambda row: row[:2])
+        rows = sorted(found.values(), reverse=True, key=lambda row: (row[0], row[1]))
         return [Occurrence(_moment(at), n, bool(strongest), None if text is None else purposes[text]) for at, n, strongest, text in rows]
 
     def count(self, keys: Collection[str]) -> int:
         """How many events carry any of *keys*; one that carries two of them counts twice."""
         with self._lock:
-            return sum(self._run("SELECT count(*) FROM said WHERE key = ?", [key])[0][0] for key in self._ids(keys).values())
+            return sum(count for (count,) in self._chunked(_COUNT, list(self._ids(keys).values())))
 
     def numbered(self, numbers: Sequence[int]) -> dict[int, Incoming]:
         """The events of these numbers, in their order; one that is gone meanwhile is left out."""
-        with self._lock:
-            payloads = dict(self._select("SELECT n, payload FROM events WHERE n IN ({})", numbers))
+        payloads = {row[0]: row[1] for row in self._chunked(_PAYLOADS, numbers)}
         return {n: _incoming(payloads[n]) for n in numbers if n in payloads}
 
     def of(self, keys: Collection[str]) -> list[Incoming]:
         """Every event that carries any of *keys*, the latest first."""
         return list(self.numbered([each.number for each in self.occurrences(keys)]).values())
 
-    # --- keeping up: hold the lock of the log
+    # --- keeping up: hold the lease of the log
 
     def forget(self, event_ids: Sequence[str], version: int) -> None:
         """Let go of events that were erased, and of identifiers that nothing is left of; *version* is the log without them."""
-        with self.changing(version):
-            rows = list(self._select("SELECT n, payload FROM events WHERE digest IN ({})", [_digest(event_id) for event_id in event_ids]))
+        with self.changing(version) as connection:
+            rows = list(self._chunked(_BY_DIGEST, [_digest(event_id) for event_id in event_ids], connection))
             gone = {n for n, _ in rows}
-            self._db.executemany("DELETE FROM events WHERE n = ?", [(n,) for n in gone])
+            run_many(connection, sa.delete(_EVENTS).where(_EVENTS.c.n == sa.bindparam("number")), [(n,) for n in gone])
             keys = {key for _, payload in rows if payload is not None for key in keys_of(_incoming(payload).event.identifiers)}
-            for key in self._ids(keys).values():
-                said = self._db.execute("SELECT occurred_at, n FROM said WHERE key = ?", [key]).fetchall()
+            for key in self._ids(keys, connection).values():
+                said = connection.execute(sa.select(_SAID.c.occurred_at, _SAID.c.n).where(_SAID.c.key == key)).fetchall()
                 theirs = [(key, at, n) for at, n in said if n in gone]
-                self._db.executemany("DELETE FROM said WHERE key = ? AND occurred_at = ? AND n = ?", theirs)
+                run_many(connection, _UNSAID, theirs)
                 if len(theirs) == len(said):
-                    self._db.execute("DELETE FROM keys WHERE id = ?", [key])
+                    connection.execute(sa.delete(_KEYS).where(_KEYS.c.id == key))
         self.scrub()
 
-    def _insert(self, rows: Sequence[Incoming]) -> None:
-        [(last,)] = self._db.execute("SELECT ifnull(max(n), 0) FROM events").fetchall()
+    def _insert(self, connection: Connection, rows: Sequence[Incoming]) -> None:
+        last = connection.execute(sa.select(sa.func.coalesce(sa.func.max(_EVENTS.c.n), 0))).scalar_one()
         digests = [_digest(row.event.event_id) for row in rows]
-        held = {digest for (digest,) in self._select("SELECT digest FROM events WHERE digest IN ({})", digests)}
+        held = {digest for digest, _ in self._chunked(_HASHES, digests, connection)}
         keys = [keys_of(row.event.identifiers) for row in rows]
-        ids = self._ids({key for each in keys for key in each}, make=True)
-        declared = self._declared({_purposes(row) for row in rows})
+        ids = self._ids({key for each in keys for key in each}, connection, make=True)
+        declared = self._declared({_purposes(row) for row in rows}, connection)
         events, said = [], []
         for n, (row, digest, its) in enumerate(zip(rows, digests, keys, strict=True), last + 1):
             if digest in held:
@@ -161,18 +189,20 @@ class EventIndex(TableIndex[Incoming]):
             events.append((n, digest, bytes.fromhex(row.content_hash), _payload(row) if its else None))
             at, by = microseconds(row.event.occurred_at), declared.get(_purposes(row))
             said += [(ids[key], at, n, key == its[0], by) for key in its]
-        self._db.executemany("INSERT INTO events VALUES (?, ?, ?, ?)", events)
-        self._db.executemany("INSERT INTO said VALUES (?, ?, ?, ?, ?)", said)
+        run_many(connection, sa.insert(_EVENTS), events)
+        run_many(connection, sa.insert(_SAID), said)
 
-    def _declared(self, purposes: Collection[str | None]) -> dict[str | None, int]:
+    @staticmethod
+    def _declared(purposes: Collection[str | None], connection: Connection) -> dict[str | None, int]:
         texts = [text for text in purposes if text is not None]
-        self._db.executemany("INSERT OR IGNORE INTO declared (purposes) VALUES (?)", [(text,) for text in texts])
-        return {text: n for text in texts for (n,) in self._db.execute("SELECT id FROM declared WHERE purposes = ?", [text]).fetchall()}
+        for text in texts:
+            connection.execute(put(_DECLARED).values(purposes=text).on_conflict_do_nothing())
+        return {text: n for n, text in connection.execute(sa.select(_DECLARED))} if texts else {}
 
-    def _ids(self, keys: Collection[str], make: bool = False) -> dict[str, int]:
-        if make:
-            self._db.executemany("INSERT OR IGNORE INTO keys (key) VALUES (?)", [(key,) for key in sorted(keys)])
-        return dict(self._select("SELECT key, id FROM keys WHERE key IN ({})", sorted(keys)))
+    def _ids(self, keys: Collection[str], connection: Connection | None = None, make: bool = False) -> dict[str, int]:
+        if make and connection is not None:
+            run_many(connection, _PUT_KEY, [(key,) for key in sorted(keys)])
+        return {row[0]: row[1] for row in self._chunked(_KEY_IDS, sorted(keys), connection)}
 
     @staticmethod
     def _from_row(row: Mapping[str, Any]) -> Incoming:

@@ -18,8 +18,9 @@ from features.people.contacts import Contacts
 from features.people.identity import Identities
 from features.people.tombstones import Tombstones
 from features.people.vault import IDENTIFIER, Vault
-from features.state import tables
-from features.state.home import Home, MissingStateError
+from features.state.ports import DEAD_LETTERS, DECISIONS, EVENTS, IDENTIFIERS, KEPT_SECONDS, LOG, MissingStateError, State
+from features.state.table_index import MARK
+from features.state.tables import COMPACT_ABOVE_FILES
 from features.store.dead_letters import DeadLetter, DeadLetters
 from features.store.event_index import EventIndex, Incoming
 
@@ -92,32 +93,33 @@ def connect() -> duckdb.DuckDBPyConnection:
 
 
 class EventLog:
-    """The Delta table of events of one home. Appends from several processes take turns by a file lock."""
+    """The Delta table of events of one home. Appends from several processes take turns by a lease."""
 
-    def __init__(self, home: Home, timezone: str) -> None:
-        self._home = home
+    def __init__(self, state: State, timezone: str) -> None:
+        self._state = state
+        self._events = state.tables[EVENTS]
         self._zone = ZoneInfo(timezone)
-        self.letters = DeadLetters(home)
+        self.letters = DeadLetters(state)
         self._appends = 0
 
     @cached_property
     def vault(self) -> Vault:
         """The vault of the home."""
-        return Vault.open(self._home)
+        return Vault.open(self._state)
 
     @cached_property
     def contacts(self) -> Contacts:
         """The contact table of the home."""
-        return Contacts(self._home, self.vault)
+        return Contacts(self._state, self.vault)
 
     @cached_property
     def index(self) -> EventIndex:
         """By which events are found without reading the log."""
-        return EventIndex(self._home.event_index, self._home.events)
+        return EventIndex(self._state.database("event_index", MARK), self._events)
 
     @cached_property
     def _tombstones(self) -> Tombstones:
-        return Tombstones(self._home, self.vault)
+        return Tombstones(self._state, self.vault)
 
     def close(self) -> None:
         """Let go of the index's file; it is opened again where it is needed."""
@@ -133,7 +135,7 @@ class EventLog:
         """
         if not batch:
             return AppendReport(0, 0, 0)
-        with self._home.locked("log"):
+        with self._state.lease.hold(LOG):
             welcome = self._tombstones.welcome((row.event for row in batch), keep=True)
             self.index.catch_up()
             stored = self.hashes_of([row.event.event_id for row in batch])
@@ -154,10 +156,10 @@ class EventLog:
             self.contacts.remember((personal, row.known_at) for row in fresh for personal in row.personal)
             identities.flush()
             if fresh:
-                tables.append(self._home.events, table)
-                self.index.add(fresh, tables.version(self._home.events))
+                self._events.append(table)
+                self.index.add(fresh, self._events.version())
             self.letters.keep(letters)
-            files = tables.files(self._home.events)
+            files = self._events.files()
         self._tidy(len(files))
         return AppendReport(len(fresh), repeated, len(letters), len(batch) - sum(welcome), fresh)
 
@@ -190,11 +192,11 @@ class EventLog:
                     kept.append(row)
             return kept, self.to_arrow(kept)
 
-    def maintain(self, kept_seconds: float = tables.KEPT_SECONDS) -> None:
+    def maintain(self, kept_seconds: float = KEPT_SECONDS) -> None:
         """Keep the tables of the log in few files, and the dead letters within their bound."""
-        with self._home.locked("log"):
-            for path in (self._home.events, self._home.identifiers):
-                tables.maintain(path, kept_seconds)
+        with self._state.lease.hold(LOG):
+            for name in (EVENTS, IDENTIFIERS):
+                self._state.tables[name].maintain(kept_seconds)
             self.letters.maintain(kept_seconds)
 
     def recover(self) -> None:
@@ -203,34 +205,33 @@ class EventLog:
         Raises:
             DamagedStateError: something is not; the message names the file and the way back.
         """
-        with self._home.locked("log"):
-            for path in (self._home.events, self._home.identifiers, self._home.dead_letters):
-                tables.recover(path)
-        with self._home.locked("decisions"):
-            tables.recover(self._home.decisions / "table")
+        with self._state.lease.hold(LOG):
+            for name in (EVENTS, IDENTIFIERS, DEAD_LETTERS):
+                self._state.tables[name].recover()
+        with self._state.lease.hold(DECISIONS):
+            self._state.tables[DECISIONS].recover()
 
     def repair(self) -> list[str]:
         """Give up what cannot be read of any table; returns what was given up."""
-        with self._home.locked("log"), self._home.locked("decisions"):
-            paths = (self._home.events, self._home.identifiers, self._home.dead_letters, self._home.decisions / "table")
-            return [lost for path in paths for lost in tables.repair(path)]
+        with self._state.lease.hold(LOG), self._state.lease.hold(DECISIONS):
+            return [lost for table in self._state.tables.values() for lost in table.repair()]
 
     def stamp_anew(self, now: datetime) -> int:
         """Let events that a clock which was wrong has stamped with a time to come be known from *now* on; returns how many."""
         if not self.exists:
             return 0
-        with self._home.locked("log"):
-            return tables.lower(self._home.events, ("known_at", "received_at"), now)
+        with self._state.lease.hold(LOG):
+            return self._events.lower(("known_at", "received_at"), now)
 
     def _tidy(self, files: int = 0) -> None:
         self._appends += 1
-        if self._appends % MAINTAIN_EVERY == 0 or files > tables.COMPACT_ABOVE_FILES:
+        if self._appends % MAINTAIN_EVERY == 0 or files > COMPACT_ABOVE_FILES:
             self.maintain()
 
     def reject(self, letters: Sequence[DeadLetter]) -> None:
         """Keep rows that could not be taken, encrypted; the same letter from a repeated import is kept once."""
         if letters:
-            with self._home.locked("log"):
+            with self._state.lease.hold(LOG):
                 self.letters.keep(letters)
             self._tidy()
 
@@ -243,13 +244,13 @@ class EventLog:
 
     def forget_letters(self, letter_ids: Sequence[str]) -> int:
         """Delete dead letters: what was replayed, or belonged to a person who is erased."""
-        with self._home.locked("log"):
+        with self._state.lease.hold(LOG):
             return self.letters.forget(letter_ids)
 
     @property
     def exists(self) -> bool:
         """Whether any event is stored."""
-        return bool(tables.files(self._home.events))
+        return bool(self._events.files())
 
     def version(self) -> int:
         """The Delta version of the log, which names its exact content.
@@ -258,7 +259,7 @@ class EventLog:
             MissingStateError: the log is empty.
         """
         self._found()
-        return tables.version(self._home.events)
+        return self._events.version()
 
     def files(self) -> list[str]:
         """The Parquet files that make up the current version."""
@@ -305,9 +306,9 @@ class EventLog:
             )
 
     def _found(self) -> list[str]:
-        found = tables.files(self._home.events)
+        found = self._events.files()
         if not found:
-            raise MissingStateError(f"the event log {self._home.events} is empty: import events first (python -m features import)")
+            raise MissingStateError(f"the event log of {self._state.place} is empty: import events first (python -m features import)")
         return found
 
     def hashes_of(self, event_ids: Sequence[str]) -> dict[str, str]:
@@ -316,16 +317,16 @@ class EventLog:
 
     def catch_up(self) -> None:
         """Take note of what a crash kept from the index."""
-        if self.index.version != tables.version(self._home.events):
-            with self._home.locked("log"):
+        if self.index.version != self._events.version():
+            with self._state.lease.hold(LOG):
                 self.index.catch_up()
 
     def erase(self, event_ids: Sequence[str]) -> int:
         """Delete events and every older version of the log; returns how many there were."""
-        with self._home.locked("log"):
+        with self._state.lease.hold(LOG):
             self.index.catch_up()
-            gone = tables.erase(self._home.events, "event_id", event_ids)
-            self.index.forget(event_ids, tables.version(self._home.events))
+            gone = self._events.erase("event_id", event_ids)
+            self.index.forget(event_ids, self._events.version())
             return gone
 
     def to_arrow(self, rows: Sequence[Incoming]) -> pa.Table:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import sqlite3
 import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,22 +19,25 @@ from features.definitions.feature import Moment
 from features.definitions.folds.registered import NAMES, CustomerState, nothing
 from features.definitions.view import ONLINE, View, views_of
 from features.state.clock import AHEAD, microseconds
-from features.state.disk import make_folder, open_database, transaction
-from features.state.home import Home, MissingStateError, configure_process
-from features.state.settings import Settings
+from features.state.disk import make_folder
+from features.state.home import Home, configure_process
+from features.state.ports import MissingStateError
+from features.store.keyed_state import Row
+from features.store.online_engines import KEY_VERSION, PROJECT, OnlineEngine, RedisRows, SQLiteRows
 from features.store.snapshots import Wanted, backfill, drop_unread, snapshot_path
 
 if TYPE_CHECKING:
     from features.state.lean_feast import feast
 
 logger = logging.getLogger("ubiquo")
-Row = dict[str, Any]
 SERVICES: dict[str, tuple[str, ...]] = {
     "customer_v1": ("customer_activity", "customer_state"), "activity_v1": ("customer_activity",), "state_v1": ("customer_state",),
     "items_v1": ("item_stats",),
 }  # fmt: skip
 """FeatureService name to the views that it reads; those of models come from their settings."""
 WRITE_ROWS = 1_000
+ONLINE_LEASE = "online"
+"""Of whoever looks at rows online and then writes them."""
 _pack, _unpack = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(dict[str, Any]).decode
 
 
@@ -62,12 +64,12 @@ class FeatureStore:
         self.views: Mapping[str, View] = views_of(shop.domain)
         """The feature views of the shop's domain, by name."""
         self._services = {**SERVICES, **(services or {})}
-        redis = self._redis = Settings.from_environment().redis
+        redis = self._redis = home.settings.redis
         make_folder(home.feast)
         self._drop_damaged_registry(home.feast / "registry.db")
         self._feast: feast.FeatureStore = feast.FeatureStore(
             config=RepoConfig(
-                project="ubiquo",
+                project=PROJECT,
                 provider="local",
                 # cache_mode thread: an expiring registry must not stall a request
                 registry=RegistryConfig(path=str(home.feast / "registry.db"), cache_mode="thread", cache_ttl_seconds=3600),
@@ -75,13 +77,16 @@ class FeatureStore:
                 online_store={"type": "redis", "connection_string": redis}
                 if redis
                 else {"type": "sqlite", "path": str(home.feast / "online.db")},
-                entity_key_serialization_version=3,
+                entity_key_serialization_version=KEY_VERSION,
             )
         )
-        if not redis:
-            # readers go on while a writer commits
-            open_database(home.feast / "online.db", "PRAGMA journal_mode=WAL").close()
         self._feature_services: dict[str, feast.FeatureService] = {}
+
+    @cached_property
+    def _rows(self) -> OnlineEngine:
+        if not self._redis:
+            return SQLiteRows(self._home)
+        return RedisRows(self._feast._get_provider().online_store._get_client(self._feast.config.online_store))
 
     @staticmethod
     def _drop_damaged_registry(path: Path) -> None:
@@ -101,20 +106,8 @@ class FeatureStore:
         from features.store.views import feast_objects
 
         self._feast.apply(feast_objects(self._home, self.views, self._services))
-        if not self._redis:
-            self._drop_unpacked()
-
-    def _drop_unpacked(self) -> None:
-        """Let go of tables in which rows lay another way: nothing reads them any more, nor would an erasure."""
-        kept = {f"ubiquo_{view}{ONLINE}" for view in self.views}
-        with self._home.locked("online"), transaction(self._home.feast / "online.db") as online:
-            tables = [name for (name,) in online.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'ubiquo_%'")]
-            old = [table for table in tables if table not in kept]
-            for table in old:
-                online.execute(f"DROP TABLE {table}")
-        if old:
-            logger.warning("online rows of before lay another way and are let go: python -m features materialize brings all back")
-            self.scrub()
+        with self._home.lease.hold(ONLINE_LEASE):
+            self._rows.keep_only(self.views)
 
     def customer_views(self) -> list[str]:
         """The views of customers."""
@@ -207,54 +200,27 @@ class FeatureStore:
 
     def delete_all(self, keys: Sequence[str], key: str = "customer_id") -> int:
         """Take everything that is online of some entities offline for good, whoever wrote it; returns how many rows there were."""
+        if not keys:
+            return 0
         gone = sum(self.delete(view.name, keys) for view in self.views.values() if view.key == key)
-        if self._redis and keys:
-            from feast.infra.online_stores.helpers import _redis_key
-
-            # one hash holds all of an entity, what another version of this code wrote too
-            client = self._feast._get_provider().online_store._get_client(self._feast.config.online_store)
-            client.delete(*(_redis_key("ubiquo", entity, entity_key_serialization_version=3) for entity in _entities(key, keys)))
+        self._rows.delete_all(_entities(key, keys))
         return gone
 
     def delete(self, view: str, keys: Sequence[str]) -> int:
-        """Take rows of *view* offline for good; returns how many there were.
-
-        Feast offers no such call, so this speaks to its SQLite file or Redis in the form in which Feast writes them.
-        """
+        """Take rows of *view* offline for good; returns how many there were."""
         if not keys:
             return 0
-        with self._home.locked("online"):
+        with self._home.lease.hold(ONLINE_LEASE):
             return self._delete(view, keys)
 
     def _delete(self, view: str, keys: Sequence[str]) -> int:
-        from feast.infra.key_encoding_utils import serialize_entity_key
-
-        entities = _entities(self.views[view].key, keys)
-        if self._redis:
-            return self._delete_redis(view, entities)
-        raw = [(serialize_entity_key(each, entity_key_serialization_version=3),) for each in entities]
-        table = f"ubiquo_{view}{ONLINE}"
-        with transaction(self._home.feast / "online.db") as online:
-            if not online.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchall():
-                return 0
-            return sum(online.execute(f"DELETE FROM {table} WHERE entity_key = ?", key).rowcount > 0 for key in raw)
+        fields = [feature.name for feature in self._feast.get_feature_view(f"{view}{ONLINE}").features]
+        return self._rows.delete(view, fields, _entities(self.views[view].key, keys)) if keys else 0
 
     def scrub(self) -> None:
-        """Bring the SQLite file to hold no more than its rows: what Feast replaced or deleted may stand in free pages."""
-        if not self._redis:
-            with self._home.locked("online"), contextlib.closing(sqlite3.connect(self._home.feast / "online.db", timeout=60)) as online:
-                online.execute("VACUUM")
-                online.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-
-    def _delete_redis(self, view: str, entities: Sequence[Any]) -> int:
-        from feast.infra.online_stores.helpers import _mmh3, _redis_key
-
-        client = self._feast._get_provider().online_store._get_client(self._feast.config.online_store)
-        # one hash holds an entity's rows of every view; Redis drops it with its last field
-        name = f"{view}{ONLINE}"
-        fields = [_mmh3(f"{name}:{feature.name}") for feature in self._feast.get_feature_view(name).features]
-        keys = [_redis_key("ubiquo", entity, entity_key_serialization_version=3) for entity in entities]
-        return sum(bool(client.hdel(key, f"_ts:{name}", *fields)) for key in keys)
+        """Leave no trace online of what was replaced or deleted."""
+        with self._home.lease.hold(ONLINE_LEASE):
+            self._rows.scrub()
 
     def online(self, service: str, keys: Sequence[str]) -> list[Row]:
         """The newest rows of *service* for *keys* as they are stored, in their order; an unknown key's values are all None.
@@ -285,7 +251,7 @@ class FeatureStore:
         for start in range(0, len(rows), WRITE_ROWS):
             chunk = rows[start : start + WRITE_ROWS]
             # another process must not write between the look and the write; in chunks, so that nobody waits for long
-            with self._home.locked("online"):
+            with self._home.lease.hold(ONLINE_LEASE):
                 held = self.online_times(name, [row[view.key] for row in chunk])
                 if believed_until is not None and (ahead := [k for k, at in held.items() if at > believed_until]):
                     # Redis keeps the newer row whatever is written, so these go first

@@ -7,22 +7,22 @@ from typing import Any
 
 from features.people.identity import Identities, write_anew
 from features.people.identity_graph import BY_HAND, IdentityGraph, keys_of
-from features.state.home import Home
+from features.state.ports import LOG, State
 from features.store.event_log import EventLog, connect
 
 Advance = Callable[[int, int], None]
 BATCH = 100_000
 
 
-def rebuild(home: Home, timezone: str, advance: Advance = lambda done, of: None) -> int:
+def rebuild(state: State, timezone: str, advance: Advance = lambda done, of: None) -> int:
     """Replay every event that names somebody, in the order in which they became known; returns the number of customers.
 
     An event with one identifier says nothing when it is repeated, so only the first such of each identifier is read. What was
     decided by hand is done again at its own moment.
     """
-    log = EventLog(home, timezone)
-    with home.locked("log"):
-        decisions = [step for step in Identities(home).steps() if step.cause in BY_HAND]
+    log = EventLog(state, timezone)
+    with state.lease.hold(LOG):
+        decisions = [step for step in Identities(state).steps() if step.cause in BY_HAND]
         graph = IdentityGraph()
         db = connect()
         db.execute(_ORDERED, [log.files()]).fetchall()
@@ -42,7 +42,7 @@ def rebuild(home: Home, timezone: str, advance: Advance = lambda done, of: None)
         while decision is not None:
             graph.repeat(decision)
             decision = next(waiting)
-        write_anew(home, graph.news)
+        write_anew(state, graph.news)
     return len(graph.customers())
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import shutil
-import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -24,14 +21,13 @@ from features.people.consent import FEATURES, Consents
 from features.people.hidden import Hidden
 from features.people.identity import SCHEMA, Identities
 from features.people.identity_graph import keys_of
-from features.state.delta import DeltaTable
-from features.state.disk import make_folder
+from features.state.file_lease import Scratch
 from features.state.home import Home
+from features.state.ports import IDENTIFIERS
 from features.store.event_log import EventLog
 
 SPILL = "spill"
 """Of the folder where what does not fit into memory lies while it is worked on."""
-LOCK = "in-use"
 MOST_MEGABYTES = 800
 """How much memory the tables of one timeline take; what is more lies on the disk."""
 MANY_KEYS = 10_000
@@ -139,18 +135,12 @@ def open_timeline(
 def _connection(home: Home) -> Any:
     """A DuckDB connection that holds so much in memory and the rest in a folder of the home."""
     clear_spills(home)
-    folder = home.root / f"{SPILL}-{uuid.uuid4().hex}"
-    made = folder.with_name(f"new-{folder.name}")
-    make_folder(made)
     connection = ibis.duckdb.connect()
-    # as long as it is held the folder is in use; it gets its name once it is, so that nobody clears it in between
-    connection.spill_folder, connection.spill_lock = folder, open(made / LOCK, "w")  # noqa: SIM115 - closed with the timeline
-    fcntl.flock(connection.spill_lock, fcntl.LOCK_EX)
-    made.rename(folder)
+    connection.spill = Scratch(home.root, SPILL)
     for setting in (
         "TimeZone='UTC'",
         f"memory_limit='{MOST_MEGABYTES}MB'",
-        f"temp_directory='{folder / 'tables'}'",
+        f"temp_directory='{connection.spill.folder / 'tables'}'",
         "preserve_insertion_order=false",
     ):
         connection.raw_sql(f"SET {setting}")
@@ -159,10 +149,7 @@ def _connection(home: Home) -> Any:
 
 def clear_spills(home: Home) -> None:
     """Delete what timelines that are closed, or whose process was killed, have left on the disk."""
-    for folder in home.root.glob(f"{SPILL}-*"):
-        with contextlib.suppress(FileNotFoundError, BlockingIOError), open(folder / LOCK) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+    Scratch.clear(home.root, SPILL)
 
 
 class _Found(NamedTuple):
@@ -192,9 +179,8 @@ def _by_key(log: EventLog, identities: Identities, customers: Sequence[str], mom
 
 def _steps(home: Home) -> pa.Table:
     """The identifiers table; empty where every event so far is anonymous."""
-    if not DeltaTable.is_deltatable(str(home.identifiers)):
-        return SCHEMA.empty_table().select(_STEP_COLUMNS)
-    return DeltaTable(str(home.identifiers)).to_pyarrow_table(columns=_STEP_COLUMNS)
+    table = home.tables[IDENTIFIERS].read(_STEP_COLUMNS)
+    return SCHEMA.empty_table().select(_STEP_COLUMNS) if table is None else table
 
 
 def _identified(raw: ir.Table, known: ir.Table, some_are_shared: bool) -> ir.Table:

@@ -22,7 +22,8 @@ from features.people.contacts import Contacts
 from features.people.identity import Identities
 from features.state.clock import microseconds
 from features.state.disk import move_into_place, write_atomically
-from features.state.home import Home, MissingStateError
+from features.state.home import Home
+from features.state.ports import MissingStateError
 from features.store.event_log import EventLog
 from features.store.feature_store import FeatureStore
 from models.kind import Answers
@@ -58,6 +59,7 @@ SCHEMAS: dict[Answers, pa.Schema] = {
 
 def score(
     home: Home,
+    engine_of: Callable[[Home], Engine],
     name: str,
     as_of: datetime,
     out: Path,
@@ -82,7 +84,7 @@ def score(
         raise ValueError(f"--out {out}: end the name in .parquet or .jsonl")
     shop = Shop.load(home)
     EventLog(home, shop.timezone).check_reaches(as_of)
-    engine = Engine(home)
+    engine = engine_of(home)
     store, settings = FeatureStore(home, engine.services()), engine.models[name]
     store.apply()
     for view in settings.kind.views:

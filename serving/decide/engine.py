@@ -81,10 +81,10 @@ class Loaded:
 class Engine:
     """The champions of one home. Holds no customer data; a newer champion replaces an older one between two answers."""
 
-    def __init__(self, home: Home, registry: Registry | None = None) -> None:
+    def __init__(self, home: Home, registry: Registry) -> None:
         self._home = home
-        self._registry = registry or Registry()
-        self.models: Mapping[str, ModelSettings] = self._registry.settings.models
+        self.registry = registry
+        self.models: Mapping[str, ModelSettings] = self.registry.settings.models
         """The models that there are, by the name under which they are asked."""
         self._features = _feature_names(home)
         self._loaded: dict[str, Loaded] = {}
@@ -100,7 +100,7 @@ class Engine:
         news = []
         offers = Catalogue(self._home).digest("offers")
         for name, settings in self.models.items():
-            version = self._registry.version_of(name, self._registry.settings.champion)
+            version = self.registry.version_of(name, self.registry.settings.champion)
             held = self._loaded.get(name)
             if version is None:
                 continue
@@ -110,7 +110,7 @@ class Engine:
                     news.append(f"{held.model.label} with new offers")
                 continue
             try:
-                loaded = self._registry.load(f"{name}@{self._registry.settings.champion}")
+                loaded = self.registry.load(f"{name}@{self.registry.settings.champion}")
                 _describe(loaded.model, self._home)
                 self._check_inputs(loaded.model)
                 self._loaded[name] = self._ready(settings.kind, loaded)
@@ -138,7 +138,7 @@ class Engine:
 
     def services(self) -> dict[str, tuple[str, ...]]:
         """The FeatureService of each model, with the views that it reads."""
-        return self._registry.settings.services()
+        return self.registry.settings.services()
 
     def missing(self) -> list[str]:
         """The models that have no champion."""

@@ -11,7 +11,7 @@ from features.definitions.feature import Moment
 from features.definitions.folds.registered import NAMES, CustomerState, OutdatedStateError, Touch, nothing
 from features.people.identity import Former
 from features.state.clock import AHEAD, microseconds
-from features.store.feature_store import FeatureStore
+from features.store.keyed_state import KeyedState
 from models.registry import ModelSettings
 
 STATE = "customer_state"
@@ -51,7 +51,7 @@ class Nothing:
 class OnlineReader:
     """Reads what a model asks of one customer."""
 
-    def __init__(self, store: FeatureStore, timezone: str, recent: Recent | None = None) -> None:
+    def __init__(self, store: KeyedState, timezone: str, recent: Recent | None = None) -> None:
         self._store, self._timezone = store, timezone
         self._recent: Recent = recent or Nothing()
         self._lock = threading.Lock()

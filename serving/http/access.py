@@ -15,7 +15,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 
 from features.state.home import Home
-from features.state.settings import SettingError, Settings
+from features.state.settings import SettingError
 from serving.http.asgi import application
 from serving.privacy.keys import LOCAL, Key, Keys, Scope
 
@@ -112,9 +112,10 @@ class AccessControl:
 
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
         self._app = app
-        self._keys = Keys(Home.from_environment())
+        home = Home.from_environment()
+        self._keys = Keys(home)
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
-        self._rate: RateLimitItem = _rate(Settings.from_environment().rate_limit)
+        self._rate: RateLimitItem = _rate(home.settings.rate_limit)
         self._wrong: RateLimitItem = parse(WRONG_KEY_RATE)
         self._buffered = 0
         self._at_bento = 0

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from features.events.event import explain
 from features.events.identifiers import IdentifierError
 from features.state.disk import NoSpaceError
-from models.registry import ModelSettings, NoChampionError, load_settings
+from models.registry import ModelSettings, NoChampionError, RegistrySettings
 from serving.decide.engine import Who
 from serving.decide.questions import SHAPES, CustomerRequest, SimilarItemsRequest, UnknownAttributeError
 from serving.http.access import KEY, MAX_BODY_BYTES, RETRY_SECONDS
@@ -46,13 +46,13 @@ PATIENCE_SECONDS = 5.0
 class App:
     """The ASGI application. It answers 503 until a runtime is set."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: RegistrySettings) -> None:
         self.runtime: Runtime | None = None
         self._encode = msgspec.json.Encoder().encode
         self._answers: dict[str, tuple[Any, Callable[[Any, datetime], Any]]] = {
             "/v1/similar-items": (SimilarItemsRequest, self.similar_items)
         }
-        models = load_settings().models
+        models = settings.models
         for name, model in models.items():
             path = f"/v1/{name}"
             if path in RESERVED or path in self._answers:
@@ -60,6 +60,7 @@ class App:
             self._answers[path] = SHAPES[model.kind.answers][0], partial(self._asked, name, model)
         self._decoders = {kind: msgspec.json.Decoder(kind) for kind in {request for request, _ in self._answers.values()}}
         self._models = len(models)
+        self._document = self._encode(document(models))
         self._routes = {*self._answers, *RESERVED}
         self._desk = CustomerDesk()
         # one thread decides: more would only contend for the interpreter. What cannot be begun soon is refused at once
@@ -184,7 +185,7 @@ class App:
 
     async def _respond(self, scope: Scope, receive: Receive, path: str) -> tuple[int, bytes, bytes]:
         if path == "/openapi.json":
-            return 200, self._encode(document()), b"application/json"
+            return 200, self._document, b"application/json"
         if path == "/metrics":
             self._ready.set(self._models - len(self._live().engine.missing()))
             return 200, await self._aside.run(generate_latest, self.metrics), b"text/plain; version=0.0.4"

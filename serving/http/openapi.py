@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from features.events.event import Event
-from models.registry import load_settings
+from models.registry import ModelSettings
 from serving.decide.questions import SHAPES, CustomerRequest, ItemsAnswer, SimilarItemsRequest
 from serving.http.problems import Problem
 from serving.http.trackers import TRACKERS
@@ -31,10 +31,8 @@ CUSTOMER_ROUTES: dict[str, dict[str, tuple[str, Any]]] = {
 """What is asked about and done to one customer; each is audited."""
 
 
-@cache
-def document() -> dict[str, Any]:
-    """The whole description."""
-    models = load_settings().models
+def document(models: Mapping[str, ModelSettings]) -> dict[str, Any]:
+    """The whole description of a service with these models."""
     routes = {**{f"/v1/{name}": (model.kind.question, *SHAPES[model.kind.answers]) for name, model in models.items()}, **ROUTES}
     kinds: list[Any] = [kind for _, request, answer in routes.values() for kind in (request, answer)]
     kinds += [answer for methods in CUSTOMER_ROUTES.values() for _, answer in methods.values()]

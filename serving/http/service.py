@@ -12,7 +12,6 @@ from typing import Any
 import bentoml
 
 from features.state.home import Home, configure_process
-from features.state.settings import Settings
 from serving.http.access import AccessControl
 from serving.http.asgi import application
 from serving.privacy.keys import Keys
@@ -35,15 +34,16 @@ class Ubiquo:
         import gc
 
         configure_process()
-        _die_with_the_arbiter()
-        if not Settings.from_environment().loopback and not Keys(Home.from_environment()).any():
+        home = Home.from_environment()
+        _die_with_the_arbiter(home)
+        if not home.settings.loopback and not Keys(home).any():
             raise RuntimeError("make an API key (python -m serving keys create): only a service on loopback may do without one")
+        from serving.bootstrap import model_settings, start
         from serving.http.app import App
-        from serving.runtime import Runtime
 
-        self._app = App()
+        self._app = App(model_settings(home))
         try:
-            self._app.runtime = Runtime(Home.from_environment())
+            self._app.runtime = start(home)
         except Exception as error:
             application.failure = error
             raise
@@ -98,9 +98,9 @@ class Ubiquo:
             raise kind(f"{problem.field + ': ' if problem.field else ''}{problem.detail}") from None
 
 
-def _die_with_the_arbiter() -> None:
+def _die_with_the_arbiter(home: Home) -> None:
     """Under ``bentoml serve`` this is a worker: it must not go on answering once what started it is gone (prctl(2), Linux only)."""
-    if not sys.platform.startswith("linux") or Settings.from_environment().single_process:
+    if not sys.platform.startswith("linux") or home.settings.single_process:
         return
     import ctypes
 

@@ -2,42 +2,42 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
-import sqlite3
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
+import sqlalchemy as sa
+
 from features.state.clock import microseconds
-from features.state.disk import check_room, explained, open_database, roll_back
-from features.state.home import Home
+from features.state.ports import State
+from features.state.sql import BIG, run_many
+from serving.intake.event_queue import EPOCH, Accepted, Refused
 
 READ_BYTES = 32_000_000
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class Accepted(NamedTuple):
-    """An accepted event waiting for the log."""
-
-    event_id: str
-    content_hash: str
-    received_at: datetime
-    payload: bytes
-    """The sealed event."""
-    source: str
-    personal: bytes | None = None
-    """What the contact table is to keep of it, encrypted."""
-
-
-class Refused(NamedTuple):
-    """A row that could not be taken, waiting for the dead letters; what it says is encrypted."""
-
-    received_at: datetime
-    source: str
-    token: bytes
+_META = sa.MetaData()
+_WAITING = sa.Table(
+    "waiting",
+    _META,
+    sa.Column("received_at", BIG, primary_key=True),
+    sa.Column("event_id", sa.Text, nullable=False),
+    sa.Column("content_hash", sa.Text, nullable=False),
+    sa.Column("payload", sa.LargeBinary, nullable=False),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("personal", sa.LargeBinary),
+)
+_REFUSED = sa.Table(
+    "refused",
+    _META,
+    sa.Column("received_at", BIG, primary_key=True),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("token", sa.LargeBinary, nullable=False),
+)
+_LET_GO, _LET_GO_REFUSED = (sa.delete(each).where(each.c.received_at == sa.bindparam("at")) for each in (_WAITING, _REFUSED))
 
 
 class _Job(NamedTuple):
@@ -47,33 +47,19 @@ class _Job(NamedTuple):
 
 
 class Inbox:
-    """A SQLite file, written ahead and synced at each commit; all that waits when a commit ends goes into the next one.
+    """A database, synced at each commit; all that waits when a commit ends goes into the next one.
 
     One process writes; calls come from any thread. What leaves is overwritten.
     """
 
-    def __init__(self, home: Home) -> None:
-        self._path = home.inbox
-        self._reader = self._connect(home)
-        self._reading = threading.Lock()
-        self._writer = self._connect(home)
-        self._writing = threading.Lock()
+    def __init__(self, state: State) -> None:
+        self._state = state
+        database = state.database("inbox", _WAITING, _REFUSED)
+        self._reader, self._writer = database.connect(), database.connect()
         self._closed = False
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="ubiquo-inbox", daemon=True)
         self._thread.start()
-
-    @staticmethod
-    def _connect(home: Home) -> sqlite3.Connection:
-        return open_database(
-            home.inbox,
-            "PRAGMA journal_mode=WAL",
-            "PRAGMA synchronous=FULL",
-            "PRAGMA secure_delete=ON",
-            "CREATE TABLE IF NOT EXISTS waiting (received_at INTEGER PRIMARY KEY, event_id TEXT NOT NULL, content_hash TEXT NOT NULL, "
-            "payload BLOB NOT NULL, source TEXT NOT NULL, personal BLOB)",
-            "CREATE TABLE IF NOT EXISTS refused (received_at INTEGER PRIMARY KEY, source TEXT NOT NULL, token BLOB NOT NULL)",
-        )
 
     @property
     def is_open(self) -> bool:
@@ -113,25 +99,18 @@ class Inbox:
         refused = [(microseconds(x.received_at), x.source, x.token) for job in jobs for x in job.refused]
         if not letters and not refused:
             return
-        check_room(self._path.parent)
-        with self._writing:
-            self._writer.execute("BEGIN IMMEDIATE")
-            try:
-                self._writer.executemany("INSERT INTO waiting VALUES (?, ?, ?, ?, ?, ?)", letters)
-                self._writer.executemany("INSERT INTO refused VALUES (?, ?, ?)", refused)
-                self._writer.execute("COMMIT")
-            except BaseException as error:
-                roll_back(self._writer)
-                raise (explained(error, self._path) if isinstance(error, sqlite3.Error) else error) from error
+        self._state.check_room()
+        with self._writer.writing() as connection:
+            run_many(connection, sa.insert(_WAITING), letters)
+            run_many(connection, sa.insert(_REFUSED), refused)
 
     def waiting(self, limit: int = 10_000, after: datetime = EPOCH) -> list[Accepted]:
         """The events that were received after a moment and have not left yet, oldest first; a limit of -1 is none."""
-        query = """SELECT event_id, content_hash, received_at, payload, source, personal FROM waiting
-                   WHERE received_at > ? ORDER BY received_at LIMIT ?"""
+        query = sa.select(_WAITING).where(_WAITING.c.received_at > microseconds(after)).order_by(_WAITING.c.received_at)
         found: list[Accepted] = []
         size = 0
-        with self._reading, contextlib.closing(self._reader.execute(query, (microseconds(after), limit))) as rows:
-            for i, h, at, payload, *rest in rows:
+        with self._reader.streaming(query if limit < 0 else query.limit(limit)) as rows:
+            for at, i, h, payload, *rest in rows:
                 found.append(Accepted(i, h, _moment(at), payload, *rest))
                 size += len(payload)
                 if size > READ_BYTES and limit >= 0:
@@ -141,32 +120,23 @@ class Inbox:
 
     def refused(self, limit: int = 10_000) -> list[Refused]:
         """The rows that could not be taken and have not left yet, oldest first."""
-        with self._reading:
-            rows = self._reader.execute("SELECT * FROM refused ORDER BY received_at LIMIT ?", (limit,)).fetchall()
-        return [Refused(_moment(at), *rest) for at, *rest in rows]
+        query = sa.select(_REFUSED).order_by(_REFUSED.c.received_at)
+        return [Refused(_moment(at), *rest) for at, *rest in self._reader.read(query if limit < 0 else query.limit(limit))]
 
     def drained(self, letters: Sequence[Accepted], refused: Sequence[Refused]) -> None:
         """Let go of what the log now holds."""
-        with self._writing:
-            self._writer.execute("BEGIN IMMEDIATE")
-            try:
-                self._writer.executemany("DELETE FROM waiting WHERE received_at = ?", [(microseconds(x.received_at),) for x in letters])
-                self._writer.executemany("DELETE FROM refused WHERE received_at = ?", [(microseconds(x.received_at),) for x in refused])
-                self._writer.execute("COMMIT")
-            except BaseException:
-                roll_back(self._writer)
-                raise
+        with self._writer.writing() as connection:
+            run_many(connection, _LET_GO, [(microseconds(x.received_at),) for x in letters])
+            run_many(connection, _LET_GO_REFUSED, [(microseconds(x.received_at),) for x in refused])
 
     def scrub(self) -> None:
         """Bring the file and its write-ahead log to hold no more than what waits."""
-        with self._writing:
-            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self._writer.scrub()
 
     def last_received(self) -> datetime | None:
         """The latest receipt of what waits, or None."""
-        with self._reading:
-            query = "SELECT max(at) FROM (SELECT max(received_at) AS at FROM waiting UNION ALL SELECT max(received_at) FROM refused)"
-            [(latest,)] = self._reader.execute(query).fetchall()
+        found = [self._reader.read(sa.select(sa.func.max(each.c.received_at))) for each in (_WAITING, _REFUSED)]
+        latest = max((at for [(at,)] in found if at is not None), default=None)
         return None if latest is None else _moment(latest)
 
     def close(self) -> None:
@@ -174,9 +144,8 @@ class Inbox:
         self._closed = True
         self._jobs.put(None)
         self._thread.join()
-        with self._reading, self._writing:
-            self._reader.close()
-            self._writer.close()
+        self._reader.close()
+        self._writer.close()
 
 
 def _moment(microseconds: int) -> datetime:

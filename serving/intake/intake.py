@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -14,6 +13,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import msgspec
+from sqlalchemy.exc import SQLAlchemyError
 
 from features.catalogue.shop import Shop
 from features.definitions.folds.registered import Touch
@@ -25,15 +25,15 @@ from features.people.identity import Identities
 from features.people.tombstones import STARTS_ANEW, Tombstones
 from features.people.vault import Personal, Sealed
 from features.state.clock import AHEAD, Clock, WatchedClock
-from features.state.disk import DamagedStateError, NoSpaceError, check_room
-from features.state.home import Home, MissingStateError
-from features.state.settings import Settings
+from features.state.disk import DamagedStateError, NoSpaceError
+from features.state.home import Home
+from features.state.ports import MissingStateError
 from features.store.customer_rows import CustomerRows
 from features.store.dead_letters import DeadLetter
 from features.store.event_index import Incoming
 from features.store.event_log import EventLog
-from features.store.feature_store import FeatureStore
-from serving.intake.inbox import EPOCH, Accepted, Inbox, Refused
+from features.store.keyed_state import KeyedState
+from serving.intake.event_queue import EPOCH, Accepted, EventQueue, Refused
 from serving.intake.receipts import EventReceipt, EventsAnswer
 from serving.intake.recent import RecentlyLearnt
 
@@ -90,19 +90,19 @@ class Intake:
     that it knows, so that what a feature row knows is always "strictly before".
     """
 
-    def __init__(self, home: Home, clock: Clock, store: FeatureStore, identities: Identities, consents: Consents) -> None:
+    def __init__(self, home: Home, clock: Clock, inbox: EventQueue, store: KeyedState, identities: Identities, consents: Consents) -> None:
         self._home, self._clock, self.identities, self._consents = home, clock, identities, consents
         self._shop = Shop.load(home)
         self._zone = ZoneInfo(self._shop.timezone)
         self._vault = identities.vault
         self._log = EventLog(home, self._shop.timezone)
         self._tombstones = Tombstones(home, self._vault)
-        self.inbox = Inbox(home)
+        self.inbox = inbox
         self._lock = threading.Lock()
         """Receipts are given one after the other."""
         self._moving = threading.RLock()
         """One thread at a time moves what waits into the log."""
-        self._max_waiting = Settings.from_environment().max_waiting
+        self._max_waiting = home.settings.max_waiting
         self._waiting: dict[str, tuple[str, Future[None]]] = {}
         """The content hash of each event that is not in the log yet, and what is done once it is on the disk."""
         self._spoilt: set[str] = set()
@@ -142,7 +142,7 @@ class Intake:
         Raises:
             InboxFullError: too many events wait; none of these was taken.
         """
-        check_room(self._home.root)
+        self._home.check_room()
         parsed = [self._parse(raw, translate) for raw in raw_events]
         stored: Future[None] = Future()
         ids = [p.event.event_id for p in parsed if isinstance(p, Sealed)]
@@ -175,7 +175,7 @@ class Intake:
             # it may be stored yet: whoever sends it again is told once it is
             logger.error("the disk takes longer than %.0f s", STORE_SECONDS)
             raise NotStoredError("the disk takes long: send the same again") from None
-        except (sqlite3.Error, OSError, DamagedStateError, RuntimeError) as error:
+        except (SQLAlchemyError, OSError, DamagedStateError, RuntimeError) as error:
             self._settle(entry, error)
             if isinstance(error, NoSpaceError):
                 raise

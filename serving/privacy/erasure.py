@@ -17,16 +17,15 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from features.catalogue.shop import Shop
-from features.people.consent import Consents
-from features.people.identity import Identities
 from features.people.tombstones import Tombstones
 from features.state.clock import Clock
 from features.state.disk import write_atomically
-from features.state.home import DERIVED, Home
-from features.state.settings import SettingError, Settings
+from features.state.home import Home
+from features.state.ports import DERIVED, LOG, LeaseTakenError
+from features.state.settings import SettingError
 from features.store.decision_log import DecisionLog
 from features.store.event_log import EventLog
-from features.store.feature_store import FeatureStore
+from features.store.keyed_state import KeyedState
 from features.store.profile import UnknownCustomerError, events_of
 from features.store.timeline import clear_spills
 from models.registry import Registry
@@ -95,11 +94,18 @@ class Office:
     """Everything of one home that an erasure or an export reaches."""
 
     def __init__(
-        self, home: Home, clock: Clock, store: FeatureStore, intake: Intake, decisions: DecisionLog, purge_at: str | None = None
+        self,
+        home: Home,
+        clock: Clock,
+        store: KeyedState,
+        intake: Intake,
+        decisions: DecisionLog,
+        registry: Registry,
+        purge_at: str | None = None,
     ) -> None:
         """Open the office; *purge_at* is the shop's own time of day at which files are purged, ``HH:MM``, or '' for at once."""
         shop, identities = Shop.load(home), intake.identities
-        self._nightly = Nightly.at(Settings.from_environment().purge_at if purge_at is None else purge_at, shop.timezone)
+        self._nightly = Nightly.at(home.settings.purge_at if purge_at is None else purge_at, shop.timezone)
         self._home, self._clock, self._identities, self._intake = home, clock, identities, intake
         # the intake's own: it remembers which identifiers are kept already
         self._contacts = intake.contacts
@@ -110,7 +116,7 @@ class Office:
         # the identity table goes last: a repeated erasure finds by it what a broken one has left
         self.places: list[Place] = [
             Events(home), Waiting(intake.inbox), DeadLetterTable(self._log), Snapshots(home), self._online, self._decisions,
-            BatchFiles(home), RunTables(Registry()), Stages(home), ContactTable(self._contacts), IdentityTable(identities),
+            BatchFiles(home), RunTables(registry), Stages(home), ContactTable(self._contacts), IdentityTable(identities),
         ]  # fmt: skip
         self._folder = home.root / "erasures"
         # one at a time
@@ -169,7 +175,7 @@ class Office:
             self._write_order(receipt_id, subject, at)
             # what came in before the tombstones stood is hers too, from here or by an import that is just storing it
             self._intake.drain()
-            with self._home.locked("log"):
+            with self._home.lease.hold(LOG):
                 self._identities.refresh()
             now = Subject.of(self._home, self._identities, self._contacts, customer_id)
             if now is not None and now.customer_ids[0] == subject.customer_ids[0]:
@@ -281,8 +287,8 @@ class Office:
             InterruptedError: the service ended before that came about.
         """
         while True:
-            with contextlib.suppress(BlockingIOError):
-                guard = self._home.held(DERIVED, exclusive=True)
+            with contextlib.suppress(LeaseTakenError):
+                guard = self._home.lease.take(DERIVED)
                 break
             if self._closing.wait(0.1):
                 raise InterruptedError("somebody still writes what follows from the log; it is carried out at the next start")
@@ -398,28 +404,3 @@ def _traces(subject: Subject) -> Iterator[Trace]:
     # an id may be the beginning of another's
     yield from (Trace(event_id, EVENT_ID, whole=True) for event_id in subject.event_ids if len(event_id) >= SHORTEST_SEARCHED)
     yield from (Trace(value, "personal") for value in subject.personal if len(value) >= SHORTEST_SEARCHED)
-
-
-@contextlib.contextmanager
-def open_office(home: Home, clock: Clock, purge_at: str = "") -> Iterator[Office]:
-    """The office of a home that no service runs on; nobody waits for a night that this process does not see, unless told to.
-
-    Raises:
-        BusyHomeError: a service runs on it, and would go on with what it has in memory.
-    """
-    try:
-        guard = home.held("serving", exclusive=True)
-    except BlockingIOError:
-        raise BusyHomeError("a service runs on this home: ask it (DELETE or GET /v1/customers/{id}), or end it first") from None
-    with guard:
-        store, identities, decisions = FeatureStore(home), Identities(home), DecisionLog(home)
-        store.apply()
-        intake = Intake(home, clock, store, identities, Consents(home, Shop.load(home).consent))
-        try:
-            office = Office(home, clock, store, intake, decisions, purge_at)
-            office.resume()
-            yield office
-            office.close()
-        finally:
-            intake.close()
-            decisions.close()

@@ -20,16 +20,16 @@ from features.catalogue.shop import Shop
 from features.people.contacts import Contacts
 from features.people.identity import Identities
 from features.people.vault import IDENTIFIER
-from features.state import tables
 from features.state.disk import move_into_place, write_atomically
 from features.state.home import Home
+from features.state.ports import EVENTS, Table
 from features.store.decision_log import DecisionLog
 from features.store.event_log import EventLog, connect
-from features.store.feature_store import FeatureStore
+from features.store.keyed_state import KeyedState
 from features.store.profile import events_of
 from models.registry import Registry
 from serving.decide.batch import outputs
-from serving.intake.inbox import Inbox
+from serving.intake.event_queue import EventQueue
 
 Row = dict[str, Any]
 SHORTEST_ALONE = 8
@@ -101,7 +101,7 @@ class Events:
 
     def find(self, subject: Subject) -> Iterator[Row]:
         """Her events, used or not."""
-        for row in _delta_rows(self._home.events, "event_id", subject.event_ids):
+        for row in _rows_of(self._home.tables[EVENTS], "event_id", subject.event_ids):
             yield {**row, "identifiers": [pair["key"] for pair in row["identifiers"] or []], "traits": _pairs(row["traits"])}
 
     def erase(self, subject: Subject) -> int:
@@ -115,7 +115,7 @@ class Waiting:
 
     name = "inbox"
 
-    def __init__(self, inbox: Inbox) -> None:
+    def __init__(self, inbox: EventQueue) -> None:
         self._inbox = inbox
 
     def find(self, subject: Subject) -> Iterator[Row]:
@@ -211,7 +211,7 @@ class OnlineRows:
 
     name = "online store"
 
-    def __init__(self, store: FeatureStore) -> None:
+    def __init__(self, store: KeyedState) -> None:
         self._store = store
 
     def find(self, subject: Subject) -> Iterator[Row]:
@@ -242,7 +242,7 @@ class Decisions:
     def find(self, subject: Subject) -> Iterator[Row]:
         """What was answered to her."""
         self._log.flush()
-        yield from _delta_rows(self._log.table, "customer_id", subject.customer_ids)
+        yield from _rows_of(self._log.table, "customer_id", subject.customer_ids)
 
     def erase(self, subject: Subject) -> int:
         """Delete every decision about her."""
@@ -349,12 +349,13 @@ def mentions(subject: Subject) -> Callable[[str], bool]:
     return lambda text: pattern.search(text) is not None
 
 
-def _delta_rows(path: Path, column: str, values: Sequence[str]) -> Iterator[Row]:
-    if not values or not tables.files(path):
+def _rows_of(table: Table, column: str, values: Sequence[str]) -> Iterator[Row]:
+    files = table.files()
+    if not values or not files:
         return
     connection = connect()
     connection.register("wanted", pa.table({column: pa.array(values, pa.string())}))
-    relation = connection.execute(f"SELECT * FROM read_parquet(?) SEMI JOIN wanted USING ({column})", [tables.files(path)])
+    relation = connection.execute(f"SELECT * FROM read_parquet(?) SEMI JOIN wanted USING ({column})", [files])
     names = [each[0] for each in relation.description or []]
     yield from (dict(zip(names, row, strict=True)) for row in relation.fetchall())
 

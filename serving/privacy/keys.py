@@ -7,19 +7,20 @@ import hashlib
 import hmac
 import logging
 import secrets
-import sqlite3
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple, get_args
 
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
 from features.people.vault import Vault
 from features.state.clock import microseconds
-from features.state.disk import transaction
-from features.state.home import Home
-from features.state.settings import Settings
+from features.state.disk import DamagedStateError
+from features.state.ports import Database, State
+from features.state.sql import BIG
 
 logger = logging.getLogger("ubiquo")
 Scope = Literal["ingest", "decide", "read_customer", "admin"]
@@ -27,6 +28,29 @@ Scope = Literal["ingest", "decide", "read_customer", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 REFRESH_SECONDS = 5.0
 """How soon a new or revoked key counts in a running service."""
+
+
+WAIT_SECONDS = 0.05
+"""How long requests wait for whoever changes the keys."""
+_META = sa.MetaData()
+_KEYS = sa.Table(
+    "keys",
+    _META,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("digest", sa.Text, nullable=False, unique=True),
+    sa.Column("scopes", sa.Text, nullable=False),
+    sa.Column("created_at", BIG, nullable=False),
+    sa.Column("revoked_at", BIG),
+)
+_AUDIT = sa.Table(
+    "audit",
+    _META,
+    sa.Column("at", BIG, nullable=False),
+    sa.Column("key", sa.Text, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("subject", sa.Text, nullable=False),
+    sa.Column("outcome", sa.Text, nullable=False),
+)
 
 
 class Key(NamedTuple):
@@ -45,19 +69,18 @@ LOCAL = Key("local", frozenset(SCOPES))
 
 
 class Keys:
-    """The keys of one home, in a SQLite file, and beside them ``UBIQUO_API_KEY``, which may everything.
+    """The keys of one installation, and beside them ``UBIQUO_API_KEY``, which may everything.
 
     A key is 32 random bytes, so its SHA-256 cannot be guessed back; the key itself is shown once and kept nowhere.
     """
 
-    def __init__(self, home: Home) -> None:
-        self._home = home
+    def __init__(self, state: State) -> None:
+        self._database = _opened(state)
         self._lock = threading.Lock()
         self._known: dict[str, Key] = {}
         self._ever = False
         self._read_at = float("-inf")
-        settings = Settings.from_environment()
-        environment, self._loopback = settings.api_key, settings.loopback
+        environment, self._loopback = state.settings.api_key, state.settings.loopback
         self._environment = _digest(environment) if environment else ""
 
     def create(self, name: str, scopes: Sequence[str], at: datetime) -> str:
@@ -73,9 +96,10 @@ class Keys:
             raise ValueError(f"a key needs a scope: use {', '.join(SCOPES)}")
         token = "ubq_" + secrets.token_urlsafe(32)
         try:
-            with _open(self._home) as db:
-                db.execute("INSERT INTO keys VALUES (?, ?, ?, ?, NULL)", (name, _digest(token), " ".join(scopes), microseconds(at)))
-        except sqlite3.IntegrityError:
+            with self._database.begin() as connection:
+                row = {"name": name, "digest": _digest(token), "scopes": " ".join(scopes), "created_at": microseconds(at)}
+                connection.execute(sa.insert(_KEYS).values(row))
+        except IntegrityError:
             raise ValueError(f"there is a key named {name!r} already: choose another name, or revoke it first") from None
         return token
 
@@ -85,15 +109,17 @@ class Keys:
         Raises:
             ValueError: there is no such key in force.
         """
-        with _open(self._home) as db:
-            changed = db.execute("UPDATE keys SET revoked_at = ? WHERE name = ? AND revoked_at IS NULL", (microseconds(at), name)).rowcount
+        in_force = sa.update(_KEYS).where(_KEYS.c.name == name, _KEYS.c.revoked_at.is_(None))
+        with self._database.begin() as connection:
+            changed = connection.execute(in_force.values(revoked_at=microseconds(at))).rowcount
         if not changed:
             raise ValueError(f"no key named {name!r} is in force")
 
     def listed(self) -> list[dict[str, Any]]:
         """Every key: name, scopes, made and revoked when."""
-        with _open(self._home) as db:
-            rows = db.execute("SELECT name, scopes, created_at, revoked_at FROM keys ORDER BY created_at").fetchall()
+        columns = _KEYS.c.name, _KEYS.c.scopes, _KEYS.c.created_at, _KEYS.c.revoked_at
+        with contextlib.closing(self._database.connect()) as session:
+            rows = session.read(sa.select(*columns).order_by(_KEYS.c.created_at))
         return [
             {"name": name, "scopes": scopes.split(), "created_at": _moment(created), "revoked_at": _moment(revoked)}
             for name, scopes, created, revoked in rows
@@ -119,51 +145,48 @@ class Keys:
                 self._read_at = time.monotonic()
                 try:
                     self._refresh()
-                except sqlite3.Error as error:
+                except (SQLAlchemyError, DamagedStateError, OSError) as error:
                     # those known stay in force; where none was ever read nobody is let in
-                    logger.warning("%s cannot be read (%s): the keys known before stay in force", self._home.access, error)
+                    logger.warning("%s cannot be read (%s): the keys known before stay in force", self._database.place, error)
                     self._ever = True
             return self._known
 
     def _refresh(self) -> None:
-        if not self._home.access.exists():
+        if not self._database.exists:
             return
-        # only to read, and without waiting: requests wait for this
-        with contextlib.closing(sqlite3.connect(f"file:{self._home.access}?mode=ro", uri=True, timeout=0.05)) as db:
-            rows = db.execute("SELECT name, digest, scopes FROM keys WHERE revoked_at IS NULL").fetchall()
+        with contextlib.closing(self._database.connect(WAIT_SECONDS)) as session:
+            rows = session.read(sa.select(_KEYS.c.name, _KEYS.c.digest, _KEYS.c.scopes).where(_KEYS.c.revoked_at.is_(None)))
             # a shop that revoked its last key has not opened its doors
-            self._ever = db.execute("SELECT count(*) FROM keys").fetchone() != (0,)
+            self._ever = session.read(sa.select(sa.func.count()).select_from(_KEYS)) != [(0,)]
         self._known = {digest: Key(name, frozenset(scopes.split())) for name, digest, scopes in rows}
 
 
 class Audit:
     """Who read or erased which customer, and when. The customer stands there as a keyed hash, so that it outlives her erasure."""
 
-    def __init__(self, home: Home, vault: Vault) -> None:
-        self._home, self._vault = home, vault
+    def __init__(self, state: State, vault: Vault) -> None:
+        self._database, self._vault = _opened(state), vault
 
     def note(self, at: datetime, key: str, action: str, customer_id: str, outcome: str) -> None:
         """Write one line; it is on the disk when this returns."""
-        with _open(self._home) as db:
-            subject = self._vault.tombstone(customer_id)
-            db.execute("INSERT INTO audit VALUES (?, ?, ?, ?, ?)", (microseconds(at), key, action, subject, outcome))
+        subject = self._vault.tombstone(customer_id)
+        row = {"at": microseconds(at), "key": key, "action": action, "subject": subject, "outcome": outcome}
+        with self._database.begin() as connection:
+            connection.execute(sa.insert(_AUDIT).values(row))
 
     def lines(self, customer_id: str | None = None) -> list[dict[str, Any]]:
         """Every line, or those about one customer, oldest first."""
-        where, values = ("WHERE subject = ?", [self._vault.tombstone(customer_id)]) if customer_id else ("", [])
-        with _open(self._home) as db:
-            rows = db.execute(f"SELECT at, key, action, subject, outcome FROM audit {where} ORDER BY at, rowid", values).fetchall()
+        # of one moment the order in which they were written: a sort keeps it
+        query = sa.select(_AUDIT).order_by(_AUDIT.c.at)
+        if customer_id:
+            query = query.where(_AUDIT.c.subject == self._vault.tombstone(customer_id))
+        with contextlib.closing(self._database.connect()) as session:
+            rows = session.read(query)
         return [{"at": _moment(at), "key": k, "action": a, "subject": s, "outcome": o} for at, k, a, s, o in rows]
 
 
-def _open(home: Home) -> AbstractContextManager[sqlite3.Connection]:
-    return transaction(
-        home.access,
-        "CREATE TABLE IF NOT EXISTS keys (name TEXT PRIMARY KEY, digest TEXT NOT NULL UNIQUE, scopes TEXT NOT NULL, "
-        "created_at INTEGER NOT NULL, revoked_at INTEGER)",
-        "CREATE TABLE IF NOT EXISTS audit (at INTEGER NOT NULL, key TEXT NOT NULL, action TEXT NOT NULL, subject TEXT NOT NULL, "
-        "outcome TEXT NOT NULL)",
-    )
+def _opened(state: State) -> Database:
+    return state.database("access", _KEYS, _AUDIT)
 
 
 def _digest(token: str) -> str:

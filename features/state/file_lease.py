@@ -1,0 +1,121 @@
+"""Leases and the secret of one machine: locked files, which the operating system frees when their process dies."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import secrets
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from features.state.disk import PRIVATE_FILE, make_folder, write_atomically
+from features.state.ports import LeaseTakenError
+
+SHORTEST_SECRET = 32
+_LOCK = "in-use"
+
+
+class FileLease:
+    """The leases of one home: a file ``NAME.lock`` each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @contextlib.contextmanager
+    def hold(self, name: str, *, shared: bool = False) -> Iterator[None]:
+        """Hold the lease *name*, alone or *shared*, having waited for it."""
+        with self._opened(name) as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+            yield
+
+    def take(self, name: str, *, shared: bool = False) -> IO[str]:
+        """Hold the lease *name* at once, until the file is closed.
+
+        Raises:
+            LeaseTakenError: somebody holds it.
+        """
+        handle = self._opened(name)
+        try:
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.close()
+            raise LeaseTakenError(f"another process holds {name}.lock of {self._folder}: let it end first") from None
+        return handle
+
+    def _opened(self, name: str) -> IO[str]:
+        make_folder(self._folder)
+        return open(self._folder / f"{name}.lock", "w")
+
+
+class FileSecrets:
+    """The secret that the settings give, or else a file of the home.
+
+    Args:
+        folder: the home.
+        given: what the settings say; empty where they say nothing.
+        lease: so that two processes do not make two secrets.
+    """
+
+    def __init__(self, folder: Path, given: str, lease: FileLease) -> None:
+        self._file, self._mark, self._given, self._lease = folder / "secret.key", folder / "secret.check", given, lease
+
+    @property
+    def place(self) -> str:
+        """The file that the secret lies in unless the settings give one."""
+        return str(self._file)
+
+    def find(self) -> bytes | None:
+        """The secret, or None where there is none yet.
+
+        Raises:
+            ValueError: the one that the settings give is too short.
+        """
+        if self._given:
+            if len(self._given) < SHORTEST_SECRET:
+                raise ValueError("UBIQUO_SECRET is too short: use 32 characters or more, such as `openssl rand -hex 32` prints")
+            return self._given.encode()
+        return self._file.read_bytes().strip() if self._file.exists() else None
+
+    def make(self) -> bytes:
+        """A new secret, kept for good; where somebody has just made one, theirs."""
+        with self._lease.hold("secret"):
+            if not self._file.exists():
+                write_atomically(self._file, secrets.token_hex(SHORTEST_SECRET).encode(), PRIVATE_FILE)
+        return self._file.read_bytes().strip()
+
+    def marked(self) -> bytes | None:
+        """The mark of the secret that the home was made with, or None."""
+        return self._mark.read_bytes() if self._mark.exists() else None
+
+    def mark(self, mark: bytes) -> None:
+        """Note *mark* beside the data."""
+        write_atomically(self._mark, mark, PRIVATE_FILE)
+
+
+class Scratch:
+    """A folder for what one process spills to the disk; it is in use until it is closed."""
+
+    def __init__(self, home: Path, kind: str) -> None:
+        self.folder = home / f"{kind}-{uuid.uuid4().hex}"
+        made = self.folder.with_name(f"new-{self.folder.name}")
+        make_folder(made)
+        # it gets its name once it is in use, so that nobody clears it in between
+        self._lock = open(made / _LOCK, "w")  # noqa: SIM115 - closed with the scratch
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        made.rename(self.folder)
+
+    def close(self) -> None:
+        """Delete it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.close()
+
+    @staticmethod
+    def clear(home: Path, kind: str) -> None:
+        """Delete what scratches that are closed, or whose process was killed, have left on the disk."""
+        for folder in home.glob(f"{kind}-*"):
+            with contextlib.suppress(FileNotFoundError, BlockingIOError), open(folder / _LOCK) as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,226 @@
+"""A database in one SQLite file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine, Executable, Table, event
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from features.state.disk import PRIVATE_FILE, DamagedStateError, NoSpaceError, make_folder
+from features.state.ports import AnyRow
+
+WAIT_SECONDS = 60.0
+
+
+class Keeping(NamedTuple):
+    """How a file keeps what is written to it.
+
+    Attributes:
+        pragmas: what SQLite is told at each opening.
+        private: whether only its owner may read it.
+        replaces: whether what is replaced may stay in free pages, as somebody else writes to the file too.
+    """
+
+    pragmas: tuple[str, ...]
+    private: bool = True
+    replaces: bool = False
+
+
+ROLLED_BACK = Keeping(("secure_delete=ON",))
+"""No write-ahead log, and what is deleted is overwritten at once."""
+WRITTEN_AHEAD = Keeping(("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"))
+"""Readers and a writer do not wait for each other; each commit is synced."""
+DERIVED = Keeping(("journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON", "cache_size=-32000"))
+"""A power cut may take back the last commits: whoever fills the file notices and fills it again."""
+SHARED = Keeping(("journal_mode=WAL",), private=False, replaces=True)
+"""Another library makes and writes the tables."""
+
+
+class SQLiteFile:
+    """The database in the file *path*, which is made at the first use with *tables*."""
+
+    def __init__(self, path: Path, tables: Sequence[Table], keeping: Keeping) -> None:
+        self._path, self._keeping = path, keeping
+        made: list[CreateTable | CreateIndex] = []
+        for table in tables:
+            made.append(CreateTable(table, if_not_exists=True))
+            made += [CreateIndex(index, if_not_exists=True) for index in table.indexes]
+        self._ddl = made
+        self._engines: dict[float, Engine] = {}
+
+    @property
+    def place(self) -> str:
+        """The file."""
+        return str(self._path)
+
+    @property
+    def exists(self) -> bool:
+        """Whether the file is there."""
+        return self._path.exists()
+
+    def stamp(self) -> Hashable | None:
+        """What differs once anybody has changed the file; None where there is none."""
+        try:
+            status = self._path.stat()
+        except FileNotFoundError:
+            return None
+        return status.st_ino, status.st_mtime_ns, status.st_size
+
+    def identity(self) -> Hashable | None:
+        """What differs once the file was deleted and made anew; None where there is none."""
+        return self._path.stat().st_ino if self._path.exists() else None
+
+    def connect(self, wait_seconds: float = WAIT_SECONDS) -> SQLiteSession:
+        """A connection that waits so long for whoever writes.
+
+        Raises:
+            DamagedStateError: the file is no database, or is damaged.
+            NoSpaceError: the disk is full.
+            OSError: the file cannot be written.
+        """
+        return SQLiteSession(self._engine(wait_seconds).connect(), self._keeping.replaces)
+
+    @contextlib.contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """One transaction, on a connection of its own; it is on the disk at its end.
+
+        Raises:
+            DamagedStateError: as ``connect``, likewise the others.
+        """
+        with contextlib.closing(self.connect()) as session, session.writing() as connection:
+            yield connection
+
+    def discard(self) -> None:
+        """Delete the file; whoever has it open goes on with what is nowhere any more."""
+        for name in (self._path.name, f"{self._path.name}-wal", f"{self._path.name}-shm"):
+            self._path.with_name(name).unlink(missing_ok=True)
+
+    def _engine(self, wait_seconds: float) -> Engine:
+        engine = self._engines.get(wait_seconds)
+        if engine is None:
+            engine = sa.create_engine("sqlite://", creator=lambda: self._opened(wait_seconds), poolclass=sa.NullPool)
+            event.listen(engine, "begin", _begin)
+            event.listen(engine, "handle_error", self._explain)
+            self._engines[wait_seconds] = engine
+        return engine
+
+    def _opened(self, wait_seconds: float) -> sqlite3.Connection:
+        make_folder(self._path.parent)
+        try:
+            if self._keeping.private:
+                # SQLite gives its write-ahead log the rights of the file itself; a file that is there is not opened, as closing it
+                # would cancel the locks that other connections of this process hold
+                with contextlib.suppress(FileExistsError):
+                    os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, PRIVATE_FILE))
+                if self._path.stat().st_mode & 0o077:
+                    self._path.chmod(PRIVATE_FILE)
+            db = sqlite3.connect(self._path, timeout=wait_seconds, check_same_thread=False, isolation_level=None)
+        except (sqlite3.Error, OSError) as error:
+            raise explained(error, self._path) from error
+        try:
+            for pragma in self._keeping.pragmas:
+                db.execute(f"PRAGMA {pragma}").fetchall()
+            for statement in self._ddl:
+                db.execute(str(statement))
+        except sqlite3.Error as error:
+            db.close()
+            raise explained(error, self._path) from error
+        return db
+
+    def _explain(self, context: ExceptionContext) -> Exception | None:
+        error = context.original_exception
+        told = explained(error, self._path) if isinstance(error, sqlite3.Error) else error
+        return told if isinstance(told, Exception) and told is not error else None
+
+
+class SQLiteSession:
+    """A connection to an SQLite file that stays open; any thread may use it, one at a time."""
+
+    def __init__(self, connection: Connection, replaces: bool) -> None:
+        self._connection, self._replaces = connection, replaces
+        self._lock = threading.RLock()
+
+    def read(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> Sequence[AnyRow]:
+        """The rows of a query."""
+        with self._lock:
+            try:
+                return self._connection.execute(statement, parameters or {}).fetchall()
+            finally:
+                # SQLAlchemy has begun what SQLite has not
+                self._connection.rollback()
+
+    @contextlib.contextmanager
+    def streaming(self, statement: Executable) -> Iterator[Iterator[AnyRow]]:
+        """The rows of a query, one by one; nobody else can use the connection meanwhile."""
+        with self._lock:
+            try:
+                with contextlib.closing(self._connection.execute(statement)) as rows:
+                    yield iter(rows)
+            finally:
+                self._connection.rollback()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """One transaction, which is on the disk at its end, or undone where it raises; none of another process comes in between."""
+        with self._lock:
+            self._connection.info[_WRITES] = True
+            try:
+                with self._connection.begin():
+                    yield self._connection
+            finally:
+                if not self._connection.closed:
+                    self._connection.info[_WRITES] = False
+
+    def scrub(self) -> None:
+        """Bring the file to hold no more than its rows: what was overwritten must not stand in the write-ahead log either."""
+        with self._lock:
+            for command in (*(("VACUUM",) if self._replaces else ()), "PRAGMA wal_checkpoint(TRUNCATE)"):
+                result = self._connection.exec_driver_sql(command)
+                if result.returns_rows:
+                    result.fetchall()
+            self._connection.rollback()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        with self._lock:
+            self._connection.close()
+
+
+_WRITES = "writes"
+
+
+def _begin(connection: Connection) -> None:
+    if connection.info.get(_WRITES):
+        # at once for writing: a transaction that begins by reading could find that it is too late
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def explained(error: Exception, path: Path) -> Exception:
+    """What an error of SQLite or of the system about *path* means to whoever runs the service."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return DamagedStateError(f"{path} is damaged ({error}): put it back from a backup, or follow 'Damage' in docs/operations.md")
+    if code == sqlite3.SQLITE_FULL or getattr(error, "errno", None) in (28, 122):
+        return NoSpaceError(f"the disk of {path} is full ({error}): make room, and go on")
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) or isinstance(error, OSError):
+        return OSError(f"{path} cannot be written ({error}): see that its folder is there, writable and not full")
+    return error
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether the file is to blame, and not the disk, a lock or a bound on open files; one that is cut short is an error of reading."""
+    while error is not None:
+        code = getattr(error, "sqlite_errorcode", 0)
+        if code:
+            return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or code == sqlite3.SQLITE_IOERR_SHORT_READ
+        error = getattr(error, "orig", None) or error.__cause__  # type: ignore[assignment]
+    return False

@@ -1,0 +1,106 @@
+"""What stands behind each port of the service: the one place that chooses engines and hands them in."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from features.catalogue.shop import Shop
+from features.people.consent import Consents
+from features.people.identity import Identities
+from features.people.vault import Vault
+from features.state.clock import AHEAD, Clock, clock_of
+from features.state.home import Home
+from features.state.ports import SERVING, LeaseTakenError
+from features.store.decision_log import DecisionLog
+from features.store.event_log import EventLog
+from features.store.feature_store import FeatureStore
+from models.registry import Registry, RegistrySettings, load_settings
+from serving.decide.engine import Engine
+from serving.decide.reader import OnlineReader
+from serving.intake.inbox import Inbox
+from serving.intake.intake import Intake
+from serving.privacy.erasure import BusyHomeError, Office
+from serving.privacy.keys import Audit
+from serving.runtime import Parts, Runtime, hold_alone
+
+
+def model_settings(home: Home) -> RegistrySettings:
+    """The ``mlflow.yaml`` of an installation."""
+    return load_settings(home.root, home.settings.models_file, home.settings.tracking_uri)
+
+
+def open_engine(home: Home) -> Engine:
+    """The champions of an installation."""
+    return Engine(home, Registry(model_settings(home)))
+
+
+def start(home: Home, clock: Clock | None = None) -> Runtime:
+    """The one service of an installation, with its work in the background begun.
+
+    Raises:
+        AlreadyServedError: another service, or an erasure, runs on it.
+        DamagedStateError, NoSpaceError: as the message says.
+    """
+    shop = Shop.load(home)
+    # whoever serves or erases from outside must know that a service remembers
+    held = hold_alone(home)
+    home.check_room()
+    # before anything is read: a wrong secret, what a power cut left, what is damaged
+    Vault.open(home)
+    log = EventLog(home, shop.timezone)
+    log.recover()
+    inbox = Inbox(home)
+    latest = max((t for t in (log.latest_received(), inbox.last_received()) if t is not None), default=None)
+    clock = clock or clock_of(home.settings, latest)
+    identities, consents = Identities(home), Consents(home, shop.consent)
+    engine = open_engine(home)
+    writer = FeatureStore(home, engine.services())
+    writer.apply()
+    decisions = DecisionLog(home)
+    intake = Intake(home, clock, inbox, writer, identities, consents)
+    return Runtime(
+        Parts(
+            home=home,
+            shop=shop,
+            held=held,
+            clock=clock,
+            log=log,
+            is_ahead=latest is not None and latest > clock() + AHEAD,
+            identities=identities,
+            consents=consents,
+            engine=engine,
+            decisions=decisions,
+            intake=intake,
+            office=Office(home, clock, writer, intake, decisions, engine.registry),
+            audit=Audit(home, identities.vault),
+            # a connection of its own: a reader must not see, nor wait within, what the intake is writing
+            reader=OnlineReader(FeatureStore(home, engine.services()), shop.timezone, intake.recent),
+        )
+    )
+
+
+@contextlib.contextmanager
+def open_office(home: Home, clock: Clock, purge_at: str = "") -> Iterator[Office]:
+    """The office of an installation that no service runs on; nobody waits for a night that this process does not see, unless told to.
+
+    Raises:
+        BusyHomeError: a service runs on it, and would go on with what it has in memory.
+    """
+    try:
+        guard = home.lease.take(SERVING)
+    except LeaseTakenError:
+        raise BusyHomeError("a service runs on this home: ask it (DELETE or GET /v1/customers/{id}), or end it first") from None
+    with guard:
+        registry = Registry(model_settings(home))
+        store, identities, decisions = FeatureStore(home), Identities(home), DecisionLog(home)
+        store.apply()
+        intake = Intake(home, clock, Inbox(home), store, identities, Consents(home, Shop.load(home).consent))
+        try:
+            office = Office(home, clock, store, intake, decisions, registry, purge_at)
+            office.resume()
+            yield office
+            office.close()
+        finally:
+            intake.close()
+            decisions.close()

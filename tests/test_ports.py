@@ -1,0 +1,391 @@
+"""What every engine behind a port must do; each engine has a class of its own here that says which it is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from concurrent.futures import Future
+from datetime import timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import sqlalchemy as sa
+from scene import NEW_YEAR, ROOT, SECRET, surroundings
+
+from features.state.disk import DamagedStateError
+from features.state.file_lease import FileLease
+from features.state.home import Home
+from features.state.ports import Database, Lease, LeaseTakenError, Secrets, State, Table
+from features.state.settings import Settings
+from features.state.sql import BIG, put, run_many
+from serving.intake.event_queue import Accepted, EventQueue, Refused
+from serving.intake.inbox import Inbox
+
+THINGS = sa.Table(
+    "things", sa.MetaData(), sa.Column("name", sa.Text, primary_key=True), sa.Column("size", BIG), sa.Column("content", sa.LargeBinary)
+)
+
+
+class LeaseContract:
+    """Two leases of one installation, as two processes have them."""
+
+    @pytest.fixture
+    def pair(self, tmp_path: Path) -> tuple[Lease, Lease]:
+        raise NotImplementedError
+
+    def test_one_alone_or_many_that_share(self, pair: tuple[Lease, Lease]) -> None:
+        one, other = pair
+        with one.take("work"):
+            for shared in (False, True):
+                with pytest.raises(LeaseTakenError, match="work"):
+                    other.take("work", shared=shared)
+            other.take("something else").close()
+        with one.take("work", shared=True), other.take("work", shared=True), pytest.raises(LeaseTakenError):
+            one.take("work")
+        other.take("work").close()
+
+    def test_who_holds_waits_their_turn(self, pair: tuple[Lease, Lease]) -> None:
+        one, other = pair
+        order: list[str] = []
+        held = one.take("work")
+
+        def second() -> None:
+            with other.hold("work"):
+                order.append("second")
+
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+        order.append("first")
+        held.close()
+        thread.join(10)
+        assert order == ["first", "second"]
+
+    def test_it_is_let_go_where_the_work_fails(self, pair: tuple[Lease, Lease]) -> None:
+        one, other = pair
+        with pytest.raises(ZeroDivisionError), one.hold("work"):
+            _ = 1 / 0
+        other.take("work").close()
+
+
+class TestFileLease(LeaseContract):
+    @pytest.fixture
+    def pair(self, tmp_path: Path) -> tuple[Lease, Lease]:
+        return FileLease(tmp_path), FileLease(tmp_path)
+
+    def test_what_a_killed_process_held_is_free(self, tmp_path: Path) -> None:
+        code = (
+            "import os, signal, sys; from pathlib import Path; from features.state.file_lease import FileLease\n"
+            "held = FileLease(Path(sys.argv[1])).take('work'); print('held', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+        )
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, env=surroundings())
+        assert done.stdout == "held\n"
+        FileLease(tmp_path).take("work").close()
+
+
+class SecretsContract:
+    @pytest.fixture
+    def secrets(self, tmp_path: Path) -> Secrets:
+        raise NotImplementedError
+
+    def test_it_is_made_once(self, secrets: Secrets) -> None:
+        assert secrets.find() is None
+        made = secrets.make()
+        assert len(made) >= 32
+        assert secrets.make() == secrets.find() == made
+
+    def test_the_mark_is_kept(self, secrets: Secrets) -> None:
+        assert secrets.marked() is None
+        secrets.mark(b"a digest")
+        assert secrets.marked() == b"a digest"
+
+
+class TestFileSecrets(SecretsContract):
+    @pytest.fixture
+    def secrets(self, tmp_path: Path) -> Secrets:
+        return Home(tmp_path, Settings()).secrets
+
+    def test_one_that_is_given_is_used_and_not_stored(self, tmp_path: Path) -> None:
+        secrets = Home(tmp_path, Settings(secret=SECRET)).secrets
+        assert secrets.find() == SECRET.encode()
+        assert not list(tmp_path.iterdir())
+        with pytest.raises(ValueError, match="32 characters"):
+            Home(tmp_path, Settings(secret="short")).secrets.find()
+
+
+class TableContract:
+    @pytest.fixture
+    def table(self, tmp_path: Path) -> Table:
+        raise NotImplementedError
+
+    @staticmethod
+    def rows(*names: str) -> pa.Table:
+        return pa.table({"known_at": pa.array([NEW_YEAR] * len(names), pa.timestamp("us", tz="UTC")), "who": pa.array(names, pa.string())})
+
+    @staticmethod
+    def held(table: Table) -> list[str]:
+        found = table.read(["who"])
+        return [] if found is None else sorted(found["who"].to_pylist())
+
+    def test_before_the_first_row_there_is_nothing(self, table: Table) -> None:
+        assert (table.exists, table.version(), table.files(), table.read()) == (False, -1, [], None)
+        assert table.erase("who", ["ada.lovelace"]) == table.blank("who", ["ada.lovelace"]) == 0
+        table.maintain()
+        table.recover()
+        assert table.repair() == []
+
+    def test_each_append_is_a_version(self, table: Table) -> None:
+        table.append(self.rows("ada.lovelace"))
+        first = table.version()
+        table.append(self.rows("bob.builder", "eve.online"))
+        assert table.exists
+        assert table.version() > first
+        assert self.held(table) == ["ada.lovelace", "bob.builder", "eve.online"]
+        assert table.commit_digest(first) != table.commit_digest(table.version()) is not None
+        news = table.appended_since(first)
+        assert news is not None
+        assert set(news) < set(table.files())
+
+    def test_what_is_overwritten_is_gone(self, table: Table) -> None:
+        table.append(self.rows("ada.lovelace"))
+        table.overwrite(self.rows("bob.builder"))
+        assert self.held(table) == ["bob.builder"]
+
+    def test_what_is_erased_is_in_no_version(self, table: Table) -> None:
+        for name in ("ada.lovelace", "bob.builder", "ada.lovelace"):
+            table.append(self.rows(name))
+        before = table.version()
+        assert table.erase("who", ["ada.lovelace", "nobody"]) == 2
+        assert self.held(table) == ["bob.builder"]
+        assert table.appended_since(before) is None, "rows were taken out"
+        assert self.bytes_of(table).count(b"ada.lovelace") == 0
+
+    def test_what_is_blanked_keeps_its_row(self, table: Table) -> None:
+        table.append(self.rows("ada.lovelace", "bob.builder"))
+        assert table.blank("who", ["ada.lovelace"]) == 1
+        found = table.read()
+        assert found is not None
+        assert sorted(found["who"].to_pylist(), key=str) == [None, "bob.builder"]
+        assert self.bytes_of(table).count(b"ada.lovelace") == 0
+
+    def test_times_to_come_are_lowered(self, table: Table) -> None:
+        table.append(self.rows("ada.lovelace"))
+        assert table.lower(["known_at"], NEW_YEAR - timedelta(days=1)) == 1
+        assert table.lower(["known_at"], NEW_YEAR) == 0
+
+    @staticmethod
+    def bytes_of(table: Table) -> bytes:
+        """All that is stored of a table, whichever version needs it."""
+        raise NotImplementedError
+
+
+class TestDeltaFolder(TableContract):
+    @pytest.fixture
+    def table(self, tmp_path: Path) -> Table:
+        return Home(tmp_path, Settings()).tables["events"]
+
+    @staticmethod
+    def bytes_of(table: Table) -> bytes:
+        folder = Path(table.files()[0]).parent
+        return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+class DatabaseContract:
+    @pytest.fixture
+    def database(self, tmp_path: Path) -> Database:
+        raise NotImplementedError
+
+    def test_it_is_made_at_the_first_use(self, database: Database) -> None:
+        assert not database.exists
+        assert database.stamp() is None
+        with database.begin() as connection:
+            connection.execute(sa.insert(THINGS).values(name="a", size=2**53, content=b"\0"))
+        assert database.exists
+        session = database.connect()
+        assert session.read(sa.select(THINGS)) == [("a", 2**53, b"\0")]
+        session.close()
+
+    def test_a_transaction_that_fails_leaves_nothing(self, database: Database) -> None:
+        session = database.connect()
+
+        def broken() -> None:
+            with session.writing() as connection:
+                run_many(connection, sa.insert(THINGS), [("a", 1, None), ("b", 2, None)])
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            broken()
+        assert session.read(sa.select(THINGS)) == []
+        with pytest.raises(sa.exc.IntegrityError), session.writing() as connection:
+            run_many(connection, sa.insert(THINGS), [("a", 1, None), ("a", 2, None)])
+        assert session.read(sa.select(THINGS)) == []
+        session.close()
+
+    def test_what_is_there_stays_or_gives_way_as_told(self, database: Database) -> None:
+        session = database.connect()
+        newest = put(THINGS)
+        newest = newest.on_conflict_do_update(
+            index_elements=[THINGS.c.name], set_={"size": newest.excluded.size}, where=newest.excluded.size >= THINGS.c.size
+        )
+        for statement, size, stays in ((put(THINGS).on_conflict_do_nothing(), 5, 5), (newest, 3, 5), (newest, 7, 7)):
+            with session.writing() as connection:
+                run_many(connection, statement, [("a", size, None)])
+            assert session.read(sa.select(THINGS.c.size)) == [(stays,)]
+        assert session.read(sa.select(THINGS.c.name).where(THINGS.c.size == sa.bindparam("size")), {"size": 7}) == [("a",)]
+        session.close()
+
+    def test_another_connection_sees_what_is_committed_and_that_something_changed(self, database: Database) -> None:
+        one, other = database.connect(), database.connect()
+        with one.writing() as connection:
+            run_many(connection, sa.insert(THINGS), [("a", 1, None)])
+            assert other.read(sa.select(THINGS)) == []
+        assert other.read(sa.select(THINGS.c.name)) == [("a",)]
+        one.close()
+        other.close()
+        before = database.stamp()
+        with database.begin() as connection:
+            run_many(connection, sa.insert(THINGS), [("b", 1, b"more" * 2_000)])
+        assert database.stamp() != before
+
+    def test_many_threads_of_one_connection_lose_nothing(self, database: Database) -> None:
+        session = database.connect()
+
+        def write(first: int) -> None:
+            for k in range(20):
+                with session.writing() as connection:
+                    run_many(connection, sa.insert(THINGS), [(f"{first}-{k}", k, None)])
+                assert session.read(sa.select(sa.func.count()).select_from(THINGS))
+
+        threads = [threading.Thread(target=write, args=(n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert session.read(sa.select(sa.func.count()).select_from(THINGS)) == [(80,)]
+        session.close()
+
+    def test_rows_come_one_by_one(self, database: Database) -> None:
+        session = database.connect()
+        with session.writing() as connection:
+            run_many(connection, sa.insert(THINGS), [(f"{k:03}", k, None) for k in range(500)])
+        with session.streaming(sa.select(THINGS.c.size).order_by(THINGS.c.name)) as rows:
+            assert [next(rows)[0], next(rows)[0]] == [0, 1]
+        with session.writing() as connection:
+            connection.execute(sa.delete(THINGS))
+        session.close()
+
+    def test_what_is_scrubbed_leaves_no_trace(self, database: Database) -> None:
+        session = database.connect()
+        with session.writing() as connection:
+            run_many(connection, sa.insert(THINGS), [("a", 1, b"personal" * 100), ("b", 1, None)])
+        with session.writing() as connection:
+            connection.execute(sa.delete(THINGS).where(THINGS.c.name == "a"))
+        session.scrub()
+        assert b"personal" not in self.bytes_of(database)
+        session.close()
+
+    def test_discarded_it_is_made_anew(self, database: Database) -> None:
+        with database.begin() as connection:
+            run_many(connection, sa.insert(THINGS), [("a", 1, None)])
+        before = database.identity()
+        database.discard()
+        assert (database.exists, database.identity()) == (False, None)
+        session = database.connect()
+        assert session.read(sa.select(THINGS)) == []
+        assert before is not None
+        session.close()
+
+    @staticmethod
+    def bytes_of(database: Database) -> bytes:
+        """All that is stored of a database."""
+        raise NotImplementedError
+
+
+class TestSQLiteFile(DatabaseContract):
+    @pytest.fixture(params=["contacts", "hidden", "event_index", "online"])
+    def database(self, tmp_path: Path, request: pytest.FixtureRequest) -> Database:
+        return Home(tmp_path, Settings()).database(request.param, THINGS)
+
+    @staticmethod
+    def bytes_of(database: Database) -> bytes:
+        path = Path(database.place)
+        return b"".join(each.read_bytes() for each in path.parent.glob(f"{path.name}*"))
+
+    def test_a_file_that_is_none_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "contacts.db").write_bytes(b"this is no database, though it is long enough to be taken for the head of one" * 20)
+        with pytest.raises(DamagedStateError, match=r"contacts\.db is damaged"):
+            Home(tmp_path, Settings()).database("contacts", THINGS).connect()
+
+
+class EventQueueContract:
+    @pytest.fixture
+    def state(self, tmp_path: Path) -> State:
+        raise NotImplementedError
+
+    @staticmethod
+    def opened(state: State) -> EventQueue:
+        raise NotImplementedError
+
+    @staticmethod
+    def letter(second: int, size: int = 2) -> Accepted:
+        return Accepted(f"e{second}", "hash", NEW_YEAR + timedelta(seconds=second), b"x" * size, "http", b"token" if second % 2 else None)
+
+    def test_in_order_and_once_across_a_restart(self, state: State) -> None:
+        queue = self.opened(state)
+        assert queue.is_open
+        assert queue.last_received() is None
+        letters, refused = [self.letter(n) for n in range(5)], [Refused(NEW_YEAR + timedelta(seconds=9), "http", b"why")]
+        done = [Future[None]() for _ in range(3)]
+        queue.submit(letters[:3], [], done[0])
+        queue.submit(letters[3:], refused, done[1])
+        queue.submit([], [], done[2])
+        for each in done:
+            each.result(10)
+        queue.close()
+        assert not queue.is_open
+        again = self.opened(state)
+        assert again.waiting() == letters
+        assert again.waiting(2) == letters[:2]
+        assert again.waiting(-1, after=letters[1].received_at) == letters[2:]
+        assert again.refused() == refused
+        assert again.last_received() == refused[0].received_at
+        again.drained(letters[:2], refused)
+        assert (again.waiting(), again.refused(), again.last_received()) == (letters[2:], [], letters[4].received_at)
+        again.scrub()
+        again.close()
+
+    def test_what_cannot_be_stored_is_told_and_keeps_nothing_else_back(self, state: State) -> None:
+        queue = self.opened(state)
+        first, twice, later = (Future[None]() for _ in range(3))
+        queue.submit([self.letter(1)], [], first)
+        first.result(10)
+        queue.submit([self.letter(1)], [], twice)
+        assert twice.exception(10) is not None
+        queue.submit([self.letter(2)], [], later)
+        assert later.exception(10) is None
+        assert [each.event_id for each in queue.waiting()] == ["e1", "e2"]
+        queue.close()
+        late: Future[None] = Future()
+        queue.submit([self.letter(3)], [], late)
+        assert isinstance(late.exception(10), RuntimeError)
+
+    def test_large_events_are_not_all_read_at_once(self, state: State) -> None:
+        queue, done = self.opened(state), Future[None]()
+        queue.submit([self.letter(n, 9_000_000) for n in range(6)], [], done)
+        done.result(30)
+        assert 1 <= len(queue.waiting()) < 6
+        assert len(queue.waiting(-1)) == 6
+        queue.close()
+
+
+class TestInbox(EventQueueContract):
+    @pytest.fixture
+    def state(self, tmp_path: Path) -> State:
+        return Home(tmp_path, Settings())
+
+    @staticmethod
+    def opened(state: State) -> EventQueue:
+        return Inbox(state)
