@@ -31,6 +31,8 @@ _HIDDEN = sa.Table(
     sa.Column("value", sa.Text, primary_key=True),
     sqlite_with_rowid=False,
 )
+_HIDE = put(_HIDDEN).on_conflict_do_nothing()
+_SHOW = sa.delete(_HIDDEN).where(_HIDDEN.c.kind == sa.bindparam("of_kind"), _HIDDEN.c.value == sa.bindparam("of_value"))
 _NOTHING = _Seen(None, dict.fromkeys(_KINDS, frozenset()))
 
 
@@ -65,15 +67,14 @@ class Hidden:
         """Hide these; what is hidden already stays so."""
         rows = [(kind, value) for kind, values in zip(_KINDS, (keys, customers, events), strict=True) for value in values]
         with self._database.begin() as connection:
-            run_many(connection, put(_HIDDEN).on_conflict_do_nothing(), rows)
+            run_many(connection, _HIDE, rows)
         self._look_at = 0.0
 
     def remove(self, keys: Iterable[str], customers: Iterable[str], events: Iterable[str]) -> None:
         """Let go of what is nowhere any more, leaving no trace in the file."""
         rows = [(kind, value) for kind, values in zip(_KINDS, (keys, customers, events), strict=True) for value in values]
-        of = _HIDDEN.c.kind == sa.bindparam("of_kind"), _HIDDEN.c.value == sa.bindparam("of_value")
         with self._database.begin() as connection:
-            run_many(connection, sa.delete(_HIDDEN).where(*of), rows)
+            run_many(connection, _SHOW, rows)
         self._look_at = 0.0
 
     def _read(self) -> dict[str, frozenset[str]]:

@@ -41,6 +41,9 @@ _STEPS = sa.Table(
 _OF_KEYS, _OF_CUSTOMERS = (
     sa.select(_STEPS).where(column.in_(sa.bindparam("values", expanding=True))) for column in (_STEPS.c.identity_key, _STEPS.c.customer_id)
 )
+_FORGET_KEY, _FORGET_CUSTOMER = (
+    sa.delete(_STEPS).where(column == sa.bindparam("value")) for column in (_STEPS.c.identity_key, _STEPS.c.customer_id)
+)
 _PUT = put(_STEPS).on_conflict_do_nothing()
 
 
@@ -64,8 +67,8 @@ class StepIndex(TableIndex[NumberedStep]):
         """
         columns = _STEPS.c
         with self.changing(version) as connection:
-            for column, values in ((columns.identity_key, keys), (columns.customer_id, customers)):
-                run_many(connection, sa.delete(_STEPS).where(column == sa.bindparam("value")), [(value,) for value in values])
+            run_many(connection, _FORGET_KEY, [(key,) for key in keys])
+            run_many(connection, _FORGET_CUSTOMER, [(customer,) for customer in customers])
             for column, values in ((columns.event_id, event_ids), (columns.through, keys)):
                 # no index finds an event: some hundreds of them in one go through the table
                 blanked = sa.update(_STEPS).values({column: sa.null()}).where(column.in_(sa.bindparam("values", expanding=True)))

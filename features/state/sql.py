@@ -24,7 +24,8 @@ def put(table: Table) -> InsertOrKeep:
 def run_many(connection: Connection, statement: Insert | UpdateBase, rows: Sequence[tuple[Any, ...]]) -> None:
     """Run *statement* once for each of *rows*, whose values stand in the order of its parameters: for an insert its table's columns.
 
-    SQLAlchemy would take several microseconds a row to put names to values and take them off again.
+    SQLAlchemy would take several microseconds a row to put names to values and take them off again. Keep the statement: it is translated
+    once, as an object.
     """
     if not rows:
         return

@@ -151,16 +151,18 @@ class CustomerRows:
 
     def _in_parts(self, customers: Sequence[str]) -> Iterator[Sequence[str]]:
         """Few enough customers at a time for their events to be held in memory; one with more events than that comes alone."""
-        part: list[str] = []
-        held = 0
-        for customer in customers:
-            events = self._log.index.count(self._identities.members(customer))
-            if part and (len(part) >= CUSTOMERS_AT_ONCE or held + events > EVENTS_AT_ONCE):
-                yield part
-                part, held = [], 0
-            part.append(customer)
-            held += events
-        if part:
+        for start in range(0, len(customers), CUSTOMERS_AT_ONCE):
+            members = {customer: self._identities.members(customer) for customer in customers[start : start + CUSTOMERS_AT_ONCE]}
+            counts = self._log.index.counts([key for keys in members.values() for key in keys])
+            part: list[str] = []
+            held = 0
+            for customer, keys in members.items():
+                events = sum(counts.get(key, 0) for key in keys)
+                if part and held + events > EVENTS_AT_ONCE:
+                    yield part
+                    part, held = [], 0
+                part.append(customer)
+                held += events
             yield part
 
     def _timeline_of(self, customers: Sequence[str], at: datetime) -> Timeline:

@@ -107,7 +107,12 @@ _HASHES = sa.select(_EVENTS.c.digest, _EVENTS.c.content).where(_EVENTS.c.digest.
 _BY_DIGEST = sa.select(_EVENTS.c.n, _EVENTS.c.payload).where(_EVENTS.c.digest.in_(_values))
 _PAYLOADS = sa.select(_EVENTS.c.n, _EVENTS.c.payload).where(_EVENTS.c.n.in_(_values))
 _KEY_IDS = sa.select(_KEYS.c.key, _KEYS.c.id).where(_KEYS.c.key.in_(_values))
-_COUNT = sa.select(sa.func.count()).select_from(_SAID).where(_SAID.c.key.in_(_values))
+_COUNTS = (
+    sa.select(_KEYS.c.key, sa.func.count())
+    .select_from(_KEYS.join(_SAID, _SAID.c.key == _KEYS.c.id))
+    .where(_KEYS.c.key.in_(_values))
+    .group_by(_KEYS.c.key)
+)
 _OCCURRED = (
     sa.select(_SAID.c.occurred_at, _SAID.c.n, _SAID.c.strongest, _DECLARED.c.purposes)
     .select_from(_SAID.outerjoin(_DECLARED, _DECLARED.c.id == _SAID.c.declared))
@@ -116,6 +121,8 @@ _OCCURRED = (
 _UNSAID = sa.delete(_SAID).where(
     _SAID.c.key == sa.bindparam("of_key"), _SAID.c.occurred_at == sa.bindparam("at"), _SAID.c.n == sa.bindparam("number")
 )
+_FORGET = sa.delete(_EVENTS).where(_EVENTS.c.n == sa.bindparam("number"))
+_PUT_EVENT, _PUT_SAID = sa.insert(_EVENTS), sa.insert(_SAID)
 _PUT_KEY = put(_KEYS).values(key=sa.bindparam("key")).on_conflict_do_nothing()
 
 
@@ -143,10 +150,9 @@ class EventIndex(TableIndex[Incoming]):
         rows = sorted(found.values(), reverse=True, key=lambda row: (row[0], row[1]))
         return [Occurrence(_moment(at), n, bool(strongest), None if text is None else purposes[text]) for at, n, strongest, text in rows]
 
-    def count(self, keys: Collection[str]) -> int:
-        """How many events carry any of *keys*; one that carries two of them counts twice."""
-        with self._lock:
-            return sum(count for (count,) in self._chunked(_COUNT, list(self._ids(keys).values())))
+    def counts(self, keys: Collection[str]) -> dict[str, int]:
+        """How many events carry each of *keys*; those that none carries are left out."""
+        return {row[0]: row[1] for row in self._chunked(_COUNTS, sorted(keys))}
 
     def numbered(self, numbers: Sequence[int]) -> dict[int, Incoming]:
         """The events of these numbers, in their order; one that is gone meanwhile is left out."""
@@ -164,7 +170,7 @@ class EventIndex(TableIndex[Incoming]):
         with self.changing(version) as connection:
             rows = list(self._chunked(_BY_DIGEST, [_digest(event_id) for event_id in event_ids], connection))
             gone = {n for n, _ in rows}
-            run_many(connection, sa.delete(_EVENTS).where(_EVENTS.c.n == sa.bindparam("number")), [(n,) for n in gone])
+            run_many(connection, _FORGET, [(n,) for n in gone])
             keys = {key for _, payload in rows if payload is not None for key in keys_of(_incoming(payload).event.identifiers)}
             for key in self._ids(keys, connection).values():
                 said = connection.execute(sa.select(_SAID.c.occurred_at, _SAID.c.n).where(_SAID.c.key == key)).fetchall()
@@ -189,8 +195,8 @@ class EventIndex(TableIndex[Incoming]):
             events.append((n, digest, bytes.fromhex(row.content_hash), _payload(row) if its else None))
             at, by = microseconds(row.event.occurred_at), declared.get(_purposes(row))
             said += [(ids[key], at, n, key == its[0], by) for key in its]
-        run_many(connection, sa.insert(_EVENTS), events)
-        run_many(connection, sa.insert(_SAID), said)
+        run_many(connection, _PUT_EVENT, events)
+        run_many(connection, _PUT_SAID, said)
 
     @staticmethod
     def _declared(purposes: Collection[str | None], connection: Connection) -> dict[str | None, int]:

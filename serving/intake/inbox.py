@@ -37,6 +37,7 @@ _REFUSED = sa.Table(
     sa.Column("source", sa.Text, nullable=False),
     sa.Column("token", sa.LargeBinary, nullable=False),
 )
+_STORE, _STORE_REFUSED = sa.insert(_WAITING), sa.insert(_REFUSED)
 _LET_GO, _LET_GO_REFUSED = (sa.delete(each).where(each.c.received_at == sa.bindparam("at")) for each in (_WAITING, _REFUSED))
 
 
@@ -101,8 +102,8 @@ class Inbox:
             return
         self._state.check_room()
         with self._writer.writing() as connection:
-            run_many(connection, sa.insert(_WAITING), letters)
-            run_many(connection, sa.insert(_REFUSED), refused)
+            run_many(connection, _STORE, letters)
+            run_many(connection, _STORE_REFUSED, refused)
 
     def waiting(self, limit: int = 10_000, after: datetime = EPOCH) -> list[Accepted]:
         """The events that were received after a moment and have not left yet, oldest first; a limit of -1 is none."""
