@@ -136,7 +136,8 @@ from serving.intake import inbox
 def forget(self, letters, refused, done):
     done.set_result(None)
 inbox.Inbox.submit = forget
-from serving.http.service import Ubiquo
+from serving.__main__ import main
+main()
 """
 
 
@@ -145,10 +146,10 @@ def forgetful_service(home: Home, folder: Path) -> Service:
     (folder / "forgetful.py").write_text(FORGETFUL)
     port = free_port()
     environment = {
-        **os.environ, "UBIQUO_HOME": str(home.root), "PYTHONPATH": str(ROOT), "UBIQUO_LOOPBACK": "1", "UBIQUO_MAX_WAITING": "10000000",
-        "UBIQUO_CLOCK": f"from:{NEW_YEAR.isoformat()}", "BENTOML_HOME": str(home.root / "bentoml"),
+        **os.environ, "UBIQUO_HOME": str(home.root), "PYTHONPATH": str(ROOT), "UBIQUO_MAX_WAITING": "10000000",
+        "UBIQUO_CLOCK": f"from:{NEW_YEAR.isoformat()}",
     }  # fmt: skip
-    command = [sys.executable, "-m", "bentoml", "serve", "forgetful:Ubiquo", "--working-dir", str(folder), "--port", str(port)]
+    command = [sys.executable, "-W", "ignore", "forgetful.py", "--port", str(port)]
     process = subprocess.Popen(
         command, env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )

@@ -23,7 +23,7 @@ from features.state.disk import make_folder
 from features.state.home import Home, configure_process
 from features.state.ports import MissingStateError
 from features.store.keyed_state import Row
-from features.store.online_engines import KEY_VERSION, PROJECT, OnlineEngine, RedisRows, SQLiteRows
+from features.store.online_engines import KEY_VERSION, PROJECT, OnlineEngine, RedisRows, SQLiteRows, entities_of
 from features.store.snapshots import Wanted, backfill, drop_unread, snapshot_path
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ class FeatureStore:
     @cached_property
     def _rows(self) -> OnlineEngine:
         if not self._redis:
-            return SQLiteRows(self._home)
-        return RedisRows(self._feast._get_provider().online_store._get_client(self._feast.config.online_store))
+            return SQLiteRows(self._home, self._feast)
+        return RedisRows(self._feast)
 
     @staticmethod
     def _drop_damaged_registry(path: Path) -> None:
@@ -203,7 +203,7 @@ class FeatureStore:
         if not keys:
             return 0
         gone = sum(self.delete(view.name, keys) for view in self.views.values() if view.key == key)
-        self._rows.delete_all(_entities(key, keys))
+        self._rows.delete_all(entities_of(key, keys))
         return gone
 
     def delete(self, view: str, keys: Sequence[str]) -> int:
@@ -214,8 +214,7 @@ class FeatureStore:
             return self._delete(view, keys)
 
     def _delete(self, view: str, keys: Sequence[str]) -> int:
-        fields = [feature.name for feature in self._feast.get_feature_view(f"{view}{ONLINE}").features]
-        return self._rows.delete(view, fields, _entities(self.views[view].key, keys)) if keys else 0
+        return self._rows.delete(self.views[view], entities_of(self.views[view].key, keys)) if keys else 0
 
     def scrub(self) -> None:
         """Leave no trace online of what was replaced or deleted."""
@@ -230,14 +229,12 @@ class FeatureStore:
         """
         views = [self.views[name] for name in self._services[service]]
         key = views[0].key
-        features = self._service(f"{service}{ONLINE}")
-        answer = self._feast.get_online_features(features=features, entity_rows=[{key: value} for value in keys]).to_dict()
         rows: list[Row] = [{key: value} for value in keys]
-        for view in views:
-            for row, at, packed in zip(rows, answer[view.at_column], answer[view.packed_column], strict=True):
+        for view, held in zip(views, self._rows.read(views, keys), strict=True):
+            for row, (at, packed) in zip(rows, held, strict=True):
                 row[view.at_column] = at
-                held = {} if packed is None else _unpack(packed)
-                row.update((name, held.get(name)) for name in view.columns)
+                values = {} if packed is None else _unpack(packed)
+                row.update((name, values.get(name)) for name in view.columns)
         return rows
 
     def _service(self, name: str) -> feast.FeatureService:
@@ -262,34 +259,28 @@ class FeatureStore:
                     # Redis passes over a row of the very moment that it holds
                     self._delete(name, [row[view.key] for row in fresh if row[view.at_column] == held.get(row[view.key])])
                 if fresh:
-                    self._feast.write_to_online_store(f"{name}{ONLINE}", _packed(view, fresh))
+                    provider, table = self._feast._get_provider(), self._feast.get_feature_view(f"{name}{ONLINE}")
+                    provider.online_write_batch(self._feast.config, table, _packed(view, fresh), None)
             written += len(fresh)
         return written
 
     def online_times(self, name: str, keys: Sequence[str]) -> Mapping[str, int]:
         """The moment (Unix microseconds) of the row of a view that each of *keys* has."""
-        view = self.views[name]
-        feature = f"{view.name}{ONLINE}:{view.at_column}"
-        answer = self._feast.get_online_features(features=[feature], entity_rows=[{view.key: k} for k in keys]).to_dict()
-        return {k: at for k, at in zip(answer[view.key], answer[view.at_column], strict=True) if at is not None}
+        [held] = self._rows.read([self.views[name]], keys)
+        return {key: at for key, (at, _) in zip(keys, held, strict=True) if at is not None}
 
 
-def _entities(key: str, values: Sequence[str]) -> list[Any]:
-    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+def _packed(view: View, rows: Sequence[Row]) -> list[tuple[Any, dict[str, Any], datetime, None]]:
+    """Rows as they lie online: the entity, its two values (the moment, and all the rest as one), and Feast's own times."""
     from feast.protos.feast.types.Value_pb2 import Value
 
-    return [EntityKey(join_keys=[key], entity_values=[Value(string_val=value)]) for value in values]
-
-
-def _packed(view: View, rows: Sequence[Row]) -> pd.DataFrame:
-    """Rows as they lie online: the key, the moment, and all the rest as one value."""
-    columns = {
-        view.key: [row[view.key] for row in rows],
-        "event_timestamp": pd.Series([row["event_timestamp"] for row in rows], dtype="datetime64[us, UTC]"),
-        view.at_column: [row[view.at_column] for row in rows],
-        view.packed_column: [_pack({name: row.get(name) for name in view.columns}) for row in rows],
-    }
-    return pd.DataFrame(columns)
+    entities = entities_of(view.key, [row[view.key] for row in rows])
+    found = []
+    for entity, row in zip(entities, rows, strict=True):
+        packed = Value(bytes_val=_pack({name: row.get(name) for name in view.columns}))
+        values = {view.at_column: Value(int64_val=row[view.at_column]), view.packed_column: packed}
+        found.append((entity, values, row["event_timestamp"], None))
+    return found
 
 
 def moment_of(microseconds: int) -> datetime:

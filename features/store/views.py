@@ -53,5 +53,4 @@ def feast_objects(
     offline = {v.name: made(v, v.name, {column: FEAST[kind] for column, kind in v.columns.items()}, online=False) for v in views.values()}
     online = {v.name: made(v, f"{v.name}{ONLINE}", {v.packed_column: Bytes}, online=True) for v in views.values()}
     wanted = [FeatureService(name=name, features=[offline[v] for v in used]) for name, used in services.items()]
-    wanted += [FeatureService(name=f"{name}{ONLINE}", features=[online[v] for v in used]) for name, used in services.items()]
     return [*entities.values(), *offline.values(), *online.values(), *wanted]
