@@ -100,7 +100,7 @@ class Runtime:
         self._chores: list[tuple[str, Callable[[], Any], float]] = [
             ("moving events to the log", self.intake.drain_if_due, TICK_SECONDS),
             ("flushing decisions", self.decisions.flush, TICK_SECONDS),
-            ("recomputing aggregates", self.intake.refresh_aggregates, AGGREGATE_SECONDS),
+            ("recomputing aggregates", self.intake.refresh_if_due, AGGREGATE_SECONDS),
             ("taking up broken erasures", self.office.resume, MODEL_CHECK_SECONDS),
             ("purging files of who was erased", self.office.purge_if_due, MODEL_CHECK_SECONDS),
             ("looking for new champions", self._refresh_models, MODEL_CHECK_SECONDS),

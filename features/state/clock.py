@@ -91,9 +91,14 @@ def clock_of(settings: Settings, not_before: datetime | None = None) -> Clock:
     return running_clock(max(moment, not_before) if not_before else moment)
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
 def microseconds(moment: datetime) -> int:
     """Whole microseconds since 1970: how feature rows and the inbox keep a moment."""
-    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    since = moment - _EPOCH
+    # a division by a duration takes three times as long, and every event is asked several times
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 def local_midnight(day: date, timezone: str) -> datetime:

@@ -53,6 +53,8 @@ BUSY_EVENTS = 2_000
 """How many more events wait than a tick ago when the intake counts as busy."""
 MAX_POSTPONED = 5
 """How many ticks the log may be kept waiting by a busy intake."""
+MAX_REFRESH_POSTPONED = 2
+"""How many times in a row a busy intake may keep the windowed features waiting."""
 Translate = Callable[[Any, datetime], Any]
 """A client's own message and when it was received, to a canonical event.
 
@@ -113,7 +115,7 @@ class Intake:
         self.recent = RecentlyLearnt(identities)
         self._rows = CustomerRows(home, store, self._log, identities, consents)
         self._unfolded: list[Incoming] = []
-        self._postponed = self._seen_waiting = 0
+        self._postponed = self._refresh_postponed = self._seen_waiting = 0
         self._touched: dict[str, datetime] = {}
         """Customers whose aggregates do not know what the log holds, and before when all of that was received."""
         self._generation = self._bytes = 0
@@ -336,26 +338,19 @@ class Intake:
         return moved
 
     def _drain_some(self) -> tuple[int, bool]:
-        """Append a few batches to the log, then fold them all at once: a customer's row is written once however often she came."""
-        letters: list[Accepted] = []
+        """Append what waits to the log in one commit, then fold it: a customer's row is written once however often they came."""
         refused = self.inbox.refused(REFUSED_AT_ONCE)
         self._log.reject([dead for each in refused if (dead := self._dead_letter(each)) is not None])
-        left = True
-        for _ in range(BATCHES_FOLDED_AT_ONCE):
-            more = self.inbox.waiting(after=letters[-1].received_at if letters else EPOCH)
-            if not more:
-                left = False
-                break
+        letters, left = self._oldest()
+        if letters:
             # what an earlier failure left unfolded goes first: only when all is folded may it leave the inbox
-            batch = self._read(more)
+            batch = self._read(letters)
             try:
                 self._unfolded += self._log.append(batch, self.identities).fresh
             except BaseException:
                 # it may lie in the log all the same, and is no news then: the rows are made anew from the log
                 self._spoilt |= {customer for row in batch if (customer := self.identities.customer_of(row.event))}
                 raise
-            letters += more
-        if letters:
             self._fold(self._unfolded, letters[-1].received_at + TICK)
         self._unfolded = []
         self.inbox.drained(letters, refused)
@@ -366,6 +361,24 @@ class Intake:
             self._refused_waiting = max(0, self._refused_waiting - len(refused))
             self._bytes = max(0, self._bytes - sum(len(x.payload) for x in letters) - sum(len(x.token) for x in refused))
         return len(letters) + len(refused), left or len(refused) >= REFUSED_AT_ONCE
+
+    def _oldest(self) -> tuple[list[Accepted], bool]:
+        """The events that have waited longest, as many as are folded at once, and whether there may be more."""
+        letters: list[Accepted] = []
+        for _ in range(BATCHES_FOLDED_AT_ONCE):
+            more = self.inbox.waiting(after=letters[-1].received_at if letters else EPOCH)
+            if not more:
+                return letters, False
+            letters += more
+        return letters, True
+
+    def refresh_if_due(self) -> int:
+        """As ``refresh_aggregates``; under load less often, as those who come again and again would be computed again and again."""
+        if len(self._waiting) > BUSY_EVENTS and self._refresh_postponed < MAX_REFRESH_POSTPONED:
+            self._refresh_postponed += 1
+            return 0
+        self._refresh_postponed = 0
+        return self.refresh_aggregates()
 
     def refresh_aggregates(self) -> int:
         """Recompute the windowed features of the customers whose events have just reached the log.
