@@ -37,6 +37,31 @@ def test_a_good_event_is_taken_with_its_time_in_utc() -> None:
     assert parsed.identifiers == {"loyalty_card": "1"}
 
 
+OWN = {"plan_renewed": (), "add_to_wishlist": ("items",)}
+
+
+def test_an_event_of_the_domain_is_known_there_and_nowhere_else() -> None:
+    renewed = changed(name="plan_renewed", items=[], currency=None)
+    assert parse_event(renewed, NOW, own=OWN).name == "plan_renewed"
+    with pytest.raises(RejectedEvent, match=r"'plan_renewed' is no event here: use one of view_item_list.*custom$"):
+        parse_event(renewed, NOW)
+    with pytest.raises(RejectedEvent, match=r"items: an event named add_to_wishlist needs it"):
+        parse_event(changed(name="add_to_wishlist", items=[]), NOW, own=OWN)
+    with pytest.raises(RejectedEvent, match="plan_renewed, add_to_wishlist"):
+        parse_event(changed(name="plan_ended"), NOW, own=OWN)
+
+
+@pytest.mark.parametrize("said", ["plan_renewed", "Plan Renewed", " plan-renewed!"])
+def test_a_custom_event_that_the_domain_knows_is_that_event(said: str) -> None:
+    custom = changed(name="custom", items=[], currency=None, traits={"event": said, "plan": "gold"})
+    parsed = parse_event(custom, NOW, own=OWN)
+    assert (parsed.name, parsed.traits["plan"]) == ("plan_renewed", "gold")
+    assert parse_event(custom, NOW).name == "custom"
+    assert parse_event(changed(name="custom", traits={"event": "something else"}), NOW, own=OWN).name == "custom"
+    with pytest.raises(RejectedEvent, match="items"):
+        parse_event(changed(name="custom", items=[], currency=None, traits={"event": "Add to wishlist"}), NOW, own=OWN)
+
+
 @pytest.mark.parametrize(
     ("fields", "field"),
     [

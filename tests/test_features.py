@@ -21,12 +21,15 @@ from features.definitions.feature import Feature, Moment, compute_features, coun
 from features.definitions.folds.fold import Touch
 from features.definitions.folds.registered import FOLDS
 from features.definitions.listing import as_markdown
-from features.definitions.shopping import baskets, customers
+from features.definitions.shopping import baskets, customers, happened
 from features.definitions.view import views_of
+from features.events.event import parse_event
 from features.people.consent import Consents
 from features.people.identity import Identities
+from features.people.vault import Vault
 from features.state.clock import clock_of, fixed_clock, local_midnight, parse_as_of
 from features.state.settings import Settings
+from features.store.event_index import Incoming
 from features.store.feature_store import FeatureStore, moment_of
 from features.store.snapshots import compute, states
 from features.store.timeline import open_timeline
@@ -277,6 +280,21 @@ def test_the_feature_of_the_guide_works_as_it_is_printed(shopped: TinyShop, monk
     shopped.add(event("night", "purchase", days(3) + timedelta(hours=11), items=[("i0", 1, 1)]))
     found = compute_features([*grocery.customer, feature], customers, "customer_id", open_timeline(shopped.home, AS_OF), AS_OF)
     assert dict(zip(*found.select("customer_id", feature.name).to_pyarrow().to_pydict().values(), strict=True))[HER] == 1
+
+
+def test_the_events_of_a_domain_in_the_guide_are_counted(shopped: TinyShop) -> None:
+    names: dict[str, Any] = {"Feature": Feature, "counted": counted, "happened": happened, "LEAVING": ("churn",)}
+    exec(snippets()[2] + snippets()[3], names)
+    wish = event("wish", "add_to_wishlist", days(3), items=[("i0", 1, 1)])
+    sealed, content_hash, personal = Vault.open(shopped.home).seal(parse_event(wish, AS_OF, own=names["EVENTS"]))
+    shopped.log.append([Incoming(sealed, content_hash, days(3), AS_OF, "test", personal=personal)], Identities(shopped.home))
+    grocery, feature = domain_named("grocery"), names["WISHED"]
+    found = compute_features([*grocery.customer, feature], customers, "customer_id", open_timeline(shopped.home, AS_OF), AS_OF)
+    assert dict(zip(*found.select("customer_id", feature.name).to_pyarrow().to_pydict().values(), strict=True))[HER] == 1
+    assert replace(grocery, events=names["EVENTS"]).events == names["EVENTS"]
+    for wrong in ({"purchase": ()}, {"Plan renewed": ()}, {"plan_renewed": ("colour",)}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            replace(grocery, events=wrong)
 
 
 def test_the_fold_of_the_guide_works_as_it_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

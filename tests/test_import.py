@@ -495,6 +495,11 @@ class TestAttributesOfItems:
         with pytest.raises(MappingError, match=r"shop\.domain: there is no domain 'groceries': use one of grocery, retail"):
             mapped(shop__domain="groceries")
 
+    def test_an_event_of_another_domain_is_refused_with_those_that_there_are(self) -> None:
+        assert mapped(shop__domain="retail", event__name={"value": "add_to_wishlist"}).event_names()[-2] == "add_to_wishlist"
+        with pytest.raises(MappingError, match=r"event\.name.*add_to_wishlist"):
+            mapped(shop__domain="grocery", event__name={"value": "add_to_wishlist"})
+
 
 class TestASecondImport:
     """What a shop is described by may be spread over several mappings, and over commands."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import features.definitions.domains as found_domains
 from features.catalogue.tables import AttributeKind
 from features.definitions.feature import Feature
+from features.events.event import EVENT_NAMES, NAME_FORM, Event, OwnEvents
 
 DEFAULT = "grocery"
 """The domain of a shop that names none."""
@@ -49,6 +51,7 @@ class Domain:
         item: those of an item.
         attributes: what its catalogue tells of items, beside what a shop adds of its own.
         leaving: the label of churn.
+        events: what it counts beside the events that every shop has; each with the fields that it must carry.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Domain:
     item: tuple[Feature, ...]
     attributes: Mapping[str, AttributeKind]
     leaving: Leaving
+    events: OwnEvents = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """See that no feature stands twice and that what the label asks for is there.
@@ -68,6 +72,11 @@ class Domain:
             names = [feature.name for feature in features]
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"domain {self.name}: declared twice: {', '.join(twice)}")
+        for name, fields in self.events.items():
+            if name in EVENT_NAMES or not re.fullmatch(NAME_FORM, name):
+                raise ValueError(f"domain {self.name}: events: {name!r} is an event of every shop, or no name such as plan_renewed")
+            if unknown := sorted(set(fields) - set(Event.__struct_fields__)):
+                raise ValueError(f"domain {self.name}: events.{name}: an event has no field {', '.join(unknown)}")
         named = {feature.name for feature in self.customer}
         needed = {"recency_days", "visit_days_total", self.leaving.segmented_by, *self.leaving.rfm}
         if missing := sorted(needed - named):

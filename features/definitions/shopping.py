@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import ibis
 import ibis.expr.types as ir
 
-from features.definitions.feature import Derived, Feature, Measure, Moment, counted, ratio
+from features.definitions.feature import Base, Derived, Feature, Measure, Moment, counted, ratio
 from features.definitions.timeline import Timeline
 
 POPULARITY_HALF_LIFE_DAYS = 7.0
@@ -39,6 +41,16 @@ def spending(past: Timeline, moment: Moment) -> ir.Table:
 def refunds(past: Timeline, moment: Moment) -> ir.Table:
     """One row a refund."""
     return past.refunds
+
+
+@cache
+def happened(name: str) -> Base:
+    """One row an event of that name, such as one that only a domain counts."""
+
+    def events(past: Timeline, moment: Moment) -> ir.Table:
+        return past.events.filter(past.events.name == name)
+
+    return events
 
 
 def gaps(past: Timeline, moment: Moment) -> ir.Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Literal, get_args
 
@@ -28,6 +28,11 @@ EventName = Literal[
     "page_view", "screen_view", "custom",
 ]  # fmt: skip
 """GA4's names, the omnichannel ones, and ``custom`` for whatever a shop counts beside (its trait ``event`` tells what)."""
+EVENT_NAMES: tuple[str, ...] = get_args(EventName)
+_KNOWN_NAMES = frozenset(EVENT_NAMES)
+OwnEvents = Mapping[str, tuple[str, ...]]
+"""The events that a domain adds to these: each with the fields that it must carry to mean anything."""
+NO_OWN: OwnEvents = {}
 
 Channel = Literal["store", "web", "app", "email", "sms", "push", "mail", "call_centre", "ads"]
 
@@ -70,6 +75,8 @@ MAX_NUMBER_DIGITS: Final = 13
 MAX_NUMBER_PLACES: Final = 400
 """Digits of a quantity or an amount after the point: as many as the smallest number of JSON's usual readers has."""
 
+NAME_FORM: Final = "[a-z][a-z0-9_]{0,63}"
+"""What the name of an event looks like that a domain adds."""
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID)]
 LongText = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_QUANTITY)]
@@ -106,7 +113,8 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """One thing that one customer did, or that was done to her, in any channel."""
 
     event_id: Text
-    name: EventName
+    name: Text
+    """One of ``EventName``, or of the shop's domain."""
     occurred_at: Annotated[datetime, msgspec.Meta(tz=True)]
     identifiers: dict[IdentifierKind, Text] = {}
     channel: Channel | None = None
@@ -145,7 +153,7 @@ REQUIRED_FIELDS: dict[str, tuple[str, ...]] = {
 TextClass = Literal["key", "session", "free text", "identifier", "of a person", "fixed form"]
 TEXTS: dict[str, dict[str, TextClass]] = {
     "Event": {
-        "event_id": "key", "identifiers": "identifier", "store_id": "key", "session_id": "session", "currency": "fixed form",
+        "event_id": "key", "name": "fixed form", "identifiers": "identifier", "store_id": "key", "session_id": "session", "currency": "fixed form",
         "offer_id": "key", "campaign_id": "key", "query": "free text", "decision_id": "key", "traits": "free text",
         "personal": "of a person", "previous": "identifier",
     },
@@ -167,13 +175,14 @@ PRIVATE = ("identifiers", "previous", "personal", "traits")
 ABOUT_A_PERSON = ("identify", "sign_up")
 NOT_A_KEY = "holds an e-mail address or a phone number: send an id of your own, and what is personal as an identifier"
 _CLOSED: dict[str, Any] = {
-    "name": EventName, "channel": Channel, "identifiers": IdentifierKind, "previous": IdentifierKind, "purposes": Purpose,
+    "channel": Channel, "identifiers": IdentifierKind, "previous": IdentifierKind, "purposes": Purpose,
     "permissions": ContactChannel,
 }  # fmt: skip
 _QUOTED = re.compile(r"'([^']*)'")
 _TOLD = re.compile(r"(?!.*\d{7})[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 """What a client may be told again of the names and words that it sent."""
 _TOLD_CHARACTERS = 1_000
+_NO_NAME = re.compile(r"[^a-z0-9]+")
 _decoder = msgspec.json.Decoder(Event)
 _PATH = re.compile(r" - at (?:`[a-z]+` in )?`\$\.?([^`]*)`$")
 _NAMED_FIELD = re.compile(r"(missing required|unknown) field `([^`]+)`")
@@ -188,8 +197,17 @@ class RejectedEvent(ValueError):
         self.reason = reason
 
 
-def parse_event(raw: bytes | dict[str, Any], received_at: datetime, currency: str | None = None, phone_region: str | None = None) -> Event:
-    """Read and check one event of a shop that counts in *currency* (None: whichever the event names).
+def parse_event(
+    raw: bytes | dict[str, Any],
+    received_at: datetime,
+    currency: str | None = None,
+    phone_region: str | None = None,
+    own: OwnEvents = NO_OWN,
+) -> Event:
+    """Read and check one event of a shop that counts in *currency* (None: whichever the event names), and whose domain adds *own* events.
+
+    A ``custom`` event whose trait ``event`` says one of *own*, in whatever spelling, is that event: the clients of other vendors know
+    no other way to send it.
 
     Identifiers come back in the form in which they are compared, phone numbers without a country code read in *phone_region*. What is
     personal in other texts is refused, blotted out or made plain for the seal, as ``TEXTS`` says of each.
@@ -210,7 +228,8 @@ def parse_event(raw: bytes | dict[str, Any], received_at: datetime, currency: st
         raise RejectedEvent(*explain(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RejectedEvent("$", f"not valid JSON: {error}") from None
-    for field in REQUIRED_FIELDS.get(event.name, ()):
+    event = _named(event, own)
+    for field in REQUIRED_FIELDS.get(event.name) or own.get(event.name, ()):
         if not getattr(event, field):
             raise RejectedEvent(field, f"an event named {event.name} needs it")
     if event.currency is None and any(i.amount_minor or i.discount_minor or i.coupon_minor for i in event.items):
@@ -224,6 +243,21 @@ def parse_event(raw: bytes | dict[str, Any], received_at: datetime, currency: st
             "occurred_at", f"{event.occurred_at.isoformat()} lies after it was received ({received_at.isoformat()}): check the clock"
         )
     return _in_order(event, phone_region)
+
+
+def _named(event: Event, own: OwnEvents) -> Event:
+    if event.name in _KNOWN_NAMES:
+        if own and event.name == "custom" and (said := plain_name(event.traits.get("event", ""))) in own:
+            return msgspec.structs.replace(event, name=said)
+    elif event.name not in own:
+        told = repr(event.name) if _TOLD.fullmatch(event.name) else "that"
+        raise RejectedEvent("name", f"{told} is no event here: use one of {', '.join((*EVENT_NAMES, *own))}")
+    return event
+
+
+def plain_name(said: str) -> str:
+    """A name in the form of an event's: ``Plan Renewed`` is ``plan_renewed``."""
+    return _NO_NAME.sub("_", said.lower()).strip("_")
 
 
 def _in_order(event: Event, phone_region: str | None) -> Event:

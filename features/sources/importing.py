@@ -14,6 +14,7 @@ import msgspec
 
 from features.catalogue.shop import Shop
 from features.catalogue.tables import Catalogue
+from features.definitions.domain import domain_named
 from features.events.event import Purpose, RejectedEvent, parse_event
 from features.people.identity import Identities
 from features.state.clock import system_clock
@@ -158,7 +159,7 @@ def _store(log: EventLog, identities: Identities, source: EventSource, arrivals:
     letters: list[DeadLetter] = []
     for raw, known_at in arrivals:
         try:
-            event = parse_event(raw, received_at, shop.currency, shop.phone_region)
+            event = parse_event(raw, received_at, shop.currency, shop.phone_region, domain_named(shop.domain).events)
         except RejectedEvent as error:
             letters.append(DeadLetter(received_at, source.name, error.field, error.reason, raw.decode()))
             continue

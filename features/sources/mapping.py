@@ -15,8 +15,8 @@ import msgspec
 from iso4217 import Currency
 
 from features.catalogue.tables import ITEM_ATTRIBUTES, MAX_ATTRIBUTES, AttributeKind, attribute_fault
-from features.definitions.domain import UnknownDomainError, domain_named
-from features.events.event import Channel, EventName, explain
+from features.definitions.domain import UnknownDomainError, domain_named, domain_names
+from features.events.event import EVENT_NAMES, Channel, explain
 from features.events.identifiers import KINDS
 from features.people.consent import PURPOSES
 
@@ -263,6 +263,12 @@ class Mapping(_Strict, frozen=True):
         for place, conditions in groups:
             yield from ((f"{place}[{k}]", condition) for k, condition in enumerate(conditions))
 
+    def event_names(self) -> tuple[str, ...]:
+        """The events that there are: those of every shop, and of the mapping's domain; of all domains where it names none."""
+        said = self.shop.domain
+        domains = [said] if said in domain_names() else domain_names()
+        return (*EVENT_NAMES, *(name for each in domains for name in domain_named(each).events))
+
     def times(self) -> Iterator[tuple[str, TimePart]]:
         """Every time with its place in the file."""
         yield "event.occurred_at", self.event.occurred_at
@@ -350,7 +356,7 @@ def _mistakes(mapping: Mapping) -> Iterator[tuple[str, str]]:
     for place, text in mapping.texts():
         if [bool(text.column), bool(text.columns), bool(text.value)].count(True) != 1:
             yield place, "give exactly one of column, columns and value"
-        allowed = _allowed(place)
+        allowed = _allowed(mapping, place)
         for said in (*text.values.values(), *([text.value] if text.value else [])):
             if allowed and said not in allowed:
                 near = difflib.get_close_matches(said, allowed, 1, 0.5)
@@ -373,8 +379,8 @@ def _mistakes(mapping: Mapping) -> Iterator[tuple[str, str]]:
         yield "files.thousands", f"{mapping.files.thousands!r} is the decimal sign too"
 
 
-def _allowed(place: str) -> tuple[str, ...]:
-    return {"event.name": get_args(EventName), "event.channel": get_args(Channel)}.get(place, ())
+def _allowed(mapping: Mapping, place: str) -> tuple[str, ...]:
+    return {"event.name": mapping.event_names(), "event.channel": get_args(Channel)}.get(place, ())
 
 
 def _is_zone(name: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from features.catalogue.shop import Shop
+from features.definitions.domain import domain_named
 from features.events.event import RejectedEvent, parse_event
 from features.people.identity import Identities
 from features.sources import ga4, segment
@@ -62,7 +63,8 @@ def _replay(log: EventLog, identities: Identities, shop: Shop, letter: Mapping[s
         return Replayed(name, "from a file", letter["field"], "mend the file and import it again")
     try:
         raw = mended if mended is not None else msgspec.json.decode(letter["raw"])
-        event = parse_event(translate(raw, letter["received_at"], shop.currency), letter["received_at"], shop.currency, shop.phone_region)
+        said, own = translate(raw, letter["received_at"], shop.currency), domain_named(shop.domain).events
+        event = parse_event(said, letter["received_at"], shop.currency, shop.phone_region, own)
     except RejectedEvent as error:
         return Replayed(name, "rejected", error.field, error.reason)
     except (msgspec.DecodeError, RecursionError):

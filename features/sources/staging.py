@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from iso4217 import Currency
 
-from features.events.event import EARLIEST, FUTURE_TOLERANCE, REQUIRED_FIELDS, Channel, EventName
+from features.events.event import EARLIEST, FUTURE_TOLERANCE, REQUIRED_FIELDS, Channel
 from features.sources.mapping import EPOCHS, Condition, Mapping, MoneyPart, TextPart, TimePart
 from features.state.clock import system_clock
 
@@ -348,7 +348,7 @@ def _event_problems(mapping: Mapping) -> Iterator[Problem]:
             yield place, f"{column} IS NULL AND {raw} IS NOT NULL", "is not a whole number", raw
         longest = 1024 if place.startswith(("event.query", "event.traits")) else 200
         yield place, f"length({column}) > {longest}", f"is longer than {longest} characters", f"left({column}, 80)"
-    allowed = {"_u_name": ("event.name", get_args(EventName)), "_u_channel": ("event.channel", get_args(Channel))}
+    allowed = {"_u_name": ("event.name", mapping.event_names()), "_u_channel": ("event.channel", get_args(Channel))}
     for column, (place, names) in allowed.items():
         if column == "_u_name" or event.channel is not None:
             known = ", ".join(map(quoted, names))

@@ -7,13 +7,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from features.events.event import explain
+from features.events.event import EVENT_NAMES, explain
 from features.events.identifiers import IdentifierError
 from features.state.disk import NoSpaceError
 from models.registry import ModelSettings, NoChampionError, RegistrySettings
@@ -60,7 +60,7 @@ class App:
             self._answers[path] = SHAPES[model.kind.answers][0], partial(self._asked, name, model)
         self._decoders = {kind: msgspec.json.Decoder(kind) for kind in {request for request, _ in self._answers.values()}}
         self._models = len(models)
-        self._document = self._encode(document(models))
+        self._describe = cache(lambda names: self._encode(document(models, names)))
         self._routes = {*self._answers, *RESERVED}
         self._desk = CustomerDesk()
         # one thread decides: more would only contend for the interpreter. What cannot be begun soon is refused at once
@@ -185,7 +185,8 @@ class App:
 
     async def _respond(self, scope: Scope, receive: Receive, path: str) -> tuple[int, bytes, bytes]:
         if path == "/openapi.json":
-            return 200, self._document, b"application/json"
+            own = self.runtime.intake.own_events if self.runtime else ()
+            return 200, self._describe((*EVENT_NAMES, *own)), b"application/json"
         if path == "/metrics":
             self._ready.set(self._models - len(self._live().engine.missing()))
             return 200, await self._aside.run(generate_latest, self.metrics), b"text/plain; version=0.0.4"

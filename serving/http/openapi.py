@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -31,8 +31,8 @@ CUSTOMER_ROUTES: dict[str, dict[str, tuple[str, Any]]] = {
 """What is asked about and done to one customer; each is audited."""
 
 
-def document(models: Mapping[str, ModelSettings]) -> dict[str, Any]:
-    """The whole description of a service with these models."""
+def document(models: Mapping[str, ModelSettings], event_names: Sequence[str]) -> dict[str, Any]:
+    """The whole description of a service with these models, for a shop whose events have these names."""
     routes = {**{f"/v1/{name}": (model.kind.question, *SHAPES[model.kind.answers]) for name, model in models.items()}, **ROUTES}
     kinds: list[Any] = [kind for _, request, answer in routes.values() for kind in (request, answer)]
     kinds += [answer for methods in CUSTOMER_ROUTES.values() for _, answer in methods.values()]
@@ -74,6 +74,7 @@ def document(models: Mapping[str, ModelSettings]) -> dict[str, Any]:
                 for method, (summary, answer) in methods.items()
             },
         }
+    components["Event"]["properties"]["name"] = {"enum": list(event_names)}
     return {
         "openapi": "3.1.0",
         "info": {"title": "ubiquo", "version": "1", "description": "Churn, next best offer and recommendations from one stream of events."},

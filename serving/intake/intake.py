@@ -16,6 +16,7 @@ import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
 from features.catalogue.shop import Shop
+from features.definitions.domain import domain_named
 from features.definitions.folds.registered import Touch
 from features.events.event import RejectedEvent, SealedEvent, parse_event
 from features.events.identifiers import holds_personal
@@ -96,6 +97,8 @@ class Intake:
         self._home, self._clock, self.identities, self._consents = home, clock, identities, consents
         self._shop = Shop.load(home)
         self._zone = ZoneInfo(self._shop.timezone)
+        self.own_events = domain_named(self._shop.domain).events
+        """What the shop's domain counts beside the events of every shop."""
         self._vault = identities.vault
         self._log = EventLog(home, self._shop.timezone)
         self._tombstones = Tombstones(home, self._vault)
@@ -277,7 +280,7 @@ class Intake:
                 return RejectedEvent("$", "an event must be a JSON object")
             # a translated time is corrected by when it was sent: the same message sent again is the same message
             timeless = translate is not None
-            return self._vault.seal(parse_event(said, latest, self._shop.currency, self._shop.phone_region), timeless)
+            return self._vault.seal(parse_event(said, latest, self._shop.currency, self._shop.phone_region, self.own_events), timeless)
         except RejectedEvent as error:
             return error
 

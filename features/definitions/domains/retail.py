@@ -51,6 +51,7 @@ CUSTOMER = (
 
 DOMAIN = Domain(
     name="retail",
+    events={"add_to_wishlist": ("items",), "back_in_stock_request": ("items",)},
     about="Shops whose customers order now and then: weeks or months between orders, and returns.",
     customer=CUSTOMER,
     item=ITEM_STATISTICS,
