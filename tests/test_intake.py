@@ -197,14 +197,14 @@ class TestIntakeItself:
     def test_the_features_of_who_came_while_they_were_computed_are_computed_again(
         self, intake: Intake, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        drain = intake.drain
+        drain = intake._drain.drain
 
         def late() -> int:
             assert intake.accept(batch(1)).accepted == 1
             return drain()
 
         with monkeypatch.context() as patch:
-            patch.setattr(intake, "drain", late)
+            patch.setattr(intake._drain, "drain", late)
             assert intake.refresh_aggregates() == 1
         assert intake.refresh_aggregates() == 1
         assert intake.refresh_aggregates() == 0
@@ -378,8 +378,8 @@ class TestIntakeItself:
                 raise OSError("the store is away")
             return original(*arguments)
 
-        original = getattr(intake._rows._store, broken)
-        monkeypatch.setattr(intake._rows._store, broken, once)
+        original = getattr(intake._drain.rows._store, broken)
+        monkeypatch.setattr(intake._drain.rows._store, broken, once)
         assert intake.accept([{**batch(1)[0], "identifiers": {**one, **other}, "items": [{"item_id": "i2"}]}]).accepted == 1
         with pytest.raises(OSError, match="away"):
             intake.drain()

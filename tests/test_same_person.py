@@ -97,8 +97,8 @@ def test_one_who_signs_in_while_rows_are_written_keeps_their_past(intake: Intake
         return take()
 
     monkeypatch.setattr(intake.identities, "take_disturbed", meanwhile)
-    with intake._moving:
-        intake._drain_some()
+    with intake._drain._moving:
+        intake._drain._drain_some()
     for _ in range(2):
         moved_on(intake)
         assert tell(ADA) == ["i3", "i7"]

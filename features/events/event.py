@@ -153,7 +153,8 @@ REQUIRED_FIELDS: dict[str, tuple[str, ...]] = {
 TextClass = Literal["key", "session", "free text", "identifier", "of a person", "fixed form"]
 TEXTS: dict[str, dict[str, TextClass]] = {
     "Event": {
-        "event_id": "key", "name": "fixed form", "identifiers": "identifier", "store_id": "key", "session_id": "session", "currency": "fixed form",
+        "event_id": "key", "name": "fixed form", "identifiers": "identifier", "store_id": "key", "session_id": "session",
+        "currency": "fixed form",
         "offer_id": "key", "campaign_id": "key", "query": "free text", "decision_id": "key", "traits": "free text",
         "personal": "of a person", "previous": "identifier",
     },
