@@ -25,7 +25,7 @@ from features.catalogue.shop import Shop
 from features.events.event import parse_event
 from features.people.contacts import Contacts
 from features.people.identity import Identities
-from features.people.identity_graph import mint_customer_id
+from features.people.identity_state import mint_customer_id
 from features.people.vault import Vault
 from features.state.home import Home
 from features.store.event_index import Incoming

@@ -13,7 +13,8 @@ from scene import NEW_YEAR, TinyShop, event
 
 from features.events.event import parse_event
 from features.people.identity import Identities
-from features.people.identity_graph import IdentityGraph, Step
+from features.people.identity_graph import IdentityGraph
+from features.people.identity_state import Step
 
 KEYS = st.sampled_from([f"{kind}:{n}" for kind in ("loyalty_card", "user_id", "email", "device", "cookie", "receipt") for n in "abc"])
 LESSONS = st.lists(st.tuples(st.lists(KEYS, max_size=4, unique=True), st.lists(KEYS, max_size=2)), max_size=12)

@@ -13,7 +13,7 @@ from features.catalogue.shop import Shop
 from features.events.identifiers import KINDS, kind_of
 from features.people.contacts import Contacts
 from features.people.identity import Identities
-from features.people.identity_graph import Step
+from features.people.identity_state import Step
 from features.state.clock import clock_of
 from features.state.home import Home
 from features.state.ports import LOG, deriving

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from features.events.event import SealedEvent
 from features.events.identifiers import IdentifierKind, normalise_all
 from features.people.hidden import Hidden
-from features.people.identity_graph import IdentityGraph, Step, keys_of
+from features.people.identity_graph import IdentityGraph
+from features.people.identity_state import Step, keys_of
 from features.people.step_index import NumberedStep, StepIndex
 from features.people.vault import Vault
 from features.state.ports import IDENTIFIERS, LOG, State

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from features.people.identity_graph import Step
+from features.people.identity_state import Step
 from features.state.clock import microseconds
 from features.state.sql import BIG, put, run_many
 from features.state.table_index import TableIndex

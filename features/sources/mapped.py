@@ -21,7 +21,7 @@ from features.people.consent import PURPOSES
 from features.sources import staging
 from features.sources.importing import Arrival
 from features.sources.mapping import Mapping
-from features.sources.staging import quoted
+from features.sources.row_problems import quoted
 from features.sources.tabular import LINE, TabularFile, UnreadableFileError, expand
 from features.state.clock import local_midnight, system_clock
 from features.state.home import Home

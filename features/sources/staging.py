@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from typing import get_args
+from collections.abc import Sequence
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 from iso4217 import Currency
 
-from features.events.event import EARLIEST, FUTURE_TOLERANCE, REQUIRED_FIELDS, Channel
 from features.sources.mapping import EPOCHS, Condition, Mapping, MoneyPart, TextPart, TimePart
-from features.state.clock import system_clock
+from features.sources.row_problems import ISO, NEEDS_ITEMS, named, problems, quoted
 
 EVENT_TEXTS = ("channel", "store_id", "session_id", "offer_id", "campaign_id", "query")
-_NEEDS_ITEMS = tuple(name for name, fields in REQUIRED_FIELDS.items() if "items" in fields)
-_ISO = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?)?\s?(Z|[+-]\d{2}(:?\d{2})?)?$"
 _ZONED = r"\d{2}:\d{2}.*(Z|[+-]\d{2}(:?\d{2})?)$"
-_SLASHED = r"^\d{1,2}[./-]\d{1,2}[./-]\d{2,4}"
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
-
-
-def quoted(text: str) -> str:
-    """A text as an SQL literal."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def named(column: str) -> str:
-    """A column's name in SQL."""
-    return '"' + column.replace('"', '""') + '"'
 
 
 def create(db: duckdb.DuckDBPyConnection, mapping: Mapping) -> None:
@@ -93,7 +78,7 @@ def arrange(db: duckdb.DuckDBPyConnection, mapping: Mapping, files: Sequence[str
             SELECT *, CASE WHEN id IN (SELECT id FROM rejected WHERE id IS NOT NULL) THEN 'held back'
                            WHEN {"false" if joined else "digests > 1"} THEN 'files' WHEN apart IS NOT NULL THEN 'apart'
                            WHEN itemless AND distinct_rows > 1 THEN 'conflict'
-                           WHEN name IN ({", ".join(map(quoted, _NEEDS_ITEMS))}) AND items = 0 THEN 'no item' END AS verdict
+                           WHEN name IN ({", ".join(map(quoted, NEEDS_ITEMS))}) AND items = 0 THEN 'no item' END AS verdict
             FROM (SELECT id, name, min(occurred_at) AS occurred_at, count(*) AS kept_rows, count(*) FILTER (is_item) AS items,
                          count(item_id) = 0 AS itemless, count(DISTINCT hash({content})) AS distinct_rows,
                          {f"CASE {apart} END" if agree else "NULL::STRUCT(field VARCHAR, value VARCHAR)"} AS apart
@@ -274,7 +259,7 @@ def _time(time: TimePart) -> str:
     if time.format is not None:
         parsed = f"try_strptime({raw}, {quoted(time.format)})"
         return parsed if "%z" in time.format else f"{parsed} AT TIME ZONE {zone}"
-    return f"""CASE WHEN NOT regexp_matches({raw}, '{_ISO}') THEN NULL WHEN regexp_matches({raw}, '{_ZONED}')
+    return f"""CASE WHEN NOT regexp_matches({raw}, '{ISO}') THEN NULL WHEN regexp_matches({raw}, '{_ZONED}')
                THEN try_cast({raw} AS TIMESTAMPTZ) ELSE try_cast({raw} AS TIMESTAMP) AT TIME ZONE {zone} END"""
 
 
@@ -322,100 +307,9 @@ def _problem(mapping: Mapping) -> str:
     """The first thing that is wrong with a row: field, reason and value, or null."""
     cases = " ".join(
         f"WHEN {wrong} THEN {_struct({'field': quoted(field), 'reason': quoted(reason), 'value': f'({value})::VARCHAR'})}"
-        for field, wrong, reason, value in (*_event_problems(mapping), *_item_problems(mapping))
+        for field, wrong, reason, value in problems(mapping)
     )
     return f"CASE {cases} END"
-
-
-Problem = tuple[str, str, str, str]
-"""The field in the mapping, when it is wrong, the reason with its mend, and the value to show."""
-
-
-def _event_problems(mapping: Mapping) -> Iterator[Problem]:
-    event = mapping.event
-    for place, text in mapping.texts():
-        column = {"event.id": "_u_id", "item.id": "_u_item_id"}.get(place, "_u_" + place.split(".", 1)[1])
-        raw = " || '-' || ".join(named(c) for c in text.used) or "NULL"
-        if place.startswith("event.identifiers."):
-            column = f"_u_id_{place.rsplit('.', 1)[1]}"
-        elif place.startswith("event.traits."):
-            column = f"_u_trait_{list(event.traits).index(place.removeprefix('event.traits.'))}"
-        elif place.startswith("item.attributes."):
-            column = f"_u_attr_{place.rsplit('.', 1)[1]}"
-        if text.values:
-            yield place, f"{column} IS NULL AND {raw} IS NOT NULL", f"is not among the values of {place}: add it there", raw
-        elif text.is_integer:
-            yield place, f"{column} IS NULL AND {raw} IS NOT NULL", "is not a whole number", raw
-        longest = 1024 if place.startswith(("event.query", "event.traits")) else 200
-        yield place, f"length({column}) > {longest}", f"is longer than {longest} characters", f"left({column}, 80)"
-    allowed = {"_u_name": ("event.name", mapping.event_names()), "_u_channel": ("event.channel", get_args(Channel))}
-    for column, (place, names) in allowed.items():
-        if column == "_u_name" or event.channel is not None:
-            known = ", ".join(map(quoted, names))
-            yield place, f"{column} NOT IN ({known})", f"is not one of ubiquo's: translate it by {place}.values", column
-    yield "event.id", "_u_id IS NULL", "is empty: every event needs an id", "NULL"
-    yield "event.name", "_u_name IS NULL", "is empty: every event needs a name", "NULL"
-    for place, time in mapping.times():
-        yield from _time_problems(place, time)
-    latest = (system_clock() + FUTURE_TOLERANCE).isoformat()
-    at = named(event.occurred_at.column)
-    yield "event.occurred_at", f"_u_occurred_at < '{EARLIEST.isoformat()}'", f"lies before {EARLIEST.year}", at
-    yield "event.occurred_at", f"_u_occurred_at > '{latest}'", "lies in the future: is the format or the zone wrong?", at
-    if event.known_at.time is not None:
-        known_at = named(event.known_at.time.column)
-        yield "event.known_at", "_u_known_at < _u_occurred_at", "lies before the event: nothing is known before it happens", known_at
-    own = mapping.shop.currency
-    yield "event.currency", "_u_currency IS NULL", f"is empty: the shop counts in {own}", "NULL"
-    yield (
-        "event.currency",
-        f"_u_currency <> {quoted(own)}",
-        f"the shop counts in {own} and sums cannot mix: convert, or import apart",
-        "_u_currency",
-    )
-
-
-def _time_problems(place: str, time: TimePart) -> Iterator[Problem]:
-    column, raw = ("_u_occurred_at" if place == "event.occurred_at" else "_u_known_at"), named(time.column)
-    yield place, f"{raw} IS NULL", "is empty", "NULL"
-    if time.format is not None:
-        yield place, f"{column} IS NULL", f"does not fit the format {time.format}", raw
-        return
-    asks = f"day or month first? set {place}.format, e.g. %d/%m/%Y or %m/%d/%Y"
-    yield place, f"{column} IS NULL AND regexp_matches({raw}, '{_SLASHED}')", asks, raw
-    if time.timezone is None:
-        naive = f"{column} IS NULL AND regexp_matches({raw}, '{_ISO}')"
-        yield place, naive, f"does not tell its time zone: set {place}.timezone", raw
-    yield place, f"{column} IS NULL", f"is no time like 2011-12-09T12:50:00: set {place}.format", raw
-
-
-def _item_problems(mapping: Mapping) -> Iterator[Problem]:
-    item = mapping.item
-    needing = ", ".join(map(quoted, _NEEDS_ITEMS))
-    if item is None:
-        yield "item", f"_u_name IN ({needing})", "an event of this name needs items: map item.id", "_u_name"
-        return
-    yield "item.id", f"_u_item_id IS NULL AND _u_name IN ({needing})", "is empty: an event of this name needs an item", "NULL"
-    for name, attribute in mapping.attributes().items():
-        if attribute.holds == "number":
-            told = f"_u_attr_{name}"
-            decimal = f"is no number with the decimal sign {mapping.files.decimal!r}: see files.decimal and files.thousands"
-            yield f"item.attributes.{name}", f"_u_is_item AND {told} IS NOT NULL AND _u_number_{name} IS NULL", decimal, told
-    for measure in ("quantity", "amount", "discount", "coupon"):
-        part, column = getattr(item, measure), f"_u_{measure}"
-        if part is None:
-            continue
-        place, raw = f"item.{measure}", named(part.column)
-        # a line that is no item may hold anything
-        yield place, f"_u_is_item AND {raw} IS NULL", "is empty", "NULL"
-        decimal = f"is no number with the decimal sign {mapping.files.decimal!r}: see files.decimal and files.thousands, or skip such rows"
-        yield place, f"_u_is_item AND {column} IS NULL", decimal, raw
-        yield place, f"_u_is_item AND abs({column}) > 1000000000", "is too large to be true", raw
-        if measure == "quantity":
-            yield place, f"_u_is_item AND NOT _u_refund AND {column} < 0", "is negative: name such rows under refunds or skip", raw
-            if part.fractions == "reject":
-                yield place, f"_u_is_item AND {column} <> floor({column})", "is not a whole number: fractions: round_up takes it", raw
-        elif measure == "amount":
-            yield place, f"_u_is_item AND NOT _u_refund AND {column} < 0", "is negative: name such rows under refunds or skip", raw
 
 
 def _reject_events(db: duckdb.DuckDBPyConnection, files: Sequence[str]) -> None:

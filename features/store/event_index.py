@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from features.events.event import Consent, Item, SealedEvent
-from features.people.identity_graph import keys_of
+from features.people.identity_state import keys_of
 from features.people.vault import Personal
 from features.state.clock import microseconds
 from features.state.sql import BIG, put, run_many

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from features.people.identity import Identities, write_anew
-from features.people.identity_graph import BY_HAND, IdentityGraph, keys_of
+from features.people.identity_graph import BY_HAND, IdentityGraph
+from features.people.identity_state import keys_of
 from features.state.ports import LOG, State
 from features.store.event_log import EventLog, connect
 

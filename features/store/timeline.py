@@ -20,7 +20,7 @@ from features.events.identifiers import KINDS
 from features.people.consent import FEATURES, Consents
 from features.people.hidden import Hidden
 from features.people.identity import SCHEMA, Identities
-from features.people.identity_graph import keys_of
+from features.people.identity_state import keys_of
 from features.state.file_lease import Scratch
 from features.state.home import Home
 from features.state.ports import IDENTIFIERS

@@ -9,7 +9,7 @@ from datetime import datetime
 from features.definitions.folds.registered import Touch
 from features.events.event import SealedEvent
 from features.people.identity import Former, Identities
-from features.people.identity_graph import keys_of
+from features.people.identity_state import keys_of
 
 
 class RecentlyLearnt:
