@@ -41,6 +41,8 @@ from features.store.snapshots import backfill
 from serving.intake.inbox import Inbox
 
 SPEAKERS = 100_000
+REGULAR_EVENTS = 10_000
+"""Of one customer who comes more often than anybody."""
 ZONE = "America/New_York"
 PAIRS = "list_transform({}, lambda pair: {{'key': pair.key, 'value': md5(pair.value || '{}')}})"
 KEY = "split_part({0}, ':', 1) || ':' || md5(split_part({0}, ':', 2) || '{1}')"
@@ -145,6 +147,15 @@ def serve(home: Home) -> dict[str, float]:
     found["micro-batch of one customer, ms"] = median_ms(lambda: intake._drain.rows.compute([customer], NEW_YEAR), 5)
     contacts = intake.contacts
     found["profile, ms"] = median_ms(lambda: profile(home, identities, consents, contacts, customer), 15)
+    for first in range(0, REGULAR_EVENTS, 1_000):
+        said = [{**each, "identifiers": {"loyalty_card": "a regular"}} for each in batch()]
+        answer = intake.accept([{**each, "event_id": f"regular-{first + k}"} for k, each in enumerate(said)])
+    intake.drain()
+    regular = answer.events[0].customer_id or ""
+    assert len(profile(home, identities, consents, contacts, regular, REGULAR_EVENTS)["events"]) == REGULAR_EVENTS
+    found[f"profile of one with {REGULAR_EVENTS:,} events, ms"] = median_ms(
+        lambda: profile(home, identities, consents, contacts, regular), 15
+    )
     intake.close()
     return found
 
