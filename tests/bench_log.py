@@ -182,7 +182,7 @@ def nightly(home: Home) -> dict[str, float]:
 
 def erase(home: Home) -> dict[str, float]:
     """What is done at once for one customer who asks to be erased, and the run that purges the files of all who asked, with its proof."""
-    from serving.privacy.erasure import open_office
+    from serving.bootstrap import open_office
 
     with open_office(home, running_clock(NEW_YEAR), purge_at="03:30") as office:
         cards = sorted(key for key in Identities(home).strongest().values() if key.startswith("loyalty_card"))
