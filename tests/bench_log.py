@@ -6,6 +6,7 @@ Prints one table; every ratio is of two things measured in this run. ``UBIQUO_BE
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -111,8 +112,11 @@ def median_ms(work: Callable[[], Any], times: int) -> float:
 
 
 def serve(home: Home) -> dict[str, float]:
+    from serving.http.service import GC_THRESHOLDS
     from serving.intake.intake import Intake
 
+    # as the service does
+    gc.set_threshold(*GC_THRESHOLDS)
     shop = Shop.load(home)
     store, identities, consents = FeatureStore(home), Identities(home), Consents(home, shop.consent)
     store.apply()

@@ -23,7 +23,7 @@ from features.state.sqlite_file import is_damage
 
 Entry = TypeVar("Entry")
 logger = logging.getLogger("ubiquo")
-_CHUNK = 500
+CHUNK = 500
 BATCH = 20_000
 
 
@@ -113,8 +113,8 @@ class TableIndex(ABC, Generic[Entry]):
 
     def _chunked(self, statement: Executable, values: Sequence[Any], connection: Connection | None = None) -> Iterator[AnyRow]:
         """The rows of a statement that asks whether something is one of ``:values``, over any number of them."""
-        for start in range(0, len(values), _CHUNK):
-            some = {"values": list(values[start : start + _CHUNK])}
+        for start in range(0, len(values), CHUNK):
+            some = {"values": list(values[start : start + CHUNK])}
             yield from self._read(statement, some) if connection is None else connection.execute(statement, some).fetchall()
 
     def _read(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> Sequence[AnyRow]:

@@ -17,7 +17,7 @@ from features.people.identity_state import keys_of
 from features.people.vault import Personal
 from features.state.clock import microseconds
 from features.state.sql import BIG, put, run_many
-from features.state.table_index import TableIndex
+from features.state.table_index import CHUNK, TableIndex
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -117,6 +117,7 @@ _OCCURRED = (
     sa.select(_SAID.c.occurred_at, _SAID.c.n, _SAID.c.strongest, _DECLARED.c.purposes)
     .select_from(_SAID.outerjoin(_DECLARED, _DECLARED.c.id == _SAID.c.declared))
     .where(_SAID.c.key.in_(_values))
+    .order_by(_SAID.c.occurred_at.desc(), _SAID.c.n.desc())
 )
 _UNSAID = sa.delete(_SAID).where(
     _SAID.c.key == sa.bindparam("of_key"), _SAID.c.occurred_at == sa.bindparam("at"), _SAID.c.n == sa.bindparam("number")
@@ -141,14 +142,22 @@ class EventIndex(TableIndex[Incoming]):
 
     def occurrences(self, keys: Collection[str]) -> list[Occurrence]:
         """Every event with any of *keys*, the latest first."""
-        found: dict[int, Sequence[Any]] = {}
         with self._lock:
-            for row in self._chunked(_OCCURRED, list(self._ids(keys).values())):
-                if row[2] or row[1] not in found:
-                    found[row[1]] = row
-        purposes = {text: json.loads(text) for text in {row[3] for row in found.values()} if text is not None}
-        rows = sorted(found.values(), reverse=True, key=lambda row: (row[0], row[1]))
-        return [Occurrence(_moment(at), n, bool(strongest), None if text is None else purposes[text]) for at, n, strongest, text in rows]
+            ids = list(self._ids(keys).values())
+            rows = list(self._chunked(_OCCURRED, ids))
+        if len(ids) > CHUNK:
+            rows.sort(key=lambda row: (row[0], row[1]), reverse=True)
+        purposes: dict[str | None, Sequence[str] | None] = {None: None}
+        found: list[Occurrence] = []
+        for at, n, strongest, text in rows:
+            if text not in purposes:
+                purposes[text] = json.loads(str(text))
+            # an event with two of the keys stands there twice, one after the other
+            if not found or found[-1].number != n:
+                found.append(Occurrence(_moment(at), n, bool(strongest), purposes[text]))
+            elif strongest:
+                found[-1] = found[-1]._replace(strongest=True)
+        return found
 
     def counts(self, keys: Collection[str]) -> dict[str, int]:
         """How many events carry each of *keys*; those that none carries are left out."""
