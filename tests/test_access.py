@@ -86,6 +86,8 @@ def test_a_shop_that_revokes_its_last_key_has_not_opened_its_doors(tmp_path: Pat
     Keys(home).revoke("only", NEW_YEAR)
     assert Keys(home).check("") is None
     assert Keys(home).check(token) is None
+    home.access.write_bytes(b"")
+    assert Keys(home).check("") is None, "an emptied file opens no doors"
     monkeypatch.setenv("UBIQUO_LOOPBACK", "0")
     assert Keys(Home(tmp_path / "new")).check("") is None
 

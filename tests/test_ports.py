@@ -8,6 +8,7 @@ import threading
 from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -287,6 +288,49 @@ class DatabaseContract:
         assert b"personal" not in self.bytes_of(database)
         session.close()
 
+    def test_a_scrub_that_fails_stops_nothing(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+        session = database.connect()
+        with monkeypatch.context() as patch:
+            self.break_scrub(session, patch)
+            with pytest.raises(sa.exc.OperationalError):
+                session.scrub()
+        with session.writing() as connection:
+            run_many(connection, sa.insert(THINGS), [("a", 1, None)])
+        assert session.read(sa.select(THINGS.c.name)) == [("a",)]
+        session.close()
+
+    def test_who_writes_does_not_read_past_their_own_transaction(self, database: Database) -> None:
+        session = database.connect()
+
+        def both() -> None:
+            with session.writing() as connection:
+                run_many(connection, sa.insert(THINGS), [("a", 1, None)])
+                session.read(sa.select(THINGS))
+
+        with pytest.raises(RuntimeError, match="a transaction is open"):
+            both()
+        assert session.read(sa.select(THINGS)) == []
+        session.close()
+
+    def test_who_only_reads_makes_and_changes_nothing(self, database: Database) -> None:
+        with database.begin() as connection:
+            run_many(connection, sa.insert(THINGS), [("a", 1, None)])
+        session = database.connect(read_only=True)
+        assert session.read(sa.select(THINGS.c.name)) == [("a",)]
+
+        def write() -> None:
+            with session.writing() as connection:
+                connection.execute(sa.delete(THINGS))
+
+        with pytest.raises((OSError, sa.exc.OperationalError)):
+            write()
+        session.close()
+        self.empty(database)
+        session = database.connect(read_only=True)
+        with pytest.raises(sa.exc.OperationalError):
+            session.read(sa.select(THINGS))
+        session.close()
+
     def test_discarded_it_is_made_anew(self, database: Database) -> None:
         with database.begin() as connection:
             run_many(connection, sa.insert(THINGS), [("a", 1, None)])
@@ -303,6 +347,16 @@ class DatabaseContract:
         """All that is stored of a database."""
         raise NotImplementedError
 
+    @staticmethod
+    def break_scrub(session: Any, patch: pytest.MonkeyPatch) -> None:
+        """Let a scrub fail after it has begun."""
+        raise NotImplementedError
+
+    @staticmethod
+    def empty(database: Database) -> None:
+        """Let nothing be left of the tables, as a failed restore does."""
+        raise NotImplementedError
+
 
 class TestSQLiteFile(DatabaseContract):
     @pytest.fixture(params=["contacts", "hidden", "event_index", "online"])
@@ -313,6 +367,28 @@ class TestSQLiteFile(DatabaseContract):
     def bytes_of(database: Database) -> bytes:
         path = Path(database.place)
         return b"".join(each.read_bytes() for each in path.parent.glob(f"{path.name}*"))
+
+    @staticmethod
+    def break_scrub(session: Any, patch: pytest.MonkeyPatch) -> None:
+        run = session._connection.exec_driver_sql
+
+        def full(command: str) -> Any:
+            run("SELECT 1").fetchall()
+            return run("PRAGMA wal_checkpoint(NONSENSE") if command.startswith("PRAGMA") else run(command)
+
+        patch.setattr(session._connection, "exec_driver_sql", full)
+
+    @staticmethod
+    def empty(database: Database) -> None:
+        path = Path(database.place)
+        for each in path.parent.glob(f"{path.name}-*"):
+            each.unlink()
+        path.write_bytes(b"")
+
+    def test_only_its_owner_may_read_it(self, database: Database) -> None:
+        Path(database.place).parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        database.connect().close()
+        assert Path(database.place).stat().st_mode & 0o077 == 0
 
     def test_a_file_that_is_none_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "contacts.db").write_bytes(b"this is no database, though it is long enough to be taken for the head of one" * 20)

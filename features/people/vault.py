@@ -14,9 +14,11 @@ import sqlalchemy as sa
 from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from sqlalchemy.exc import SQLAlchemyError
 
 from features.events.event import Event, SealedEvent, identity_key
 from features.events.identifiers import RANK, IdentifierKind, holds_personal
+from features.state.disk import DamagedStateError
 from features.state.ports import EVENTS, MissingStateError, State
 from features.state.sql import BIG
 
@@ -108,9 +110,15 @@ class Vault:
         database = state.database("contacts", CONTACTS)
         if not database.exists:
             return
-        with contextlib.closing(database.connect()) as session:
-            for (token,) in session.read(sa.select(CONTACTS.c.token).limit(1)):
-                self.decrypt(token)
+        tokens: list[bytes] = []
+        # what cannot be read is told by whoever needs it
+        with (
+            contextlib.suppress(SQLAlchemyError, DamagedStateError, OSError),
+            contextlib.closing(database.connect(read_only=True)) as session,
+        ):
+            tokens = [token for (token,) in session.read(sa.select(CONTACTS.c.token).limit(1))]
+        for token in tokens:
+            self.decrypt(token)
 
     def key(self, kind: str, value: str) -> str:
         """The identity key of an identifier in its compared form: its kind and a keyed hash."""

@@ -172,8 +172,8 @@ class Database(Protocol):
     def stamp(self) -> Hashable | None:
         """What differs once anybody has changed it; None where it does not exist."""
 
-    def connect(self, wait_seconds: float = 60.0) -> DatabaseSession:
-        """A connection that waits so long for whoever writes."""
+    def connect(self, wait_seconds: float = 60.0, *, read_only: bool = False) -> DatabaseSession:
+        """A connection that waits so long for whoever writes; one *read_only* makes and changes nothing."""
 
     def begin(self) -> AbstractContextManager[Connection]:
         """One transaction, on a connection of its own."""

@@ -26,12 +26,10 @@ class Keeping(NamedTuple):
 
     Attributes:
         pragmas: what SQLite is told at each opening.
-        private: whether only its owner may read it.
         replaces: whether what is replaced may stay in free pages, as somebody else writes to the file too.
     """
 
     pragmas: tuple[str, ...]
-    private: bool = True
     replaces: bool = False
 
 
@@ -41,7 +39,7 @@ WRITTEN_AHEAD = Keeping(("journal_mode=WAL", "synchronous=FULL", "secure_delete=
 """Readers and a writer do not wait for each other; each commit is synced."""
 DERIVED = Keeping(("journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON", "cache_size=-32000"))
 """A power cut may take back the last commits: whoever fills the file notices and fills it again."""
-SHARED = Keeping(("journal_mode=WAL",), private=False, replaces=True)
+SHARED = Keeping(("journal_mode=WAL",), replaces=True)
 """Another library makes and writes the tables."""
 
 
@@ -55,7 +53,7 @@ class SQLiteFile:
             made.append(CreateTable(table, if_not_exists=True))
             made += [CreateIndex(index, if_not_exists=True) for index in table.indexes]
         self._ddl = made
-        self._engines: dict[float, Engine] = {}
+        self._engines: dict[tuple[float, bool], Engine] = {}
 
     @property
     def place(self) -> str:
@@ -79,15 +77,15 @@ class SQLiteFile:
         """What differs once the file was deleted and made anew; None where there is none."""
         return self._path.stat().st_ino if self._path.exists() else None
 
-    def connect(self, wait_seconds: float = WAIT_SECONDS) -> SQLiteSession:
-        """A connection that waits so long for whoever writes.
+    def connect(self, wait_seconds: float = WAIT_SECONDS, *, read_only: bool = False) -> SQLiteSession:
+        """A connection that waits so long for whoever writes; one *read_only* makes and changes nothing.
 
         Raises:
             DamagedStateError: the file is no database, or is damaged.
             NoSpaceError: the disk is full.
             OSError: the file cannot be written.
         """
-        return SQLiteSession(self._engine(wait_seconds).connect(), self._keeping.replaces)
+        return SQLiteSession(self._engine(wait_seconds, read_only).connect(), self._keeping.replaces)
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[Connection]:
@@ -104,25 +102,32 @@ class SQLiteFile:
         for name in (self._path.name, f"{self._path.name}-wal", f"{self._path.name}-shm"):
             self._path.with_name(name).unlink(missing_ok=True)
 
-    def _engine(self, wait_seconds: float) -> Engine:
-        engine = self._engines.get(wait_seconds)
+    def _engine(self, wait_seconds: float, read_only: bool) -> Engine:
+        engine = self._engines.get((wait_seconds, read_only))
         if engine is None:
-            engine = sa.create_engine("sqlite://", creator=lambda: self._opened(wait_seconds), poolclass=sa.NullPool)
+            opened = self._only_read if read_only else self._opened
+            engine = sa.create_engine("sqlite://", creator=lambda: opened(wait_seconds), poolclass=sa.NullPool)
             event.listen(engine, "begin", _begin)
             event.listen(engine, "handle_error", self._explain)
-            self._engines[wait_seconds] = engine
+            self._engines[wait_seconds, read_only] = engine
         return engine
+
+    def _only_read(self, wait_seconds: float) -> sqlite3.Connection:
+        place = f"{self._path.absolute().as_uri()}?mode=ro"
+        try:
+            return sqlite3.connect(place, uri=True, timeout=wait_seconds, check_same_thread=False, isolation_level=None)
+        except sqlite3.Error as error:
+            raise explained(error, self._path) from error
 
     def _opened(self, wait_seconds: float) -> sqlite3.Connection:
         make_folder(self._path.parent)
         try:
-            if self._keeping.private:
-                # SQLite gives its write-ahead log the rights of the file itself; a file that is there is not opened, as closing it
-                # would cancel the locks that other connections of this process hold
-                with contextlib.suppress(FileExistsError):
-                    os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, PRIVATE_FILE))
-                if self._path.stat().st_mode & 0o077:
-                    self._path.chmod(PRIVATE_FILE)
+            # SQLite gives its write-ahead log the rights of the file itself; a file that is there is not opened, as closing it
+            # would cancel the locks that other connections of this process hold
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, PRIVATE_FILE))
+            if self._path.stat().st_mode & 0o077:
+                self._path.chmod(PRIVATE_FILE)
             db = sqlite3.connect(self._path, timeout=wait_seconds, check_same_thread=False, isolation_level=None)
         except (sqlite3.Error, OSError) as error:
             raise explained(error, self._path) from error
@@ -152,6 +157,7 @@ class SQLiteSession:
     def read(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> Sequence[AnyRow]:
         """The rows of a query."""
         with self._lock:
+            self._see_that_nothing_is_written()
             try:
                 return self._connection.execute(statement, parameters or {}).fetchall()
             finally:
@@ -162,6 +168,7 @@ class SQLiteSession:
     def streaming(self, statement: Executable) -> Iterator[Iterator[AnyRow]]:
         """The rows of a query, one by one; nobody else can use the connection meanwhile."""
         with self._lock:
+            self._see_that_nothing_is_written()
             try:
                 with contextlib.closing(self._connection.execute(statement)) as rows:
                     yield iter(rows)
@@ -172,6 +179,7 @@ class SQLiteSession:
     def writing(self) -> Iterator[Connection]:
         """One transaction, which is on the disk at its end, or undone where it raises; none of another process comes in between."""
         with self._lock:
+            self._see_that_nothing_is_written()
             self._connection.info[_WRITES] = True
             try:
                 with self._connection.begin():
@@ -179,20 +187,36 @@ class SQLiteSession:
             finally:
                 if not self._connection.closed:
                     self._connection.info[_WRITES] = False
+                    self._end()
 
     def scrub(self) -> None:
         """Bring the file to hold no more than its rows: what was overwritten must not stand in the write-ahead log either."""
         with self._lock:
-            for command in (*(("VACUUM",) if self._replaces else ()), "PRAGMA wal_checkpoint(TRUNCATE)"):
-                result = self._connection.exec_driver_sql(command)
-                if result.returns_rows:
-                    result.fetchall()
-            self._connection.rollback()
+            self._see_that_nothing_is_written()
+            try:
+                for command in (*(("VACUUM",) if self._replaces else ()), "PRAGMA wal_checkpoint(TRUNCATE)"):
+                    result = self._connection.exec_driver_sql(command)
+                    if result.returns_rows:
+                        result.fetchall()
+            finally:
+                # what a full disk left begun would keep every later transaction from beginning
+                self._end()
 
     def close(self) -> None:
         """Let go of the file."""
         with self._lock:
             self._connection.close()
+
+    def _see_that_nothing_is_written(self) -> None:
+        if self._connection.info.get(_WRITES):
+            raise RuntimeError("a transaction is open on this connection: read and write through what it gave")
+
+    def _end(self) -> None:
+        self._connection.rollback()
+        raw = self._connection.connection.dbapi_connection
+        # SQLAlchemy takes a commit that failed for the end of the transaction, and SQLite may not
+        if raw is not None and raw.in_transaction:
+            raw.rollback()
 
 
 _WRITES = "writes"

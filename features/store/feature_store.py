@@ -81,12 +81,12 @@ class FeatureStore:
             )
         )
         self._feature_services: dict[str, feast.FeatureService] = {}
+        # before Feast makes the file itself, readable to others
+        self._sqlite = None if redis else SQLiteRows(home, self._feast)
 
     @cached_property
     def _rows(self) -> OnlineEngine:
-        if not self._redis:
-            return SQLiteRows(self._home, self._feast)
-        return RedisRows(self._feast)
+        return self._sqlite or RedisRows(self._feast)
 
     @staticmethod
     def _drop_damaged_registry(path: Path) -> None:

@@ -154,7 +154,8 @@ class Keys:
     def _refresh(self) -> None:
         if not self._database.exists:
             return
-        with contextlib.closing(self._database.connect(WAIT_SECONDS)) as session:
+        # a file that was emptied has no tables, and must not get new ones here: that would open the doors
+        with contextlib.closing(self._database.connect(WAIT_SECONDS, read_only=True)) as session:
             rows = session.read(sa.select(_KEYS.c.name, _KEYS.c.digest, _KEYS.c.scopes).where(_KEYS.c.revoked_at.is_(None)))
             # a shop that revoked its last key has not opened its doors
             self._ever = session.read(sa.select(sa.func.count()).select_from(_KEYS)) != [(0,)]
