@@ -49,6 +49,10 @@ class Attribute(Protocol):
         """The vocabulary, for what is coded."""
         ...
 
+    def first(self, count: int) -> Attribute:
+        """That of the first *count* items."""
+        ...
+
 
 class TextAttribute:
     """One text an item, or none."""
@@ -57,6 +61,7 @@ class TextAttribute:
 
     def __init__(self, codes: NDArray[np.int32], words: list[str]) -> None:
         self.codes, self._words = codes, words
+        self._code = {word: k for k, word in enumerate(words)}
 
     @classmethod
     def of(cls, values: Sequence[str | None]) -> TextAttribute:
@@ -77,12 +82,18 @@ class TextAttribute:
             return np.zeros(len(positions), bool)
         if isinstance(wish, Range):
             raise WrongWishError("it holds texts: give a list of them")
-        allowed = np.array([word in wish for word in self._words] + [False])
-        return np.asarray(allowed[self.codes[positions]])
+        return np.isin(self.codes[positions], self._codes_of(wish))
+
+    def _codes_of(self, wish: frozenset[str]) -> list[int]:
+        return [code for word in wish if (code := self._code.get(word)) is not None]
 
     def arrays(self) -> Arrays:
         """The code of each item."""
         return {"codes": self.codes}
+
+    def first(self, count: int) -> TextAttribute:
+        """The texts of the first items."""
+        return TextAttribute(self.codes[:count], self._words)
 
     def at(self, position: int) -> str | None:
         """The text of one item."""
@@ -113,6 +124,10 @@ class NumberAttribute:
         except ValueError:
             raise WrongWishError("it holds numbers: give numbers, or a range as min and max") from None
 
+    def first(self, count: int) -> NumberAttribute:
+        """The numbers of the first items."""
+        return NumberAttribute(self.values[:count])
+
     def arrays(self) -> Arrays:
         """The numbers."""
         return {"values": self.values}
@@ -125,6 +140,7 @@ class ListAttribute:
 
     def __init__(self, offsets: NDArray[np.int64], codes: NDArray[np.int32], words: list[str]) -> None:
         self.offsets, self.codes, self._words = offsets, codes, words
+        self._code = {word: k for k, word in enumerate(words)}
 
     @classmethod
     def of(cls, values: Sequence[Sequence[str] | None]) -> ListAttribute:
@@ -144,9 +160,18 @@ class ListAttribute:
         """Who has any text of the wish."""
         if isinstance(wish, Range):
             raise WrongWishError("it holds lists of texts: give a list of them")
-        allowed = np.array([word in wish for word in self._words] + [False])
-        hits = np.concatenate([[0], np.cumsum(allowed[self.codes])])
-        return np.asarray(hits[self.offsets[positions + 1]] > hits[self.offsets[positions]])
+        wanted = [code for word in wish if (code := self._code.get(word)) is not None]
+        starts, sizes = self.offsets[positions], self.offsets[positions + 1] - self.offsets[positions]
+        owners = np.repeat(np.arange(len(positions)), sizes)
+        # the codes of these items alone, one after the other
+        at = np.arange(len(owners)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + np.repeat(starts, sizes)
+        kept = np.zeros(len(positions), bool)
+        kept[owners[np.isin(self.codes[at], wanted)]] = True
+        return kept
+
+    def first(self, count: int) -> ListAttribute:
+        """The lists of the first items."""
+        return ListAttribute(self.offsets[: count + 1], self.codes[: self.offsets[count]], self._words)
 
     def arrays(self) -> Arrays:
         """Where each item's codes begin, and the codes."""
@@ -193,6 +218,10 @@ class Attributes:
         if name not in self.columns:
             raise WrongWishError(f"{name!r} is not an attribute to filter by: use one of {', '.join(self.columns)}")
         self.columns[name].fits(wish, np.empty(0, np.intp))
+
+    def first(self, count: int) -> Attributes:
+        """Those of the first *count* items."""
+        return Attributes({name: column.first(count) for name, column in self.columns.items()})
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything to keep as arrays, under ``<array>_<name>``."""

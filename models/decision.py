@@ -5,7 +5,7 @@ Stages work on arrays of candidate positions at once, for speed; a position is a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
@@ -38,7 +38,20 @@ class Query:
     """The customer's feature row; empty for an unknown customer."""
     limit: int = 10
     listing: str = "for_you"
-    """Which list of a model that has several: ``for_you`` or ``also_like``."""
+    """Which list of a model that has several."""
+    item_ids: tuple[str, ...] = ()
+    """The items that the question is about: the one on the page, those in the basket, those looked at."""
+    store_id: str | None = None
+    bought_within_days: int | None = None
+    """Leave out what the customer bought so lately."""
+    diversity: float = 0.0
+    """By how much of its score each further item of one kind falls behind: 0 not at all, 1 one of each kind."""
+    novelty: float = 0.0
+    """How much of its score an item loses for being popular: 0 nothing, 1 all for the most popular."""
+    promoted: Mapping[int, str] = field(default_factory=dict)
+    """By place in the list, counted from 1: the item that is to stand there, if the filters let it."""
+    explain: bool = False
+    """Whether each choice tells what moved its score."""
     include: Mapping[str, Wish] = field(default_factory=dict)
     """Attribute to the values of which an item must have one."""
     exclude: Mapping[str, Wish] = field(default_factory=dict)
@@ -105,12 +118,45 @@ class Scorer(Protocol[C_contra]):
         ...
 
 
-class Selector(Protocol):
+class Selector(Protocol[C_contra]):
     """Picks from scored candidates: indices into them, best first, and the propensity of each pick."""
 
-    def __call__(self, query: Query, scores: Scores, rng: np.random.Generator, /) -> tuple[Positions, Scores]:
+    def __call__(
+        self, context: C_contra, query: Query, candidates: Positions, scores: Scores, rng: np.random.Generator, /
+    ) -> tuple[Positions, Scores]:
         """Indices into the candidates, and propensities."""
         ...
+
+
+class Widening(Protocol[C_contra]):
+    """Gives more candidates, in portions, where the sources gave too few that may be shown."""
+
+    def __call__(self, context: C_contra, considered: Positions, /) -> Iterator[Positions]:
+        """Portions of positions that are not among those *considered*."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scored(Generic[C]):
+    """Candidates with their scores, before any is picked.
+
+    Attributes:
+        shares: ``(scorers, candidates)``.
+        removed: how many were removed, by reason.
+        considered: how many candidates there were.
+    """
+
+    context: C
+    candidates: Positions
+    shares: Scores
+    removed: Mapping[str, int]
+    considered: int
+
+    @property
+    def scores(self) -> Scores:
+        """The sums of the shares."""
+        total: Scores = self.shares.sum(axis=0)
+        return total
 
 
 @dataclass(frozen=True)
@@ -121,6 +167,7 @@ class Pipeline(Generic[C]):
         ids: what a position stands for.
         prepare: turns a query into the context that the other stages read, once.
         source, filters, scorers, selector: the stages; filters are named by the reason they remove for.
+        widen: where more candidates are to be had until as many are left as were asked for; None where there are no more.
         explain: source name, reason in words and details of one chosen candidate, given each scorer's share.
         fallback: why this context can only be answered in a general way, or None.
     """
@@ -130,9 +177,10 @@ class Pipeline(Generic[C]):
     source: CandidateSource[C]
     filters: Sequence[tuple[str, Filter[C]]]
     scorers: Sequence[tuple[str, Scorer[C]]]
-    selector: Selector
+    selector: Selector[C]
     explain: Callable[[C, Positions, Scores], Sequence[tuple[str, str, Mapping[str, Any]]]]
     fallback: Callable[[C], str | None] = lambda context: None
+    widen: Widening[C] | None = None
 
     def decide(self, query: Query, rng: np.random.Generator) -> Decision:
         """Answer *query*.
@@ -140,28 +188,55 @@ class Pipeline(Generic[C]):
         Raises:
             BrokenStageError: a stage misbehaved; nothing is papered over.
         """
+        found = self.score(query)
+        scores = found.scores
+        picks, propensities = self.selector(found.context, query, found.candidates, scores, rng)
+        told = self.explain(found.context, found.candidates[picks], found.shares[:, picks])
+        choices = [
+            Choice(self.ids[found.candidates[p]], float(scores[p]), source, reason, float(chance), details)
+            for p, chance, (source, reason, details) in zip(picks, propensities, told, strict=True)
+        ]
+        return Decision(choices, found.considered, found.removed, self.fallback(found.context))
+
+    def order(self, query: Query) -> Positions:
+        """The positions that *query* would be answered with, without reasons: for judging."""
+        found = self.score(query)
+        picks, _ = self.selector(found.context, query, found.candidates, found.scores, np.random.default_rng(0))
+        chosen: Positions = found.candidates[picks]
+        return chosen
+
+    def score(self, query: Query) -> Scored[C]:
+        """The candidates that the filters leave, with what each scorer gives them.
+
+        Raises:
+            BrokenStageError: a stage misbehaved.
+        """
         context = self.prepare(query)
-        found = candidates = self.source(context)
+        found = self.source(context)
         removed: dict[str, int] = {}
-        for reason, keep_of in self.filters:
-            keep = keep_of(context, candidates)
-            _check(reason, keep, len(candidates))
-            if not keep.all():
-                removed[reason] = int(len(keep) - np.count_nonzero(keep))
-                candidates = candidates[keep]
+        candidates, considered = self._allowed(context, found, removed), len(found)
+        if self.widen is not None and len(candidates) < query.limit:
+            for more in self.widen(context, found):
+                candidates = np.concatenate([candidates, self._allowed(context, more, removed)])
+                considered += len(more)
+                if len(candidates) >= query.limit:
+                    break
         shares = np.zeros((len(self.scorers), len(candidates)))
         for k, (name, score) in enumerate(self.scorers):
             values = score(context, candidates)
             _check(name, values, len(candidates))
             shares[k] = values
-        scores = shares.sum(axis=0)
-        picks, propensities = self.selector(query, scores, rng)
-        told = self.explain(context, candidates[picks], shares[:, picks])
-        choices = [
-            Choice(self.ids[candidates[p]], float(scores[p]), source, reason, float(chance), details)
-            for p, chance, (source, reason, details) in zip(picks, propensities, told, strict=True)
-        ]
-        return Decision(choices, len(found), removed, self.fallback(context))
+        return Scored(context, candidates, shares, removed, considered)
+
+    def _allowed(self, context: C, candidates: Positions, removed: dict[str, int]) -> Positions:
+        """The candidates that every filter keeps; *removed* counts the others by reason."""
+        for reason, keep_of in self.filters:
+            keep = keep_of(context, candidates)
+            _check(reason, keep, len(candidates))
+            if not keep.all():
+                removed[reason] = removed.get(reason, 0) + int(len(keep) - np.count_nonzero(keep))
+                candidates = candidates[keep]
+        return candidates
 
 
 def _check(stage: str, values: NDArray[Any], length: int) -> None:
@@ -201,13 +276,18 @@ class LastSlotExplorer:
     epsilon: float = 0.1
     pool: int = 20
 
-    def __call__(self, query: Query, scores: Scores, rng: np.random.Generator) -> tuple[Positions, Scores]:
+    def __call__(
+        self, context: object, query: Query, candidates: Positions, scores: Scores, rng: np.random.Generator
+    ) -> tuple[Positions, Scores]:
         """The picks and the chance that each had of its place."""
-        if not query.explore or len(scores) <= query.limit or query.limit < 1:
-            best = top(scores, query.limit)
+        return self.pick(top(scores, query.limit + (self.pool if query.explore else 0)), query, rng)
+
+    def pick(self, ranked: Positions, query: Query, rng: np.random.Generator) -> tuple[Positions, Scores]:
+        """The same, of candidates that are in order already, ``pool`` more of them than are asked for."""
+        if not query.explore or len(ranked) <= query.limit or query.limit < 1:
+            best = ranked[: max(query.limit, 0)]
             return best, np.ones(len(best))
-        ranked = top(scores, query.limit + self.pool)
-        contenders = ranked[query.limit - 1 :]
+        contenders = ranked[query.limit - 1 : query.limit + self.pool]
         winner = int(rng.integers(len(contenders))) if rng.random() < self.epsilon else 0
         picks = np.append(ranked[: query.limit - 1], contenders[winner])
         chances = np.ones(len(picks))

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from models.kind import ModelKind
 
+Listing = Literal[
+    "for_you", "also_like", "similar", "bought_together", "buy_again", "up_sell", "trending", "basket", "session", "email"
+]  # fmt: skip
+"""Every list that can be asked for; ``models.recommender.recipes`` tells what each holds."""
 LISTINGS = ("for_you", "also_like")
+"""The lists that are judged by what customers buy next."""
 
 
 def _load(folder: Path) -> Any:

@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +207,22 @@ def stop_service(service: Service, how: signal.Signals = signal.SIGINT) -> None:
         except subprocess.TimeoutExpired:
             os.killpg(service.process.pid, signal.SIGKILL)
             service.process.wait()
+
+
+def histories(bought: dict[str, list[str]], at: datetime = NEW_YEAR) -> list[dict[str, Any]]:
+    """Feature rows of customers who bought each of some items once, a day before."""
+    when = int((at - timedelta(days=1)).timestamp())
+    return [
+        {
+            "customer_id": customer,
+            "bought_item_ids": items,
+            "bought_counts": [1] * len(items),
+            "bought_last_at": [when] * len(items),
+            "bought_first_at": [when] * len(items),
+            "bought_weights": [1.0] * len(items),
+            "recent_item_ids": [],
+            "recent_at": [],
+            "recent_weights": [],
+        }
+        for customer, items in bought.items()
+    ]

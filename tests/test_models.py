@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from scene import NEW_YEAR, ROOT
+from scene import NEW_YEAR, ROOT, histories
 
 from models.artifact import DamagedArtifactError, seal
 from models.attributes import Attributes, Range, WrongWishError
@@ -26,8 +25,6 @@ from models.kind import UnknownKindError, kind_named, kind_names
 from models.next_best_offer import PAIR_INPUTS, NextBestOffer
 from models.offers import Offer, OfferBook, Worth
 from models.probability import Boosted, Logistic
-from models.recommender.ease import columns_dual, columns_primal, dense_weights, fit_ease
-from models.recommender.recommender import Recommender, RecommenderConfig
 
 RNG = np.random.default_rng(0)
 
@@ -142,133 +139,6 @@ def test_a_champion_of_the_time_before_models_carried_their_phrases_serves_on(tm
     assert old.why_not({"recency_days": 92, "visit_days_total": 9})
 
 
-def test_both_forms_of_ease_are_one_model() -> None:
-    dense = RNG.random((40, 30)) * (RNG.random((40, 30)) < 0.3)
-    for m in (sp.csr_matrix(dense), sp.csr_matrix(dense.T)):
-        primal, dual = (dense_weights(m, 5.0, form) for form in (columns_primal, columns_dual))
-        assert np.allclose(primal, dual, atol=1e-4)
-        assert (np.diag(primal) == 0).all()
-        gram = (m.T @ m).toarray() + 5.0 * np.eye(m.shape[1])
-        inverse = np.linalg.inv(gram)
-        assert np.allclose(primal, np.eye(m.shape[1]) - inverse / np.diag(inverse), atol=1e-4)
-
-
-def test_with_all_neighbours_kept_the_sparse_scores_are_the_dense_ones() -> None:
-    m = sp.csr_matrix(RNG.random((20, 12)) * (RNG.random((20, 12)) < 0.5))
-    kept, liked = fit_ease(m, 2.0, 11), m[3]
-    scores = kept.scores(liked.indices.astype(np.intp), liked.data.astype(np.float32))
-    assert np.allclose(scores, liked.toarray()[0] @ dense_weights(m, 2.0, columns_primal), atol=1e-5)
-
-
-def histories(bought: dict[str, list[str]], at: datetime = NEW_YEAR) -> list[dict[str, Any]]:
-    when = int((at - timedelta(days=1)).timestamp())
-    return [
-        {"customer_id": c, "bought_item_ids": items, "bought_counts": [1] * len(items), "bought_last_at": [when] * len(items),
-         "bought_weights": [1.0] * len(items), "recent_item_ids": [], "recent_at": [], "recent_weights": []}
-        for c, items in bought.items()
-    ]  # fmt: skip
-
-
-def fitted(bought: dict[str, list[str]]) -> Recommender:
-    ids = sorted({i for items in bought.values() for i in items})
-    count = [sum(i in items for items in bought.values()) for i in ids]
-    columns: dict[str, list[Any]] = {
-        "item_id": ids, "popularity": count, "buyers": count, "purchases": count,
-        "department": [f"D{int(i) % 3}" for i in ids], "category": [None for _ in ids], "type": [f"TYPE {i}" for i in ids],
-        "brand": ["N" for _ in ids], "manufacturer": ["M" for _ in ids], "size": [None for _ in ids],
-    }  # fmt: skip
-    config = RecommenderConfig(min_buyers=1, als_factors=8, ease_penalty=1.0, als_regularization=0.1)
-    return Recommender.fit(histories(bought), columns, NEW_YEAR, config)
-
-
-def checkerboard(size: int = 30) -> dict[str, list[str]]:
-    """Even customers buy even items and odd ones odd items; each leaves out her own."""
-    return {f"c{u}": [str(i) for i in range(size) if i % 2 == u % 2 and i != u] for u in range(size)}
-
-
-@pytest.fixture(scope="module")
-def board() -> Recommender:
-    return fitted(checkerboard())
-
-
-def ask(model: Recommender, row: dict[str, Any], **wishes: Any) -> list[str]:
-    decision = model.pipeline.decide(Query.from_row(row.get("customer_id"), NEW_YEAR, row, **wishes), np.random.default_rng(0))
-    return [choice.id for choice in decision.choices]
-
-
-def test_the_withheld_square_of_a_checkerboard_is_the_only_right_answer(board: Recommender) -> None:
-    for u, row in enumerate(histories(checkerboard())):
-        assert ask(board, row, limit=1, listing="also_like") == [str(u)]
-
-
-def test_recommendations_are_the_same_after_saving(board: Recommender, tmp_path: Path) -> None:
-    board.save(tmp_path)
-    again = Recommender.load(tmp_path)
-    for row in histories(checkerboard())[:5]:
-        for listing in ("for_you", "also_like"):
-            query = Query.from_row("c", NEW_YEAR, row, listing=listing)
-            assert again.pipeline.decide(query, RNG) == board.pipeline.decide(query, RNG)
-
-
-def test_fitting_twice_on_the_same_gives_the_same_files(tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    fitted(checkerboard(60)).save(first)
-    fitted(checkerboard(60)).save(second)
-    names = sorted(p.name for p in first.iterdir())
-    assert len(names) > 3
-    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
-
-
-@settings(max_examples=60)
-@given(
-    bought=st.lists(st.sampled_from([str(i) for i in range(30)]), unique=True, max_size=12),
-    departments=st.sets(st.sampled_from(["D0", "D1", "D2", "nowhere"])),
-    banned=st.sets(st.sampled_from([str(i) for i in range(30)])),
-    include=st.booleans(),
-    listing=st.sampled_from(["for_you", "also_like"]),
-    limit=st.integers(1, 40),
-)
-def test_filters_hold_whatever_is_asked(
-    board: Recommender, bought: list[str], departments: set[str], banned: set[str], include: bool, listing: str, limit: int
-) -> None:
-    [row] = histories({"c": bought})
-    wish = {"department": frozenset(departments)}
-    shown = ask(
-        board, row, limit=limit, listing=listing, exclude_ids=frozenset(banned), **({"include": wish} if include else {"exclude": wish})
-    )
-    allowed = [
-        i for i in board.item_ids
-        if (f"D{int(i) % 3}" in departments) == include and i not in banned and (listing == "for_you" or i not in bought)
-    ]  # fmt: skip
-    assert len(shown) == len(set(shown)) == min(limit, len(allowed))
-    assert set(shown) <= set(allowed)
-
-
-def test_looking_at_an_item_raises_its_like_and_nothing_else_does(board: Recommender) -> None:
-    [row] = histories({"c": ["1", "3", "5"]})
-    calm = board.pipeline.decide(Query.from_row("c", NEW_YEAR, row, listing="also_like", limit=30), RNG)
-    looked = {**row, "recent_item_ids": ["8"], "recent_at": [int(NEW_YEAR.timestamp())], "recent_weights": [1.0]}
-    after = board.pipeline.decide(Query.from_row("c", NEW_YEAR, looked, listing="also_like", limit=30), RNG)
-    scores_before = {c.id: c.score for c in calm.choices}
-    gains = {c.id: c.score - scores_before[c.id] for c in after.choices}
-    assert "8" not in gains
-    assert np.mean([g for i, g in gains.items() if int(i) % 2 == 0]) > np.mean([g for i, g in gains.items() if int(i) % 2 == 1]) + 0.1
-
-
-def test_an_unknown_customer_gets_what_is_popular_and_is_told_so(board: Recommender) -> None:
-    decision = board.pipeline.decide(Query.from_row(None, NEW_YEAR, {}), RNG)
-    assert decision.fallback
-    assert len(decision.choices) == 10
-    assert {c.source for c in decision.choices} == {"popularity"}
-
-
-def test_similar_items_of_a_checkerboard_have_its_colour(board: Recommender) -> None:
-    query = Query.from_row(None, NEW_YEAR, {"item_id": "4"}, exclude_ids=frozenset(["4"]), limit=10)
-    assert all(int(c.id) % 2 == 0 for c in board.similar.decide(query, RNG).choices)
-    unknown = board.similar.decide(Query.from_row(None, NEW_YEAR, {"item_id": "?"}), RNG)
-    assert "not in the model's catalogue" in str(unknown.fallback)
-
-
 @given(st.lists(st.floats(-5, 5).map(lambda x: round(x, 1)), min_size=1, max_size=60), st.integers(0, 70))
 def test_top_is_a_stable_sort_cut_short(scores: list[float], limit: int) -> None:
     array = np.array(scores)
@@ -281,14 +151,14 @@ def test_the_logged_propensity_is_the_frequency_with_which_a_choice_is_made() ->
     query, rng = Query(None, NEW_YEAR, {}, limit=2, explore=True), np.random.default_rng(7)
     seen: dict[int, list[float]] = {}
     for _ in range(20_000):
-        picks, chances = explorer(query, scores, rng)
+        picks, chances = explorer(None, query, np.arange(6), scores, rng)
         assert picks[0] == 0
         seen.setdefault(int(picks[1]), []).append(float(chances[1]))
     assert sorted(seen) == [1, 2, 3, 4]
     for chances_seen in seen.values():
         assert len(set(chances_seen)) == 1
         assert len(chances_seen) / 20_000 == pytest.approx(chances_seen[0], abs=0.015)
-    greedy = explorer(replace(query, explore=False), scores, rng)
+    greedy = explorer(None, replace(query, explore=False), np.arange(6), scores, rng)
     assert (greedy[0].tolist(), greedy[1].tolist()) == ([0, 1], [1.0, 1.0])
 
 

@@ -193,7 +193,7 @@ def judge(scored: pd.DataFrame, served: str, run: TrackedRun, eligibility: Eligi
     honesty = {m: calibration(labels, models[m][0]) for m in models if models[m][1]}
     table = {m: _row(found, m, honesty.get(m)) for m in models}
     lead = difference(values, drawn, names, f"{served}/{metric}", f"recency/{metric}")
-    others = difference(values, drawn, names, f"{served}/auc", "rfm logistic/auc")
+    rivals = {other: difference(values, drawn, names, f"{served}/auc", f"{other}/auc") for other in models if other != served}
     report = Report(
         kind=run.model,
         title=f"Churn: no visit in {cuts.horizon_days} days; mean of the cuts {' and '.join(map(cuts.day, cuts.tests))}; "
@@ -203,7 +203,8 @@ def judge(scored: pd.DataFrame, served: str, run: TrackedRun, eligibility: Eligi
         columns=["AUC", "AP", "Brier", "lift@10%", "ECE (noise floor)", "calibration slope / intercept (p)"],
         table=table,
         lead=lead,
-        notes=[f"Lead in AUC over the RFM logistic, paired: {others}.", f"These cuts were looked at {looks} times."],
+        rivals=rivals,
+        notes=[f"Lead in AUC over the RFM logistic, paired: {rivals['rfm logistic']}.", f"These cuts were looked at {looks} times."],
         metrics={f"{m}_{k}".replace(" ", "_"): found[f"{m}/{k}"].value for m in models for k in BINARY_MEASURES},
         limits=[
             f"answers only for customers with at least {eligibility.min_visit_days} visit days "

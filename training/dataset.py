@@ -177,7 +177,7 @@ class Truth:
         self._visits = self._rows(past.baskets)
         if self._visits.empty:
             raise EmptyWindowError(f"no purchase is known before {until:%Y-%m-%d}: choose a later --as-of or import purchases")
-        lines = past.lines
+        lines = self._lines = past.lines
         bought = lines.filter(lines.customer_id.notnull(), lines.quantity > 0, lines.recommendable.fill_null(False))
         self._bought = bought.select("customer_id", "item_id", "occurred_at").to_pandas()
         events = past.events
@@ -227,6 +227,12 @@ class Truth:
         """The merchandise that each customer bought in ``[start, end)``."""
         rows = self._bought[self._bought["occurred_at"].between(start, end, inclusive="left")]
         return {customer: set(items) for customer, items in rows.groupby("customer_id")["item_id"]}
+
+    def lines(self, start: datetime, end: datetime) -> pd.DataFrame:
+        """What was sold in ``[start, end)``, also to nobody known, in the order of time: ``event_id, item_id, store_id, occurred_at``."""
+        lines = self._lines
+        sold = lines.filter(lines.quantity > 0, lines.recommendable.fill_null(False), lines.occurred_at >= start, lines.occurred_at < end)
+        return sold.select("event_id", "item_id", "store_id", "occurred_at").order_by("occurred_at", "event_id", "item_id").to_pandas()
 
     def campaign_spine(self, campaigns: pd.DataFrame) -> pd.DataFrame:
         """Each customer that each campaign was sent to, at its start, and whether she redeemed one of its coupons in time.

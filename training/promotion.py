@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -31,16 +32,34 @@ class Verdict:
     leads: dict[str, Lead] = field(default_factory=dict)
 
 
-def first(promotion: Promotion, lead: Estimate) -> Verdict:
-    """The first champion must beat its simple baseline."""
+def first(promotion: Promotion, lead: Estimate, rivals: Mapping[str, Estimate] | None = None) -> Verdict:
+    """The first champion must beat its simple baseline, and no other model of its own table may beat it (*rivals*: the leads over each)."""
     told = f"{promotion.metric}: lead over {promotion.baseline} {lead}"
-    if lead.low > 0:
-        return Verdict(True, told)
-    return Verdict(False, f"{told}, which may be noise; there is no champion to serve")
+    if not lead.low > 0:
+        return Verdict(False, f"{told}, which may be noise; there is no champion to serve")
+    if (beaten := beaten_by(rivals or {})) is not None:
+        return Verdict(False, f"{told}, but {beaten}; there is no champion to serve")
+    return Verdict(True, told)
 
 
-def rival(promotion: Promotion, champion: int, ours: pd.DataFrame, theirs: pd.DataFrame | None) -> Verdict:
-    """A standing champion is replaced only by a clearly better one on the same customers, with no guard metric falling.
+def beaten_by(rivals: Mapping[str, Estimate]) -> str | None:
+    """Which model of its own table lies clearly above the one to be served: the whole interval of the lead below zero."""
+    clearly = {name: lead for name, lead in rivals.items() if lead.high < 0}
+    if not clearly:
+        return None
+    worst = min(clearly, key=lambda name: clearly[name].value)
+    return f"{worst} of its own table is better: lead over it {clearly[worst]}"
+
+
+def rival(
+    promotion: Promotion,
+    champion: int,
+    ours: pd.DataFrame,
+    theirs: pd.DataFrame | None,
+    rivals: Mapping[str, Estimate] | None = None,
+) -> Verdict:
+    """A standing champion is replaced only by a clearly better one on the same customers, with no guard metric falling, and by none
+    that another model of its own table beats.
 
     One paired bootstrap over a horizon fixed beforehand: the whole interval of the lead lies above zero, and of each guard
     metric above minus its margin.
@@ -62,6 +81,8 @@ def rival(promotion: Promotion, champion: int, ours: pd.DataFrame, theirs: pd.Da
         return Verdict(False, f"{told}, which may be noise", found)
     if fallen:
         return Verdict(False, f"{told}, but {'; '.join(fallen)}", found)
+    if (beaten := beaten_by(rivals or {})) is not None:
+        return Verdict(False, f"{told}, but {beaten}", found)
     held = ", ".join(f"{name} {found[name].lead}" for name in promotion.guards)
     return Verdict(True, told + (f"; guards held: {held}" if held else ""), found)
 

@@ -22,6 +22,7 @@ class Report:
     Attributes:
         table: one row a model: name, and by column the estimate or text to print.
         lead: the served model's paired lead over its simple baseline on the promotion metric.
+        rivals: its paired leads over every other row of the table.
         notes: sentences that belong under the table.
         limits: what must be known before the model is used.
     """
@@ -33,6 +34,7 @@ class Report:
     columns: Sequence[str]
     table: Mapping[str, Mapping[str, str]]
     lead: Estimate
+    rivals: Mapping[str, Estimate] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     limits: Sequence[str] = ()

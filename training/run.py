@@ -185,11 +185,11 @@ class TrackedRun:
     def _verdict(self, outcome: Outcome) -> promotion.Verdict:
         champion = self.registry.version_of(self.model, self.registry.settings.champion)
         if champion is None:
-            return promotion.first(self.settings.promotion, outcome.report.lead)
+            return promotion.first(self.settings.promotion, outcome.report.lead, outcome.report.rivals)
         theirs = self._champion_evaluation(champion, outcome)
         if theirs is not None:
             log_frame(theirs, f"beside_champion_{champion}.parquet")
-        return promotion.rival(self.settings.promotion, champion, outcome.evaluation, theirs)
+        return promotion.rival(self.settings.promotion, champion, outcome.evaluation, theirs, outcome.report.rivals)
 
     def _champion_evaluation(self, champion: int, outcome: Outcome) -> pd.DataFrame | None:
         """The champion on the challenger's cuts: as it was judged itself, or as it stands on cuts it has not learnt from."""

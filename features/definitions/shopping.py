@@ -186,6 +186,7 @@ ITEM_STATISTICS = (
     Feature("recommendable", "truth", Measure(sold, lambda rows, at: rows.recommendable.fill_null(False).max())),
     Feature("buyers", "integer", Measure(sold, lambda rows, at: rows.customer_id.nunique())),
     Feature("purchases", "integer", Measure(sold, lambda rows, at: rows.count())),
+    Feature("on_sale_days", "integer", Measure(sold, lambda rows, at: at.days_since(rows.local_date.min())), is_age=True),
     Feature("purchases_28", "integer", Measure(sold, lambda rows, at: rows.count(where=at.within(rows, 28)))),
     Feature("popularity", "float", Measure(sold, lambda rows, at: rows.units.sum().cast("float64") / POPULARITY_UNITS)),
     Feature(

@@ -1,4 +1,4 @@
-"""EASE, the linear item-item model with a closed form, in its two exact forms.
+"""EASE, the linear item-item model with a closed form: exact in two forms while they fit in memory, above it within the popular block.
 
 Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", WWW 2019, eq. 8: ``B = I - P diag(1/diag P)`` with
 ``P = (X'X + lambda I)^-1``. With fewer customers than items the Woodbury identity gives the same P from a customers by
@@ -9,42 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from models.recommender.neighbours import Neighbours, cosine
+
 Floats = NDArray[np.float32]
 Block = Callable[[int, int], Floats]
+Form = Literal["primal", "dual", "block"]
 BLOCK = 512
+MEMORY_BYTES = 4 * 2**30
+"""What one exact fit may take at its peak."""
 
 
-class Neighbours:
-    """Which items speak for which: a sparse ``(items, items)`` matrix, sources by targets, and its transpose."""
-
-    def __init__(self, weights: sp.csr_matrix) -> None:
-        self.by_source = weights
-        self.by_target: sp.csr_matrix = weights.T.tocsr()
-
-    def scores(self, sources: NDArray[np.intp], strengths: Floats) -> Floats:
-        """What *sources*, liked by *strengths*, say together of every item; costs as much as they have neighbours."""
-        items = self.by_source.shape[0]
-        liked = sp.csr_matrix((strengths, sources.astype(np.int32), np.array([0, len(sources)], np.int32)), shape=(1, items))
-        said = liked @ self.by_source
-        dense = np.zeros(items, np.float32)
-        dense[said.indices] = said.data
-        return dense
-
-    def loudest_source(self, target: int, liked: Floats) -> int | None:
-        """The item that speaks most for *target*, given how much each item is liked; None if none speaks for it."""
-        row = slice(self.by_target.indptr[target], self.by_target.indptr[target + 1])
-        sources = self.by_target.indices[row]
-        said = self.by_target.data[row] * liked[sources]
-        if not len(said) or said.max() <= 0:
-            return None
-        return int(sources[np.argmax(said)])
+def form_of(customers: int, items: int, memory_bytes: int = MEMORY_BYTES) -> Form:
+    """The cheapest exact form that fits in *memory_bytes*, by what each holds at its peak; ``block`` where neither does."""
+    primal, dual = 3 * 8 * items**2, 3 * 8 * customers**2 + 3 * 4 * customers * items
+    if items <= customers and primal <= memory_bytes:
+        return "primal"
+    if dual <= memory_bytes:
+        return "dual"
+    return "primal" if primal <= memory_bytes else "block"
 
 
 def columns_primal(matrix: sp.csr_matrix, penalty: float) -> Block:
@@ -78,17 +67,26 @@ def columns_dual(matrix: sp.csr_matrix, penalty: float) -> Block:
     return block
 
 
-def fit_ease(matrix: sp.csr_matrix, penalty: float, neighbours: int) -> Neighbours:
+def fit_ease(matrix: sp.csr_matrix, penalty: float, neighbours: int, memory_bytes: int = MEMORY_BYTES) -> Neighbours:
     """Fit EASE and keep, for every target item, the *neighbours* sources with the largest weights.
+
+    Above *memory_bytes* the items that most customers bought are fitted together, as many as fit, and all others by their nearest
+    by cosine, brought to the scale of the block's weights.
 
     Args:
         matrix: customers by items, non-negative.
         penalty: lambda.
-        neighbours: how many sources a target keeps. On the shop of the demo 100 recommend items new to the customer as
-            well as all of them do; what a customer buys again is not learnt from neighbours anyway.
+        neighbours: how many sources a target keeps.
     """
-    customers, items = matrix.shape
-    block = (columns_primal if items <= customers else columns_dual)(matrix.astype(np.float32).tocsr(), penalty)
+    matrix = matrix.astype(np.float32).tocsr()
+    form = form_of(matrix.shape[0], matrix.shape[1], memory_bytes)
+    if form == "block":
+        return Neighbours(_with_block(matrix, penalty, neighbours, memory_bytes).T.tocsr())
+    return Neighbours(_strongest((columns_primal if form == "primal" else columns_dual)(matrix, penalty), matrix.shape[1], neighbours))
+
+
+def _strongest(block: Block, items: int, neighbours: int) -> sp.csr_matrix:
+    """Sources by targets, each target's strongest alone."""
     keep = min(neighbours, max(items - 1, 0))
 
     def strongest(start: int) -> tuple[NDArray[np.int32], Floats]:
@@ -105,7 +103,24 @@ def fit_ease(matrix: sp.csr_matrix, penalty: float, neighbours: int) -> Neighbou
     )
     by_source = by_target.T.tocsr()
     by_source.eliminate_zeros()
-    return Neighbours(by_source)
+    return by_source
+
+
+def _with_block(matrix: sp.csr_matrix, penalty: float, neighbours: int, memory_bytes: int) -> sp.csr_matrix:
+    """Targets by sources: EASE within the block of the items that most customers bought, the nearest by cosine elsewhere."""
+    items = matrix.shape[1]
+    bought = np.asarray((matrix > 0).sum(axis=0)).ravel()
+    size = min(items, int((memory_bytes / 24) ** 0.5))
+    popular = np.sort(np.argsort(-bought, kind="stable")[:size])
+    within = _strongest(columns_primal(matrix[:, popular], penalty), size, neighbours).T.tocoo()
+    exact = sp.csr_matrix((within.data, (popular[within.row], popular[within.col])), shape=(items, items))
+    alike = cosine(matrix, neighbours)
+    # on the pairs that both know, so much of EASE's weight is one of cosine's
+    both = alike.multiply(exact > 0)
+    scale = float(exact.multiply(both > 0).sum() / both.sum()) if both.nnz else 1.0
+    rare = np.ones(items)
+    rare[popular] = 0.0
+    return (exact + sp.diags(rare * scale) @ alike).tocsr()
 
 
 def dense_weights(matrix: sp.csr_matrix, penalty: float, form: Callable[[sp.csr_matrix, float], Block]) -> Floats:

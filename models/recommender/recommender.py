@@ -1,10 +1,11 @@
-"""The recommender: personal frequency, EASE, ALS and popularity, scored over the whole catalogue and added up."""
+"""The recommender: sources retrieve some hundred candidates by key, a ranker puts them in order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,155 +13,245 @@ import msgspec
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from implicit.cpu.als import AlternatingLeastSquares
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from models.artifact import read_arrays, read_ids, seal, verify, write_arrays, write_ids
 from models.attributes import Attributes
-from models.decision import NO_PERMISSION, LastSlotExplorer, Pipeline, Positions, Query, Scores, may_reach_her
-from models.recommender.ease import Neighbours, fit_ease
+from models.decision import NO_PERMISSION, Pipeline, Positions, Query, Scores, may_reach_her
+from models.recommender.arrange import Arranger
+from models.recommender.content import Contents, words_of
+from models.recommender.ease import MEMORY_BYTES, fit_ease
+from models.recommender.held import Histories, held_of, viewed_of
+from models.recommender.kernels import Bench, Floats, Places, affinities
+from models.recommender.neighbours import Neighbours, bought_together, cosine, strongest_of_rows
+from models.recommender.ranker import ITEM_INPUTS, PAIR_INPUTS, Objective, Ranker, affinity_input
+from models.recommender.reasons import Told, tell
+from models.recommender.recipes import RECIPES
+from models.recommender.shelf import LOCAL, STATISTICS, Shelf
+from models.recommender.sources import Known, Profile, retrieved
 
 NAME = "recommendations"
 """The kind that its artifacts are sealed as."""
-DAY = 86_400.0
-Floats = NDArray[np.float32]
-PARTS = ("frequency", "ease", "als", "popularity", "session")
-STATISTICS = ("item_id", "popularity", "buyers", "purchases")
-"""The columns of items that are no attributes."""
-SESSION_ITEMS = 5
-"""How many of the items looked at last speak for their like."""
-
-
-@dataclass(frozen=True)
-class Blend:
-    """What each part adds to the score of one list; parts are scaled to a customer's own strongest signal."""
-
-    frequency: float
-    ease: float
-    als: float
-    popularity: float
-    session: float = 1.0
-    """Likeness to what she looked at lately. The demo's data has no views, so this is set, not tuned."""
-    repeat_exponent: float = 0.25
-    """How much an item's own repeat rate (purchases a buyer) bends personal frequency: 0 not at all."""
+Mode = str
+"""What orders a ranked list: ``ranked``, or one source alone where that was better."""
+SINGLES = ("popularity", "personal frequency", "EASE", "EASE, lately")
+"""The sources that could serve a ranked list alone."""
+JOINED = "joined"
+"""Frequency and EASE added up: what serves where there was too little to learn a ranker from."""
+RANKED = "ranked"
+SESSION_SHARE = 0.9
+"""What an item just looked at adds to its score, beside 1 for the best by the ranker. The demo's data has no views: set, not tuned."""
+FAMILY_SHARE = 0.5
+"""What each further item of one kind keeps of what a look at that kind adds: three looks at bacon are no list of bacon."""
+UP_SELL = (1.05, 2.0)
+"""How much more an up-sell costs: from, to, beside the item asked about."""
 
 
 @dataclass(frozen=True)
 class RecommenderConfig:
-    """Settings of a fit; the blends are tuned on an earlier cut than any that is reported."""
+    """Settings of a fit; chosen on an earlier cut than any that is reported."""
 
-    history_half_life_days: float = 90.0
-    interest_half_life_days: float = 2.0
     min_buyers: int = 5
-    """An item belongs to the catalogue once so many customers bought it."""
-    ease_penalty: float = 30.0
+    """The model knows an item once so many customers bought it."""
+    ease_penalty: float = 1000.0
     ease_neighbours: int = 100
-    als_factors: int = 64
-    als_regularization: float = 10.0
-    als_iterations: int = 15
+    similar_neighbours: int = 50
+    memory_bytes: int = MEMORY_BYTES
     seed: int = 1
-    blends: Mapping[str, Blend] = field(
-        default_factory=lambda: {
-            "for_you": Blend(frequency=1.0, ease=0.1, als=0.1, popularity=0.05),
-            "also_like": Blend(frequency=0.0, ease=1.0, als=0.3, popularity=0.0),
-        }
-    )
+    modes: Mapping[Objective, Mode] = field(default_factory=lambda: {"any": JOINED, "new": JOINED})
 
 
 @dataclass(frozen=True)
-class Profile:
-    """A query's context: the customer's weights by catalogue position, and each part's scores over the catalogue."""
+class Stock:
+    """What a fit is told of items, column by column; only items that may be recommended.
 
-    query: Query
-    liked: Floats
-    """By catalogue position: how strongly each item speaks for the customer, 1 at most."""
-    history: Positions
-    """Where each item of her history stands in the catalogue, -1 for those outside it."""
-    viewed: Mapping[int, float]
-    """By catalogue position: how fresh her interest in an item is, the latest first."""
-    parts: Mapping[str, Floats]
-    blend: Blend
-    fallback: str | None = None
+    Attributes:
+        ids: the items that were ever sold.
+        statistics: by name (``STATISTICS``), one number an item.
+        attributes: by name, one value an item.
+        catalogue: all items that the catalogue has, sold or not.
+    """
+
+    ids: Sequence[str]
+    statistics: Mapping[str, NDArray[Any]]
+    attributes: Mapping[str, Sequence[Any]]
+    catalogue: frozenset[str] = frozenset()
+
+    def known_by(self, min_buyers: int) -> Stock:
+        """Only the items that so many customers bought.
+
+        Raises:
+            ValueError: there is none.
+        """
+        keep = np.flatnonzero(np.asarray(self.statistics["buyers"]) >= min_buyers).tolist()
+        if not keep:
+            raise ValueError(f"no item was bought by {min_buyers} customers: the window is too short")
+        ids = [self.ids[k] for k in keep]
+        statistics = {name: np.asarray(self.statistics[name], np.float64)[keep] for name in STATISTICS}
+        return Stock(
+            ids, statistics, {name: [values[k] for k in keep] for name, values in self.attributes.items()}, self.catalogue or frozenset(ids)
+        )
+
+
+@dataclass(frozen=True)
+class Baskets:
+    """What lay in the same baskets lately, and what sells where.
+
+    Attributes:
+        together: baskets by known items, ones.
+        local: by store, the places of what sells there and how much of it, most first.
+    """
+
+    together: sp.csr_matrix
+    local: Mapping[str, tuple[Places, Floats]] = field(default_factory=dict)
 
 
 class Recommender:
     """Everything needed to recommend from a catalogue, and its id map.
 
     Attributes:
-        item_ids: catalogue position to item id.
-        attributes: what is known of each item beside its id.
+        item_ids: catalogue position to item id, of the items that the model knows.
+        shelf: what may be shown.
+        rankers: by what they put in order.
+        catalogue: the items that the catalogue had when the model was fitted.
     """
 
     def __init__(
         self,
         config: RecommenderConfig,
-        item_ids: Sequence[str],
-        neighbours: Neighbours,
-        als: AlternatingLeastSquares,
-        popularity: Floats,
-        repeat_rate: Floats,
-        attributes: Attributes,
+        shelf: Shelf,
+        known: Known,
+        contents: Contents,
+        catalogue: frozenset[str],
+        rankers: Mapping[Objective, Ranker] | None = None,
     ) -> None:
-        self.config = config
-        self.item_ids = list(item_ids)
-        self.neighbours = neighbours
-        self.popularity = popularity
-        self.repeat_rate = repeat_rate
-        self.attributes = attributes
-        self._als = als
-        self.positions = {item_id: k for k, item_id in enumerate(self.item_ids)}
-        self._all = np.arange(len(self.item_ids), dtype=np.intp)
-        norms = np.linalg.norm(als.item_factors, axis=1, keepdims=True)
-        self._directions: Floats = als.item_factors / np.maximum(norms, 1e-9)
-        self.pipeline: Pipeline[Profile] = self._pipeline(self._profile, PARTS)
-        self.similar: Pipeline[Profile] = self._pipeline(self._similar_to, ("session", "popularity"))
+        self.config, self.shelf, self.known, self.contents, self.catalogue = config, shelf, known, contents, catalogue
+        self.rankers = dict(rankers or {})
+        self.item_ids = shelf.ids[: shelf.known]
+        self.positions, self.attributes = shelf.positions, shelf.attributes
+        self.bench = Bench(len(shelf.ids))
+        self.alike = lru_cache(4096)(self._alike)
+        self.pipeline: Pipeline[Profile] = Pipeline(
+            ids=shelf.ids,
+            prepare=self.profile,
+            source=retrieved,
+            filters=[
+                ("no longer sold", lambda profile, candidates: self.shelf.on_sale[candidates]),
+                ("attribute", self._has_attributes),
+                ("excluded", self._not_excluded),
+                (NO_PERMISSION, lambda profile, candidates: may_reach_her(profile.query, candidates)),
+                ("already seen", self._not_seen),
+                ("not dearer", self._dearer),
+            ],
+            scorers=[("ranked", self._ordered), ("session", self._session)],
+            selector=Arranger(),
+            explain=self._explain,
+            fallback=lambda profile: profile.fallback,
+            widen=self._widen,
+        )
 
     @classmethod
-    def fit(
-        cls,
-        histories: Iterable[Mapping[str, Any]],
-        items: Mapping[str, Sequence[Any]],
-        as_of: datetime,
-        config: RecommenderConfig,
-    ) -> Recommender:
-        """Fit every part on the customers' histories at *as_of*.
+    def fit(cls, histories: Histories, stock: Stock, config: RecommenderConfig, baskets: Baskets | None = None) -> Recommender:
+        """Fit every source; the ranker is learnt later, from several such fits at earlier moments (``ranked_by``).
 
         Args:
-            histories: a row a customer of what the fold ``history`` tells.
-            items: columns of equal length: ``item_id``, ``popularity``, ``buyers``, ``purchases``, and beside them the
-                attributes to filter by; only items that may be recommended.
-            as_of: the moment to which purchases decay.
-
-        Raises:
-            ValueError: no item has enough buyers.
+            histories: of the customers, places of the items that ``stock.known_by(config.min_buyers)`` has.
+            stock: the items.
+            baskets: what lay together; without them the lists that need them are left empty, which spares time where only the ranked
+                lists are judged.
         """
-        buyers = np.asarray(items["buyers"])
-        keep = np.flatnonzero(buyers >= config.min_buyers).tolist()
-        if not keep:
-            raise ValueError(f"no item was bought by {config.min_buyers} customers before {as_of}: the window is too short")
-        ids = [items["item_id"][k] for k in keep]
-        matrix = interactions(histories, {item: k for k, item in enumerate(ids)}, as_of, config.history_half_life_days)
-        als = AlternatingLeastSquares(
-            factors=min(config.als_factors, max(2, min(matrix.shape) - 1)),
-            regularization=config.als_regularization,
-            iterations=config.als_iterations,
-            random_state=config.seed,
-            num_threads=2,
+        stock = stock.known_by(config.min_buyers)
+        attributes = Attributes.of(stock.attributes)
+        shelf = Shelf(stock.ids, attributes, stock.statistics)
+        count = len(stock.ids)
+        owned = histories.owned(count)
+        nothing = sp.csr_matrix((count, count), dtype=np.float32)
+        together = similar = nothing
+        contents = Contents.of([])
+        if baskets is not None:
+            contents = Contents.of([words_of({name: values[k] for name, values in stock.attributes.items()}) for k in range(count)])
+            together = bought_together(baskets.together, config.similar_neighbours)
+            similar = alike_by_buyers_and_words(owned, contents, config.similar_neighbours)
+        known = Known(
+            fit_ease(owned, config.ease_penalty, config.ease_neighbours, config.memory_bytes),
+            Neighbours(together),
+            Neighbours(similar),
+            dict(baskets.local) if baskets else {},
         )
-        with threadpool_limits(1, "blas"):
-            als.fit(matrix, show_progress=False)
-        popularity = np.log1p(np.asarray(items["popularity"], dtype=np.float64)[keep])
-        repeat_rate = np.asarray(items["purchases"], dtype=np.float64)[keep] / np.maximum(buyers[keep], 1)
-        return cls(
-            config=config,
-            item_ids=ids,
-            neighbours=fit_ease(matrix, config.ease_penalty, config.ease_neighbours),
-            als=als,
-            popularity=(popularity / max(popularity.max(), 1e-9)).astype(np.float32),
-            repeat_rate=repeat_rate.astype(np.float32),
-            attributes=Attributes.of({name: [values[k] for k in keep] for name, values in items.items() if name not in STATISTICS}),
-        )
+        return cls(config, shelf, known, contents, stock.catalogue)
+
+    def ranked_by(self, rankers: Mapping[Objective, Ranker], modes: Mapping[Objective, Mode]) -> Recommender:
+        """The same sources with these rankers."""
+        return Recommender(replace(self.config, modes=dict(modes)), self.shelf, self.known, self.contents, self.catalogue, rankers)
+
+    def stocked(self, items: Mapping[str, Sequence[Any]]) -> Recommender:
+        """The same model over the catalogue as it stands now; see ``Shelf.stocked``."""
+        shelf = self.shelf.stocked(items, self.contents, self.catalogue)
+        return Recommender(self.config, shelf, self.known, self.contents, self.catalogue, self.rankers)
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """What the ranker reads, in order."""
+        return (*ITEM_INPUTS, *PAIR_INPUTS, *(affinity_input(name) for name in self.shelf.groups))
+
+    def profile(self, query: Query) -> Profile:
+        """What one question knows."""
+        recipe, now = RECIPES[query.listing], query.as_of.timestamp()  # type: ignore[index]
+        held, viewed = held_of(query.row, self.positions, now), viewed_of(query.row, self.positions, now)
+        about, fallback = [], None
+        if recipe.asks_about != "nothing":
+            asked = query.item_ids or (() if recipe.asks_about == "needed" else tuple(self.shelf.ids[place] for place in viewed))
+            about = [place for item in dict.fromkeys(asked) if (place := self.positions.get(item, -1)) >= 0]
+            if not about:
+                unknown = ", ".join(repr(item) for item in query.item_ids[:3])
+                fallback = f"item {unknown} is not in the catalogue: popular items" if unknown else "no item to go by: popular items"
+        elif recipe.order == "ranked" and not held.size and not viewed:
+            fallback = "nothing is known of this customer yet: popular items"
+        return Profile(query, recipe, held, viewed, about, self.known, self.shelf, self.bench, self.alike, fallback)
+
+    def rows(self, profile: Profile, places: Places) -> Floats:
+        """What the ranker reads of the items at *places* for this customer: ``(places, inputs)``."""
+        shelf, mine, bench = self.shelf, profile.learnt, self.bench
+        groups = len(shelf.groups)
+        rows = np.empty((len(places), len(ITEM_INPUTS) + len(PAIR_INPUTS) + groups), np.float32)
+        items, pairs = len(ITEM_INPUTS), len(ITEM_INPUTS) + len(PAIR_INPUTS)
+        rows[:, :items] = shelf.features[places]
+        reached, sums = profile.reached
+        liked = bench.look_up(reached, sums, places)
+        best = np.maximum((profile.reached_new if profile.recipe.objective == "new" else sums).max(axis=1, initial=1e-9), 1e-9)
+        rows[:, items], rows[:, items + 2] = liked
+        rows[:, items + 1], rows[:, items + 3] = liked / best[:, None]
+        usual = float(np.nanmean(shelf.price[mine.places])) if mine.size else np.nan
+        rows[:, items + 4] = rows[:, 4] / max(usual, 1e-9)
+        slot = bench.look_up(mine.places, np.arange(1, mine.size + 1, dtype=np.float32)[None, :], places)[0].astype(np.intp)
+        # in place 0 what is not held
+        for column, (values, unknown) in enumerate(
+            ((mine.weights, 0.0), (mine.counts, 0.0), (mine.recency_days, np.nan), (mine.interval_days, np.nan)), items + 5
+        ):
+            rows[:, column] = np.concatenate([[unknown], values])[slot]
+        rows[:, items + 9] = rows[:, items + 7] / np.maximum(rows[:, items + 8], 0.5)
+        rows[:, pairs:] = affinities(shelf.codes, shelf.shares, shelf.widths, mine.places, mine.weights, places)
+        return rows
+
+    def relative(self, profile: Profile, places: Places, mode: Mode) -> NDArray[np.float64]:
+        """A score for each of *places* by one way of ordering, 1 the best possible."""
+        if mode == RANKED:
+            return self.rankers[profile.recipe.objective].predict(self.rows(profile, places))
+        popular = self.shelf.popularity_share[places].astype(np.float64)
+        if mode == "popularity" or not profile.learnt.size:
+            return popular
+        # popularity always weighs a little, so that no place goes to whoever comes first among equals
+        score = 1e-4 * popular
+        reached, sums = profile.reached
+        if mode in (JOINED, "personal frequency"):
+            mine = profile.learnt
+            weights = self.bench.look_up(mine.places, mine.weights[None, :], places)[0]
+            score += weights / max(float(mine.weights.max()), 1e-9)
+        if mode in (JOINED, "EASE", "EASE, lately"):
+            kind = int(mode == "EASE, lately")
+            liked = self.bench.look_up(reached, sums, places)[kind]
+            score += np.maximum(liked, 0.0) / max(float(sums[kind].max(initial=0.0)), 1e-9) * (0.1 if mode == JOINED else 1.0)
+        return score
 
     def predict_frame(self, frame: pd.DataFrame, params: Mapping[str, Any]) -> list[list[str]]:
         """Ten item ids a row of a frame of histories, as of ``params["as_of"]`` (Unix seconds) or each row's last purchase."""
@@ -173,39 +264,39 @@ class Recommender:
 
     def label(self, item_id: str) -> str:
         """What to call an item in a reason."""
-        position = self.positions.get(item_id)
-        if position is None:
-            return item_id
-        told = [text.title() for name in ("category", "type") if (text := self.attributes.text(name, position)) is not None]
-        return ": ".join(dict.fromkeys(told)) or item_id
+        place = self.positions.get(item_id)
+        return item_id if place is None else self._label(place)
 
-    def profile(self, query: Query) -> Profile:
-        """All parts' scores over the whole catalogue before blending, for tuning and for judging parts alone."""
-        return self._profile(query, everything=True)
-
-    def frequency(self, liked: Floats, repeat_exponent: float) -> Floats:
-        """What the customer likes, bent by how often the buyers of each item buy it again; at most 1."""
-        bought = np.flatnonzero(liked)
-        bent = np.zeros_like(liked)
-        bent[bought] = liked[bought] * self.repeat_rate[bought] ** np.float32(repeat_exponent)
-        return bent / max(float(bent.max(initial=0.0)), 1e-9)
+    def _label(self, place: int) -> str:
+        name = self.attributes.text("name", place)
+        if name is not None:
+            return name
+        told = [text.title() for name in ("category", "type") if (text := self.attributes.text(name, place)) is not None]
+        return ": ".join(dict.fromkeys(told)) or self.shelf.ids[place]
 
     def save(self, folder: Path) -> None:
-        """Write a sealed folder of JSON and npz files."""
+        """Write a sealed folder of JSON, npz and text files."""
         folder.mkdir(parents=True, exist_ok=True)
         write_ids(folder / "item_ids.json", self.item_ids)
+        write_ids(folder / "catalogue.json", sorted(self.catalogue))
         (folder / "config.json").write_bytes(msgspec.json.encode(asdict(self.config)))
-        (folder / "vocabularies.json").write_bytes(msgspec.json.encode(self.attributes.about()))
+        attributes = self.attributes.first(self.shelf.known)
+        (folder / "vocabularies.json").write_bytes(msgspec.json.encode(attributes.about()))
+        (folder / "stores.json").write_bytes(msgspec.json.encode({store: len(places) for store, (places, _) in self.known.local.items()}))
+        local = list(self.known.local.values())
         write_arrays(
             folder / "arrays.npz",
-            offsets=self.neighbours.by_source.indptr,
-            targets=self.neighbours.by_source.indices,
-            weights=self.neighbours.by_source.data,
-            popularity=self.popularity,
-            repeat_rate=self.repeat_rate,
-            **self.attributes.arrays(),
+            **self.known.liked.arrays("liked"),
+            **self.known.together.arrays("together"),
+            **self.known.similar.arrays("similar"),
+            **self.contents.arrays(),
+            **{f"statistic_{name}": np.asarray(values) for name, values in self.shelf.statistics.items()},
+            local_places=np.concatenate([places for places, _ in local] or [np.empty(0, np.int32)]),
+            local_amounts=np.concatenate([amounts for _, amounts in local] or [np.empty(0, np.float32)]),
+            **attributes.arrays(),
         )
-        self._als.save(str(folder / "als.npz"))
+        for objective, ranker in self.rankers.items():
+            ranker.save(folder / f"ranker_{objective}.txt")
         seal(folder, NAME)
 
     @classmethod
@@ -218,175 +309,163 @@ class Recommender:
         verify(folder, NAME)
         arrays = read_arrays(folder / "arrays.npz")
         about = msgspec.json.decode((folder / "vocabularies.json").read_bytes())
-        als = AlternatingLeastSquares.load(str(folder / "als.npz"))
-        als.num_threads = 1
-        item_ids = read_ids(folder / "item_ids.json")
-        shape = (len(item_ids), len(item_ids))
-        return cls(
-            config=msgspec.json.decode((folder / "config.json").read_bytes(), type=RecommenderConfig),
-            item_ids=item_ids,
-            neighbours=Neighbours(sp.csr_matrix((arrays["weights"], arrays["targets"], arrays["offsets"]), shape=shape)),
-            als=als,
-            popularity=arrays["popularity"],
-            repeat_rate=arrays["repeat_rate"],
-            attributes=Attributes.read(about, arrays),
+        shelf = Shelf(
+            read_ids(folder / "item_ids.json"), Attributes.read(about, arrays), {name: arrays[f"statistic_{name}"] for name in STATISTICS}
         )
+        local, start = {}, 0
+        for store, size in msgspec.json.decode((folder / "stores.json").read_bytes(), type=dict[str, int]).items():
+            local[store] = (arrays["local_places"][start : start + size], arrays["local_amounts"][start : start + size])
+            start += size
+        liked, together, similar = (Neighbours.read(arrays, name) for name in ("liked", "together", "similar"))
+        known = Known(liked, together, similar, local)
+        config = msgspec.json.decode((folder / "config.json").read_bytes(), type=RecommenderConfig)
+        model = cls(config, shelf, known, Contents.read(arrays), frozenset(read_ids(folder / "catalogue.json")))
+        objectives: tuple[Objective, ...] = ("any", "new")
+        model.rankers = {
+            objective: Ranker.load(folder / f"ranker_{objective}.txt", model.inputs, objective)
+            for objective in objectives
+            if (folder / f"ranker_{objective}.txt").exists()
+        }
+        return model
 
-    def _pipeline(self, prepare: Any, parts: Sequence[str]) -> Pipeline[Profile]:
-        return Pipeline(
-            ids=self.item_ids,
-            prepare=prepare,
-            source=lambda profile: self._all,
-            filters=[
-                ("attribute", self._has_attributes),
-                ("excluded", self._not_excluded),
-                (NO_PERMISSION, lambda profile, candidates: may_reach_her(profile.query, candidates)),
-                ("already seen", self._not_seen),
-            ],
-            scorers=[(part, _part_scorer(part)) for part in parts],
-            selector=LastSlotExplorer(),
-            explain=lambda profile, chosen, shares: self._explain(profile, chosen, shares, parts),
-            fallback=lambda profile: profile.fallback,
-        )
-
-    def _profile(self, query: Query, everything: bool = False) -> Profile:
-        """The context of a customer's query; parts that her list does not use are left out unless *everything* is asked."""
-        row, now = query.row, query.as_of.timestamp()
-        liked = np.zeros(len(self.item_ids), np.float32)
-        history = np.empty(0, np.intp)
-        if row.get("bought_item_ids") is not None:
-            history = self._positions_of(row["bought_item_ids"])
-            decayed = _decayed(row["bought_weights"], row["bought_last_at"], now, self.config.history_half_life_days)
-            liked[history[history >= 0]] = np.sqrt(decayed[history >= 0])
-        viewed = self._viewed(row, now)
-        blend = self.config.blends[query.listing]
-        used = PARTS if everything else tuple(part for part in PARTS if getattr(blend, part))
-        parts = dict.fromkeys(PARTS, np.zeros(len(self.item_ids), np.float32))
-        parts["popularity"] = self.popularity
-        positions = np.flatnonzero(liked)
-        if not len(positions) and not viewed:
-            blend = Blend(frequency=0, ease=0, als=0, popularity=1)
-            return Profile(query, liked, history, viewed, parts, blend, "nothing is known of this customer yet: popular items")
-        if viewed and "session" in used:
-            parts["session"] = np.max([self.likeness(k) * np.float32(fresh) for k, fresh in viewed.items()], axis=0)
-        if len(positions) and "als" in used:
-            one = sp.csr_matrix((liked[positions], positions.astype(np.int32), np.array([0, len(positions)])), shape=(1, len(liked)))
-            likes = self._als.item_factors @ self._als.recalculate_user(0, one)
-            parts["als"] = likes / max(float(likes.max()), 1e-9)
-        liked /= max(float(liked.max(initial=0.0)), 1e-9)
-        if "frequency" in used:
-            parts["frequency"] = self.frequency(liked, blend.repeat_exponent)
-        if "ease" in used:
-            parts["ease"] = self.neighbours.scores(positions, liked[positions])
-        return Profile(query, liked, history, viewed, parts, blend)
-
-    def likeness(self, position: int) -> Floats:
-        """How like each item is to the one at *position*: the direction of its ALS factors, and whether it goes with it."""
-        near = self.neighbours.scores(np.array([position]), np.ones(1, np.float32))
-        near /= max(float(near.max(initial=0.0)), 1e-9)
-        together: Floats = (self._directions @ self._directions[position] + near / 2) / np.float32(1.5)
-        return together
-
-    def _viewed(self, row: Mapping[str, Any], now: float) -> dict[int, float]:
-        if row.get("recent_item_ids") is None or not len(row["recent_item_ids"]):
-            return {}
-        where = self._positions_of(row["recent_item_ids"])
-        interest = _decayed(row["recent_weights"], row["recent_at"], now, self.config.interest_half_life_days)
-        latest: dict[int, float] = {}
-        for position, fresh in zip(where[::-1].tolist(), interest[::-1].tolist(), strict=True):
-            if position >= 0:
-                latest[position] = max(min(fresh, 1.0), latest.get(position, 0.0))
-        return dict(list(latest.items())[:SESSION_ITEMS])
-
-    def _similar_to(self, query: Query) -> Profile:
-        """The context of "similar to this item": the item is the one thing looked at."""
-        item_id = str(query.row.get("item_id", ""))
-        nothing, nowhere = np.zeros(len(self.item_ids), np.float32), np.empty(0, np.intp)
-        parts = {"popularity": self.popularity, "session": nothing}
-        position = self.positions.get(item_id)
-        if position is None:
-            fallback = f"item {item_id!r} is not in the model's catalogue: popular items"
-            return Profile(query, nothing, nowhere, {}, parts, Blend(0, 0, 0, popularity=1, session=0), fallback)
-        parts["session"] = self.likeness(position)
-        return Profile(query, nothing, nowhere, {position: 1.0}, parts, Blend(0, 0, 0, popularity=0, session=1))
-
-    def _positions_of(self, item_ids: Iterable[str]) -> Positions:
-        lookup = self.positions.get
-        return np.array([lookup(item, -1) for item in item_ids], dtype=np.intp)
+    def _alike(self, place: int) -> tuple[Places, Floats]:
+        """The items most like one: as its buyers and words tell, or by its words alone where the model does not know it."""
+        if place < self.shelf.known:
+            places, likeness = self.known.similar.of(place)
+        else:
+            places, likeness = self.contents.nearest(words_of(self.shelf.text_of(place)), self.config.similar_neighbours)
+        newcomers = self.shelf.newcomers
+        if newcomers is not None and place < self.shelf.known:
+            new, how = newcomers.of(place)
+            places, likeness = np.concatenate([places, new]), np.concatenate([likeness, how])
+        return places, likeness
 
     def _has_attributes(self, profile: Profile, candidates: Positions) -> NDArray[np.bool_]:
         return self.attributes.keep(profile.query.include, profile.query.exclude, candidates)
 
     def _not_excluded(self, profile: Profile, candidates: Positions) -> NDArray[np.bool_]:
-        excluded = self._positions_of(profile.query.exclude_ids)
-        return ~np.isin(candidates, excluded) if len(excluded) else np.ones(len(candidates), bool)
+        banned = [place for item in profile.query.exclude_ids if (place := self.positions.get(item, -1)) >= 0]
+        if profile.recipe.order == "near":
+            banned += profile.about
+        return ~np.isin(candidates, banned) if banned else np.ones(len(candidates), bool)
 
     def _not_seen(self, profile: Profile, candidates: Positions) -> NDArray[np.bool_]:
-        """What she may also like is neither what she bought nor what she has just looked at."""
-        keep = np.ones(len(self.item_ids), bool)
-        if profile.query.listing == "also_like":
-            keep[profile.history[profile.history >= 0]] = False
-            keep[list(profile.viewed)] = False
-        return keep[candidates]
+        """What is new to a customer is neither what they bought nor what they have just looked at; nor what was bought too lately."""
+        gone: list[Any] = []
+        if profile.recipe.hides_held:
+            gone += [profile.held.places, np.array(list(profile.viewed), np.int32)]
+        if profile.query.bought_within_days is not None:
+            gone.append(profile.held.places[profile.held.recency_days < profile.query.bought_within_days])
+        return ~np.isin(candidates, np.concatenate(gone)) if gone else np.ones(len(candidates), bool)
 
-    def _explain(
-        self, profile: Profile, chosen: Positions, shares: Scores, parts: Sequence[str]
-    ) -> list[tuple[str, str, Mapping[str, Any]]]:
-        # where no part speaks for an item it only fills a place: that is popularity's business
-        loudest = [parts[k] if shares[k, n] > 0 else "popularity" for n, k in enumerate(shares.argmax(axis=0))] if len(chosen) else []
-        return [(part, self._reason(profile, int(where), part), {}) for where, part in zip(chosen, loudest, strict=True)]
+    def _dearer(self, profile: Profile, candidates: Positions) -> NDArray[np.bool_]:
+        """An up-sell costs more than the item asked about, and not too much more."""
+        if profile.query.listing != "up_sell" or not profile.about:
+            return np.ones(len(candidates), bool)
+        price, (least, most) = self.shelf.price, UP_SELL
+        asked = float(np.nanmin(price[profile.about])) if np.isfinite(price[profile.about]).any() else np.nan
+        kept: NDArray[np.bool_] = (price[candidates] >= least * asked) & (price[candidates] <= most * asked)
+        return kept
 
-    def _reason(self, profile: Profile, where: int, part: str) -> str:
-        row = profile.query.row
-        if part == "frequency":
-            mine = int(np.flatnonzero(profile.history == where)[0])
-            count, last_at = row["bought_counts"][mine], row["bought_last_at"][mine]
-            days = int((profile.query.as_of.timestamp() - last_at) // DAY)
-            return f"bought {count} {'time' if count == 1 else 'times'}, last {days} days ago"
-        if part == "session":
-            if where in profile.viewed:
-                return "looked at recently"
-            closest = max(profile.viewed, key=lambda k: float(self._directions[k] @ self._directions[where]))
-            looked = "" if "item_id" in row else ", looked at recently"
-            return f"like {self.label(self.item_ids[closest])} ({self.item_ids[closest]}{looked})"
-        if part == "ease":
-            source = self.neighbours.loudest_source(where, profile.liked)
-            if source is not None:
-                return f"often bought with {self.label(self.item_ids[source])} ({self.item_ids[source]}), as she does"
-        return "popular now" if part == "popularity" else "bought by customers with similar baskets"
+    def _ordered(self, profile: Profile, candidates: Positions) -> NDArray[np.float64]:
+        places = candidates.astype(np.int32)
+        if profile.recipe.order == "trend":
+            return self._trending(profile, places)
+        popular: NDArray[np.float64] = 1e-3 * self.shelf.popularity_share[places].astype(np.float64)
+        if profile.recipe.order == "near":
+            near: NDArray[np.float64] = popular + self.bench.look_up(profile.near[0], profile.near[1][None, :], places)[0]
+            return near
+        if profile.fallback is not None:
+            return self.shelf.popularity_share[places].astype(np.float64)
+        stand_in = self.shelf.stand_in[places]
+        scores = np.zeros(len(places))
+        known = stand_in >= 0
+        mode = self.config.modes[profile.recipe.objective]
+        scores[known] = self.relative(profile, stand_in[known], mode) * self.shelf.stand_in_likeness[places[known]]
+        return scores + 1e-6 * popular
+
+    def _trending(self, profile: Profile, places: Places) -> NDArray[np.float64]:
+        trend = self.shelf.trend[places].astype(np.float64)
+        local = self.known.local.get(profile.query.store_id or "")
+        if local is None:
+            return trend
+        there = self.bench.look_up(local[0], local[1][None, :], places)[0]
+        # what sells in the store comes before what sells elsewhere
+        return np.where(there > 0, 1.0 + there, trend)
+
+    def _session(self, profile: Profile, candidates: Positions) -> NDArray[np.float64]:
+        if profile.recipe.order == "trend" or not profile.viewed or "viewed" not in profile.recipe.sources:
+            return np.zeros(len(candidates))
+        looked, fresh = profile.looked
+        likeness: NDArray[np.float64] = self.bench.look_up(looked, fresh[None, :], candidates.astype(np.int32))[0].astype(np.float64)
+        # of each kind the best counts in full, the next half, and so on
+        family, order = self.shelf.family[candidates], np.lexsort((candidates, -likeness))
+        seen: dict[int, int] = {}
+        for at in order[: int(np.count_nonzero(likeness))].tolist():
+            kind = int(family[at])
+            if kind >= 0:
+                likeness[at] *= FAMILY_SHARE ** seen.get(kind, 0)
+                seen[kind] = seen.get(kind, 0) + 1
+        return SESSION_SHARE * likeness
+
+    def _widen(self, profile: Profile, considered: Positions) -> Iterator[Positions]:
+        if not profile.recipe.widens:
+            return
+        order = self.shelf.by_trend if profile.recipe.order == "trend" else self.shelf.by_popularity
+        for start in range(0, len(order), 4096):
+            portion = order[start : start + 4096]
+            yield portion[~np.isin(portion, considered)].astype(np.intp)
+
+    def _explain(self, profile: Profile, chosen: Positions, shares: Scores) -> list[Told]:
+        places = np.where(self.shelf.stand_in[chosen] >= 0, self.shelf.stand_in[chosen], 0).astype(np.int32)
+        strength = np.zeros(len(chosen))
+        ranked = profile.recipe.order == "ranked" and profile.fallback is None
+        if ranked and profile.learnt.size:
+            reached, sums = profile.reached
+            strength = self.bench.look_up(reached, sums, places)[0] / max(float(profile.reached_new[0].max(initial=0.0)), 1e-9)
+        totals = np.maximum(shares.sum(axis=0), 1e-12)
+        told = tell(profile, chosen, shares[1] / totals, strength, self._label)
+        if profile.query.listing == "buy_again":
+            told = [
+                (source, reason, {**details, **self._expected(profile, int(place))})
+                for place, (source, reason, details) in zip(chosen, told, strict=True)
+            ]
+        if profile.query.explain and ranked and profile.recipe.objective in self.rankers:
+            parts = self.rankers[profile.recipe.objective].contributions(self.rows(profile, places))
+            named = [{each.name: round(float(v), 4) for each, v in zip(self.inputs, row, strict=True) if abs(v) >= 1e-4} for row in parts]
+            told = [
+                (source, reason, {**details, "contributions": what}) for (source, reason, details), what in zip(told, named, strict=True)
+            ]
+        return told
+
+    @staticmethod
+    def _expected(profile: Profile, place: int) -> dict[str, Any]:
+        """When the customer will need an item again, by the mean interval so far."""
+        [slot] = np.flatnonzero(profile.held.places == place)[:1]
+        interval = float(profile.held.interval_days[slot])
+        if not np.isfinite(interval):
+            return {}
+        return {"expected_at": profile.query.as_of + timedelta(days=interval - float(profile.held.recency_days[slot]))}
 
 
-def interactions(
-    histories: Iterable[Mapping[str, Any]], position: Mapping[str, int], as_of: datetime, half_life_days: float
-) -> sp.csr_matrix:
-    """Customers by items: the square root of the decayed number of purchases at *as_of*."""
-    now = as_of.timestamp()
-    indptr, indices, data = [0], [], []
-    for row in histories:
-        items = row["bought_item_ids"] if row["bought_item_ids"] is not None else []
-        where = np.array([position.get(item, -1) for item in items], dtype=np.int64)
-        known = where >= 0
-        if len(where):
-            decayed = _decayed(row["bought_weights"], row["bought_last_at"], now, half_life_days)
-            data.append(np.sqrt(decayed[known]))
-            indices.append(where[known])
-        indptr.append(indptr[-1] + int(known.sum()))
-    flat = np.concatenate(data) if data else np.empty(0)
-    columns = np.concatenate(indices) if indices else np.empty(0, np.int64)
-    matrix = sp.csr_matrix((flat.astype(np.float32), columns, indptr), shape=(len(indptr) - 1, len(position)))
-    matrix.sort_indices()
-    return matrix
+def alike_by_buyers_and_words(owned: sp.csr_matrix, contents: Contents, count: int) -> sp.csr_matrix:
+    """For each item the *count* most alike, half by who bought it and half by its words; 1 for the most alike of each item.
+
+    Args:
+        owned: customers by items, ones.
+    """
+    both = cosine(owned, 2 * count) + contents.similar(2 * count)
+    best = np.maximum(both.max(axis=1).toarray().ravel(), 1e-9)
+    return strongest_of_rows((sp.diags(1.0 / best) @ both).tocsr(), count)
 
 
-def _decayed(weights: Sequence[float], last_at: Sequence[int], now: float, half_life_days: float) -> NDArray[np.float64]:
-    """Weights as they stand now, given each one's value at its own last moment (Unix seconds)."""
-    ages = now - np.asarray(last_at, dtype=np.float64)
-    return np.asarray(weights, dtype=np.float64) * np.exp2(-ages / (DAY * half_life_days))
-
-
-def _part_scorer(part: str) -> Any:
-    def score(profile: Profile, candidates: Positions) -> Floats:
-        weight = np.float32(getattr(profile.blend, part))
-        return profile.parts[part][candidates] * weight
-
-    return score
+def local_favourites(stores: Sequence[str], places: Places, amounts: Floats) -> dict[str, tuple[Places, Floats]]:
+    """What sells most in each store, of lines of store, item and amount; 1 for the first."""
+    frame = pd.DataFrame({"store": stores, "place": places, "amount": amounts})
+    frame = frame.groupby(["store", "place"], as_index=False)["amount"].sum()
+    frame = frame.sort_values(["store", "amount", "place"], ascending=[True, False, True])
+    found = {}
+    for store, part in frame.groupby("store"):
+        best = part.head(LOCAL)
+        found[str(store)] = (best["place"].to_numpy(np.int32), (best["amount"] / best["amount"].max()).to_numpy(np.float32))
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -76,6 +76,8 @@ class Loaded:
     pipeline: Pipeline[Any] | None
     attributes: Attributes = field(default_factory=lambda: Attributes({}))
     """Of what its pipeline chooses from."""
+    label: Callable[[str], str] = str
+    """What to call one of them."""
 
 
 class Engine:
@@ -90,24 +92,25 @@ class Engine:
         self._loaded: dict[str, Loaded] = {}
         self.broken: dict[str, str] = {}
         """The models whose champion cannot be loaded, and why."""
-        self._offers = ""
-        """Which offers the pipelines of the champions were built on."""
+        self._offers = self._items = ""
+        """Which offers and items the pipelines of the champions were built on."""
         self._rng = np.random.default_rng()
         self.refresh()
 
     def refresh(self) -> list[str]:
         """Load champions that are new since the last call, and offers; returns what was loaded."""
         news = []
-        offers = Catalogue(self._home).digest("offers")
+        offers, items = Catalogue(self._home).digest("offers"), Catalogue(self._home).digest("items")
         for name, settings in self.models.items():
             version = self.registry.version_of(name, self.registry.settings.champion)
             held = self._loaded.get(name)
             if version is None:
                 continue
             if held is not None and held.model.version == version:
-                if settings.kind.answers == "offers" and offers != self._offers:
-                    self._loaded[name] = self._ready(settings.kind, held.model)
-                    news.append(f"{held.model.label} with new offers")
+                for answers, changed in (("offers", offers != self._offers), ("items", items != self._items)):
+                    if settings.kind.answers == answers and changed:
+                        self._loaded[name] = self._ready(settings.kind, held.model)
+                        news.append(f"{held.model.label} with new {answers}")
                 continue
             try:
                 loaded = self.registry.load(f"{name}@{self.registry.settings.champion}")
@@ -123,7 +126,7 @@ class Engine:
                 continue
             self.broken.pop(name, None)
             news.append(loaded.label)
-        self._offers = offers
+        self._offers, self._items = offers, items
         return news
 
     def _check_inputs(self, model: Any) -> None:
@@ -150,10 +153,20 @@ class Engine:
         """What she will like."""
         loaded = self._champion(name)
         assert loaded.pipeline is not None
-        asked = {"listing": request.listing, "explore": request.explore}
+        asked = {
+            "listing": request.listing,
+            "item_ids": tuple(request.item_ids),
+            "store_id": request.store_id,
+            "bought_within_days": request.exclude_bought_within_days,
+            "promoted": {each.place: each.item_id for each in request.promoted},
+            "diversity": request.diversity,
+            "novelty": request.novelty,
+            "explore": request.explore,
+            "explain": request.explain,
+        }
         query = _query(request, who, row, as_of, loaded.attributes, request.exclude_item_ids, **asked)
         decision = _told(who, query, loaded.pipeline.decide(query, self._rng))
-        return self._items(loaded, name, request, query, decision)
+        return self._list(loaded, name, request, query, decision)
 
     def similar_items(self, request: SimilarItemsRequest, as_of: datetime) -> tuple[ItemsAnswer, DecisionRecord]:
         """What is like an item, by the first model that recommends items."""
@@ -161,10 +174,10 @@ class Engine:
         if name is None:
             raise NoChampionError("no model that mlflow.yaml names recommends items: name one (kind: recommendations), and train it")
         loaded = self._champion(name)
-        model: Recommender = loaded.model.model
-        banned = [*request.exclude_item_ids, request.item_id]
-        query = _query(request, NOBODY, {"item_id": request.item_id}, as_of, loaded.attributes, banned)
-        return self._items(loaded, "similar-items", request, query, model.similar.decide(query, self._rng))
+        assert loaded.pipeline is not None
+        asked = {"listing": "similar", "item_ids": (request.item_id,)}
+        query = _query(request, NOBODY, {}, as_of, loaded.attributes, request.exclude_item_ids, **asked)
+        return self._list(loaded, "similar-items", request, query, loaded.pipeline.decide(query, self._rng))
 
     def next_best_offer(
         self, name: str, request: NextBestOfferRequest, who: Who, row: Mapping[str, Any], as_of: datetime
@@ -209,8 +222,9 @@ class Engine:
     def _ready(self, kind: ModelKind, loaded: LoadedModel) -> Loaded:
         """The champion with what serves it."""
         if kind.answers == "items":
-            recommender: Recommender = loaded.model
-            return Loaded(loaded, recommender.pipeline, recommender.attributes)
+            trained: Recommender = loaded.model
+            stocked = trained.stocked(Catalogue(self._home).read("items").to_pydict())
+            return Loaded(loaded, stocked.pipeline, stocked.attributes, stocked.label)
         if kind.answers == "offers":
             offers: NextBestOffer = loaded.model
             book = offers.book(Offer.from_row(row) for row in Catalogue(self._home).read("offers").to_pylist())
@@ -226,10 +240,10 @@ class Engine:
                 detail = f"the champion for {name} cannot be loaded: train and promote another, or roll back (python -m training rollback)"
             raise NoChampionError(detail) from None
 
-    def _items(self, loaded: Loaded, kind: str, request: Any, query: Query, decision: Decision) -> tuple[ItemsAnswer, DecisionRecord]:
+    def _list(self, loaded: Loaded, kind: str, request: Any, query: Query, decision: Decision) -> tuple[ItemsAnswer, DecisionRecord]:
         fallback = decision.fallback or self._age_note(kind, query.row, query.as_of)
-        name = loaded.model.model.label
-        items = [ItemChoice(c.id, name(c.id), c.score, c.source, c.reason, c.propensity) for c in decision.choices]
+        name = loaded.label
+        items = [ItemChoice(c.id, name(c.id), c.score, c.source, c.reason, c.propensity, **c.details) for c in decision.choices]
         about = self._about(kind, loaded, query, fallback)
         answer = ItemsAnswer(**about, items=items, removed=dict(decision.removed))
         return answer, self._record(kind, request, answer, items, query.row)

@@ -11,11 +11,13 @@ import msgspec
 from features.events.event import MAX_ID, Channel, Text, TextClass, check_keys
 from features.events.identifiers import IdentifierKind
 from models.kind import Answers
+from models.recommendations import Listing
 
 Limit = Annotated[int, msgspec.Meta(ge=1, le=100)]
 MAX_VALUES_ASKED = 1_000
 """Values of one attribute, and ids, that a question may name."""
 MAX_ATTRIBUTES_ASKED = 20
+MAX_ITEMS_ASKED = 50
 Ids = Annotated[list[Text], msgspec.Meta(max_length=MAX_VALUES_ASKED)]
 Value = Annotated[str, msgspec.Meta(max_length=MAX_ID)] | float
 
@@ -56,16 +58,44 @@ class DeliveredRequest(CustomerRequest, kw_only=True, forbid_unknown_fields=True
     """Through what the customer will be reached: by e-mail, SMS, push, mail, call or ads only with their permission."""
 
 
-class RecommendationsRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
-    """What will she like? ``for_you`` may repeat what she buys; ``also_like`` shows only what is new to her."""
+Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 
-    listing: Literal["for_you", "also_like"] = "for_you"
+
+class Promoted(msgspec.Struct, forbid_unknown_fields=True):
+    """An item that the shop puts at a place of the list, counted from 1, if the filters let it."""
+
+    item_id: Text
+    place: Annotated[int, msgspec.Meta(ge=1, le=100)]
+
+
+class RecommendationsRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
+    """What will the customer like? Each ``listing`` is a list of its own; those about items need ``item_ids``.
+
+    ``for_you`` what they will buy next; ``also_like`` what is new to them; ``buy_again`` what they may need again; ``email`` another
+    selection each week; ``trending`` what sells more than before, in ``store_id`` or everywhere; ``basket`` what goes with the items in
+    the basket, ``session`` what is like the items looked at (by default the customer's own); ``similar``, ``bought_together`` and
+    ``up_sell`` what is like an item, goes with it, or is like it and costs more.
+    """
+
+    listing: Listing = "for_you"
     limit: Limit = 10
+    item_ids: Annotated[list[Text], msgspec.Meta(max_length=MAX_ITEMS_ASKED)] = []
+    """The items that the list is about: on the page, in the basket, looked at."""
+    store_id: Text | None = None
     include: Values = {}
     """Attribute to allowed values, e.g. ``{"department": ["PRODUCE"]}``; of numbers also ``{"weight_g": {"min": 100}}``."""
     exclude: Values = {}
     exclude_item_ids: Ids = []
+    exclude_bought_within_days: Annotated[int, msgspec.Meta(ge=0, le=36_500)] | None = None
+    """Leave out what the customer bought so lately."""
+    promoted: Annotated[list[Promoted], msgspec.Meta(max_length=MAX_ITEMS_ASKED)] = []
+    diversity: Share = 0.0
+    """By how much of its score each further item of one kind falls behind: 0 not at all, 1 one of each kind."""
+    novelty: Share = 0.0
+    """How much of its score the most popular item loses for being popular."""
     explore: bool = False
+    explain: bool = False
+    """Whether each item tells what every input of the ranker added to its score."""
 
 
 class SimilarItemsRequest(Question, kw_only=True, forbid_unknown_fields=True):
@@ -95,17 +125,20 @@ class ScoreRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
 
 QUESTION_TEXTS: dict[str, TextClass] = {
     "customer_id": "key", "identifiers": "identifier", "include": "key", "exclude": "key", "item_id": "key", "exclude_item_ids": "key",
-    "exclude_offer_ids": "key",
+    "exclude_offer_ids": "key", "item_ids": "key", "store_id": "key", "promoted": "key",
 }  # fmt: skip
 """What each text of a question is, in the classes of an event's texts; what identifies the customer is not logged."""
 
 
-def _texts(field: str, value: str | list[Value] | dict[str, list[Value] | Between] | None) -> Iterator[tuple[str, str]]:
+def _texts(field: str, value: str | list[Value | Promoted] | dict[str, list[Value] | Between] | None) -> Iterator[tuple[str, str]]:
     """Each text of a field with its place, the names of attributes among them."""
     if isinstance(value, str):
         yield field, value
     elif isinstance(value, list):
-        yield from ((f"{field}[{number}]", text) for number, text in enumerate(value) if isinstance(text, str))
+        for number, each in enumerate(value):
+            text = each.item_id if isinstance(each, Promoted) else each
+            if isinstance(text, str):
+                yield f"{field}[{number}]", text
     elif value:
         for name, texts in value.items():
             # checked before it names the place of its values
@@ -130,7 +163,7 @@ class Answer(msgspec.Struct, kw_only=True):
     """Whether the decision was kept: false where the disk did not take it, so that nothing can be learnt from it later."""
 
 
-class ItemChoice(msgspec.Struct):
+class ItemChoice(msgspec.Struct, omit_defaults=True):
     """One recommended item."""
 
     item_id: str
@@ -139,6 +172,12 @@ class ItemChoice(msgspec.Struct):
     source: str
     reason: str
     propensity: float
+    because_of: str | None = None
+    """The item that speaks for it, where one does."""
+    expected_at: datetime | None = None
+    """When the customer will need it again by their own rhythm, in ``buy_again``."""
+    contributions: dict[str, float] | None = None
+    """What each input of the ranker added to its score, where ``explain`` asks."""
 
 
 class OfferChoice(msgspec.Struct, kw_only=True):

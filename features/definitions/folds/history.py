@@ -29,6 +29,7 @@ class Bought(msgspec.Struct, array_like=True):
     returned: int = 0
     last_at: int = 0
     weight: float = 0.0
+    first_at: int = 0
 
     @property
     def kept(self) -> float:
@@ -54,6 +55,7 @@ class HistoryFold(Fold[History]):
         Output("bought_item_ids", "texts", "the items bought and kept"),
         Output("bought_counts", "integers", "how many purchases held each"),
         Output("bought_last_at", "integers", "when each was bought last (Unix seconds)"),
+        Output("bought_first_at", "integers", "when each was bought first (Unix seconds)"),
         Output("bought_weights", "floats", "the purchases of each, halved every 90 days, at its last purchase"),
         Output("recent_item_ids", "texts", "the items looked at or put into the cart last, oldest first"),
         Output("recent_at", "integers", "when (Unix seconds)"),
@@ -77,7 +79,7 @@ class HistoryFold(Fold[History]):
                 entry.returned += count
                 state.bought[item_id] = entry
             else:
-                state.bought[item_id] = _together(entry, Bought(1, count, 0, at, 1.0))
+                state.bought[item_id] = _together(entry, Bought(1, count, 0, at, 1.0, at))
         _bound(state)
 
     def joined(self, one: History, other: History) -> History:
@@ -97,6 +99,7 @@ class HistoryFold(Fold[History]):
             "bought_item_ids": [item for item, _, _ in kept],
             "bought_counts": [math.ceil(entry.purchases * share) for _, entry, share in kept],
             "bought_last_at": [entry.last_at for _, entry, _ in kept],
+            "bought_first_at": [entry.first_at for _, entry, _ in kept],
             "bought_weights": [entry.weight * share for _, entry, share in kept],
             "recent_item_ids": [entry[0] for entry in state.recent],
             "recent_at": [entry[1] for entry in state.recent],
@@ -116,7 +119,7 @@ def _together(one: Bought, other: Bought) -> Bought:
     decay = 2.0 ** (-(later.last_at - earlier.last_at) / (86_400.0 * HISTORY_HALF_LIFE_DAYS)) if earlier.purchases else 0.0
     return Bought(
         one.purchases + other.purchases, one.units + other.units, one.returned + other.returned, later.last_at,
-        later.weight + earlier.weight * decay,
+        later.weight + earlier.weight * decay, min(each.first_at for each in (one, other) if each.purchases or each is later),
     )  # fmt: skip
 
 

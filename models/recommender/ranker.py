@@ -1,0 +1,112 @@
+"""The ranker: LightGBM on what the sources say of a candidate, what is known of the item, and what the customer did with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightgbm as lgb
+import numpy as np
+from numpy.typing import NDArray
+
+from models.inputs import Input
+
+Objective = Literal["any", "new"]
+"""Of all that is bought next, or of that part which is new to the customer."""
+LOSS: dict[Objective, str] = {"any": "binary", "new": "lambdarank"}
+ITEM_INPUTS = (
+    Input("popularity", "how much it is bought now"),
+    Input("trend", "whether more of it is bought than a month ago"),
+    Input("buyers", "how many customers bought it"),
+    Input("repeat_rate", "how often its buyers buy it again"),
+    Input("price", "what it costs"),
+    Input("on_sale_days", "how long it has been sold", is_age=True),
+)
+PAIR_INPUTS = (
+    Input("liked", "how much what the customer bought speaks for it", low=None),
+    Input("liked_share", "the same beside the strongest candidate", low=None),
+    Input("liked_lately", "how much what the customer bought lately speaks for it", low=None),
+    Input("liked_lately_share", "the same beside the strongest candidate", low=None),
+    Input("price_ratio", "its price beside what the customer usually pays"),
+    Input("weight", "how often and how lately the customer bought it"),
+    Input("purchases", "how often the customer bought it"),
+    Input("recency_days", "how long ago the customer bought it"),
+    Input("interval_days", "at what intervals the customer buys it"),
+    Input("due", "how much of that interval has passed"),
+)
+TREES, LEAVES, RATE = 80, 15, 0.08
+Matrix = NDArray[np.float32]
+
+
+class Ranker:
+    """A score a candidate: the chance that it is bought where the loss is binary, an order alone where it is LambdaRank."""
+
+    def __init__(self, booster: lgb.Booster, inputs: Sequence[Input], objective: Objective) -> None:
+        self.booster, self.inputs, self.objective = booster, tuple(inputs), objective
+
+    @classmethod
+    def fit(
+        cls, rows: Matrix, labels: NDArray[np.bool_], groups: NDArray[np.int64], inputs: Sequence[Input], objective: Objective, seed: int
+    ) -> Ranker:
+        """Learn from candidates of customers at past moments.
+
+        Args:
+            rows: ``(candidates, inputs)``.
+            labels: whether the customer then bought it.
+            groups: how many candidates each customer has, in order.
+        """
+        settings = {
+            "objective": LOSS[objective],
+            "num_leaves": LEAVES,
+            "learning_rate": RATE,
+            "min_data_in_leaf": int(np.clip(len(rows) // 400, 5, 500)),
+            "feature_fraction": 0.7,
+            "bagging_fraction": 0.7,
+            "bagging_freq": 1,
+            "lambdarank_truncation_level": 20,
+            "num_threads": 2,
+            "seed": seed,
+            "deterministic": True,
+            "force_row_wise": True,
+            "verbose": -1,
+        }
+        names = [each.name for each in inputs]
+        data = lgb.Dataset(rows, labels.astype(np.float32), group=groups if objective == "new" else None, feature_name=names)
+        return cls(lgb.train(settings, data, TREES), inputs, objective)
+
+    def predict(self, rows: Matrix) -> NDArray[np.float64]:
+        """One number a row, between 0 and 1 beside the best: 1 is the best."""
+        if not len(rows):
+            return np.empty(0)
+        scores = self.booster.predict(rows, num_threads=1)
+        if self.objective == "new":
+            scores = np.exp(scores - scores.max())
+        relative: NDArray[np.float64] = scores / scores.max()
+        return relative
+
+    def contributions(self, rows: Matrix) -> NDArray[np.float64]:
+        """What each input adds to each row's raw score: ``(rows, inputs)``."""
+        told: NDArray[np.float64] = self.booster.predict(rows, num_threads=1, pred_contrib=True)[:, :-1]
+        return told
+
+    def save(self, path: Path) -> None:
+        """Write the trees as LightGBM's text."""
+        path.write_text(self.booster.model_to_string())
+
+    @classmethod
+    def load(cls, path: Path, inputs: Sequence[Input], objective: Objective) -> Ranker:
+        """Read what ``save`` wrote."""
+        return cls(lgb.Booster(model_str=path.read_text()), inputs, objective)
+
+
+def affinity_input(attribute: str) -> Input:
+    """The input that tells how much of what a customer holds has the candidate's value of an attribute."""
+    return Input(f"affinity_{attribute}", f"how much the customer buys of its {attribute.replace('_', ' ')}")
+
+
+def thinned(labels: NDArray[np.bool_], groups: NDArray[np.int64], share: float, rng: Any) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which candidates to learn from: every one that was bought, and a *share* of the others; and the groups that remain."""
+    kept = labels | (rng.random(len(labels)) < share)
+    starts = np.concatenate([[0], np.cumsum(groups)[:-1]])
+    return kept, np.add.reduceat(kept.astype(np.int64), starts) if len(groups) else groups
