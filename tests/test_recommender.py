@@ -20,9 +20,9 @@ from models.recommendations import Listing
 from models.recommender.arrange import apart
 from models.recommender.content import Contents, words_of
 from models.recommender.ease import columns_dual, columns_primal, dense_weights, fit_ease, form_of
-from models.recommender.held import Histories, held_of
 from models.recommender.kernels import Bench, strongest
 from models.recommender.neighbours import Neighbours, bought_together
+from models.recommender.owned import Histories, owned_of
 from models.recommender.ranker import Objective, Ranker, thinned
 from models.recommender.recipes import RECIPES
 from models.recommender.recommender import RANKED, SINGLES, Baskets, Recommender, RecommenderConfig, Stock
@@ -77,7 +77,7 @@ def with_rankers(model: Recommender, bought: Mapping[str, list[str]]) -> Recomme
             labels.append(np.array([model.item_ids[place] == customer[1:] for place in places]))
             groups.append(len(places))
         rankers[objective] = Ranker.fit(  # type: ignore[index]
-            np.concatenate(rows), np.concatenate(labels), np.array(groups), model.inputs, objective, 1  # type: ignore[arg-type]
+            np.concatenate(rows), np.concatenate(labels), np.array(groups), model.ranker_inputs, objective, 1  # type: ignore[arg-type]
         )  # fmt: skip
     return model.ranked_by(rankers, {"any": RANKED, "new": RANKED})
 
@@ -326,7 +326,7 @@ class TestLists:
             rows.append(model.rows(profile, places))
             labels.append(places >= SIZE // 2)
             groups.append(len(places))
-        ranker = Ranker.fit(np.concatenate(rows), np.concatenate(labels), np.array(groups), model.inputs, "new", 1)
+        ranker = Ranker.fit(np.concatenate(rows), np.concatenate(labels), np.array(groups), model.ranker_inputs, "new", 1)
         model = model.ranked_by({"new": ranker}, {"any": "joined", "new": RANKED})
         shown = [int(item) for row in histories(bought) for item in ask(model, row, limit=3, listing="also_like")]
         assert np.mean([item >= SIZE // 2 for item in shown]) > 0.9
@@ -509,7 +509,7 @@ class TestReasons:
     def test_the_contributions_of_the_ranker_are_told_on_demand(self, ranked_board: Recommender) -> None:
         for listing in ("for_you", "also_like"):
             [one, *_] = decide(ranked_board, row_of("2", "4"), listing=listing, explain=True).choices
-            names = {each.name for each in ranked_board.inputs}
+            names = {each.name for each in ranked_board.ranker_inputs}
             assert one.details["contributions"]
             assert set(one.details["contributions"]) <= names
             [plain, *_] = decide(ranked_board, row_of("2", "4"), listing=listing).choices
@@ -535,8 +535,10 @@ class TestRanker:
         assert scores[labels].mean() > 3 * scores[~labels].mean()
         assert np.abs(ranker.contributions(rows)).mean(axis=0).argmax() == 1
         assert (Ranker.fit(rows, labels, groups, inputs, objective, 1).predict(rows) == scores).all()
-        ranker.save(tmp_path / "r.txt")
-        assert (Ranker.load(tmp_path / "r.txt", inputs, objective).predict(rows) == scores).all()
+        ranker.save(tmp_path)
+        again = Ranker.load(tmp_path, inputs, objective)
+        assert again is not None
+        assert (again.predict(rows) == scores).all()
         assert len(ranker.predict(rows[:0])) == 0
 
     def test_thinning_keeps_everything_that_was_bought(self) -> None:
@@ -565,7 +567,7 @@ def test_histories_together_are_the_rows_they_were_made_of() -> None:
     now = NEW_YEAR.timestamp()
     for number, row in enumerate(rows):
         again = whole.row(number, [str(k) for k in range(10)])
-        one, two = held_of(row, known, now), held_of(again, known, now)
+        one, two = owned_of(row, known, now), owned_of(again, known, now)
         assert sorted(one.places.tolist()) == sorted(two.places.tolist())
         assert np.allclose(np.sort(one.weights), np.sort(two.weights))
     assert whole.owned(10).toarray().sum(axis=1).tolist() == [2, 0, 1]

@@ -15,7 +15,7 @@ from features.catalogue.tables import Catalogue
 from features.state.home import Home
 from features.store.feature_store import FeatureStore
 from models.decision import Query
-from models.recommender.held import Histories
+from models.recommender.owned import Histories
 from models.recommender.ranker import Objective, Ranker, thinned
 from models.recommender.recommender import Baskets, Recommender, RecommenderConfig, Stock, local_favourites
 from models.recommender.shelf import STATISTICS
@@ -116,7 +116,7 @@ class Lessons:
                 continue
             self._advance("learning to rank")
             rows, labels, groups = (np.concatenate(each) for each in zip(*parts, strict=True))
-            found[objective] = Ranker.fit(rows, labels, groups, self.sources(when[0]).inputs, objective, self._config.seed)
+            found[objective] = Ranker.fit(rows, labels, groups, self.sources(when[0]).ranker_inputs, objective, self._config.seed)
         return found
 
     def whole(self, cut: datetime) -> Recommender:
@@ -222,7 +222,7 @@ def lesson(
             labels.append(hits)
             groups.append(len(places))
     if not rows:
-        return np.empty((0, len(model.inputs)), np.float32), np.empty(0, bool), np.empty(0, np.int64)
+        return np.empty((0, len(model.ranker_inputs)), np.float32), np.empty(0, bool), np.empty(0, np.int64)
     everything, hit, sizes = np.concatenate(rows), np.concatenate(labels), np.array(groups, np.int64)
     kept, sizes = thinned(hit, sizes, OTHERS_KEPT, rng)
     return everything[kept], hit[kept], sizes

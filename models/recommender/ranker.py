@@ -30,20 +30,23 @@ PAIR_INPUTS = (
     Input("liked_lately_share", "the same beside the strongest candidate", low=None),
     Input("price_ratio", "its price beside what the customer usually pays"),
     Input("weight", "how often and how lately the customer bought it"),
+    Input("weight_share", "the same beside what the customer buys most"),
     Input("purchases", "how often the customer bought it"),
     Input("recency_days", "how long ago the customer bought it"),
     Input("interval_days", "at what intervals the customer buys it"),
     Input("due", "how much of that interval has passed"),
 )
-TREES, LEAVES, RATE = 80, 15, 0.08
+TREES, LEAVES, RATE = 60, 15, 0.1
+SEEDS = 2
+"""Of how many fits the mean is taken: one alone moves by as much as most inputs bring."""
 Matrix = NDArray[np.float32]
 
 
 class Ranker:
     """A score a candidate: the chance that it is bought where the loss is binary, an order alone where it is LambdaRank."""
 
-    def __init__(self, booster: lgb.Booster, inputs: Sequence[Input], objective: Objective) -> None:
-        self.booster, self.inputs, self.objective = booster, tuple(inputs), objective
+    def __init__(self, boosters: Sequence[lgb.Booster], inputs: Sequence[Input], objective: Objective) -> None:
+        self.boosters, self.inputs, self.objective = tuple(boosters), tuple(inputs), objective
 
     @classmethod
     def fit(
@@ -64,40 +67,44 @@ class Ranker:
             "feature_fraction": 0.7,
             "bagging_fraction": 0.7,
             "bagging_freq": 1,
-            "lambdarank_truncation_level": 20,
+            "lambdarank_truncation_level": 15,
             "num_threads": 2,
-            "seed": seed,
             "deterministic": True,
             "force_row_wise": True,
             "verbose": -1,
         }
-        names = [each.name for each in inputs]
-        data = lgb.Dataset(rows, labels.astype(np.float32), group=groups if objective == "new" else None, feature_name=names)
-        return cls(lgb.train(settings, data, TREES), inputs, objective)
+        names, truth = [each.name for each in inputs], labels.astype(np.float32)
+        boosters = []
+        for number in range(SEEDS):
+            data = lgb.Dataset(rows, truth, group=groups if objective == "new" else None, feature_name=names)
+            boosters.append(lgb.train({**settings, "seed": SEEDS * seed + number}, data, TREES))
+        return cls(boosters, inputs, objective)
 
     def predict(self, rows: Matrix) -> NDArray[np.float64]:
         """One number a row, between 0 and 1 beside the best: 1 is the best."""
         if not len(rows):
             return np.empty(0)
-        scores = self.booster.predict(rows, num_threads=1)
-        if self.objective == "new":
-            scores = np.exp(scores - scores.max())
+        raw = sum(booster.predict(rows, num_threads=1, raw_score=True) for booster in self.boosters) / len(self.boosters)
+        scores = 1.0 / (1.0 + np.exp(-raw)) if self.objective == "any" else np.exp(raw - raw.max())
         relative: NDArray[np.float64] = scores / scores.max()
         return relative
 
     def contributions(self, rows: Matrix) -> NDArray[np.float64]:
         """What each input adds to each row's raw score: ``(rows, inputs)``."""
-        told: NDArray[np.float64] = self.booster.predict(rows, num_threads=1, pred_contrib=True)[:, :-1]
-        return told
+        told = sum(booster.predict(rows, num_threads=1, pred_contrib=True)[:, :-1] for booster in self.boosters)
+        mean: NDArray[np.float64] = told / len(self.boosters)
+        return mean
 
-    def save(self, path: Path) -> None:
+    def save(self, folder: Path) -> None:
         """Write the trees as LightGBM's text."""
-        path.write_text(self.booster.model_to_string())
+        for number, booster in enumerate(self.boosters):
+            (folder / f"ranker_{self.objective}_{number}.txt").write_text(booster.model_to_string())
 
     @classmethod
-    def load(cls, path: Path, inputs: Sequence[Input], objective: Objective) -> Ranker:
-        """Read what ``save`` wrote."""
-        return cls(lgb.Booster(model_str=path.read_text()), inputs, objective)
+    def load(cls, folder: Path, inputs: Sequence[Input], objective: Objective) -> Ranker | None:
+        """Read what ``save`` wrote; None where there was nothing to save."""
+        paths = sorted(folder.glob(f"ranker_{objective}_*.txt"))
+        return cls([lgb.Booster(model_str=path.read_text()) for path in paths], inputs, objective) if paths else None
 
 
 def affinity_input(attribute: str) -> Input:

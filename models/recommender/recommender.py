@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from models.artifact import read_arrays, read_ids, seal, verify, write_arrays, write_ids
 from models.attributes import Attributes
 from models.decision import NO_PERMISSION, Pipeline, Positions, Query, Scores, may_reach_her
+from models.inputs import Input
 from models.recommender.arrange import Arranger
 from models.recommender.content import Contents, words_of
 from models.recommender.ease import MEMORY_BYTES, fit_ease
-from models.recommender.held import Histories, held_of, viewed_of
 from models.recommender.kernels import Bench, Floats, Places, affinities
 from models.recommender.neighbours import Neighbours, bought_together, cosine, strongest_of_rows
+from models.recommender.owned import Histories, owned_of, viewed_of
 from models.recommender.ranker import ITEM_INPUTS, PAIR_INPUTS, Objective, Ranker, affinity_input
 from models.recommender.reasons import Told, tell
 from models.recommender.recipes import RECIPES
@@ -190,14 +191,14 @@ class Recommender:
         return Recommender(self.config, shelf, self.known, self.contents, self.catalogue, self.rankers)
 
     @property
-    def inputs(self) -> tuple[Any, ...]:
+    def ranker_inputs(self) -> tuple[Input, ...]:
         """What the ranker reads, in order."""
         return (*ITEM_INPUTS, *PAIR_INPUTS, *(affinity_input(name) for name in self.shelf.groups))
 
     def profile(self, query: Query) -> Profile:
         """What one question knows."""
         recipe, now = RECIPES[query.listing], query.as_of.timestamp()  # type: ignore[index]
-        held, viewed = held_of(query.row, self.positions, now), viewed_of(query.row, self.positions, now)
+        held, viewed = owned_of(query.row, self.positions, now), viewed_of(query.row, self.positions, now)
         about, fallback = [], None
         if recipe.asks_about != "nothing":
             asked = query.item_ids or (() if recipe.asks_about == "needed" else tuple(self.shelf.ids[place] for place in viewed))
@@ -224,12 +225,13 @@ class Recommender:
         usual = float(np.nanmean(shelf.price[mine.places])) if mine.size else np.nan
         rows[:, items + 4] = rows[:, 4] / max(usual, 1e-9)
         slot = bench.look_up(mine.places, np.arange(1, mine.size + 1, dtype=np.float32)[None, :], places)[0].astype(np.intp)
-        # in place 0 what is not held
-        for column, (values, unknown) in enumerate(
-            ((mine.weights, 0.0), (mine.counts, 0.0), (mine.recency_days, np.nan), (mine.interval_days, np.nan)), items + 5
-        ):
-            rows[:, column] = np.concatenate([[unknown], values])[slot]
-        rows[:, items + 9] = rows[:, items + 7] / np.maximum(rows[:, items + 8], 0.5)
+        # in row 0 what is not held
+        told = np.empty((mine.size + 1, 5), np.float32)
+        told[0] = 0.0, 0.0, 0.0, np.nan, np.nan
+        told[1:, 0], told[1:, 1] = mine.weights, mine.weights / max(float(mine.weights.max(initial=0.0)), 1e-9)
+        told[1:, 2], told[1:, 3], told[1:, 4] = mine.counts, mine.recency_days, mine.interval_days
+        rows[:, items + 5 : items + 10] = told[slot]
+        rows[:, items + 10] = rows[:, items + 8] / np.maximum(rows[:, items + 9], 0.5)
         rows[:, pairs:] = affinities(shelf.codes, shelf.shares, shelf.widths, mine.places, mine.weights, places)
         return rows
 
@@ -295,8 +297,8 @@ class Recommender:
             local_amounts=np.concatenate([amounts for _, amounts in local] or [np.empty(0, np.float32)]),
             **attributes.arrays(),
         )
-        for objective, ranker in self.rankers.items():
-            ranker.save(folder / f"ranker_{objective}.txt")
+        for ranker in self.rankers.values():
+            ranker.save(folder)
         seal(folder, NAME)
 
     @classmethod
@@ -321,11 +323,8 @@ class Recommender:
         config = msgspec.json.decode((folder / "config.json").read_bytes(), type=RecommenderConfig)
         model = cls(config, shelf, known, Contents.read(arrays), frozenset(read_ids(folder / "catalogue.json")))
         objectives: tuple[Objective, ...] = ("any", "new")
-        model.rankers = {
-            objective: Ranker.load(folder / f"ranker_{objective}.txt", model.inputs, objective)
-            for objective in objectives
-            if (folder / f"ranker_{objective}.txt").exists()
-        }
+        found = {objective: Ranker.load(folder, model.ranker_inputs, objective) for objective in objectives}
+        model.rankers = {objective: ranker for objective, ranker in found.items() if ranker is not None}
         return model
 
     def _alike(self, place: int) -> tuple[Places, Floats]:
@@ -432,7 +431,9 @@ class Recommender:
             ]
         if profile.query.explain and ranked and profile.recipe.objective in self.rankers:
             parts = self.rankers[profile.recipe.objective].contributions(self.rows(profile, places))
-            named = [{each.name: round(float(v), 4) for each, v in zip(self.inputs, row, strict=True) if abs(v) >= 1e-4} for row in parts]
+            named = [
+                {each.name: round(float(v), 4) for each, v in zip(self.ranker_inputs, row, strict=True) if abs(v) >= 1e-4} for row in parts
+            ]
             told = [
                 (source, reason, {**details, "contributions": what}) for (source, reason, details), what in zip(told, named, strict=True)
             ]

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.decision import Positions, Query
-from models.recommender.held import Held
 from models.recommender.kernels import Bench, Floats, Places, strongest
 from models.recommender.neighbours import Neighbours
+from models.recommender.owned import Owned
 from models.recommender.recipes import Recipe, Source
 from models.recommender.shelf import Shelf
 
@@ -54,7 +54,7 @@ class Profile:
 
     query: Query
     recipe: Recipe
-    held: Held
+    held: Owned
     viewed: Mapping[int, float]
     about: list[int]
     known: Known
@@ -65,7 +65,7 @@ class Profile:
     singles: dict[int, float] = field(default_factory=dict)
 
     @cached_property
-    def learnt(self) -> Held:
+    def learnt(self) -> Owned:
         """What is held of the items that the model knows."""
         inside = self.held.places < self.shelf.known
         return self.held if inside.all() else self.held.where(inside)

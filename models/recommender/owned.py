@@ -24,7 +24,7 @@ COLUMNS = ("bought_item_ids", "bought_counts", "bought_last_at", "bought_first_a
 """What is read of the fold ``history``, item by item."""
 
 
-class Held(NamedTuple):
+class Owned(NamedTuple):
     """The items that a customer bought and kept, as far as the catalogue knows them."""
 
     places: Places
@@ -34,24 +34,22 @@ class Held(NamedTuple):
     """The mean interval between purchases of it; NaN where it was bought once."""
     weights: Floats
     """The purchases, halved every 90 days."""
-    slots: NDArray[np.intp]
-    """Where each stands in the customer's row."""
 
     @property
     def size(self) -> int:
         """How many items."""
         return len(self.places)
 
-    def where(self, kept: NDArray[np.bool_]) -> Held:
+    def where(self, kept: NDArray[np.bool_]) -> Owned:
         """Some of it."""
-        return Held._make(column[kept] for column in self)
+        return Owned._make(column[kept] for column in self)
 
 
 _NONE = np.empty(0, np.float32)
-NOTHING = Held(np.empty(0, np.int32), _NONE, _NONE, _NONE, _NONE, np.empty(0, np.intp))
+NOTHING = Owned(np.empty(0, np.int32), _NONE, _NONE, _NONE, _NONE)
 
 
-def held_of(row: Mapping[str, Any], positions: Mapping[str, int], now: float) -> Held:
+def owned_of(row: Mapping[str, Any], positions: Mapping[str, int], now: float) -> Owned:
     """What the customer of a feature row holds at *now* (Unix seconds)."""
     items = row.get("bought_item_ids")
     if items is None or not len(items):
@@ -59,17 +57,12 @@ def held_of(row: Mapping[str, Any], positions: Mapping[str, int], now: float) ->
     places = np.array(list(map(positions.get, items, repeat(-1))), np.int32)
     known = np.flatnonzero(places >= 0)
     last, first = np.asarray(row["bought_last_at"], np.float64)[known], np.asarray(row["bought_first_at"], np.float64)[known]
-    return held(places[known], np.asarray(row["bought_counts"])[known], last, first, np.asarray(row["bought_weights"])[known], now, known)
-
-
-def held(places: Places, counts: Any, last_at: Any, first_at: Any, weights: Any, now: float, slots: NDArray[np.intp] | None = None) -> Held:
-    """What is held at *now*, of columns as the fold tells them."""
-    counts = np.asarray(counts, np.float32)
-    days = ((now - last_at) / DAY).astype(np.float32)
+    counts, weights = np.asarray(row["bought_counts"], np.float32)[known], np.asarray(row["bought_weights"], np.float64)[known]
+    days = ((now - last) / DAY).astype(np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):
-        interval = np.where(counts > 1, (last_at - first_at) / (counts - 1.0) / DAY, np.nan).astype(np.float32)
-    decayed = (np.asarray(weights, np.float64) * np.exp2(-(now - last_at) / (DAY * HISTORY_HALF_LIFE_DAYS))).astype(np.float32)
-    return Held(places, counts, days, interval, decayed, np.arange(len(places)) if slots is None else slots)
+        interval = np.where(counts > 1, (last - first) / (counts - 1.0) / DAY, np.nan).astype(np.float32)
+    decayed = (weights * np.exp2(-(now - last) / (DAY * HISTORY_HALF_LIFE_DAYS))).astype(np.float32)
+    return Owned(places[known], counts, days, interval, decayed)
 
 
 def viewed_of(row: Mapping[str, Any], positions: Mapping[str, int], now: float) -> dict[int, float]:
