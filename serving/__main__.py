@@ -61,8 +61,12 @@ def score(
     as_of: Annotated[str | None, typer.Option(help="Date or time; default: where the imported data ends.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=100, help="How many items or offers a customer.")] = 10,
     channel: Annotated[str | None, typer.Option(help="Through what the answers will reach her, e.g. email: only with permission.")] = None,
+    listing: Annotated[
+        str, typer.Option(help="Which list, of a model that recommends items, e.g. also_like, buy_again, email.")
+    ] = "for_you",
 ) -> None:
     """Score every customer into a file, with the answers that HTTP would give at that moment."""
+    from models.recommendations import Listing
     from models.registry import model_names
     from serving.bootstrap import open_engine
     from serving.decide.batch import score as score_all
@@ -75,11 +79,14 @@ def score(
     through = next((c for c in get_args(Channel) if c == channel), None)
     if channel is not None and through is None:
         raise ValueError(f"--channel {channel!r} is not one of {', '.join(get_args(Channel))}")
+    chosen = next((each for each in get_args(Listing) if each == listing), None)
+    if chosen is None:
+        raise ValueError(f"--listing {listing!r} is not one of {', '.join(get_args(Listing))}")
     moment = parse_as_of(as_of or shop.data_end.isoformat(), shop.timezone)
     with deriving(home), Progress(console=console) as progress:
         task = progress.add_task(f"scoring {model}", total=None)
         rows = score_all(
-            home, open_engine, model, moment, out, limit, lambda done, of: progress.update(task, completed=done, total=of), through
+            home, open_engine, model, moment, out, limit, lambda done, of: progress.update(task, completed=done, total=of), through, chosen
         )
     console.print(f"{out}: {rows} rows, as of {moment.isoformat()}", highlight=False)
 

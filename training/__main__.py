@@ -99,6 +99,31 @@ def history(model: Model) -> None:
 
 
 @app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model that recommends items, as mlflow.yaml names it.")] = "recommendations",
+    as_of: AsOf = None,
+    cuts: Annotated[int, typer.Option(min=1, max=12, help="How many cuts to judge, a horizon apart; never the tuning cut.")] = 2,
+    trials: Annotated[int, typer.Option(min=0, help="Trials of Optuna for each peer and list; 0 leaves the peers out.")] = 12,
+    seed: Seed = 0,
+) -> None:
+    """Judge lists beside their sources, without their parts, and beside implicit's models at defaults and tuned; nothing is registered."""
+    from training.bootstrap import model_settings
+    from training.dataset import Plan
+    from training.evaluate import main as judge
+
+    home = Home.from_environment()
+    if model_settings(home).models[_named(model)].kind.answers != "items":
+        raise ValueError(f"{model} recommends no items: python -m training {model} judges it")
+    warnings.filterwarnings("ignore")
+    moment = parse_as_of(as_of, Shop.load(home).timezone) if as_of else None
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with deriving(home), Progress(*columns, console=console) as progress:
+        task = progress.add_task("opening the log", total=None)
+        text = judge(home, model, Plan(moment, seed=seed), cuts, trials, lambda step: progress.update(task, description=step))
+    print(text)
+
+
+@app.command()
 def report() -> None:
     """Print the quality tables of the last runs, as Markdown."""
     home = Home.from_environment()

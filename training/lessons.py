@@ -111,7 +111,7 @@ class Lessons:
         found: dict[Objective, Ranker] = {}
         when = self.before(cut)
         for objective in LISTING_OF:
-            parts = [self._lesson(moment, objective) for moment in when]
+            parts = [self.lesson(moment, objective) for moment in when]
             if not parts or sum(int(labels.sum()) for _, labels, _ in parts) < FEWEST_BOUGHT:
                 continue
             self._advance("learning to rank")
@@ -131,7 +131,8 @@ class Lessons:
             del self._at[cut]
         self._fitted.clear()
 
-    def _lesson(self, cut: datetime, objective: Objective) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]:
+    def lesson(self, cut: datetime, objective: Objective) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]:
+        """What the customers of a moment teach; see ``lesson``."""
         key = (cut, objective)
         if key not in self._rows:
             moment, model = self.at(cut), self.sources(cut)

@@ -79,3 +79,9 @@ class Outcome:
     output: Any
     plots: Mapping[str, Any]
     reference: pd.DataFrame
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A frame of texts as a table in Markdown."""
+    lines = ["| " + " | ".join(map(str, frame.columns)) + " |", "|" + "---|" * len(frame.columns)]
+    return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in frame.itertuples(index=False))])

@@ -137,6 +137,12 @@ class Histories:
         told["bought_item_ids"] = [item_ids[place] for place in told["bought_item_ids"].tolist()]
         return {"customer_id": self.customers[customer], **told, **self.recent.get(customer, {})}
 
+    def strengths(self, now: float) -> NDArray[np.float64]:
+        """The square root of the purchases of each, halved every 90 days up to *now*."""
+        ages = now - self.columns["bought_last_at"]
+        found: NDArray[np.float64] = np.sqrt(self.columns["bought_weights"] * np.exp2(-ages / (DAY * HISTORY_HALF_LIFE_DAYS)))
+        return found
+
     def owned(self, items: int) -> sp.csr_matrix:
         """Customers by items, ones where bought."""
         places = self.columns["bought_item_ids"]

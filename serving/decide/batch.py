@@ -27,6 +27,8 @@ from features.state.ports import MissingStateError
 from features.store.event_log import EventLog
 from features.store.feature_store import FeatureStore
 from models.kind import Answers
+from models.recommendations import Listing
+from models.recommender.recipes import RECIPES
 from models.registry import ModelSettings
 from serving.decide.engine import WITHDRAWN, Engine, Who
 from serving.decide.questions import NextBestOfferRequest, RecommendationsRequest, ScoreRequest
@@ -50,7 +52,7 @@ _COMMON = [
 ]
 SCHEMAS: dict[Answers, pa.Schema] = {
     "score": pa.schema(_COMMON),
-    "items": pa.schema(_COMMON),
+    "items": pa.schema([*_COMMON, ("name", pa.string()), ("because_of", pa.string()), ("expected_at", _TIME)]),
     "offers": pa.schema(
         [*_COMMON, ("campaign_id", pa.string()), ("channel", pa.string()), ("probability", pa.float64()), ("margin_minor", pa.int64())]
     ),
@@ -66,15 +68,17 @@ def score(
     limit: int,
     advance: Callable[[int, int], None] = lambda done, of: None,
     channel: Channel | None = None,
+    listing: Listing = "for_you",
 ) -> int:
     """Score every customer known at *as_of* by the model *name* and write *out* whole or not at all; returns the number of rows.
 
     One row a customer and rank; a customer to whom the question does not apply, who does not allow it, or who has not permitted
     contact by *channel*, has one row with a null score and the reason as ``fallback``, so that every customer is in the file.
-    What is allowed is what is allowed now, whatever *as_of*. Memory holds one chunk of customers.
+    What is allowed is what is allowed now, whatever *as_of*. Memory holds one chunk of customers. *listing* says which list of a model
+    that recommends items; one about items takes those that the customer looked at.
 
     Raises:
-        ValueError: the suffix is neither ``.parquet`` nor ``.jsonl``.
+        ValueError: the suffix is neither ``.parquet`` nor ``.jsonl``, or the list needs items that nobody names in a batch.
         MissingStateError: no customer was known then, or the log ends long before.
         NoChampionError: the model has no champion.
     """
@@ -82,6 +86,8 @@ def score(
     writer_of = writers.get(out.suffix)
     if writer_of is None:
         raise ValueError(f"--out {out}: end the name in .parquet or .jsonl")
+    if RECIPES[listing].asks_about == "needed":
+        raise ValueError(f"--listing {listing} is about an item: ask for it over HTTP, with item_ids")
     shop = Shop.load(home)
     EventLog(home, shop.timezone).check_reaches(as_of)
     engine = engine_of(home)
@@ -108,7 +114,7 @@ def score(
                 rows = [
                     {**line, "identifier": named.get(line["customer_id"])}
                     for row in _rows(store, settings, chunk, as_of)
-                    for line in answer(engine, name, row, as_of, limit, _who(identities, consents, row["customer_id"]), channel)
+                    for line in answer(engine, name, row, as_of, limit, _who(identities, consents, row["customer_id"]), channel, listing)
                 ]
                 writer.write(rows)
                 written += len(rows)
@@ -150,7 +156,14 @@ def _who(identities: Identities, consents: Consents, customer: str) -> Who:
 
 
 def answer(
-    engine: Engine, name: str, row: Mapping[str, Any], as_of: datetime, limit: int, who: Who, channel: Channel | None = None
+    engine: Engine,
+    name: str,
+    row: Mapping[str, Any],
+    as_of: datetime,
+    limit: int,
+    who: Who,
+    channel: Channel | None = None,
+    listing: Listing = "for_you",
 ) -> Iterator[dict[str, Any]]:
     """One customer's lines, best first."""
     customer, answers = str(row["customer_id"]), engine.models[name].kind.answers
@@ -160,7 +173,7 @@ def answer(
         yield {**common, "rank": 1, "id": None, "score": told.score, "source": told.source, "reason": told.reason, "propensity": 1.0}
         return
     if answers == "items":
-        items, _ = engine.recommendations(name, RecommendationsRequest(limit=limit, channel=channel), who, row, as_of)
+        items, _ = engine.recommendations(name, RecommendationsRequest(limit=limit, channel=channel, listing=listing), who, row, as_of)
         found: Sequence[Any] = items.items
         common = {"customer_id": customer, "as_of": as_of, "model": items.model, "fallback": items.fallback}
     else:

@@ -93,18 +93,24 @@ class HistoryFold(Fold[History]):
 
     def features(self, state: History, moment: Moment) -> dict[str, Any]:
         """Item by item in the order of their ids."""
-        kept = [(item, entry, entry.kept) for item, entry in sorted(state.bought.items())]
-        kept = [each for each in kept if each[2] > 0.0]
-        return {
-            "bought_item_ids": [item for item, _, _ in kept],
-            "bought_counts": [math.ceil(entry.purchases * share) for _, entry, share in kept],
-            "bought_last_at": [entry.last_at for _, entry, _ in kept],
-            "bought_first_at": [entry.first_at for _, entry, _ in kept],
-            "bought_weights": [entry.weight * share for _, entry, share in kept],
+        held = sorted(state.bought.items())
+        kept = [(item, entry) for item, entry in held if (not entry.returned and entry.units) or entry.kept > 0.0]
+        told: dict[str, list[Any]] = {
+            "bought_item_ids": [item for item, _ in kept],
+            "bought_counts": [entry.purchases for _, entry in kept],
+            "bought_last_at": [entry.last_at for _, entry in kept],
+            "bought_first_at": [entry.first_at for _, entry in kept],
+            "bought_weights": [entry.weight for _, entry in kept],
             "recent_item_ids": [entry[0] for entry in state.recent],
             "recent_at": [entry[1] for entry in state.recent],
             "recent_weights": [entry[2] for entry in state.recent],
         }
+        for place, (_, entry) in enumerate(kept):
+            # this is on the path of every answer, and little is returned
+            if entry.returned:
+                told["bought_counts"][place] = math.ceil(entry.purchases * entry.kept)
+                told["bought_weights"][place] = entry.weight * entry.kept
+        return told
 
     @staticmethod
     def _look(state: History, looked: set[tuple[int, str, float]]) -> None:

@@ -1,0 +1,255 @@
+"""``python -m training evaluate``: lists on several cuts, beside their sources, without their parts, and beside other libraries."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import datetime
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from features.state.disk import write_atomically
+from features.state.home import Home
+from models.decision import top
+from models.recommender.ranker import Ranker
+from models.recommender.recommender import RANKED, SINGLES, Recommender, RecommenderConfig
+from models.recommender.sources import SOURCES, retrieved
+from training.dataset import Advance, Cuts, Plan, days_before, open_experiment
+from training.lessons import LISTING_OF, AtCut, Lessons
+from training.metrics import Estimate, MeansOverUnits, bootstrap, difference, estimates
+from training.page import page
+from training.peers import PEERS, lists_of, peak_bytes, tuned
+from training.plots import bar_plot
+from training.ranking import MEANINGLESS, SERVED, SHOWN, coverage, measured, ranking_tasks
+from training.recommendations import ranked
+from training.report import markdown
+from training.run import TrackedRun
+
+MEASURES = ("recall_at_10", "ndcg_at_10", "mrr", "hit_rate", "ndcg_of_kinds", "diversity", "popularity")
+SHORT = ("R@10", "N@10", "MRR", "hit rate", "N@10 of kinds", "kinds in ten", "popularity of what is shown")
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "what was bought speaks for it": ("liked", "liked_share", "liked_lately", "liked_lately_share"),
+    "its own history with the customer": ("weight", "weight_share", "purchases", "recency_days", "interval_days", "due"),
+    "what sells": ("popularity", "trend", "buyers", "repeat_rate", "on_sale_days"),
+    "price": ("price", "price_ratio"),
+    "the customer's categories and brands": ("affinity_",),
+}
+"""The ranker's inputs in groups, each to be left out once; a name that ends in an underscore stands for all that begin so."""
+
+
+def main(home: Home, model: str, plan: Plan, cuts_back: int, trials: int, advance: Advance = lambda step: None) -> str:
+    """Judge the lists of *cuts_back* cuts beside their sources and peers; returns Markdown, and keeps an HTML page in MLflow.
+
+    Peers are tuned by *trials* trials each on the tuning cut, which is not among those that are judged; the ablation is of that cut too.
+    """
+    import mlflow
+
+    truth, cuts = open_experiment(home, model, plan)
+    run = TrackedRun(home, model, cuts, plan)
+    config = RecommenderConfig(seed=plan.seed + 1)
+    lessons = Lessons(home, truth, cuts, run.settings.feature_service, config, advance)
+    judged = judged_cuts(cuts, cuts_back)
+    parts, spent = [], {"ours": 0.0}
+    for cut in judged:
+        started = time.process_time()
+        model_then = ranked(lessons.sources(cut), lessons.rankers(cut), dict.fromkeys(LISTING_OF, RANKED))
+        spent["ours"] += time.process_time() - started
+        advance("judging our lists")
+        parts.append(_judged(own_lists(model_then, lessons.at(cut)), lessons.at(cut), model_then, cuts.unit(cut)))
+    tables = {}
+    if trials:
+        for name, peer in PEERS.items():
+            advance(f"tuning {name}")
+            settings = {listing: tuned(peer, lessons.at(cuts.tuning), listing, trials) for listing in LISTING_OF.values()}
+            for cut in judged:
+                moment = lessons.at(cut)
+                plain, seconds = lists_of(peer, {}, moment, decayed=False)
+                spent[name] = spent.get(name, 0.0) + seconds
+                model_then = lessons.sources(cut)
+                parts.append(_judged({f"{name}, defaults": plain}, moment, model_then, cuts.unit(cut)))
+                best: dict[tuple[int, str], NDArray[np.intp]] = {}
+                for listing, (chosen, decayed) in settings.items():
+                    shown, _ = lists_of(peer, chosen, moment, decayed)
+                    best |= {key: value for key, value in shown.items() if key[1] == listing}
+                parts.append(_judged({f"{name}, tuned": best}, moment, model_then, cuts.unit(cut)))
+    rows = pd.concat(parts, ignore_index=True)
+    notes = [
+        f"Cuts {', '.join(map(cuts.day, judged))}; tuned and ablated on {cuts.day(cuts.tuning)}; {trials} trials a peer and list.",
+        f"CPU seconds of all fits of these cuts: {', '.join(f'{name} {seconds:.0f}' for name, seconds in spent.items())}; "
+        f"memory at most {peak_bytes() / 1e9:.1f} GB.",
+    ]
+    figures = {}
+    for listing in LISTING_OF.values():
+        tables[f"{listing}: every model"] = table(rows[rows["listing"] == listing])
+        tables[f"{listing}: by how much the customer has bought"] = by_segment(rows[rows["listing"] == listing])
+        means = _estimates(rows[rows["listing"] == listing])
+        figures[f"ndcg_{listing}"] = bar_plot(f"NDCG@10, {listing}", means)
+    advance("leaving parts out")
+    tables["without a part, on the tuning cut (NDCG@10)"] = ablation(lessons, cuts.tuning, config.seed)
+    tables["what the sources retrieve, on the tuning cut"] = recall_of_sources(lessons.sources(cuts.tuning), lessons.at(cuts.tuning))
+    run.look(list(map(cuts.unit, judged)))
+    text = "\n\n".join(
+        [f"**Recommendations, evaluated** as of {cuts.day(cuts.final)}", *notes, *(f"*{k}*\n\n{markdown(v)}" for k, v in tables.items())]
+    )
+    with run.started({"trials": trials}):
+        parts_of_page = [*notes, *(part for name, frame in tables.items() for part in (name, frame)), *figures.items()]
+        mlflow.log_text(page("Recommendations, evaluated", parts_of_page), "evaluation.html")
+    write_atomically(home.root / "reports" / "evaluated" / f"{model}.md", text.encode())
+    return text
+
+
+def judged_cuts(cuts: Cuts, count: int) -> list[datetime]:
+    """The last *count* cuts a horizon apart whose horizon has closed, oldest first; never the tuning cut."""
+    found: list[datetime] = []
+    days = cuts.horizon_days
+    while len(found) < count and (cut := days_before(cuts.final, days, cuts.timezone)) > days_before(cuts.start, -112, cuts.timezone):
+        if cut != cuts.tuning:
+            found.append(cut)
+        days += cuts.horizon_days
+    return found[::-1]
+
+
+def own_lists(model: Recommender, moment: AtCut) -> dict[str, dict[tuple[int, str], NDArray[np.intp]]]:
+    """What we serve, and what each source alone would."""
+    count = len(model.item_ids)
+    everything = np.arange(count, dtype=np.int32)
+    lists: dict[str, dict[tuple[int, str], NDArray[np.intp]]] = {name: {} for name in (*SINGLES, SERVED)}
+    for task in ranking_tasks(moment):
+        query = moment.query(task.number, task.listing, limit=SHOWN)
+        lists[SERVED][task.number, task.listing] = model.pipeline.order(query)
+        profile = model.profile(query)
+        for single in SINGLES:
+            if (single, task.listing) not in MEANINGLESS:
+                scores = model.relative(profile, everything, single)
+                scores[task.hidden] = -np.inf
+                lists[single][task.number, task.listing] = top(scores, min(SHOWN, count - len(task.hidden)))
+    return lists
+
+
+def _judged(lists: Mapping[str, Mapping[tuple[int, str], NDArray[np.intp]]], moment: AtCut, model: Recommender, unit: str) -> pd.DataFrame:
+    """One row a customer, list and model."""
+    family, rank = model.shelf.family, model.shelf.popularity_share
+    buyers = np.asarray(moment.stock.statistics["buyers"], float)
+    rarity = -np.log2(buyers / max(len(moment.histories), 1))
+    rows = []
+    for task in ranking_tasks(moment):
+        kinds = np.unique(family[task.truth])
+        for name, found in lists.items():
+            shown = found.get((task.number, task.listing))
+            if shown is None:
+                continue
+            recall, ndcg, first = measured(shown, task.truth)
+            ten = shown[:10]
+            # a kind counts where it is shown first
+            _, firsts = np.unique(family[shown], return_index=True)
+            of_kinds = measured(family[shown][np.sort(firsts)], kinds)[1]
+            rows.append(
+                {
+                    "customer_id": task.customer_id, "unit": unit, "listing": task.listing, "model": name, "segment": task.segment,
+                    "recall_at_10": recall, "ndcg_at_10": ndcg, "mrr": first, "hit_rate": float(recall > 0), "ndcg_of_kinds": of_kinds,
+                    "diversity": len(np.unique(family[ten])) / max(len(ten), 1), "popularity": float(rank[ten].mean()) if len(ten) else 0.0,
+                    "novelty": float(rarity[ten].mean()) if len(ten) else np.nan, "picks": ten, "catalogue": len(model.item_ids),
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def table(rows: pd.DataFrame, draws: int = 300) -> pd.DataFrame:
+    """Every model of one list: its measures, and our paired lead over it in NDCG@10."""
+    order = pd.MultiIndex.from_frame(rows[["customer_id", "unit"]].drop_duplicates())
+    models = list(dict.fromkeys(rows["model"]))
+    wide = rows.pivot(index=["customer_id", "unit"], columns="model", values=list(MEASURES)).reindex(order)
+    columns = [(measure, model) for measure in MEASURES for model in models]
+    values = np.column_stack([wide[column].to_numpy(dtype=float) for column in columns])
+    units = wide.index.get_level_values("unit").to_numpy(dtype=str)
+    found, drawn = bootstrap(list(wide.index.get_level_values("customer_id")), MeansOverUnits(units, values), draws)
+    names = [f"{model}/{measure}" for measure, model in columns]
+    told = estimates(found, drawn, names)
+    lines = []
+    for model in models:
+        mine = rows[rows["model"] == model]
+        line = {"model": model} | {short: f"{told[f'{model}/{m}'].value:.3f}" for m, short in zip(MEASURES, SHORT, strict=True)}
+        line["coverage@10"], line["novelty"] = f"{coverage(mine):.3f}", f"{mine['novelty'].mean():.1f}"
+        lead = "" if model == SERVED else f"{difference(found, drawn, names, f'{SERVED}/ndcg_at_10', f'{model}/ndcg_at_10')}"
+        lines.append({**line, "our lead, N@10": lead})
+    return pd.DataFrame(lines)
+
+
+def by_segment(rows: pd.DataFrame) -> pd.DataFrame:
+    """NDCG@10 of every model by how much its customers had bought."""
+    means = rows.pivot_table(index="model", columns="segment", values="ndcg_at_10", aggfunc="mean", sort=False)
+    counts = rows[rows["model"] == SERVED].groupby("segment").size()
+    means.columns = [f"{name} ({counts.get(name, 0)})" for name in means.columns]
+    return means.map(lambda value: f"{value:.3f}").reset_index()
+
+
+def _estimates(rows: pd.DataFrame) -> dict[str, Estimate]:
+    found: dict[str, Estimate] = {}
+    for model, part in rows.groupby("model", sort=False):
+        values = part["ndcg_at_10"].to_numpy(dtype=float)[:, None]
+        units = part["unit"].to_numpy(dtype=str)
+        value, drawn = bootstrap(part["customer_id"].tolist(), MeansOverUnits(units, values), 200)
+        found[str(model)] = estimates(value, drawn, ["n"])["n"]
+    return found
+
+
+def ablation(lessons: Lessons, cut: datetime, seed: int) -> pd.DataFrame:
+    """The rankers learnt again without each group of inputs, and what that does to NDCG@10; a lead above 0 says that it earns its place."""
+    lines = []
+    model, moment = lessons.sources(cut), lessons.at(cut)
+    names = [each.name for each in model.ranker_inputs]
+    for objective, listing in LISTING_OF.items():
+        lessons_of = [lessons.lesson(before, objective) for before in lessons.before(cut)]
+        if not lessons_of:
+            continue
+        rows, labels, groups = (np.concatenate(each) for each in zip(*lessons_of, strict=True))
+        asked = []
+        for task in ranking_tasks(moment):
+            if task.listing == listing:
+                profile = model.profile(moment.query(task.number, listing))
+                places = retrieved(profile).astype(np.int32)
+                places = places[~np.isin(places, task.hidden)]
+                asked.append((task, places, model.rows(profile, places)))
+        values = {}
+        for part, left_out in {"nothing": (), **PARTS}.items():
+            keep = [
+                k
+                for k, name in enumerate(names)
+                if not any(name == out or (out.endswith("_") and name.startswith(out)) for out in left_out)
+            ]
+            ranker = Ranker.fit(rows[:, keep], labels, groups, [model.ranker_inputs[k] for k in keep], objective, seed)
+            values[part] = np.array(
+                [measured(places[np.argsort(-ranker.predict(told[:, keep]), kind="stable")], task.truth)[1] for task, places, told in asked]
+            )
+        customers = [task.customer_id for task, _, _ in asked]
+        for part, value in values.items():
+            gap = values["nothing"] - value
+            found, drawn = bootstrap(customers, MeansOverUnits(np.array(["cut"] * len(gap)), np.column_stack([value, gap])), 300)
+            told_gap = estimates(found, drawn, ["value", "gap"])
+            lost = "" if part == "nothing" else f"{told_gap['gap']}"
+            lines.append({"list": listing, "without": part, "N@10": f"{value.mean():.4f}", "lost by it": lost})
+    return pd.DataFrame(lines)
+
+
+def recall_of_sources(model: Recommender, moment: AtCut) -> pd.DataFrame:
+    """Which share of what is bought next each source retrieves, alone and as the only one to do so: the ceiling of any ranker."""
+    sums: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
+    for task in ranking_tasks(moment):
+        profile = model.profile(moment.query(task.number, task.listing))
+        found = {name: np.setdiff1d(SOURCES[name](profile), task.hidden) for name in profile.recipe.sources}
+        for name, places in found.items():
+            others = np.concatenate([each for other, each in found.items() if other != name] or [places[:0]])
+            hits = np.isin(task.truth, places)
+            alone = hits & ~np.isin(task.truth, others)
+            sums.setdefault((task.listing, name), []).append((hits.mean(), alone.mean(), float(len(places))))
+        union = np.unique(np.concatenate(list(found.values())))
+        sums.setdefault((task.listing, "all"), []).append((float(np.isin(task.truth, union).mean()), 0.0, float(len(union))))
+    lines = []
+    for (listing, source), values in sums.items():
+        recall, alone, size = np.mean(values, axis=0)
+        lines.append(
+            {"list": listing, "source": source, "recall": f"{recall:.3f}", "it alone": f"{alone:.3f}", "candidates": f"{size:.0f}"}
+        )
+    return pd.DataFrame(sorted(lines, key=lambda line: line["list"]))
