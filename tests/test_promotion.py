@@ -49,6 +49,19 @@ class TestTheRule:
     def test_the_first_champion_must_beat_its_baseline_beyond_noise(self, lead: Estimate, passed: bool) -> None:
         assert promotion.first(RULE, lead).passed is passed
 
+    def test_no_model_serves_that_another_row_of_its_own_table_beats(self) -> None:
+        leads_over = {"logistic": Estimate(-0.003, -0.005, -0.001), "recency": Estimate(0.1, 0.05, 0.2), "tie": Estimate(-0.1, -0.3, 0.1)}
+        beaten = promotion.beaten_by(leads_over)
+        assert beaten is not None
+        assert beaten.startswith("logistic of its own table is better")
+        assert promotion.beaten_by({name: lead for name, lead in leads_over.items() if name != "logistic"}) is None
+        first = promotion.first(RULE, Estimate(0.1, 0.02, 0.2), beaten)
+        assert not first.passed
+        assert "logistic of its own table" in first.reason
+        later = promotion.rival(RULE, 3, evaluation(2.0), evaluation(1.0), beaten)
+        assert not later.passed
+        assert "logistic of its own table" in later.reason
+
     def test_a_clearly_better_challenger_passes_and_says_by_how_much(self) -> None:
         verdict = promotion.rival(RULE, 3, evaluation(2.0), evaluation(1.0))
         assert verdict.passed

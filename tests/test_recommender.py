@@ -405,6 +405,18 @@ class TestInterest:
         assert "8" not in gains
         assert np.mean([g for i, g in gains.items() if int(i) % 2 == 0]) > np.mean([g for i, g in gains.items() if int(i) % 2 == 1]) + 0.1
 
+    def test_what_was_just_bought_steps_back_and_what_goes_with_it_comes_forward(self, ranked_board: Recommender) -> None:
+        now = int(NEW_YEAR.timestamp())
+        row = row_of("2", "4", "6")
+        first = ask(ranked_board, row, limit=1)[0]
+        place = row["bought_item_ids"].index(first) if first in row["bought_item_ids"] else 0
+        bought = row["bought_item_ids"][place]
+        fresh = row | {"bought_last_at": [now if k == place else at for k, at in enumerate(row["bought_last_at"])]}
+        before, after = ({choice.id: choice.score for choice in decide(ranked_board, each, limit=30).choices} for each in (row, fresh))
+        assert after[bought] < 0.01 < before[bought]
+        gains = {item: after[item] - before[item] for item in after if item not in row["bought_item_ids"]}
+        assert np.mean([g for i, g in gains.items() if int(i) % 2 == 0]) > np.mean([g for i, g in gains.items() if int(i) % 2 == 1]) + 0.1
+
     def test_several_looks_at_one_kind_do_not_fill_the_list_with_it(self) -> None:
         bought = {f"c{u}": [str(k % 10 + 10 * (u % 2)) for k in range(u, u + 3)] for u in range(40)}
         kinds = [f"KIND {k // 10}" for k in range(20)]

@@ -14,7 +14,7 @@ from training import promotion
 from training.evaluation import BINARY, RANKING, Lead, form_of, leads, leads_by_segment, same_rows
 from training.page import page
 from training.plots import calibration_plot, change_plot, gain_plot, lead_plot
-from training.run import artifact_frame
+from training.run import BEATEN, artifact_frame
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,8 @@ def verdict_on(registry: Registry, model: str, version: int | None) -> tuple[int
         tags = registry.tags_of(model, chosen)
         return chosen, promotion.Verdict(False, tags.get("verdict", "it was never judged"))
     ours, theirs = evaluation_of(registry, model, chosen), _champion_rows(registry, model, chosen, champion)
-    return chosen, promotion.rival(registry.settings.models[model].promotion, champion, ours, theirs)
+    beaten = registry.tags_of(model, chosen).get(BEATEN)
+    return chosen, promotion.rival(registry.settings.models[model].promotion, champion, ours, theirs, beaten)
 
 
 def history(registry: Registry, model: str) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from features.state.disk import write_atomically
 from features.state.home import Home
 from models.decision import top
+from models.recommender.owned import COLUMNS
 from models.recommender.ranker import Ranker
 from models.recommender.recommender import RANKED, SINGLES, Recommender, RecommenderConfig
 from models.recommender.sources import SOURCES, retrieved
@@ -54,8 +56,9 @@ def main(home: Home, model: str, plan: Plan, cuts_back: int, trials: int, advanc
     parts, spent = [], {"ours": 0.0}
     for cut in judged:
         started = time.process_time()
-        model_then = ranked(lessons.sources(cut), lessons.rankers(cut), dict.fromkeys(LISTING_OF, RANKED))
+        model_then = ranked(lessons.judged(cut), lessons.rankers(cut), dict.fromkeys(LISTING_OF, RANKED))
         spent["ours"] += time.process_time() - started
+        last = model_then
         advance("judging our lists")
         parts.append(_judged(own_lists(model_then, lessons.at(cut)), lessons.at(cut), model_then, cuts.unit(cut)))
     tables = {}
@@ -89,6 +92,7 @@ def main(home: Home, model: str, plan: Plan, cuts_back: int, trials: int, advanc
     advance("leaving parts out")
     tables["without a part, on the tuning cut (NDCG@10)"] = ablation(lessons, cuts.tuning, config.seed)
     tables["what the sources retrieve, on the tuning cut"] = recall_of_sources(lessons.sources(cuts.tuning), lessons.at(cuts.tuning))
+    tables["of customers of whom little is known, on the last cut (for_you, NDCG@10)"] = cold_start(last, lessons.at(judged[-1]))
     run.look(list(map(cuts.unit, judged)))
     text = "\n\n".join(
         [f"**Recommendations, evaluated** as of {cuts.day(cuts.final)}", *notes, *(f"*{k}*\n\n{markdown(v)}" for k, v in tables.items())]
@@ -230,6 +234,28 @@ def ablation(lessons: Lessons, cut: datetime, seed: int) -> pd.DataFrame:
             told_gap = estimates(found, drawn, ["value", "gap"])
             lost = "" if part == "nothing" else f"{told_gap['gap']}"
             lines.append({"list": listing, "without": part, "N@10": f"{value.mean():.4f}", "lost by it": lost})
+    return pd.DataFrame(lines)
+
+
+def cold_start(model: Recommender, moment: AtCut, most: int = 1_000) -> pd.DataFrame:
+    """What the list is worth where only the last few items of a customer were known, beside popularity."""
+    tasks = [task for task in ranking_tasks(moment) if task.listing == "for_you"][:most]
+    popular = model.shelf.by_popularity[:SHOWN]
+    lines = []
+    for known in (0, 1, 3, 10):
+        values = []
+        for task in tasks:
+            query = moment.query(task.number, "for_you", limit=SHOWN)
+            row = dict(query.row)
+            latest = np.sort(np.argsort(-np.asarray(row["bought_last_at"]), kind="stable")[:known])
+            row |= {name: [row[name][k] for k in latest] for name in COLUMNS}
+            shown = model.pipeline.order(replace(query, row=row))
+            values.append((measured(shown, task.truth)[1], measured(popular, task.truth)[1]))
+        table_of = np.array(values)
+        customers = [task.customer_id for task in tasks]
+        found, drawn = bootstrap(customers, MeansOverUnits(np.array(["cut"] * len(values)), table_of), 300)
+        lead = difference(found, drawn, ["ours", "popularity"], "ours", "popularity")
+        lines.append({"items known": f"{known}", SERVED: f"{found[0]:.3f}", "popularity": f"{found[1]:.3f}", "lead": f"{lead}"})
     return pd.DataFrame(lines)
 
 

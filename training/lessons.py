@@ -119,6 +119,10 @@ class Lessons:
             found[objective] = Ranker.fit(rows, labels, groups, self.sources(when[0]).ranker_inputs, objective, self._config.seed)
         return found
 
+    def judged(self, cut: datetime) -> Recommender:
+        """The sources to judge lists by: with all that looks lead to, where customers looked at anything."""
+        return self.whole(cut) if self.at(cut).histories.recent else self.sources(cut)
+
     def whole(self, cut: datetime) -> Recommender:
         """The sources of a moment with everything that the other lists need."""
         moment, days = self.at(cut), BASKET_DAYS

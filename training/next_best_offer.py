@@ -329,6 +329,7 @@ def judge(scored: pd.DataFrame, served: str, run: TrackedRun, coupons: str, look
         columns=columns,
         table=table,
         lead=lead,
+        rivals={m: difference(values, drawn, names, f"{served}/{metric}", f"{m}/{metric}") for m in MODELS if m != served},
         notes=[coupons, f"These campaigns were looked at {looks} times."],
         metrics={f"{m}_{k}".replace(" ", "_"): found[f"{m}/{k}"].value for m in MODELS for k in BINARY_MEASURES},
         limits=[

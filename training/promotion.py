@@ -32,12 +32,12 @@ class Verdict:
     leads: dict[str, Lead] = field(default_factory=dict)
 
 
-def first(promotion: Promotion, lead: Estimate, rivals: Mapping[str, Estimate] | None = None) -> Verdict:
-    """The first champion must beat its simple baseline, and no other model of its own table may beat it (*rivals*: the leads over each)."""
+def first(promotion: Promotion, lead: Estimate, beaten: str | None = None) -> Verdict:
+    """The first champion must beat its simple baseline, and no other model of its own table may beat it; *beaten* says which does."""
     told = f"{promotion.metric}: lead over {promotion.baseline} {lead}"
     if not lead.low > 0:
         return Verdict(False, f"{told}, which may be noise; there is no champion to serve")
-    if (beaten := beaten_by(rivals or {})) is not None:
+    if beaten:
         return Verdict(False, f"{told}, but {beaten}; there is no champion to serve")
     return Verdict(True, told)
 
@@ -56,7 +56,7 @@ def rival(
     champion: int,
     ours: pd.DataFrame,
     theirs: pd.DataFrame | None,
-    rivals: Mapping[str, Estimate] | None = None,
+    beaten: str | None = None,
 ) -> Verdict:
     """A standing champion is replaced only by a clearly better one on the same customers, with no guard metric falling, and by none
     that another model of its own table beats.
@@ -81,7 +81,7 @@ def rival(
         return Verdict(False, f"{told}, which may be noise", found)
     if fallen:
         return Verdict(False, f"{told}, but {'; '.join(fallen)}", found)
-    if (beaten := beaten_by(rivals or {})) is not None:
+    if beaten:
         return Verdict(False, f"{told}, but {beaten}", found)
     held = ", ".join(f"{name} {found[name].lead}" for name in promotion.guards)
     return Verdict(True, told + (f"; guards held: {held}" if held else ""), found)

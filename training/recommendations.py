@@ -43,7 +43,7 @@ def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: Non
         modes = choose(lessons, cuts.tuning, run, advance)
         scored, items = [], {}
         for cut in cuts.tests:
-            then = ranked(lessons.sources(cut), lessons.rankers(cut), modes)
+            then = ranked(lessons.judged(cut), lessons.rankers(cut), modes)
             advance("evaluating")
             items[cut] = list(then.item_ids)
             scored.append(evaluate(then, lessons.at(cut), cuts.unit(cut)))
@@ -78,7 +78,7 @@ def ranked(sources: Recommender, rankers: Mapping[Objective, Ranker], modes: Map
 def choose(lessons: Lessons, cut: datetime, run: TrackedRun, advance: Advance) -> dict[Objective, Mode]:
     """For each list what orders it best on the tuning cut, which no report shows: the ranker, or a source alone where that is better."""
     rankers = lessons.rankers(cut)
-    model = ranked(lessons.sources(cut), rankers, dict.fromkeys(LISTING_OF, RANKED))
+    model = ranked(lessons.judged(cut), rankers, dict.fromkeys(LISTING_OF, RANKED))
     advance("choosing on the tuning cut")
     rows = evaluate(model, lessons.at(cut), "tuning")
     chosen: dict[Objective, Mode] = {}

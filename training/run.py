@@ -32,6 +32,8 @@ from training.report import Outcome
 if TYPE_CHECKING:
     import pandas as pd
 
+BEATEN = "beaten_by"
+"""The tag that says which model of a version's own table lies above it; empty where none does."""
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -168,7 +170,8 @@ class TrackedRun:
         if self.registry.settings.artifact_location is not None:
             # a champion's files must outlive a power cut before its alias is set
             sync_tree(Path(self.registry.settings.artifact_location))
-        verdict = self._verdict(outcome)
+        beaten = promotion.beaten_by(report.rivals)
+        verdict = self._verdict(outcome, beaten)
         report.notes.append(self._promote(version, verdict))
         card = model_card(report, outcome, self.tags(), self.gate)
         mlflow.log_text(card, "model_card.md")
@@ -178,18 +181,19 @@ class TrackedRun:
         write_atomically(self.home.root / "reports" / f"{self.model}.md", report.text().encode())
         mlflow.log_text(report.text(), "report.md")
         self.registry.describe(self.model, version, card)
+        self.registry.tag(self.model, version, {BEATEN: beaten or ""})
         # last: a run that was killed before its verdict has none, and is made again
         self.registry.tag(self.model, version, {"verdict": verdict.reason})
         return report.text()
 
-    def _verdict(self, outcome: Outcome) -> promotion.Verdict:
+    def _verdict(self, outcome: Outcome, beaten: str | None) -> promotion.Verdict:
         champion = self.registry.version_of(self.model, self.registry.settings.champion)
         if champion is None:
-            return promotion.first(self.settings.promotion, outcome.report.lead, outcome.report.rivals)
+            return promotion.first(self.settings.promotion, outcome.report.lead, beaten)
         theirs = self._champion_evaluation(champion, outcome)
         if theirs is not None:
             log_frame(theirs, f"beside_champion_{champion}.parquet")
-        return promotion.rival(self.settings.promotion, champion, outcome.evaluation, theirs, outcome.report.rivals)
+        return promotion.rival(self.settings.promotion, champion, outcome.evaluation, theirs, beaten)
 
     def _champion_evaluation(self, champion: int, outcome: Outcome) -> pd.DataFrame | None:
         """The champion on the challenger's cuts: as it was judged itself, or as it stands on cuts it has not learnt from."""

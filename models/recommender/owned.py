@@ -16,6 +16,9 @@ DAY = 86_400.0
 HISTORY_HALF_LIFE_DAYS = 90.0
 """At which the weights of the fold ``history`` decay."""
 INTEREST_HALF_LIFE_DAYS = 2.0
+JUST_BOUGHT_HALF_LIFE_DAYS = 1 / 24
+JUST_BOUGHT_DAYS = 0.25
+"""After which a purchase is not of this visit any more."""
 SESSION_ITEMS = 5
 """How many of the items looked at last speak for their like."""
 RECENT = ("recent_item_ids", "recent_at", "recent_weights")
@@ -78,6 +81,14 @@ def viewed_of(row: Mapping[str, Any], positions: Mapping[str, int], now: float) 
         if place >= 0:
             latest[place] = max(fresh, latest.get(place, 0.0))
     return dict(list(latest.items())[:SESSION_ITEMS])
+
+
+def just_bought(mine: Owned) -> dict[int, float]:
+    """By catalogue position: how fresh the purchase of an item in this visit is, 1 at most, the latest first."""
+    lately = np.flatnonzero(mine.recency_days < JUST_BOUGHT_DAYS)
+    latest = lately[np.argsort(mine.recency_days[lately], kind="stable")][:SESSION_ITEMS]
+    fresh = np.exp2(-np.maximum(mine.recency_days[latest], 0.0) / JUST_BOUGHT_HALF_LIFE_DAYS)
+    return dict(zip(mine.places[latest].tolist(), fresh.tolist(), strict=True))
 
 
 class Histories:

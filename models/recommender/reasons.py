@@ -58,7 +58,7 @@ def tell(
             told.append(("trend", "more bought than in the weeks before", {}))
         elif profile.recipe.order == "near":
             told.append(_near(profile, place, label))
-        elif looked_share[n] > 0.5:
+        elif looked_share[n] >= 0.5:
             told.append(_looked(profile, place, label))
         elif mine[n] >= 0:
             told.append(("frequency", _bought(profile, int(mine[n])), {}))
@@ -101,7 +101,11 @@ def _bought(profile: Profile, slot: int) -> str:
 def _looked(profile: Profile, place: int, label: Callable[[int], str]) -> Told:
     if place in profile.viewed:
         return "session", "looked at recently", {}
-    closest = _closest(profile, place, list(profile.viewed))
+    nearness = {one: _share(*profile.companions(one), place) for one in profile.bought_now}
+    bought = max(nearness, key=lambda one: nearness[one], default=-1)
+    closest = _closest(profile, place, list(profile.viewed)) if profile.viewed else -1
+    if bought >= 0 and (closest < 0 or nearness[bought] > _share(*profile.alike(closest), place)):
+        return "session", f"goes with {label(bought)}, just bought", {"because_of": profile.shelf.ids[bought]}
     return "session", f"like {label(closest)}, looked at recently", {"because_of": profile.shelf.ids[closest]}
 
 
@@ -125,10 +129,8 @@ def _near(profile: Profile, place: int, label: Callable[[int], str]) -> Told:
 
 def _closest(profile: Profile, place: int, among: list[int]) -> int:
     """Which of *among* the item is most like."""
+    return max(among, key=lambda one: _share(*profile.alike(one), place))
 
-    def likeness(one: int) -> float:
-        places, likeness = profile.alike(one)
-        found = likeness[places == place]
-        return float(found.max(initial=0.0))
 
-    return max(among, key=likeness)
+def _share(places: NDArray[Any], shares: NDArray[Any], place: int) -> float:
+    return float(shares[places == place].max(initial=0.0))

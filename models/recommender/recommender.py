@@ -24,7 +24,7 @@ from models.recommender.content import Contents, words_of
 from models.recommender.ease import MEMORY_BYTES, fit_ease
 from models.recommender.kernels import Bench, Floats, Places, affinities
 from models.recommender.neighbours import Neighbours, bought_together, cosine, strongest_of_rows
-from models.recommender.owned import Histories, owned_of, viewed_of
+from models.recommender.owned import Histories, just_bought, owned_of, viewed_of
 from models.recommender.ranker import ITEM_INPUTS, PAIR_INPUTS, Objective, Ranker, affinity_input
 from models.recommender.reasons import Told, tell
 from models.recommender.recipes import RECIPES
@@ -208,7 +208,7 @@ class Recommender:
                 fallback = f"item {unknown} is not in the catalogue: popular items" if unknown else "no item to go by: popular items"
         elif recipe.order == "ranked" and not held.size and not viewed:
             fallback = "nothing is known of this customer yet: popular items"
-        return Profile(query, recipe, held, viewed, about, self.known, self.shelf, self.bench, self.alike, fallback)
+        return Profile(query, recipe, held, viewed, just_bought(held), about, self.known, self.shelf, self.bench, self.alike, fallback)
 
     def rows(self, profile: Profile, places: Places) -> Floats:
         """What the ranker reads of the items at *places* for this customer: ``(places, inputs)``."""
@@ -381,6 +381,10 @@ class Recommender:
         known = stand_in >= 0
         mode = self.config.modes[profile.recipe.objective]
         scores[known] = self.relative(profile, stand_in[known], mode) * self.shelf.stand_in_likeness[places[known]]
+        if profile.bought_now:
+            # what was bought a minute ago is not needed now
+            for place, fresh in profile.bought_now.items():
+                scores[places == place] *= 1.0 - fresh
         return scores + 1e-6 * popular
 
     def _trending(self, profile: Profile, places: Places) -> NDArray[np.float64]:
@@ -393,7 +397,7 @@ class Recommender:
         return np.where(there > 0, 1.0 + there, trend)
 
     def _session(self, profile: Profile, candidates: Positions) -> NDArray[np.float64]:
-        if profile.recipe.order == "trend" or not profile.viewed or "viewed" not in profile.recipe.sources:
+        if profile.recipe.order == "trend" or not (profile.viewed or profile.bought_now) or "viewed" not in profile.recipe.sources:
             return np.zeros(len(candidates))
         looked, fresh = profile.looked
         likeness: NDArray[np.float64] = self.bench.look_up(looked, fresh[None, :], candidates.astype(np.int32))[0].astype(np.float64)

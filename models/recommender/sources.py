@@ -47,6 +47,7 @@ class Profile:
 
     Attributes:
         viewed: how fresh the customer's interest in an item is.
+        bought_now: how fresh the purchase of an item in this visit is.
         about: the items that the question is about.
         nearest: of items that the model does not know, those most like each; see ``Recommender.alike``.
         fallback: why the answer is general, if it is.
@@ -56,6 +57,7 @@ class Profile:
     recipe: Recipe
     held: Owned
     viewed: Mapping[int, float]
+    bought_now: Mapping[int, float]
     about: list[int]
     known: Known
     shelf: Shelf
@@ -91,8 +93,22 @@ class Profile:
 
     @cached_property
     def looked(self) -> tuple[Places, Floats]:
-        """How like each item is to what was looked at lately, times how fresh that is; an item looked at is most like itself."""
-        return closest([(place, fresh, self.alike(place)) for place, fresh in self.viewed.items()])
+        """How like each item is to what was looked at lately, or how well it goes with what was just bought, times how fresh that is.
+
+        An item looked at is most like itself.
+        """
+        looked = closest([(place, fresh, self.alike(place)) for place, fresh in self.viewed.items()])
+        if not self.bought_now:
+            return looked
+        goes_with = [(*self.companions(place), fresh) for place, fresh in self.bought_now.items()]
+        return greatest([looked, *((places, nearness * np.float32(fresh)) for places, nearness, fresh in goes_with)])
+
+    def companions(self, place: int) -> tuple[Places, Floats]:
+        """What lies in the same baskets as an item, 1 for the first."""
+        if place >= self.shelf.known:
+            return np.empty(0, np.int32), np.empty(0, np.float32)
+        places, nearness = self.known.together.of(place)
+        return places, nearness / max(float(nearness.max(initial=0.0)), 1e-9)
 
     @cached_property
     def near(self) -> tuple[Places, Floats]:
@@ -112,18 +128,26 @@ class Profile:
 
 def closest(parts: list[tuple[int, float, tuple[Places, Floats]]], itself: bool = True) -> tuple[Places, Floats]:
     """Of several items' alike the greatest likeness each, weighted by freshness where *itself* is asked for."""
+    if not itself:
+        return greatest([near for _, _, near in parts])
+    return greatest(
+        [
+            (np.append(near, np.int32(place)), np.append(likeness, np.float32(1)) * np.float32(fresh))
+            for place, fresh, (near, likeness) in parts
+        ]
+    )
+
+
+def greatest(parts: list[tuple[Places, Floats]]) -> tuple[Places, Floats]:
+    """Each place once, in order, with the greatest of its values."""
     if not parts:
         return np.empty(0, np.int32), np.empty(0, np.float32)
-    places = np.concatenate([np.append(near, np.int32(place)) if itself else near for place, _, (near, _) in parts])
-    told = [
-        np.append(likeness, np.float32(1)) * np.float32(fresh) if itself else likeness for _, fresh, (_, likeness) in parts
-    ]  # fmt: skip
-    likeness = np.concatenate(told).astype(np.float32)
-    order = np.lexsort((-likeness, places))
-    places, likeness = places[order].astype(np.int32), likeness[order]
+    places, values = (np.concatenate(each) for each in zip(*parts, strict=True))
+    order = np.lexsort((-values, places))
+    places, values = places[order].astype(np.int32), values[order].astype(np.float32)
     first = np.ones(len(places), bool)
     first[1:] = places[1:] != places[:-1]
-    return places[first], likeness[first]
+    return places[first], values[first]
 
 
 def summed(parts: list[tuple[Places, Floats]], without: Places) -> tuple[Places, Floats]:
@@ -150,7 +174,7 @@ def _liked(profile: Profile) -> Places:
 
 def _viewed(profile: Profile) -> Places:
     places, likeness = profile.looked
-    return places[strongest(likeness, places, VIEWED_DEPTH * max(len(profile.viewed), 1))]
+    return places[strongest(likeness, places, VIEWED_DEPTH * max(len(profile.viewed) + len(profile.bought_now), 1))]
 
 
 def _popular(profile: Profile) -> Places:
