@@ -82,9 +82,10 @@ class TextAttribute:
             return np.zeros(len(positions), bool)
         if isinstance(wish, Range):
             raise WrongWishError("it holds texts: give a list of them")
-        return np.isin(self.codes[positions], self._codes_of(wish))
+        return np.isin(self.codes[positions], self.codes_of(wish))
 
-    def _codes_of(self, wish: frozenset[str]) -> list[int]:
+    def codes_of(self, wish: frozenset[str]) -> list[int]:
+        """The codes of those words of a wish that any item has."""
         return [code for word in wish if (code := self._code.get(word)) is not None]
 
     def arrays(self) -> Arrays:
@@ -168,6 +169,10 @@ class ListAttribute:
         kept = np.zeros(len(positions), bool)
         kept[owners[np.isin(self.codes[at], wanted)]] = True
         return kept
+
+    def at(self, position: int) -> list[str]:
+        """The texts of one item."""
+        return [self._words[code] for code in self.codes[self.offsets[position] : self.offsets[position + 1]]]
 
     def first(self, count: int) -> ListAttribute:
         """The lists of the first items."""

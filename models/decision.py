@@ -6,7 +6,7 @@ Stages work on arrays of candidate positions at once, for speed; a position is a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -198,10 +198,11 @@ class Pipeline(Generic[C]):
         ]
         return Decision(choices, found.considered, found.removed, self.fallback(found.context))
 
-    def order(self, query: Query) -> Positions:
-        """The positions that *query* would be answered with, without reasons: for judging."""
+    def order(self, query: Query, depth: int) -> Positions:
+        """The positions that *query* would be answered with, and those that come next, *depth* in all, without reasons: for judging."""
         found = self.score(query)
-        picks, _ = self.selector(found.context, query, found.candidates, found.scores, np.random.default_rng(0))
+        deeper = replace(query, limit=depth)
+        picks, _ = self.selector(found.context, deeper, found.candidates, found.scores, np.random.default_rng(0))
         chosen: Positions = found.candidates[picks]
         return chosen
 

@@ -331,6 +331,13 @@ class TestLists:
         shown = [int(item) for row in histories(bought) for item in ask(model, row, limit=3, listing="also_like")]
         assert np.mean([item >= SIZE // 2 for item in shown]) > 0.9
 
+    @pytest.mark.parametrize("listing", LISTINGS)
+    def test_nothing_is_shown_through_a_channel_that_is_not_permitted(self, board: Recommender, listing: str) -> None:
+        decision = decide(board, row_of("1", "3"), listing=listing, channel="email", forbidden_channels=frozenset(["email"]))
+        assert not decision.choices
+        assert decision.candidates <= 250
+        assert decide(board, row_of("1", "3"), listing="for_you", channel="web", forbidden_channels=frozenset(["email"])).choices
+
     def test_an_unknown_customer_gets_what_is_popular_and_is_told_so(self, any_board: Recommender) -> None:
         decision = decide(any_board, {})
         assert "nothing is known" in str(decision.fallback)
@@ -368,7 +375,10 @@ class TestRecipes:
         assert found["1"].details["expected_at"] == NEW_YEAR + timedelta(days=8)
         assert found["1"].reason == "bought 5 times, every 10 days, last 2 days ago"
         assert "expected_at" not in found["3"].details
+        empty = decide(ranked_board, {}, listing="buy_again", promoted={1: "7"})
+        assert [choice.id for choice in empty.choices] == ["7"]
         assert decide(ranked_board, {}, listing="buy_again").choices == []
+        assert decide(ranked_board, {}, listing="buy_again").fallback == "nothing is known of this customer yet"
 
     def test_what_trends_in_a_store_comes_first_there(self, board: Recommender) -> None:
         assert ask(board, {}, listing="trending", store_id="s1")[:2] == ["3", "5"]
@@ -489,8 +499,31 @@ class TestShelf:
     def test_filters_see_attributes_as_they_are_now(self, board: Recommender) -> None:
         items = self.items(board, in_stock=[float(k % 5 == 0) for k in range(len(board.item_ids) + 2)])
         shown = ask(board.stocked(items), row_of("1", "3"), limit=40, include={"in_stock": frozenset(["1"])})
+        narrow = decide(
+            board.stocked(items), row_of("1", "3"), limit=40, include={"department": frozenset(["D9"]), "brand": frozenset(["X"])}
+        )
+        assert [choice.id for choice in narrow.choices] == ["strange"]
+        assert narrow.candidates < 30, "what is asked for is looked up, the rest of the catalogue is not walked"
         expected = {item for k, item in enumerate(items["item_id"]) if k % 5 == 0}
         assert set(shown) == expected
+
+    def test_an_item_like_no_other_borrows_nobodys_reason(self, ranked_board: Recommender) -> None:
+        [only] = decide(
+            ranked_board.stocked(self.items(ranked_board)), row_of("2", "4"), include={"department": frozenset(["D9"])}, explain=True
+        ).choices
+        assert (only.id, only.source, only.reason, dict(only.details)) == ("strange", "popularity", "popular now", {})
+
+    @pytest.mark.parametrize("department", [[None] * (SIZE + 2), [["a", "b"]] * (SIZE + 2), [1.0] * (SIZE + 2)])
+    def test_an_attribute_that_turned_into_something_else_does_no_harm(self, ranked_board: Recommender, department: list[Any]) -> None:
+        model = ranked_board.stocked(self.items(ranked_board, department=department))
+        for listing in LISTINGS:
+            decide(model, row_of("2", "4"), listing=listing, limit=40)
+        nothing = {name: [] for name in self.items(ranked_board)}
+        assert ask(ranked_board.stocked(nothing), row_of("2", "4")) == []
+
+    def test_words_of_a_list_are_words_whatever_holds_them(self) -> None:
+        for tags in (["a b"], ("a b",), np.array(["a b"], object)):
+            assert words_of({"tags": tags}) == ["tags=a b", "a", "b"]
 
     def test_stocking_again_what_was_there_changes_nothing(self, ranked_board: Recommender) -> None:
         items = {name: values[:-2] for name, values in self.items(ranked_board).items()}
@@ -559,6 +592,28 @@ class TestRanker:
         assert kept[labels].all()
         assert sizes.sum() == kept.sum()
         assert 0.2 < kept[~labels].mean() < 0.4
+
+
+def test_a_shop_of_one_item_and_one_without_prices_are_answered() -> None:
+    one = fitted({"a": ["1"], "b": ["1"]})
+    assert ask(one, row_of("1")) == ["1"]
+    model = fitted(checkerboard(10))
+    model.shelf.features[:, 4] = np.nan
+    for listing in LISTINGS:
+        decide(with_rankers(model, checkerboard(10)), row_of("2", "4"), listing=listing)
+
+
+def test_a_ranker_that_was_learnt_from_other_inputs_is_refused(ranked_board: Recommender) -> None:
+    other = fitted(checkerboard(), groups=("type",))
+    with pytest.raises(ValueError, match="other inputs"):
+        other.ranked_by(ranked_board.rankers, {"any": RANKED, "new": RANKED})
+
+
+def test_two_purchases_of_one_day_are_told_once(board: Recommender) -> None:
+    now = int(NEW_YEAR.timestamp()) - 3 * 86_400
+    row = row_of("2") | {"bought_counts": [2], "bought_first_at": [now - 60], "bought_last_at": [now]}
+    [choice] = [choice for choice in decide(board, row).choices if choice.id == "2"]
+    assert choice.reason == "bought twice, last 3 days ago"
 
 
 def test_fitting_twice_on_the_same_gives_the_same_files(tmp_path: Path) -> None:

@@ -16,16 +16,16 @@ from features.state.home import Home
 from models.decision import top
 from models.recommender.owned import COLUMNS
 from models.recommender.ranker import Ranker
-from models.recommender.recommender import RANKED, SINGLES, Recommender, RecommenderConfig
+from models.recommender.recommender import SINGLES, Recommender, RecommenderConfig
 from models.recommender.sources import SOURCES, retrieved
 from training.dataset import Advance, Cuts, Plan, days_before, open_experiment
-from training.lessons import LISTING_OF, AtCut, Lessons
+from training.lessons import FEWEST_BOUGHT, LISTING_OF, AtCut, Lessons
 from training.metrics import Estimate, MeansOverUnits, bootstrap, difference, estimates
 from training.page import page
 from training.peers import PEERS, lists_of, peak_bytes, tuned
 from training.plots import bar_plot
 from training.ranking import MEANINGLESS, SERVED, SHOWN, coverage, measured, ranking_tasks
-from training.recommendations import ranked
+from training.recommendations import best_modes, ranked
 from training.report import markdown
 from training.run import TrackedRun
 
@@ -53,10 +53,11 @@ def main(home: Home, model: str, plan: Plan, cuts_back: int, trials: int, advanc
     config = RecommenderConfig(seed=plan.seed + 1)
     lessons = Lessons(home, truth, cuts, run.settings.feature_service, config, advance)
     judged = judged_cuts(cuts, cuts_back)
+    modes, _ = best_modes(lessons, cuts.tuning)
     parts, spent = [], {"ours": 0.0}
     for cut in judged:
         started = time.process_time()
-        model_then = ranked(lessons.judged(cut), lessons.rankers(cut), dict.fromkeys(LISTING_OF, RANKED))
+        model_then = ranked(lessons.judged(cut), lessons.rankers(cut), modes)
         spent["ours"] += time.process_time() - started
         last = model_then
         advance("judging our lists")
@@ -79,7 +80,9 @@ def main(home: Home, model: str, plan: Plan, cuts_back: int, trials: int, advanc
                 parts.append(_judged({f"{name}, tuned": best}, moment, model_then, cuts.unit(cut)))
     rows = pd.concat(parts, ignore_index=True)
     notes = [
-        f"Cuts {', '.join(map(cuts.day, judged))}; tuned and ablated on {cuts.day(cuts.tuning)}; {trials} trials a peer and list.",
+        f"Cuts {', '.join(map(cuts.day, judged))}; tuned and ablated on {cuts.day(cuts.tuning)}; {trials} trials a peer and list."
+        + (" The tuning saw what the earlier cuts are judged by, which favours the peers." if judged[0] < cuts.tuning else ""),
+        f"Ordered by: {', '.join(f'{LISTING_OF[objective]}: {mode}' for objective, mode in modes.items())}.",
         f"CPU seconds of all fits of these cuts: {', '.join(f'{name} {seconds:.0f}' for name, seconds in spent.items())}; "
         f"memory at most {peak_bytes() / 1e9:.1f} GB.",
     ]
@@ -121,8 +124,8 @@ def own_lists(model: Recommender, moment: AtCut) -> dict[str, dict[tuple[int, st
     everything = np.arange(count, dtype=np.int32)
     lists: dict[str, dict[tuple[int, str], NDArray[np.intp]]] = {name: {} for name in (*SINGLES, SERVED)}
     for task in ranking_tasks(moment):
-        query = moment.query(task.number, task.listing, limit=SHOWN)
-        lists[SERVED][task.number, task.listing] = model.pipeline.order(query)
+        query = moment.query(task.number, task.listing)
+        lists[SERVED][task.number, task.listing] = model.pipeline.order(query, SHOWN)
         profile = model.profile(query)
         for single in SINGLES:
             if (single, task.listing) not in MEANINGLESS:
@@ -206,7 +209,7 @@ def ablation(lessons: Lessons, cut: datetime, seed: int) -> pd.DataFrame:
     names = [each.name for each in model.ranker_inputs]
     for objective, listing in LISTING_OF.items():
         lessons_of = [lessons.lesson(before, objective) for before in lessons.before(cut)]
-        if not lessons_of:
+        if sum(int(labels.sum()) for _, labels, _ in lessons_of) < FEWEST_BOUGHT:
             continue
         rows, labels, groups = (np.concatenate(each) for each in zip(*lessons_of, strict=True))
         asked = []
@@ -245,11 +248,11 @@ def cold_start(model: Recommender, moment: AtCut, most: int = 1_000) -> pd.DataF
     for known in (0, 1, 3, 10):
         values = []
         for task in tasks:
-            query = moment.query(task.number, "for_you", limit=SHOWN)
+            query = moment.query(task.number, "for_you")
             row = dict(query.row)
             latest = np.sort(np.argsort(-np.asarray(row["bought_last_at"]), kind="stable")[:known])
             row |= {name: [row[name][k] for k in latest] for name in COLUMNS}
-            shown = model.pipeline.order(replace(query, row=row))
+            shown = model.pipeline.order(replace(query, row=row), SHOWN)
             values.append((measured(shown, task.truth)[1], measured(popular, task.truth)[1]))
         table_of = np.array(values)
         customers = [task.customer_id for task in tasks]

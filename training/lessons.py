@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from features.catalogue.tables import Catalogue
 from features.state.home import Home
 from features.store.feature_store import FeatureStore
+from models.attributes import Attributes
 from models.decision import Query
 from models.recommender.owned import Histories
 from models.recommender.ranker import Objective, Ranker, thinned
 from models.recommender.recommender import Baskets, Recommender, RecommenderConfig, Stock, local_favourites
-from models.recommender.shelf import STATISTICS
+from models.recommender.shelf import STATISTICS, groups_of
 from models.recommender.sources import retrieved
 from training.bootstrap import open_store
 from training.dataset import MIN_HISTORY_DAYS, Advance, Cuts, Truth, days_before, moments
@@ -73,9 +74,13 @@ class Lessons:
     """Moments of one experiment, each read once, with the sources fitted as they would have been then."""
 
     def __init__(self, home: Home, truth: Truth, cuts: Cuts, service: str, config: RecommenderConfig, advance: Advance) -> None:
-        self._truth, self._cuts, self._service, self._config, self._advance = truth, cuts, service, config, advance
+        self._truth, self._cuts, self._service, self._advance = truth, cuts, service, advance
         self._store = open_store(home)
         self._items = Catalogue(home).read("items").to_pandas().astype(object).where(lambda f: f.notna(), None)
+        columns = self._items.drop(columns=["item_id", "recommendable"])
+        everything = Attributes.of({name: columns[name].tolist() for name in columns.columns})
+        # one choice for all moments: a ranker learns from several, and serves at another
+        self._config = replace(config, groups=tuple(groups_of(everything, len(columns))))
         self._at: dict[datetime, AtCut] = {}
         self._rows: dict[tuple[datetime, Objective], tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]] = {}
         self._fitted: dict[datetime, Recommender] = {}

@@ -75,8 +75,8 @@ def evaluate(model: Recommender, moment: AtCut, unit: str) -> pd.DataFrame:
     everything = np.arange(count, dtype=np.int32)
     objective_of: dict[str, Objective] = {listing: objective for objective, listing in LISTING_OF.items()}
     for task in ranking_tasks(moment):
-        query = moment.query(task.number, task.listing, limit=SHOWN)
-        lists = {SERVED: model.pipeline.order(query)}
+        query = moment.query(task.number, task.listing)
+        lists = {SERVED: model.pipeline.order(query, SHOWN)}
         profile = model.profile(query)
         for single in SINGLES:
             if (single, task.listing) not in MEANINGLESS:
@@ -118,7 +118,7 @@ def rescored(lessons: Lessons, items: Mapping[datetime, Sequence[str]], rival: R
     for unit, cut in wanted.items():
         moment, position = lessons.at(cut), {item: k for k, item in enumerate(items[cut])}
         for task in ranking_tasks(moment):
-            shown = rival.pipeline.order(moment.query(task.number, task.listing, limit=SHOWN))
+            shown = rival.pipeline.order(moment.query(task.number, task.listing), SHOWN)
             places = [position[rival.shelf.ids[place]] for place in shown if rival.shelf.ids[place] in position]
             measures = dict(zip(RANKING_MEASURES, measured(np.array(places, np.intp), task.truth), strict=True))
             row = {"customer_id": task.customer_id, "unit": unit, "listing": task.listing, "segment": task.segment}

@@ -77,19 +77,26 @@ def ranked(sources: Recommender, rankers: Mapping[Objective, Ranker], modes: Map
 
 def choose(lessons: Lessons, cut: datetime, run: TrackedRun, advance: Advance) -> dict[Objective, Mode]:
     """For each list what orders it best on the tuning cut, which no report shows: the ranker, or a source alone where that is better."""
-    rankers = lessons.rankers(cut)
-    model = ranked(lessons.judged(cut), rankers, dict.fromkeys(LISTING_OF, RANKED))
     advance("choosing on the tuning cut")
+    chosen, means = best_modes(lessons, cut)
+    for (listing, name), value in means.items():
+        run.trial(f"{listing} {name}", {"listing": listing, "model": name}, "ndcg_at_10", value)
+    return chosen
+
+
+def best_modes(lessons: Lessons, cut: datetime) -> tuple[dict[Objective, Mode], dict[tuple[str, str], float]]:
+    """For each list what orders it best on a cut; and the NDCG@10 of every way, by list and name."""
+    model = ranked(lessons.judged(cut), lessons.rankers(cut), dict.fromkeys(LISTING_OF, RANKED))
     rows = evaluate(model, lessons.at(cut), "tuning")
     chosen: dict[Objective, Mode] = {}
+    found: dict[tuple[str, str], float] = {}
     for objective, listing in LISTING_OF.items():
         means = rows[rows["listing"] == listing].groupby("model")["ndcg_at_10"].mean()
-        for name, value in means.items():
-            run.trial(f"{listing} {name}", {"listing": listing, "model": name}, "ndcg_at_10", float(value))
+        found |= {(listing, str(name)): float(value) for name, value in means.items()}
         served = model.config.modes[objective]
         best = max((name for name in means.index if name in SINGLES), key=lambda name: float(means[name]), default=served)
         chosen[objective] = best if best in means.index and means[best] > means[SERVED] else served
-    return chosen
+    return chosen, found
 
 
 def synthetic_example(model: Recommender) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from features.state.clock import system_clock
 from features.state.disk import sync_tree, write_atomically
 from features.state.home import Home
 from features.store.event_log import EventLog
+from models.artifact import DamagedArtifactError
 from training import promotion
 from training.bootstrap import open_registry
 from training.card import model_card
@@ -190,7 +191,11 @@ class TrackedRun:
         champion = self.registry.version_of(self.model, self.registry.settings.champion)
         if champion is None:
             return promotion.first(self.settings.promotion, outcome.report.lead, beaten)
-        theirs = self._champion_evaluation(champion, outcome)
+        try:
+            theirs = self._champion_evaluation(champion, outcome)
+        except DamagedArtifactError:
+            # it cannot serve either, so that there is none to be better than
+            return promotion.first(self.settings.promotion, outcome.report.lead, beaten)
         if theirs is not None:
             log_frame(theirs, f"beside_champion_{champion}.parquet")
         return promotion.rival(self.settings.promotion, champion, outcome.evaluation, theirs, beaten)

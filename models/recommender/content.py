@@ -36,7 +36,8 @@ class Contents:
         counted = _hashed(texts)
         items_with = np.bincount(counted.indices, minlength=WIDTH)
         rarity = np.log1p(len(texts) / np.maximum(items_with, 1)).astype(np.float32)
-        rarity[items_with > max(COMMON, 0.5 * len(texts))] = 0.0
+        # a word of half a small catalogue says as little, and of one that no item has nothing can be said
+        rarity[(items_with > min(COMMON, max(0.5 * len(texts), 10))) | (items_with == 0)] = 0.0
         return cls(_weighted(counted, rarity), rarity)
 
     def similar(self, count: int) -> sp.csr_matrix:
@@ -79,7 +80,7 @@ def words_of(told: Mapping[str, Any]) -> list[str]:
 
 def _words(told: Mapping[str, Any]) -> Iterator[str]:
     for name, value in told.items():
-        for text in [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else ():
+        for text in [value] if isinstance(value, str) else value if isinstance(value, list | tuple | np.ndarray) else ():
             lower = str(text).lower()
             yield f"{name}={lower}"
             yield from _WORD.findall(lower)

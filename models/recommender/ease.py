@@ -98,9 +98,7 @@ def _strongest(block: Block, items: int, neighbours: int) -> sp.csr_matrix:
         parts = list(pool.map(strongest, range(0, items, BLOCK)))
     sources = np.concatenate([p[0] for p in parts]) if parts else np.empty((0, 0), np.int32)
     weights = np.concatenate([p[1] for p in parts]) if parts else np.empty((0, 0), np.float32)
-    by_target = sp.csr_matrix(
-        (weights.ravel(), sources.ravel(), np.arange(0, items * keep + 1, max(keep, 1))[: items + 1]), shape=(items, items)
-    )
+    by_target = sp.csr_matrix((weights.ravel(), sources.ravel(), np.arange(items + 1) * keep), shape=(items, items))
     by_source = by_target.T.tocsr()
     by_source.eliminate_zeros()
     return by_source

@@ -32,12 +32,15 @@ class Neighbours:
 
     def loudest(self, bench: Bench, mine: Places, strengths: Floats, places: Places) -> NDArray[np.intp]:
         """Which of *mine* (its index) says most for each of *places*; -1 where none does."""
-        offsets, sources, weights = self._by_target
+        offsets, sources, weights = self.turned()
         return bench.loudest(offsets, sources, weights, mine, strengths, places)
+
+    def turned(self) -> tuple[Any, Any, Any]:
+        """The matrix the other way round, targets by sources: made once, and only where reasons are asked for."""
+        return self._by_target
 
     @cached_property
     def _by_target(self) -> tuple[Any, Any, Any]:
-        """The matrix the other way round: made when it is first asked why."""
         turned = sp.csr_matrix((self.weights, self.targets, self.offsets), shape=(len(self), len(self))).T.tocsr()
         return turned.indptr, turned.indices, turned.data
 

@@ -47,7 +47,7 @@ def tell(
         label: what to call an item.
     """
     shelf, promoted = profile.shelf, set(profile.query.promoted.values())
-    stand_in = np.where(shelf.stand_in[chosen] >= 0, shelf.stand_in[chosen], 0).astype(np.int32)
+    stand_in = shelf.stand_in[chosen]
     mine = profile.slots(chosen.astype(np.int32))
     told: list[Told] = []
     speakers = _speakers(profile, stand_in)
@@ -55,7 +55,7 @@ def tell(
         if shelf.ids[place] in promoted:
             told.append(("promotion", "put forward by the shop", {}))
         elif profile.recipe.order == "trend":
-            told.append(("trend", "more bought than in the weeks before", {}))
+            told.append(_trend(profile, place))
         elif profile.recipe.order == "near":
             told.append(_near(profile, place, label))
         elif looked_share[n] >= 0.5:
@@ -78,9 +78,11 @@ def tell(
 def _speakers(profile: Profile, places: NDArray[np.int32]) -> NDArray[np.intp]:
     """The slot of what the customer holds that says most for each place; -1 for none."""
     mine = profile.learnt
-    if profile.recipe.order != "ranked" or not mine.size:
-        return np.full(len(places), -1, np.intp)
-    found = profile.known.liked.loudest(profile.bench, mine.places, np.sqrt(mine.weights), places)
+    found = np.full(len(places), -1, np.intp)
+    known = places >= 0
+    if profile.recipe.order != "ranked" or not mine.size or not known.any():
+        return found
+    found[known] = profile.known.liked.loudest(profile.bench, mine.places, np.sqrt(mine.weights), places[known])
     if mine is profile.held:
         return found
     slots = np.flatnonzero(profile.held.places < profile.shelf.known)
@@ -95,7 +97,18 @@ def _habit(profile: Profile, slot: int) -> str:
 def _bought(profile: Profile, slot: int) -> str:
     mine = profile.held
     count, last = float(mine.counts[slot]), ago(float(mine.recency_days[slot]))
-    return f"bought {times(count)}, {rhythm(profile, slot)}, last {last}" if count >= 2 else f"bought {last}"
+    if count < 2:
+        return f"bought {last}"
+    interval = float(mine.interval_days[slot])
+    often = f"{rhythm(profile, slot)}, " if np.isfinite(interval) and interval >= 0.5 else ""
+    return f"bought {times(count)}, {often}last {last}"
+
+
+def _trend(profile: Profile, place: int) -> Told:
+    local = profile.known.local.get(profile.query.store_id or "")
+    if local is not None and place in set(local[0].tolist()):
+        return "trend", "sells in this store now", {}
+    return ("trend", "more bought than in the weeks before", {}) if profile.shelf.trend[place] > 0 else ("popularity", "popular now", {})
 
 
 def _looked(profile: Profile, place: int, label: Callable[[int], str]) -> Told:

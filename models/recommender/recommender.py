@@ -15,7 +15,7 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from models.artifact import read_arrays, read_ids, seal, verify, write_arrays, write_ids
+from models.artifact import DamagedArtifactError, read_arrays, read_ids, seal, verify, write_arrays, write_ids
 from models.attributes import Attributes
 from models.decision import NO_PERMISSION, Pipeline, Positions, Query, Scores, may_reach_her
 from models.inputs import Input
@@ -28,7 +28,7 @@ from models.recommender.owned import Histories, just_bought, owned_of, viewed_of
 from models.recommender.ranker import ITEM_INPUTS, PAIR_INPUTS, Objective, Ranker, affinity_input
 from models.recommender.reasons import Told, tell
 from models.recommender.recipes import RECIPES
-from models.recommender.shelf import LOCAL, STATISTICS, Shelf
+from models.recommender.shelf import LOCAL, STATISTICS, Shelf, groups_of
 from models.recommender.sources import Known, Profile, retrieved
 
 NAME = "recommendations"
@@ -58,6 +58,8 @@ class RecommenderConfig:
     ease_neighbours: int = 100
     similar_neighbours: int = 50
     memory_bytes: int = MEMORY_BYTES
+    groups: tuple[str, ...] = ()
+    """The text attributes by which customers and items are compared: the same for the sources of every moment and their ranker."""
     seed: int = 1
     modes: Mapping[Objective, Mode] = field(default_factory=lambda: {"any": JOINED, "new": JOINED})
 
@@ -163,7 +165,8 @@ class Recommender:
         """
         stock = stock.known_by(config.min_buyers)
         attributes = Attributes.of(stock.attributes)
-        shelf = Shelf(stock.ids, attributes, stock.statistics)
+        shelf = Shelf(stock.ids, attributes, stock.statistics, groups=config.groups or groups_of(attributes, len(stock.ids)))
+        config = replace(config, groups=tuple(shelf.groups))
         count = len(stock.ids)
         owned = histories.owned(count)
         nothing = sp.csr_matrix((count, count), dtype=np.float32)
@@ -182,12 +185,22 @@ class Recommender:
         return cls(config, shelf, known, contents, stock.catalogue)
 
     def ranked_by(self, rankers: Mapping[Objective, Ranker], modes: Mapping[Objective, Mode]) -> Recommender:
-        """The same sources with these rankers."""
+        """The same sources with these rankers.
+
+        Raises:
+            ValueError: a ranker reads other inputs than these sources give.
+        """
+        for objective, ranker in rankers.items():
+            if [each.name for each in ranker.inputs] != [each.name for each in self.ranker_inputs]:
+                raise ValueError(f"the ranker of {objective!r} was learnt from other inputs than these sources give")
         return Recommender(replace(self.config, modes=dict(modes)), self.shelf, self.known, self.contents, self.catalogue, rankers)
 
     def stocked(self, items: Mapping[str, Sequence[Any]]) -> Recommender:
         """The same model over the catalogue as it stands now; see ``Shelf.stocked``."""
         shelf = self.shelf.stocked(items, self.contents, self.catalogue)
+        # what would otherwise be made by the first who asks
+        self.known.liked.turned()
+        self.known.together.turned()
         return Recommender(self.config, shelf, self.known, self.contents, self.catalogue, self.rankers)
 
     @property
@@ -205,9 +218,11 @@ class Recommender:
             about = [place for item in dict.fromkeys(asked) if (place := self.positions.get(item, -1)) >= 0]
             if not about:
                 unknown = ", ".join(repr(item) for item in query.item_ids[:3])
-                fallback = f"item {unknown} is not in the catalogue: popular items" if unknown else "no item to go by: popular items"
+                fallback = f"item {unknown} is not in the catalogue" if unknown else "no item to go by"
         elif recipe.order == "ranked" and not held.size and not viewed:
-            fallback = "nothing is known of this customer yet: popular items"
+            fallback = "nothing is known of this customer yet"
+        if fallback is not None and recipe.widens:
+            fallback += ": popular items"
         return Profile(query, recipe, held, viewed, just_bought(held), about, self.known, self.shelf, self.bench, self.alike, fallback)
 
     def rows(self, profile: Profile, places: Places) -> Floats:
@@ -222,7 +237,9 @@ class Recommender:
         best = np.maximum((profile.reached_new if profile.recipe.objective == "new" else sums).max(axis=1, initial=1e-9), 1e-9)
         rows[:, items], rows[:, items + 2] = liked
         rows[:, items + 1], rows[:, items + 3] = liked / best[:, None]
-        usual = float(np.nanmean(shelf.price[mine.places])) if mine.size else np.nan
+        paid = shelf.price[mine.places]
+        paid = paid[np.isfinite(paid)]
+        usual = float(paid.mean()) if len(paid) else np.nan
         rows[:, items + 4] = rows[:, 4] / max(usual, 1e-9)
         slot = bench.look_up(mine.places, np.arange(1, mine.size + 1, dtype=np.float32)[None, :], places)[0].astype(np.intp)
         # in row 0 what is not held
@@ -309,10 +326,16 @@ class Recommender:
             DamagedArtifactError: a file is missing or altered.
         """
         verify(folder, NAME)
+        if not (folder / "catalogue.json").exists():
+            raise DamagedArtifactError(f"{folder} was made by an earlier version: train again (python -m training {NAME})")
         arrays = read_arrays(folder / "arrays.npz")
         about = msgspec.json.decode((folder / "vocabularies.json").read_bytes())
+        config = msgspec.json.decode((folder / "config.json").read_bytes(), type=RecommenderConfig)
         shelf = Shelf(
-            read_ids(folder / "item_ids.json"), Attributes.read(about, arrays), {name: arrays[f"statistic_{name}"] for name in STATISTICS}
+            read_ids(folder / "item_ids.json"),
+            Attributes.read(about, arrays),
+            {name: arrays[f"statistic_{name}"] for name in STATISTICS},
+            groups=config.groups,
         )
         local, start = {}, 0
         for store, size in msgspec.json.decode((folder / "stores.json").read_bytes(), type=dict[str, int]).items():
@@ -320,7 +343,6 @@ class Recommender:
             start += size
         liked, together, similar = (Neighbours.read(arrays, name) for name in ("liked", "together", "similar"))
         known = Known(liked, together, similar, local)
-        config = msgspec.json.decode((folder / "config.json").read_bytes(), type=RecommenderConfig)
         model = cls(config, shelf, known, Contents.read(arrays), frozenset(read_ids(folder / "catalogue.json")))
         objectives: tuple[Objective, ...] = ("any", "new")
         found = {objective: Ranker.load(folder, model.ranker_inputs, objective) for objective in objectives}
@@ -412,20 +434,26 @@ class Recommender:
         return SESSION_SHARE * likeness
 
     def _widen(self, profile: Profile, considered: Positions) -> Iterator[Positions]:
-        if not profile.recipe.widens:
+        if not profile.recipe.widens or profile.query.channel in profile.query.forbidden_channels:
             return
-        order = self.shelf.by_trend if profile.recipe.order == "trend" else self.shelf.by_popularity
+        trend = profile.recipe.order == "trend"
+        order = self.shelf.with_values(profile.query.include, trend)
+        if order is None:
+            order = self.shelf.by_trend if trend else self.shelf.by_popularity
         for start in range(0, len(order), 4096):
             portion = order[start : start + 4096]
             yield portion[~np.isin(portion, considered)].astype(np.intp)
 
     def _explain(self, profile: Profile, chosen: Positions, shares: Scores) -> list[Told]:
-        places = np.where(self.shelf.stand_in[chosen] >= 0, self.shelf.stand_in[chosen], 0).astype(np.int32)
+        places = self.shelf.stand_in[chosen]
+        known = places >= 0
         strength = np.zeros(len(chosen))
+        mode = self.config.modes[profile.recipe.objective]
         ranked = profile.recipe.order == "ranked" and profile.fallback is None
-        if ranked and profile.learnt.size:
+        if ranked and profile.learnt.size and mode not in ("popularity", "personal frequency"):
             reached, sums = profile.reached
-            strength = self.bench.look_up(reached, sums, places)[0] / max(float(profile.reached_new[0].max(initial=0.0)), 1e-9)
+            best = max(float(profile.reached_new[0].max(initial=0.0)), 1e-9)
+            strength[known] = self.bench.look_up(reached, sums, places[known])[0] / best
         totals = np.maximum(shares.sum(axis=0), 1e-12)
         told = tell(profile, chosen, shares[1] / totals, strength, self._label)
         if profile.query.listing == "buy_again":
@@ -433,23 +461,24 @@ class Recommender:
                 (source, reason, {**details, **self._expected(profile, int(place))})
                 for place, (source, reason, details) in zip(chosen, told, strict=True)
             ]
-        if profile.query.explain and ranked and profile.recipe.objective in self.rankers:
-            parts = self.rankers[profile.recipe.objective].contributions(self.rows(profile, places))
-            named = [
-                {each.name: round(float(v), 4) for each, v in zip(self.ranker_inputs, row, strict=True) if abs(v) >= 1e-4} for row in parts
-            ]
+        if profile.query.explain and ranked and mode == RANKED and known.any():
+            parts = iter(self.rankers[profile.recipe.objective].contributions(self.rows(profile, places[known])))
+            names = [each.name for each in self.ranker_inputs]
+            # an item that borrows no other's scores was not ranked
+            named = [{name: round(float(v), 4) for name, v in zip(names, next(parts), strict=True)} if one else {} for one in known]
             told = [
-                (source, reason, {**details, "contributions": what}) for (source, reason, details), what in zip(told, named, strict=True)
+                (source, reason, {**details, "contributions": {name: v for name, v in what.items() if v}} if what else details)
+                for (source, reason, details), what in zip(told, named, strict=True)
             ]
         return told
 
     @staticmethod
     def _expected(profile: Profile, place: int) -> dict[str, Any]:
         """When the customer will need an item again, by the mean interval so far."""
-        [slot] = np.flatnonzero(profile.held.places == place)[:1]
-        interval = float(profile.held.interval_days[slot])
-        if not np.isfinite(interval):
+        found = np.flatnonzero(profile.held.places == place)
+        if not len(found) or not np.isfinite(interval := float(profile.held.interval_days[found[0]])):
             return {}
+        slot = found[0]
         return {"expected_at": profile.query.as_of + timedelta(days=interval - float(profile.held.recency_days[slot]))}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from models.attributes import Attributes, TextAttribute
+from models.attributes import Attributes, TextAttribute, Wish
 from models.recommender.content import Contents, words_of
 from models.recommender.kernels import Floats, Places
 from models.recommender.neighbours import Neighbours
@@ -23,6 +23,12 @@ STAND_IN_SHARE = 0.8
 """What a new item keeps of the score of the item most like it, at best."""
 LOCAL = 200
 """How many items are kept of what sells in each store."""
+
+
+def groups_of(attributes: Attributes, items: int) -> list[str]:
+    """The text attributes that put several of so many items together, the first few."""
+    told = {name: column for name, column in attributes.columns.items() if isinstance(column, TextAttribute)}
+    return [name for name, column in told.items() if 1 < len(column.words) <= max(items // 2, 2)][:GROUPS]
 
 
 class Shelf:
@@ -43,7 +49,7 @@ class Shelf:
         attributes: Attributes,
         statistics: Mapping[str, NDArray[Any]],
         on_sale: NDArray[np.bool_] | None = None,
-        groups: Sequence[str] | None = None,
+        groups: Sequence[str] = (),
     ) -> None:
         self.ids, self.attributes = list(ids), attributes
         self.positions = {item_id: k for k, item_id in enumerate(self.ids)}
@@ -76,22 +82,21 @@ class Shelf:
         self.by_trend: Places = np.lexsort((np.arange(count), -trend)).astype(np.int32)
         self.trend: Floats = (trend / max(float(trend.max(initial=0.0)), 1e-9)).astype(np.float32)
         self._group(popularity, groups)
+        self._values: dict[str, tuple[Places, NDArray[np.intp]]] = {}
         self.stand_in: Places = np.where(np.arange(count) < self.known, np.arange(count), -1).astype(np.int32)
         self.stand_in_likeness: Floats = np.where(self.stand_in >= 0, np.float32(1), np.float32(0))
         self.newcomers: Neighbours | None = None
 
-    def _group(self, popularity: NDArray[np.float64], groups: Sequence[str] | None) -> None:
+    def _group(self, popularity: NDArray[np.float64], groups: Sequence[str]) -> None:
         """Code the text attributes by which customers and items are compared, and find each item's share within its value."""
         told = {name: column for name, column in self.attributes.columns.items() if isinstance(column, TextAttribute)}
-        if groups is None:
-            groups = [name for name, column in told.items() if 1 < len(column.words) <= max(len(self.ids) // 2, 2)][:GROUPS]
         self.groups = list(groups)
         count = len(self.ids)
         self.codes: Places = np.full((len(self.groups), count), -1, np.int32)
         self.shares: Floats = np.zeros((len(self.groups), count), np.float32)
         self.widths = np.array([len(told[name].words) if name in told else 0 for name in self.groups], np.int64)
         for k, name in enumerate(self.groups):
-            if name not in told:
+            if not self.widths[k]:
                 # the catalogue does not tell it any more
                 continue
             codes = told[name].codes
@@ -101,6 +106,30 @@ class Shelf:
         # the finest attribute that still puts several items together: three of one kind are a list of one kind
         finest = int(np.argmax(self.widths)) if self.groups else -1
         self.family: Places = self.codes[finest] if self.groups else np.full(count, -1, np.int32)
+
+    def with_values(self, include: Mapping[str, Wish], trend: bool) -> Places | None:
+        """The items that have an included value, of the attribute with the fewest such, what sells or (*trend*) rises most first.
+
+        None where no text attribute is asked for. Costs as much as there are such items.
+        """
+        found: Places | None = None
+        for name, wish in include.items():
+            column = self.attributes.columns.get(name)
+            if isinstance(column, TextAttribute) and isinstance(wish, frozenset):
+                places, starts = self._by_value(name, column)
+                parts = [places[starts[code] : starts[code + 1]] for code in column.codes_of(wish)]
+                together = np.concatenate([places[:0], *parts])
+                found = together if found is None or len(together) < len(found) else found
+        if found is None:
+            return None
+        order: NDArray[np.float32] = self.trend if trend else self.popularity_share
+        return found[np.lexsort((found, -order[found]))]
+
+    def _by_value(self, name: str, column: TextAttribute) -> tuple[Places, NDArray[np.intp]]:
+        if name not in self._values:
+            places = np.argsort(column.codes, kind="stable").astype(np.int32)
+            self._values[name] = places, np.searchsorted(column.codes[places], np.arange(len(column.words) + 1))
+        return self._values[name]
 
     def text_of(self, place: int) -> dict[str, Any]:
         """The texts of one item, by attribute."""

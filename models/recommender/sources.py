@@ -178,7 +178,7 @@ def _viewed(profile: Profile) -> Places:
 
 
 def _popular(profile: Profile) -> Places:
-    return profile.shelf.by_popularity[: max(POPULAR_DEPTH, profile.query.limit)]
+    return profile.shelf.by_popularity[:POPULAR_DEPTH]
 
 
 def _trending(profile: Profile) -> Places:

@@ -106,13 +106,13 @@ class Engine:
             held = self._loaded.get(name)
             if version is None:
                 continue
-            if held is not None and held.model.version == version:
-                for answers, changed in (("offers", offers != self._offers), ("items", items != self._items)):
-                    if settings.kind.answers == answers and changed:
-                        self._loaded[name] = self._ready(settings.kind, held.model)
-                        news.append(f"{held.model.label} with new {answers}")
-                continue
             try:
+                if held is not None and held.model.version == version:
+                    for answers, changed in (("offers", offers != self._offers), ("items", items != self._items)):
+                        if settings.kind.answers == answers and changed:
+                            self._loaded[name] = self._ready(settings.kind, held.model)
+                            news.append(f"{held.model.label} with new {answers}")
+                    continue
                 loaded = self.registry.load(f"{name}@{self.registry.settings.champion}")
                 _describe(loaded.model, self._home)
                 self._check_inputs(loaded.model)
