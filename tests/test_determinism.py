@@ -123,7 +123,7 @@ def test_two_homes_train_the_same_models_and_print_the_same_tables(two_homes: li
     assert models(one.home) == models(other.home)
     assert {name.partition("/")[0] for name in models(one.home)} == set(model_names())
     assert measures(one.home) == measures(other.home)
-    assert {"lightgbm_auc", "logistic_auc", "joined_ndcg_at_10_for_you"} <= {key for _, key, _ in measures(one.home)}
+    assert {"lightgbm_auc", "logistic_auc", "as_served_ndcg_at_10_for_you"} <= {key for _, key, _ in measures(one.home)}
     for name in ("evaluation.parquet", "reference.parquet"):
         ours, theirs = frames(one.home, name), frames(other.home, name)
         assert len(ours) == len(theirs) == len(model_names())

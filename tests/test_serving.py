@@ -191,7 +191,7 @@ def test_a_list_takes_promotions_diversity_and_tells_the_rankers_reasons(service
     [card] = cards(service.home, 1)
     plain = service.ask("recommendations", about(card, limit=20))["items"]
     promoted = plain[15]["item_id"]
-    shown = service.ask("recommendations", about(card, promoted=[{"item_id": promoted, "place": 2}], explain=True))["items"]
+    shown = service.ask("recommendations", about(card, promoted={promoted: 2}, explain=True))["items"]
     assert shown[1]["item_id"] == promoted
     assert shown[1]["source"] == "promotion"
     assert shown[1]["propensity"] == 1.0
@@ -481,7 +481,7 @@ def test_what_was_acknowledged_before_a_crash_is_there_after_it(trained: Home, t
         assert [second.ask("events", each)["duplicates"] for each in sent] == [1] * 5
         log = EventLog(trained, "America/New_York")
         eventually(lambda: len(log.hashes_of([each["event_id"] for each in sent])) == 5)
-        bought = second.ask("recommendations", about(card, limit=100))["items"]
+        bought = second.ask("recommendations", about(card, limit=100, listing="buy_again"))["items"]
         [mine] = [i for i in bought if i["item_id"] == item]
         assert "bought 5 times" in mine["reason"]
     finally:

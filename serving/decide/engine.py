@@ -158,7 +158,7 @@ class Engine:
             "item_ids": tuple(request.item_ids),
             "store_id": request.store_id,
             "bought_within_days": request.exclude_bought_within_days,
-            "promoted": {each.place: each.item_id for each in request.promoted},
+            "promoted": _placed(request.promoted),
             "diversity": request.diversity,
             "novelty": request.novelty,
             "explore": request.explore,
@@ -344,6 +344,16 @@ def _query(
     return Query.from_row(
         who.customer_id, as_of, row, limit=request.limit, include=include, exclude=exclude, exclude_ids=frozenset(banned), **asked
     )
+
+
+def _placed(promoted: Mapping[str, int]) -> dict[int, str]:
+    """By place the item to stand there; where two claim one place, the later named takes the next that is free."""
+    placed: dict[int, str] = {}
+    for item_id, place in sorted(promoted.items(), key=lambda each: each[1]):
+        while place in placed:
+            place += 1
+        placed[place] = item_id
+    return placed
 
 
 def _wanted(field: str, wishes: Mapping[str, Sequence[str | float] | Between], attributes: Attributes) -> dict[str, Wish]:

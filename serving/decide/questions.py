@@ -61,11 +61,7 @@ class DeliveredRequest(CustomerRequest, kw_only=True, forbid_unknown_fields=True
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 
 
-class Promoted(msgspec.Struct, forbid_unknown_fields=True):
-    """An item that the shop puts at a place of the list, counted from 1, if the filters let it."""
-
-    item_id: Text
-    place: Annotated[int, msgspec.Meta(ge=1, le=100)]
+Place = Annotated[int, msgspec.Meta(ge=1, le=100)]
 
 
 class RecommendationsRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
@@ -88,7 +84,8 @@ class RecommendationsRequest(DeliveredRequest, kw_only=True, forbid_unknown_fiel
     exclude_item_ids: Ids = []
     exclude_bought_within_days: Annotated[int, msgspec.Meta(ge=0, le=36_500)] | None = None
     """Leave out what the customer bought so lately."""
-    promoted: Annotated[list[Promoted], msgspec.Meta(max_length=MAX_ITEMS_ASKED)] = []
+    promoted: Annotated[dict[Text, Place], msgspec.Meta(max_length=MAX_ITEMS_ASKED)] = {}
+    """Item to the place of the list, counted from 1, at which the shop puts it if the filters let it."""
     diversity: Share = 0.0
     """By how much of its score each further item of one kind falls behind: 0 not at all, 1 one of each kind."""
     novelty: Share = 0.0
@@ -130,15 +127,12 @@ QUESTION_TEXTS: dict[str, TextClass] = {
 """What each text of a question is, in the classes of an event's texts; what identifies the customer is not logged."""
 
 
-def _texts(field: str, value: str | list[Value | Promoted] | dict[str, list[Value] | Between] | None) -> Iterator[tuple[str, str]]:
+def _texts(field: str, value: str | list[Value] | dict[str, list[Value] | Between | int] | None) -> Iterator[tuple[str, str]]:
     """Each text of a field with its place, the names of attributes among them."""
     if isinstance(value, str):
         yield field, value
     elif isinstance(value, list):
-        for number, each in enumerate(value):
-            text = each.item_id if isinstance(each, Promoted) else each
-            if isinstance(text, str):
-                yield f"{field}[{number}]", text
+        yield from ((f"{field}[{number}]", text) for number, text in enumerate(value) if isinstance(text, str))
     elif value:
         for name, texts in value.items():
             # checked before it names the place of its values
