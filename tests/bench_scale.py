@@ -21,11 +21,12 @@ import scipy.sparse as sp
 from features.state.home import Home
 from models.attributes import Attributes
 from models.decision import Query
+from models.recommender.config import RANKED, RecommenderConfig
 from models.recommender.content import Contents
 from models.recommender.ease import fit_ease, form_of
 from models.recommender.neighbours import Neighbours
 from models.recommender.owned import Histories
-from models.recommender.recommender import RANKED, Recommender, RecommenderConfig
+from models.recommender.recommender import Recommender
 from models.recommender.shelf import STATISTICS, Shelf
 from models.recommender.sources import Known
 from training.bootstrap import open_registry

@@ -18,6 +18,7 @@ from scene import NEW_YEAR, histories
 from models.decision import Decision, Query
 from models.recommendations import Listing
 from models.recommender.arrange import apart
+from models.recommender.config import RANKED, SINGLES, RecommenderConfig
 from models.recommender.content import Contents, words_of
 from models.recommender.ease import columns_dual, columns_primal, dense_weights, fit_ease, form_of
 from models.recommender.kernels import Bench, strongest
@@ -25,8 +26,9 @@ from models.recommender.neighbours import Neighbours, bought_together
 from models.recommender.owned import Histories, owned_of
 from models.recommender.ranker import Objective, Ranker, thinned
 from models.recommender.recipes import RECIPES
-from models.recommender.recommender import RANKED, SINGLES, Baskets, Recommender, RecommenderConfig, Stock
+from models.recommender.recommender import Recommender
 from models.recommender.sources import SOURCES, retrieved
+from models.recommender.stock import Baskets, Stock
 
 RNG = np.random.default_rng(0)
 LISTINGS = get_args(Listing)

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from features.state.disk import write_atomically
 from features.state.home import Home
 from models.decision import top
+from models.recommender.config import SINGLES, RecommenderConfig
 from models.recommender.owned import COLUMNS
 from models.recommender.ranker import Ranker
-from models.recommender.recommender import SINGLES, Recommender, RecommenderConfig
+from models.recommender.recommender import Recommender
 from models.recommender.sources import SOURCES, retrieved
 from training.dataset import Advance, Cuts, Plan, days_before, open_experiment
 from training.lessons import FEWEST_BOUGHT, LISTING_OF, AtCut, Lessons

@@ -16,11 +16,13 @@ from features.state.home import Home
 from features.store.feature_store import FeatureStore
 from models.attributes import Attributes
 from models.decision import Query
+from models.recommender.config import RecommenderConfig
 from models.recommender.owned import Histories
 from models.recommender.ranker import Objective, Ranker, thinned
-from models.recommender.recommender import Baskets, Recommender, RecommenderConfig, Stock, local_favourites
+from models.recommender.recommender import Recommender
 from models.recommender.shelf import STATISTICS, groups_of
 from models.recommender.sources import retrieved
+from models.recommender.stock import Baskets, Stock, local_favourites
 from training.bootstrap import open_store
 from training.dataset import MIN_HISTORY_DAYS, Advance, Cuts, Truth, days_before, moments
 

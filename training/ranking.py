@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from models.decision import top
 from models.recommendations import LISTINGS
+from models.recommender.config import SINGLES, Mode
 from models.recommender.ranker import Objective
-from models.recommender.recommender import SINGLES, Mode, Recommender
+from models.recommender.recommender import Recommender
 from training.dataset import EmptyWindowError
 from training.evaluation import RANKING_COLUMNS, banded, split_metric
 from training.lessons import LISTING_OF, AtCut, Lessons

@@ -12,8 +12,9 @@ import pandas as pd
 from features.state.home import Home
 from models.decision import Query
 from models.inputs import Input
+from models.recommender.config import JOINED, RANKED, SINGLES, Mode, RecommenderConfig
 from models.recommender.ranker import Objective, Ranker
-from models.recommender.recommender import JOINED, RANKED, SINGLES, Mode, Recommender, RecommenderConfig
+from models.recommender.recommender import Recommender
 from training.dataset import Advance, Plan, open_experiment
 from training.evaluation import RANKING_COLUMNS
 from training.lessons import LISTING_OF, Lessons

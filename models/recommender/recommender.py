@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -20,93 +20,27 @@ from models.attributes import Attributes
 from models.decision import NO_PERMISSION, Pipeline, Positions, Query, Scores, may_reach_her
 from models.inputs import Input
 from models.recommender.arrange import Arranger
+from models.recommender.config import JOINED, RANKED, Mode, RecommenderConfig
 from models.recommender.content import Contents, words_of
-from models.recommender.ease import MEMORY_BYTES, fit_ease
+from models.recommender.ease import fit_ease
 from models.recommender.kernels import Bench, Floats, Places, affinities
-from models.recommender.neighbours import Neighbours, bought_together, cosine, strongest_of_rows
+from models.recommender.neighbours import Neighbours, bought_together
 from models.recommender.owned import Histories, just_bought, owned_of, viewed_of
 from models.recommender.ranker import ITEM_INPUTS, PAIR_INPUTS, Objective, Ranker, affinity_input
 from models.recommender.reasons import Told, tell
 from models.recommender.recipes import RECIPES
-from models.recommender.shelf import LOCAL, STATISTICS, Shelf, groups_of
+from models.recommender.shelf import STATISTICS, Shelf, groups_of
 from models.recommender.sources import Known, Profile, retrieved
+from models.recommender.stock import Baskets, Stock, alike_by_buyers_and_words
 
 NAME = "recommendations"
 """The kind that its artifacts are sealed as."""
-Mode = str
-"""What orders a ranked list: ``ranked``, or one source alone where that was better."""
-SINGLES = ("popularity", "personal frequency", "EASE", "EASE, lately")
-"""The sources that could serve a ranked list alone."""
-JOINED = "joined"
-"""Frequency and EASE added up: what serves where there was too little to learn a ranker from."""
-RANKED = "ranked"
 SESSION_SHARE = 0.9
 """What an item just looked at adds to its score, beside 1 for the best by the ranker. The demo's data has no views: set, not tuned."""
 FAMILY_SHARE = 0.5
 """What each further item of one kind keeps of what a look at that kind adds: three looks at bacon are no list of bacon."""
 UP_SELL = (1.05, 2.0)
 """How much more an up-sell costs: from, to, beside the item asked about."""
-
-
-@dataclass(frozen=True)
-class RecommenderConfig:
-    """Settings of a fit; chosen on an earlier cut than any that is reported."""
-
-    min_buyers: int = 5
-    """The model knows an item once so many customers bought it."""
-    ease_penalty: float = 1000.0
-    ease_neighbours: int = 100
-    similar_neighbours: int = 50
-    memory_bytes: int = MEMORY_BYTES
-    groups: tuple[str, ...] = ()
-    """The text attributes by which customers and items are compared: the same for the sources of every moment and their ranker."""
-    seed: int = 1
-    modes: Mapping[Objective, Mode] = field(default_factory=lambda: {"any": JOINED, "new": JOINED})
-
-
-@dataclass(frozen=True)
-class Stock:
-    """What a fit is told of items, column by column; only items that may be recommended.
-
-    Attributes:
-        ids: the items that were ever sold.
-        statistics: by name (``STATISTICS``), one number an item.
-        attributes: by name, one value an item.
-        catalogue: all items that the catalogue has, sold or not.
-    """
-
-    ids: Sequence[str]
-    statistics: Mapping[str, NDArray[Any]]
-    attributes: Mapping[str, Sequence[Any]]
-    catalogue: frozenset[str] = frozenset()
-
-    def known_by(self, min_buyers: int) -> Stock:
-        """Only the items that so many customers bought.
-
-        Raises:
-            ValueError: there is none.
-        """
-        keep = np.flatnonzero(np.asarray(self.statistics["buyers"]) >= min_buyers).tolist()
-        if not keep:
-            raise ValueError(f"no item was bought by {min_buyers} customers: the window is too short")
-        ids = [self.ids[k] for k in keep]
-        statistics = {name: np.asarray(self.statistics[name], np.float64)[keep] for name in STATISTICS}
-        return Stock(
-            ids, statistics, {name: [values[k] for k in keep] for name, values in self.attributes.items()}, self.catalogue or frozenset(ids)
-        )
-
-
-@dataclass(frozen=True)
-class Baskets:
-    """What lay in the same baskets lately, and what sells where.
-
-    Attributes:
-        together: baskets by known items, ones.
-        local: by store, the places of what sells there and how much of it, most first.
-    """
-
-    together: sp.csr_matrix
-    local: Mapping[str, tuple[Places, Floats]] = field(default_factory=dict)
 
 
 class Recommender:
@@ -480,26 +414,3 @@ class Recommender:
             return {}
         slot = found[0]
         return {"expected_at": profile.query.as_of + timedelta(days=interval - float(profile.held.recency_days[slot]))}
-
-
-def alike_by_buyers_and_words(owned: sp.csr_matrix, contents: Contents, count: int) -> sp.csr_matrix:
-    """For each item the *count* most alike, half by who bought it and half by its words; 1 for the most alike of each item.
-
-    Args:
-        owned: customers by items, ones.
-    """
-    both = cosine(owned, 2 * count) + contents.similar(2 * count)
-    best = np.maximum(both.max(axis=1).toarray().ravel(), 1e-9)
-    return strongest_of_rows((sp.diags(1.0 / best) @ both).tocsr(), count)
-
-
-def local_favourites(stores: Sequence[str], places: Places, amounts: Floats) -> dict[str, tuple[Places, Floats]]:
-    """What sells most in each store, of lines of store, item and amount; 1 for the first."""
-    frame = pd.DataFrame({"store": stores, "place": places, "amount": amounts})
-    frame = frame.groupby(["store", "place"], as_index=False)["amount"].sum()
-    frame = frame.sort_values(["store", "amount", "place"], ascending=[True, False, True])
-    found = {}
-    for store, part in frame.groupby("store"):
-        best = part.head(LOCAL)
-        found[str(store)] = (best["place"].to_numpy(np.int32), (best["amount"] / best["amount"].max()).to_numpy(np.float32))
-    return found
