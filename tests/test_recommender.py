@@ -640,3 +640,15 @@ def test_histories_together_are_the_rows_they_were_made_of() -> None:
         assert sorted(one.places.tolist()) == sorted(two.places.tolist())
         assert np.allclose(np.sort(one.weights), np.sort(two.weights))
     assert whole.owned(10).toarray().sum(axis=1).tolist() == [2, 0, 1]
+
+
+def test_of_whom_little_is_known_is_shown_what_sells_too(ranked_board: Recommender) -> None:
+    """One purchase says little: the first of what sells stands high, and less so with every further item that is known."""
+    best = ranked_board.shelf.ids[ranked_board.shelf.by_popularity[0]]
+    held = [str(k) for k in range(1, 20, 2) if str(k) != best]
+
+    def score(count: int) -> float:
+        return {choice.id: choice.score for choice in decide(ranked_board, row_of(*held[:count]), limit=40).choices}[best]
+
+    assert score(1) > 0.8
+    assert score(9) < score(1)

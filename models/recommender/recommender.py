@@ -37,6 +37,8 @@ NAME = "recommendations"
 """The kind that its artifacts are sealed as."""
 SESSION_SHARE = 0.9
 """What an item just looked at adds to its score, beside 1 for the best by the ranker. The demo's data has no views: set, not tuned."""
+KNOWN_WELL = 8
+"""Of how many items a customer holds at least for the ranker alone to order their list: below, what sells has a part in it."""
 FAMILY_SHARE = 0.5
 """What each further item of one kind keeps of what a look at that kind adds: three looks at bacon are no list of bacon."""
 UP_SELL = (1.05, 2.0)
@@ -189,7 +191,14 @@ class Recommender:
     def relative(self, profile: Profile, places: Places, mode: Mode) -> NDArray[np.float64]:
         """A score for each of *places* by one way of ordering, 1 the best possible."""
         if mode == RANKED:
-            return self.rankers[profile.recipe.objective].predict(self.rows(profile, places))
+            ranked = self.rankers[profile.recipe.objective].predict(self.rows(profile, places))
+            share = min(profile.learnt.size / KNOWN_WELL, 1.0)
+            if share == 1.0:
+                return ranked
+            # the ranker has learnt from customers of whom more is known
+            sold = np.expm1(self.shelf.features[places, 0].astype(np.float64))
+            mixed: NDArray[np.float64] = share * ranked + (1.0 - share) * sold / max(float(sold.max(initial=0.0)), 1e-9)
+            return mixed
         popular = self.shelf.popularity_share[places].astype(np.float64)
         if mode == "popularity" or not profile.learnt.size:
             return popular
