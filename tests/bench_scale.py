@@ -23,8 +23,8 @@ from models.attributes import Attributes
 from models.decision import Query
 from models.recommender.config import RANKED, RecommenderConfig
 from models.recommender.content import Contents
-from models.recommender.ease import fit_ease, form_of
-from models.recommender.neighbours import Neighbours
+from models.recommender.ease import TARGETS, fit_ease, form_of
+from models.recommender.neighbours import Neighbours, strongest_of_rows
 from models.recommender.owned import Histories
 from models.recommender.recommender import Recommender
 from models.recommender.shelf import STATISTICS, Shelf
@@ -88,7 +88,7 @@ def made_up(trained: Recommender, items: int) -> Recommender:
     # popular sources speak for many, as they do
     sources = (items * rng.random(items * keep) ** 3).astype(np.int32)
     by_target = sp.csr_matrix((weights, sources, np.arange(0, items * keep + 1, keep)), shape=(items, items))
-    liked = Neighbours(by_target.T.tocsr())
+    liked = Neighbours(strongest_of_rows(by_target.T.tocsr(), TARGETS))
     nothing = Neighbours(sp.csr_matrix((items, items), dtype=np.float32))
     known = trained.shelf.known
     drawn = rng.integers(known, size=items)

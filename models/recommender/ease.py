@@ -16,12 +16,14 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from models.recommender.neighbours import Neighbours, cosine
+from models.recommender.neighbours import Neighbours, cosine, strongest_of_rows
 
 Floats = NDArray[np.float32]
 Block = Callable[[int, int], Floats]
 Form = Literal["primal", "dual", "block"]
 BLOCK = 512
+TARGETS = 1_000
+"""Of how many items one speaks at most, the strongest: the popular would speak for more the larger the catalogue is."""
 MEMORY_BYTES = 4 * 2**30
 """What one exact fit may take at its peak."""
 
@@ -81,8 +83,9 @@ def fit_ease(matrix: sp.csr_matrix, penalty: float, neighbours: int, memory_byte
     matrix = matrix.astype(np.float32).tocsr()
     form = form_of(matrix.shape[0], matrix.shape[1], memory_bytes)
     if form == "block":
-        return Neighbours(_with_block(matrix, penalty, neighbours, memory_bytes).T.tocsr())
-    return Neighbours(_strongest((columns_primal if form == "primal" else columns_dual)(matrix, penalty), matrix.shape[1], neighbours))
+        return Neighbours(strongest_of_rows(_with_block(matrix, penalty, neighbours, memory_bytes).T.tocsr(), TARGETS))
+    block = (columns_primal if form == "primal" else columns_dual)(matrix, penalty)
+    return Neighbours(strongest_of_rows(_strongest(block, matrix.shape[1], neighbours), TARGETS))
 
 
 def _strongest(block: Block, items: int, neighbours: int) -> sp.csr_matrix:
