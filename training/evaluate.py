@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from features.state.disk import write_atomically
 from features.state.home import Home
-from models.decision import top
-from models.recommender.config import SINGLES, RecommenderConfig
+from models.recommender.config import RecommenderConfig
 from models.recommender.owned import COLUMNS
 from models.recommender.ranker import Ranker
 from models.recommender.recommender import Recommender
@@ -25,7 +24,7 @@ from training.metrics import Estimate, MeansOverUnits, bootstrap, difference, es
 from training.page import page
 from training.peers import PEERS, lists_of, peak_bytes, tuned
 from training.plots import bar_plot
-from training.ranking import MEANINGLESS, SERVED, SHOWN, coverage, measured, ranking_tasks
+from training.ranking import SERVED, SHOWN, coverage, measured, own_lists, ranking_tasks, rarity_of
 from training.recommendations import best_modes, ranked
 from training.report import markdown
 from training.run import TrackedRun
@@ -119,29 +118,10 @@ def judged_cuts(cuts: Cuts, count: int) -> list[datetime]:
     return found[::-1]
 
 
-def own_lists(model: Recommender, moment: AtCut) -> dict[str, dict[tuple[int, str], NDArray[np.intp]]]:
-    """What we serve, and what each source alone would."""
-    count = len(model.item_ids)
-    everything = np.arange(count, dtype=np.int32)
-    lists: dict[str, dict[tuple[int, str], NDArray[np.intp]]] = {name: {} for name in (*SINGLES, SERVED)}
-    for task in ranking_tasks(moment):
-        query = moment.query(task.number, task.listing)
-        lists[SERVED][task.number, task.listing] = model.pipeline.order(query, SHOWN)
-        profile = model.profile(query)
-        for single in SINGLES:
-            if (single, task.listing) not in MEANINGLESS:
-                scores = model.relative(profile, everything, single)
-                scores[task.hidden] = -np.inf
-                lists[single][task.number, task.listing] = top(scores, min(SHOWN, count - len(task.hidden)))
-    return lists
-
-
 def _judged(lists: Mapping[str, Mapping[tuple[int, str], NDArray[np.intp]]], moment: AtCut, model: Recommender, unit: str) -> pd.DataFrame:
     """One row a customer, list and model."""
     family, rank = model.shelf.family, model.shelf.popularity_share
-    buyers = np.asarray(moment.stock.statistics["buyers"], float)
-    rarity = -np.log2(buyers / max(len(moment.histories), 1))
-    rows = []
+    rarity, rows = rarity_of(moment), []
     for task in ranking_tasks(moment):
         kinds = np.unique(family[task.truth])
         for name, found in lists.items():

@@ -52,7 +52,6 @@ class AtCut:
         histories: of the customers, places of these items.
         breadth: what of the histories can drift.
         bought: by customer, the places of what they then bought.
-        buyers: how many customers bought each item before.
     """
 
     cut: datetime
@@ -132,15 +131,9 @@ class Lessons:
 
     def whole(self, cut: datetime) -> Recommender:
         """The sources of a moment with everything that the other lists need."""
-        moment, days = self.at(cut), BASKET_DAYS
-        lines = self._truth.lines(days_before(cut, days, self._cuts.timezone), cut)
+        moment = self.at(cut)
+        lines = self._truth.lines(days_before(cut, BASKET_DAYS, self._cuts.timezone), cut)
         return Recommender.fit(moment.histories, moment.stock, self._config, baskets_of(lines, moment.stock.ids, cut))
-
-    def forget(self, keep: Sequence[datetime]) -> None:
-        """Let go of what was read of other moments than those."""
-        for cut in [cut for cut in self._at if cut not in keep]:
-            del self._at[cut]
-        self._fitted.clear()
 
     def lesson(self, cut: datetime, objective: Objective) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]:
         """What the customers of a moment teach; see ``lesson``."""

@@ -67,36 +67,50 @@ def ranking_tasks(moment: AtCut) -> Iterator[RankingTask]:
             yield RankingTask(number, customer, "also_like", new, before, segment)
 
 
-def evaluate(model: Recommender, moment: AtCut, unit: str) -> pd.DataFrame:
-    """One row a customer, list and model: its measures over the full catalogue, and what was shown."""
-    rows: list[dict[str, Any]] = []
+def own_lists(model: Recommender, moment: AtCut) -> dict[str, dict[tuple[int, str], NDArray[np.intp]]]:
+    """What we serve, and what each source alone would."""
     count = len(model.item_ids)
-    buyers = np.asarray(moment.stock.statistics["buyers"], float)
-    rarity = -np.log2(buyers / max(len(moment.histories), 1))
     everything = np.arange(count, dtype=np.int32)
-    objective_of: dict[str, Objective] = {listing: objective for objective, listing in LISTING_OF.items()}
+    lists: dict[str, dict[tuple[int, str], NDArray[np.intp]]] = {name: {} for name in (*SINGLES, SERVED)}
     for task in ranking_tasks(moment):
         query = moment.query(task.number, task.listing)
-        lists = {SERVED: model.pipeline.order(query, SHOWN)}
+        lists[SERVED][task.number, task.listing] = model.pipeline.order(query, SHOWN)
         profile = model.profile(query)
         for single in SINGLES:
             if (single, task.listing) not in MEANINGLESS:
                 scores = model.relative(profile, everything, single)
                 scores[task.hidden] = -np.inf
-                lists[single] = top(scores, min(SHOWN, count - len(task.hidden)))
-        mode = model.config.modes[objective_of[task.listing]]
-        for name, shown in lists.items():
+                lists[single][task.number, task.listing] = top(scores, min(SHOWN, count - len(task.hidden)))
+    return lists
+
+
+def evaluate(model: Recommender, moment: AtCut, unit: str) -> pd.DataFrame:
+    """One row a customer, list and model: its measures over the full catalogue, and what was shown."""
+    rows: list[dict[str, Any]] = []
+    rarity, lists = rarity_of(moment), own_lists(model, moment)
+    for task in ranking_tasks(moment):
+        for name, found in lists.items():
+            shown = found.get((task.number, task.listing))
+            if shown is None:
+                continue
             measures = dict(zip(RANKING_MEASURES, measured(shown, task.truth), strict=True))
             rows.append(
                 {
                     "customer_id": task.customer_id, "unit": unit, "listing": task.listing, "model": name, "segment": task.segment,
                     **measures, "novelty": float(rarity[shown[:10]].mean()) if len(shown) else np.nan, "picks": shown[:10],
-                    "catalogue": count, "mode": mode,
+                    "catalogue": len(model.item_ids),
                 }
             )  # fmt: skip
     if not rows:
         raise EmptyWindowError(f"nobody bought anything of the catalogue in the window after {moment.cut:%Y-%m-%d}")
     return pd.DataFrame(rows)
+
+
+def rarity_of(moment: AtCut) -> NDArray[np.float64]:
+    """The self-information of each item, in bits: minus the logarithm of the share of the customers who bought it."""
+    buyers = np.asarray(moment.stock.statistics["buyers"], float)
+    rarity: NDArray[np.float64] = -np.log2(buyers / max(len(moment.histories), 1))
+    return rarity
 
 
 def measured(shown: NDArray[Any], truth: NDArray[Any]) -> tuple[float, float, float]:

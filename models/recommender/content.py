@@ -16,6 +16,8 @@ from models.recommender.neighbours import cosine
 WIDTH = 2**18
 COMMON = 2_000
 """A word that more items have says too little to be compared by."""
+PORTION = 1_000
+"""How many texts are compared at once."""
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -28,7 +30,7 @@ class Contents:
 
     def __init__(self, vectors: sp.csr_matrix, rarity: NDArray[np.float32]) -> None:
         self.vectors, self.rarity = vectors, rarity
-        self._by_word: sp.csr_matrix | None = None
+        self._by_word: sp.csr_matrix = vectors.T.tocsr()
 
     @classmethod
     def of(cls, texts: Sequence[Sequence[str]]) -> Contents:
@@ -51,12 +53,21 @@ class Contents:
 
     def nearest(self, words: Sequence[str], count: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """The *count* items most like one of these words, and how like; costs as much as there are items that share one."""
-        if self._by_word is None:
-            self._by_word = self.vectors.T.tocsr()
         told = _weighted(_hashed([words]), self.rarity)
         alike = (told @ self._by_word).tocoo()
         order = np.lexsort((alike.col, -alike.data))[:count]
         return alike.col[order].astype(np.int32), alike.data[order].astype(np.float32)
+
+    def closest(self, texts: Sequence[Sequence[str]]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """For each of many texts the item most like it, and how like; -1 and 0 where none shares a word. In portions."""
+        places, likeness = np.full(len(texts), -1, np.int32), np.zeros(len(texts), np.float32)
+        for start in range(0, len(texts), PORTION):
+            alike = (_weighted(_hashed(texts[start : start + PORTION]), self.rarity) @ self._by_word).tocsr()
+            rows = np.flatnonzero(np.diff(alike.indptr))
+            order = np.lexsort((alike.indices, -alike.data, np.repeat(np.arange(alike.shape[0]), np.diff(alike.indptr))))
+            best = order[alike.indptr[rows]]
+            places[start + rows], likeness[start + rows] = alike.indices[best], alike.data[best]
+        return places, likeness
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything to keep."""

@@ -153,14 +153,10 @@ class Shelf:
         on_sale = np.array([k >= 0 and bool(allowed[k]) for k in rows], bool)
         shelf = Shelf(ids, Attributes.of(columns), self.statistics, on_sale, self.groups)
         newcomers = [k for k in range(self.known, len(ids)) if ids[k] not in seen and on_sale[k]]
-        pairs: list[tuple[int, int, float]] = []
-        for place in newcomers:
-            told = words_of({name: values[place] for name, values in columns.items()})
-            nearest, likeness = contents.nearest(told, 1)
-            if len(nearest):
-                shelf.stand_in[place], shelf.stand_in_likeness[place] = nearest[0], STAND_IN_SHARE * min(float(likeness[0]), 1.0)
-                pairs.append((int(nearest[0]), place, float(likeness[0])))
-        if pairs:
-            nearest_known, new, how = zip(*pairs, strict=True)
-            shelf.newcomers = Neighbours(sp.csr_matrix((how, (nearest_known, new)), shape=(len(ids), len(ids)), dtype=np.float32))
+        nearest, likeness = contents.closest([words_of({name: values[place] for name, values in columns.items()}) for place in newcomers])
+        like_some = nearest >= 0
+        new, nearest, likeness = np.array(newcomers, np.int32)[like_some], nearest[like_some], likeness[like_some]
+        if len(new):
+            shelf.stand_in[new], shelf.stand_in_likeness[new] = nearest, STAND_IN_SHARE * np.minimum(likeness, 1.0)
+            shelf.newcomers = Neighbours(sp.csr_matrix((likeness, (nearest, new)), shape=(len(ids), len(ids)), dtype=np.float32))
         return shelf

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -49,7 +49,7 @@ class Profile:
         viewed: how fresh the customer's interest in an item is.
         bought_now: how fresh the purchase of an item in this visit is.
         about: the items that the question is about.
-        nearest: of items that the model does not know, those most like each; see ``Recommender.alike``.
+        alike: gives the items most like one, and how like.
         fallback: why the answer is general, if it is.
     """
 
@@ -64,7 +64,6 @@ class Profile:
     bench: Bench
     alike: Callable[[int], tuple[Places, Floats]]
     fallback: str | None = None
-    singles: dict[int, float] = field(default_factory=dict)
 
     @cached_property
     def learnt(self) -> Owned:
