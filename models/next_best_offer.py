@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from models.artifact import read_arrays, read_ids, write_arrays, write_ids
+from models.decay import HISTORY_HALF_LIFE_DAYS
 from models.decision import NO_PERMISSION, LastSlotExplorer, Pipeline, Positions, Query, may_reach_her
 from models.inputs import Input, matrix
 from models.kind import ModelKind
@@ -20,7 +21,6 @@ from models.offers import Offer, OfferBook, Worth
 from models.probability import Boosted, Floats, Logistic, ProbabilityModel, load_sealed, save_sealed
 from models.reasons import strongest
 
-HALF_LIFE_DAYS = 90.0
 PAIR_INPUTS: tuple[Input, ...] = (
     Input("affinity", "buys the promoted items (weight {:.1f})"),
     Input("affinity_share", "{:.0%} of recent purchases are promoted items", high=1.0),
@@ -175,7 +175,7 @@ def pair_rows(
 ) -> Floats:
     """The model's input for one customer and each of *campaigns* (positions): the *customer* inputs, then ``PAIR_INPUTS``."""
     chosen = np.asarray(campaigns, dtype=np.intp)
-    weights, counts, everything = book.history_on_items(row, as_of, HALF_LIFE_DAYS)
+    weights, counts, everything = book.history_on_items(row, as_of, HISTORY_HALF_LIFE_DAYS)
     incidence = book.by_campaign[chosen]
     affinity = np.asarray(incidence @ weights)
     per_offer = np.asarray(book.by_offer @ weights)
@@ -200,7 +200,7 @@ def pair_rows(
 
 def coupon_affinity(book: OfferBook, row: Mapping[str, Any], as_of: datetime) -> Floats:
     """How much the customer buys each offer's items, by offer position; how well they sell at all breaks ties."""
-    weights, _, _ = book.history_on_items(row, as_of, HALF_LIFE_DAYS)
+    weights, _, _ = book.history_on_items(row, as_of, HISTORY_HALF_LIFE_DAYS)
     return np.asarray(book.by_offer @ weights + 1e-3 * book.popularity / max(float(book.popularity.max(initial=0.0)), 1.0))
 
 

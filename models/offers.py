@@ -12,8 +12,8 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from models.attributes import Attributes
+from models.decay import DAY, decayed
 
-DAY = 86_400.0
 ATTRIBUTES = ("channel", "campaign_id", "campaign_type")
 """By what offers are filtered."""
 
@@ -84,13 +84,12 @@ class OfferBook:
         weights, counts = np.zeros(len(self._item)), np.zeros(len(self._item))
         if row.get("bought_item_ids") is None:
             return weights, counts, 0.0
-        ages = as_of.timestamp() - np.asarray(row["bought_last_at"], dtype=np.float64)
-        decayed = np.asarray(row["bought_weights"]) * np.exp2(-ages / (DAY * half_life_days))
+        faded = decayed(row["bought_weights"], row["bought_last_at"], as_of.timestamp(), half_life_days)
         where = np.array([self._item.get(item, -1) for item in row["bought_item_ids"]], dtype=np.intp)
         known = where >= 0
-        weights[where[known]] = decayed[known]
+        weights[where[known]] = faded[known]
         counts[where[known]] = np.asarray(row["bought_counts"], dtype=np.float64)[known]
-        return weights, counts, float(decayed.sum())
+        return weights, counts, float(faded.sum())
 
     def _incidence(self, item_sets: Sequence[Sequence[str]]) -> sp.csr_matrix:
         indices = [self._item[item] for items in item_sets for item in items]

@@ -41,7 +41,7 @@ def stock_of(ids: Sequence[str], bought: Mapping[str, list[str]], **attributes: 
     price = np.array([100.0 + 7 * k for k in range(len(ids))])
     statistics = {
         "popularity": count, "buyers": count, "purchases": count, "purchases_28": count, "price_minor": price,
-        "on_sale_days": np.full(len(ids), 90.0),
+        "on_sale_days": np.arange(len(ids), dtype=float),
     }  # fmt: skip
     told = {
         "department": [f"D{k % 3}" for k in range(len(ids))],
@@ -318,7 +318,7 @@ class TestLists:
             assert ask(any_board, row, limit=1, listing="also_like") == [str(u)]
 
     def test_the_ranker_learns_what_its_sources_do_not_know(self, board: Recommender) -> None:
-        """Only dear items are bought next: the sources cannot see the price, the ranker does."""
+        """Only what has been sold for long is bought next: the sources cannot see that, the ranker does."""
         bought = {f"c{u}": [str(i) for i in range(SIZE) if (i + u) % 3] for u in range(SIZE)}
         model = fitted(bought)
         rows, labels, groups = [], [], []
@@ -600,7 +600,7 @@ def test_a_shop_of_one_item_and_one_without_prices_are_answered() -> None:
     one = fitted({"a": ["1"], "b": ["1"]})
     assert ask(one, row_of("1")) == ["1"]
     model = fitted(checkerboard(10))
-    model.shelf.features[:, 4] = np.nan
+    model.shelf.price[:] = np.nan
     for listing in LISTINGS:
         decide(with_rankers(model, checkerboard(10)), row_of("2", "4"), listing=listing)
 

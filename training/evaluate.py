@@ -35,7 +35,6 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "what was bought speaks for it": ("liked", "liked_share", "liked_lately", "liked_lately_share"),
     "its own history with the customer": ("weight", "weight_share", "purchases", "recency_days", "interval_days", "due"),
     "what sells": ("popularity", "trend", "buyers", "repeat_rate", "on_sale_days"),
-    "price": ("price", "price_ratio"),
     "the customer's categories and brands": ("affinity_",),
 }
 """The ranker's inputs in groups, each to be left out once; a name that ends in an underscore stands for all that begin so."""

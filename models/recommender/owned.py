@@ -10,11 +10,9 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from models.decay import DAY, HISTORY_HALF_LIFE_DAYS, decayed
 from models.recommender.kernels import Floats, Places
 
-DAY = 86_400.0
-HISTORY_HALF_LIFE_DAYS = 90.0
-"""At which the weights of the fold ``history`` decay."""
 INTEREST_HALF_LIFE_DAYS = 2.0
 JUST_BOUGHT_HALF_LIFE_DAYS = 1 / 24
 JUST_BOUGHT_DAYS = 0.25
@@ -64,8 +62,7 @@ def owned_of(row: Mapping[str, Any], positions: Mapping[str, int], now: float) -
     days = ((now - last) / DAY).astype(np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):
         interval = np.where(counts > 1, (last - first) / (counts - 1.0) / DAY, np.nan).astype(np.float32)
-    decayed = (weights * np.exp2(-(now - last) / (DAY * HISTORY_HALF_LIFE_DAYS))).astype(np.float32)
-    return Owned(places[known], counts, days, interval, decayed)
+    return Owned(places[known], counts, days, interval, decayed(weights, last, now, HISTORY_HALF_LIFE_DAYS).astype(np.float32))
 
 
 def viewed_of(row: Mapping[str, Any], positions: Mapping[str, int], now: float) -> dict[int, float]:
@@ -73,8 +70,7 @@ def viewed_of(row: Mapping[str, Any], positions: Mapping[str, int], now: float) 
     items = row.get("recent_item_ids")
     if items is None or not len(items):
         return {}
-    ages = now - np.asarray(row["recent_at"], np.float64)
-    interest = np.minimum(np.asarray(row["recent_weights"], np.float64) * np.exp2(-ages / (DAY * INTEREST_HALF_LIFE_DAYS)), 1.0)
+    interest = np.minimum(decayed(row["recent_weights"], row["recent_at"], now, INTEREST_HALF_LIFE_DAYS), 1.0)
     latest: dict[int, float] = {}
     for item, fresh in zip(reversed(list(items)), interest[::-1].tolist(), strict=True):
         place = positions.get(item, -1)
@@ -150,8 +146,8 @@ class Histories:
 
     def strengths(self, now: float) -> NDArray[np.float64]:
         """The square root of the purchases of each, halved every 90 days up to *now*."""
-        ages = now - self.columns["bought_last_at"]
-        found: NDArray[np.float64] = np.sqrt(self.columns["bought_weights"] * np.exp2(-ages / (DAY * HISTORY_HALF_LIFE_DAYS)))
+        weights = decayed(self.columns["bought_weights"], self.columns["bought_last_at"], now, HISTORY_HALF_LIFE_DAYS)
+        found: NDArray[np.float64] = np.sqrt(weights)
         return found
 
     def owned(self, items: int) -> sp.csr_matrix:

@@ -20,7 +20,6 @@ ITEM_INPUTS = (
     Input("trend", "whether more of it is bought than a month ago"),
     Input("buyers", "how many customers bought it"),
     Input("repeat_rate", "how often its buyers buy it again"),
-    Input("price", "what it costs"),
     Input("on_sale_days", "how long it has been sold", is_age=True),
 )
 PAIR_INPUTS = (
@@ -28,7 +27,6 @@ PAIR_INPUTS = (
     Input("liked_share", "the same beside the strongest candidate", low=None),
     Input("liked_lately", "how much what the customer bought lately speaks for it", low=None),
     Input("liked_lately_share", "the same beside the strongest candidate", low=None),
-    Input("price_ratio", "its price beside what the customer usually pays"),
     Input("weight", "how often and how lately the customer bought it"),
     Input("weight_share", "the same beside what the customer buys most"),
     Input("purchases", "how often the customer bought it"),

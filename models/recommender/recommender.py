@@ -173,18 +173,14 @@ class Recommender:
         best = np.maximum((profile.reached_new if profile.recipe.objective == "new" else sums).max(axis=1, initial=1e-9), 1e-9)
         rows[:, items], rows[:, items + 2] = liked
         rows[:, items + 1], rows[:, items + 3] = liked / best[:, None]
-        paid = shelf.price[mine.places]
-        paid = paid[np.isfinite(paid)]
-        usual = float(paid.mean()) if len(paid) else np.nan
-        rows[:, items + 4] = rows[:, 4] / max(usual, 1e-9)
         slot = bench.look_up(mine.places, np.arange(1, mine.size + 1, dtype=np.float32)[None, :], places)[0].astype(np.intp)
         # in row 0 what is not held
         told = np.empty((mine.size + 1, 5), np.float32)
         told[0] = 0.0, 0.0, 0.0, np.nan, np.nan
         told[1:, 0], told[1:, 1] = mine.weights, mine.weights / max(float(mine.weights.max(initial=0.0)), 1e-9)
         told[1:, 2], told[1:, 3], told[1:, 4] = mine.counts, mine.recency_days, mine.interval_days
-        rows[:, items + 5 : items + 10] = told[slot]
-        rows[:, items + 10] = rows[:, items + 8] / np.maximum(rows[:, items + 9], 0.5)
+        rows[:, items + 4 : items + 9] = told[slot]
+        rows[:, items + 9] = rows[:, items + 7] / np.maximum(rows[:, items + 8], 0.5)
         rows[:, pairs:] = affinities(shelf.codes, shelf.shares, shelf.widths, mine.places, mine.weights, places)
         return rows
 

@@ -69,11 +69,11 @@ class Shelf:
                 popularity[: self.known] / np.maximum(lately, 1.0),
                 np.log1p(buyers),
                 purchases / np.maximum(buyers, 1.0),
-                np.asarray(statistics["price_minor"], np.float64),
                 np.asarray(statistics["on_sale_days"], np.float64),
             ]
         )
-        self.price: Floats = self.features[:, 4]
+        self.price: Floats = np.full(count, np.nan, np.float32)
+        self.price[: self.known] = statistics["price_minor"]
         self.by_popularity: Places = np.lexsort((np.arange(count), -popularity)).astype(np.int32)
         self.popularity_share: Floats = np.zeros(count, np.float32)
         self.popularity_share[self.by_popularity] = 1.0 - np.arange(count, dtype=np.float32) / max(count, 1)
