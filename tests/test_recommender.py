@@ -389,6 +389,9 @@ class TestRecipes:
     def test_a_basket_is_completed_by_what_goes_with_it(self, board: Recommender) -> None:
         shown = ask(board, row_of("0"), listing="basket", item_ids=("1", "3"), limit=5)
         assert all(int(item) % 2 == 1 and item not in ("1", "3") for item in shown)
+        own = ask(board, {**row_of("0"), "cart_item_ids": ["1", "3"]}, listing="basket", limit=5)
+        assert own == shown
+        assert "no item to go by" in str(decide(board, row_of("0"), listing="basket").fallback)
 
     def test_a_session_of_an_anonymous_visitor_is_answered_from_the_first_view(self, board: Recommender) -> None:
         named = decide(board, {}, listing="session", item_ids=("8",), limit=5)

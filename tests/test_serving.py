@@ -269,7 +269,7 @@ def test_the_vectors_that_were_served_equal_a_fresh_replay_of_the_log(service: S
             moment = moment_of(at)
             customers = [d["customer_id"] for d in mine if d["features"][f"{name}_at"] == at]
             [(_, table)] = list(compute(open_timeline(service.home, moment, customers), store.views[name], {moment: None}))
-            replayed = {row["customer_id"]: store.expanded(row, moment, ("history",)) for row in table.to_pylist()}
+            replayed = {row["customer_id"]: store.expanded(row, moment, ("history", "cart")) for row in table.to_pylist()}
             touched += len(customers) if moment > NEW_YEAR else 0
             for decision in (d for d in mine if d["features"][f"{name}_at"] == at):
                 row = replayed[decision["customer_id"]]

@@ -176,7 +176,7 @@ def histories_at(
     """The customers' histories at a cut, and what of them can drift; read in portions, kept as flat arrays."""
     parts, breadths = [], []
     for start in range(0, max(len(customers), 1), CHUNK):
-        frame = store.historical(customers.iloc[start : start + CHUNK], service)
+        frame = store.historical(customers.iloc[start : start + CHUNK], service, ("history",))
         if cuts.window_days is not None:
             frame = within(frame, days_before(cut, cuts.window_days, cuts.timezone))
         parts.append(Histories.of(frame.to_dict("records"), positions))

@@ -25,7 +25,8 @@ class Recipe:
         objective: which ranker, where the ranker does.
         depth: how many candidates are taken of what speaks for the customer.
         hides_held: whether what the customer bought or just looked at is left out.
-        asks_about: whether it is about items that the question names: none, some (they are the customer's own otherwise), or needed.
+        asks_about: whether it is about items that the question names, and what it is about where none is named: the customer's open
+            cart, what they looked at, or (*needed*) nothing.
         widens: whether it is filled from the rest of the catalogue where its sources give too little.
         rotates: whether it changes from week to week.
     """
@@ -36,7 +37,7 @@ class Recipe:
     objective: Objective = "any"
     depth: int = 50
     hides_held: bool = False
-    asks_about: Literal["nothing", "some", "needed"] = "nothing"
+    asks_about: Literal["nothing", "cart", "looks", "needed"] = "nothing"
     widens: bool = True
     rotates: bool = False
 
@@ -53,10 +54,10 @@ RECIPES: dict[Listing, Recipe] = {
     "up_sell": Recipe("what is like an item and costs more", ("similar",), order="near", asks_about="needed", widens=False),
     "trending": Recipe("what sells more than before, in a store or everywhere", ("local", "trending"), order="trend"),
     "basket": Recipe(
-        "what goes with what lies in the basket", ("together", "similar", "popular"), order="near", hides_held=False, asks_about="some"
+        "what goes with what lies in the basket", ("together", "similar", "popular"), order="near", asks_about="cart"
     ),
     "session": Recipe(
-        "what is like what is looked at in this visit", ("similar", "together", "popular"), order="near", asks_about="some"
+        "what is like what is looked at in this visit", ("similar", "together", "popular"), order="near", asks_about="looks"
     ),
     "email": Recipe(
         "what the customer may like, another selection each week",

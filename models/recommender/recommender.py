@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -150,7 +150,12 @@ class Recommender:
         held, viewed = owned_of(query.row, self.positions, now), viewed_of(query.row, self.positions, now)
         about, fallback = [], None
         if recipe.asks_about != "nothing":
-            asked = query.item_ids or (() if recipe.asks_about == "needed" else tuple(self.shelf.ids[place] for place in viewed))
+            asked: Iterable[str] = query.item_ids
+            if not asked and recipe.asks_about == "cart":
+                cart = query.row.get("cart_item_ids")
+                asked = () if cart is None else cart
+            elif not asked and recipe.asks_about == "looks":
+                asked = [self.shelf.ids[place] for place in viewed]
             about = [place for item in dict.fromkeys(asked) if (place := self.positions.get(item, -1)) >= 0]
             if not about:
                 unknown = ", ".join(repr(item) for item in query.item_ids[:3])

@@ -75,7 +75,7 @@ def score(
     One row a customer and rank; a customer to whom the question does not apply, who does not allow it, or who has not permitted
     contact by *channel*, has one row with a null score and the reason as ``fallback``, so that every customer is in the file.
     What is allowed is what is allowed now, whatever *as_of*. Memory holds one chunk of customers. *listing* says which list of a model
-    that recommends items; one about items takes those that the customer looked at.
+    that recommends items; one about items takes the customer's open cart, or what they looked at.
 
     Raises:
         ValueError: the suffix is neither ``.parquet`` nor ``.jsonl``, or the list needs items that nobody names in a batch.

@@ -111,6 +111,7 @@ class Engine:
                     for answers, changed in (("offers", offers != self._offers), ("items", items != self._items)):
                         if settings.kind.answers == answers and changed:
                             self._loaded[name] = self._ready(settings.kind, held.model)
+                            self.broken.pop(name, None)
                             news.append(f"{held.model.label} with new {answers}")
                     continue
                 loaded = self.registry.load(f"{name}@{self.registry.settings.champion}")

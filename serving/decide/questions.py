@@ -69,8 +69,8 @@ class RecommendationsRequest(DeliveredRequest, kw_only=True, forbid_unknown_fiel
 
     ``for_you`` what they will buy next; ``also_like`` what is new to them; ``buy_again`` what they may need again; ``email`` another
     selection each week; ``trending`` what sells more than before, in ``store_id`` or everywhere; ``basket`` what goes with the items in
-    the basket, ``session`` what is like the items looked at (by default the customer's own); ``similar``, ``bought_together`` and
-    ``up_sell`` what is like an item, goes with it, or is like it and costs more.
+    the basket (by default the customer's open cart), ``session`` what is like the items looked at (by default their own looks);
+    ``similar``, ``bought_together`` and ``up_sell`` what is like an item, goes with it, or is like it and costs more.
     """
 
     listing: Listing = "for_you"
