@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -35,6 +36,8 @@ SCHEMA = pa.schema(
     ]
 )
 _SPOOLS = "*.jsonl"
+LOOK_SECONDS = 0.25
+"""How often the room on the disk is looked at, at most."""
 
 
 class _Line(msgspec.Struct, forbid_unknown_fields=True):
@@ -65,6 +68,7 @@ class DecisionLog:
         make_folder(self._folder)
         self._lock = threading.Lock()
         self._most_bytes = home.settings.max_decision_bytes
+        self._looked_at = float("-inf")
         self.unlogged = 0
         """How many decisions could not be kept since the start."""
         # what a crash left may end in half a line: it must not be written on
@@ -78,8 +82,10 @@ class DecisionLog:
         line = msgspec.json.encode(decision) + b"\n"
         with self._lock:
             try:
-                # what is left of a full disk is for what was promised
-                check_room(self._folder)
+                # what is left of a full disk is for what was promised; a look at it costs as much as writing a line
+                if time.monotonic() - self._looked_at > LOOK_SECONDS:
+                    check_room(self._folder)
+                    self._looked_at = time.monotonic()
                 self._spool.write(line)
             except (OSError, ValueError) as error:
                 self.unlogged += 1
@@ -105,12 +111,12 @@ class DecisionLog:
         rotated = self._rotate()
         moved = 0
         for sealed in sorted(set(self._folder.glob(_SPOOLS)) - {self._spool.path}):
-            rows = _decoded(sealed)
+            lines = _decoded(sealed)
             # only what was just written is certainly new: any other spool may be of a flush that broke off
-            known = self._known([row["decision_id"] for row in rows]) if sealed != rotated else set()
-            fresh = [row for row in rows if row["decision_id"] not in known]
+            known = self._known([line.decision_id for line in lines]) if sealed != rotated else set()
+            fresh = [line for line in lines if line.decision_id not in known]
             if fresh:
-                self.table.append(pa.Table.from_pylist(fresh, SCHEMA))
+                self.table.append(_columns(fresh))
             unlink_all([sealed])
             moved += len(fresh)
         return moved
@@ -165,15 +171,24 @@ def flushed(table: Table) -> list[dict[str, Any]]:
     return rows
 
 
-def _decoded(path: Path) -> list[dict[str, Any]]:
+def _decoded(path: Path) -> list[_Line]:
     """The decisions of a spool; a line that is none is named and passed over."""
-    rows, decoder = [], msgspec.json.Decoder(_Line)
+    lines, decoder = [], msgspec.json.Decoder(_Line)
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            row = decoder.decode(line)
+            lines.append(decoder.decode(line))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             logger.warning("%s: line %d (%d bytes) is no decision, cut short by a crash perhaps: it is lost", path, number, len(line))
-            continue
-        texts = {name: bytes(getattr(row, name)).decode() for name in ("request", "choices", "features")}
-        rows.append({**msgspec.structs.asdict(row), **texts})
-    return rows
+    return lines
+
+
+def _columns(lines: Sequence[_Line]) -> pa.Table:
+    """The rows of ``SCHEMA``: column by column, as a row holds some thousand numbers that need not be looked at."""
+    columns = []
+    for column in SCHEMA:
+        values = [getattr(line, column.name) for line in lines]
+        if isinstance(values[0], msgspec.Raw):
+            columns.append(pa.array([bytes(value) for value in values], pa.binary()).cast(pa.string()))
+        else:
+            columns.append(pa.array(values, column.type))
+    return pa.Table.from_arrays(columns, schema=SCHEMA)

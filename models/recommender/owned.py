@@ -41,8 +41,8 @@ class Owned(NamedTuple):
         """How many items."""
         return len(self.places)
 
-    def where(self, kept: NDArray[np.bool_]) -> Owned:
-        """Some of it."""
+    def where(self, kept: NDArray[np.bool_] | NDArray[np.intp]) -> Owned:
+        """Some of it, by a mask or by indices."""
         return Owned._make(column[kept] for column in self)
 
 

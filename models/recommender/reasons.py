@@ -77,16 +77,13 @@ def tell(
 
 def _speakers(profile: Profile, places: NDArray[np.int32]) -> NDArray[np.intp]:
     """The slot of what the customer holds that says most for each place; -1 for none."""
-    mine = profile.learnt
+    mine = profile.speakers
     found = np.full(len(places), -1, np.intp)
     known = places >= 0
     if profile.recipe.order != "ranked" or not mine.size or not known.any():
         return found
     found[known] = profile.known.liked.loudest(profile.bench, mine.places, np.sqrt(mine.weights), places[known])
-    if mine is profile.held:
-        return found
-    slots = np.flatnonzero(profile.held.places < profile.shelf.known)
-    return np.where(found >= 0, slots[found], -1)
+    return np.where(found >= 0, profile.slots(mine.places)[found], -1)
 
 
 def _habit(profile: Profile, slot: int) -> str:

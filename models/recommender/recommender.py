@@ -69,7 +69,7 @@ class Recommender:
         self.item_ids = shelf.ids[: shelf.known]
         self.positions, self.attributes = shelf.positions, shelf.attributes
         self.bench = Bench(len(shelf.ids))
-        self.alike = lru_cache(4096)(self._alike)
+        self.alike, self.label_at = lru_cache(4096)(self._alike), lru_cache(65_536)(self._label_at)
         self.pipeline: Pipeline[Profile] = Pipeline(
             ids=shelf.ids,
             prepare=self.profile,
@@ -228,9 +228,9 @@ class Recommender:
     def label(self, item_id: str) -> str:
         """What to call an item in a reason."""
         place = self.positions.get(item_id)
-        return item_id if place is None else self._label(place)
+        return item_id if place is None else self.label_at(place)
 
-    def _label(self, place: int) -> str:
+    def _label_at(self, place: int) -> str:
         name = self.attributes.text("name", place)
         if name is not None:
             return name
@@ -399,7 +399,7 @@ class Recommender:
             best = max(float(profile.reached_new[0].max(initial=0.0)), 1e-9)
             strength[known] = self.bench.look_up(reached, sums, places[known])[0] / best
         totals = np.maximum(shares.sum(axis=0), 1e-12)
-        told = tell(profile, chosen, shares[1] / totals, strength, self._label)
+        told = tell(profile, chosen, shares[1] / totals, strength, self.label_at)
         if profile.query.listing == "buy_again":
             told = [
                 (source, reason, {**details, **self._expected(profile, int(place))})

@@ -18,6 +18,8 @@ from models.recommender.shelf import Shelf
 
 HELD_DEPTH = 60
 """How many of the items that a customer bought are asked whether they come next."""
+SPEAKERS_DEPTH = 200
+"""How many of the items that a customer bought speak for others, those bought most and last: what a request costs has a bound."""
 VIEWED_DEPTH = 20
 POPULAR_DEPTH = 20
 NEWCOMERS_DEPTH = 10
@@ -71,6 +73,12 @@ class Profile:
         inside = self.held.places < self.shelf.known
         return self.held if inside.all() else self.held.where(inside)
 
+    @cached_property
+    def speakers(self) -> Owned:
+        """What of it speaks for other items."""
+        mine = self.learnt
+        return mine if mine.size <= SPEAKERS_DEPTH else mine.where(strongest(mine.weights, mine.places, SPEAKERS_DEPTH))
+
     def slots(self, places: Places) -> NDArray[np.intp]:
         """Where each of *places* stands in what is held; -1 for what is not."""
         counted = np.arange(1, self.held.size + 1, dtype=np.float32)[None, :]
@@ -80,7 +88,7 @@ class Profile:
     @cached_property
     def reached(self) -> tuple[Places, Floats]:
         """What speaks for which item: all that was bought alike, and by how lately it was bought; ``(2, items)``."""
-        mine = self.learnt
+        mine = self.speakers
         strengths = np.empty((2, mine.size), np.float32)
         strengths[0], strengths[1] = 1.0, np.sqrt(mine.weights)
         return self.known.liked.spread(self.bench, mine.places, strengths)

@@ -5,21 +5,20 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 from urllib.parse import parse_qs
 
 import msgspec
 from limits import RateLimitItem, parse
-from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 
 from features.state.home import Home
 from features.state.settings import SettingError
-from serving.http.asgi import application
+from serving.http.asgi import Application, Message, Receive, Send, application
+from serving.http.rates import Counters
 from serving.privacy.keys import LOCAL, Key, Keys, Scope
 
-Message = MutableMapping[str, Any]
 OPEN_PATHS = frozenset({"/livez", "/healthz", "/readyz", "/openapi.json"})
 """What a load balancer and a developer may read without a key."""
 KEY = "ubiquo.key"
@@ -64,7 +63,7 @@ class _Body:
     that body; so what is left is read and thrown away first, within bounds of size and time.
     """
 
-    def __init__(self, receive: Callable[[], Awaitable[Message]]) -> None:
+    def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self.ended = False
 
@@ -110,23 +109,24 @@ class AccessControl:
     made to send events. It answers ``/readyz`` itself, and refuses WebSockets.
     """
 
-    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+    def __init__(self, app: Application) -> None:
         self._app = app
         home = Home.from_environment()
         self._keys = Keys(home)
-        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._limiter = FixedWindowRateLimiter(Counters())
         self._rate: RateLimitItem = _rate(home.settings.rate_limit)
         self._wrong: RateLimitItem = parse(WRONG_KEY_RATE)
         self._buffered = 0
         self._at_bento = 0
         """How many requests BentoML's own routes are answering: it would let any number wait."""
 
-    async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
-        if scope["type"] != "http":
+        if scope["type"] != "http" or KEY in scope:
+            # whoever stands in front has checked it already
             await self._app(scope, receive, send)
             return
         if scope["path"] in ("/readyz", "/livez", "/healthz") and scope["method"] in ("GET", "HEAD"):
@@ -242,7 +242,7 @@ def _unreadable(scope: Message, content: bytes) -> Refusal | None:
     return None
 
 
-def _replay(content: bytes, receive: Callable[[], Awaitable[Message]]) -> Callable[[], Awaitable[Message]]:
+def _replay(content: bytes, receive: Receive) -> Receive:
     """The whole body at once; then whatever the connection says."""
     left = [content]
 
@@ -254,7 +254,7 @@ def _replay(content: bytes, receive: Callable[[], Awaitable[Message]]) -> Callab
     return again
 
 
-async def _health(scope: Message, send: Callable[[Message], Awaitable[None]]) -> None:
+async def _health(scope: Message, send: Send) -> None:
     problems = application.problems() if scope["path"] == "/readyz" else []
     body = msgspec.json.encode({"ready": not problems, "problems": problems, "degraded": application.degraded()})
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
@@ -264,7 +264,7 @@ async def _health(scope: Message, send: Callable[[Message], Awaitable[None]]) ->
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
-async def _refuse(refused: Refusal, send: Callable[[Message], Awaitable[None]]) -> None:
+async def _refuse(refused: Refusal, send: Send) -> None:
     body = msgspec.json.encode({"title": refused.title, "status": refused.status, "detail": refused.detail})
     headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
     if refused.status == 401:

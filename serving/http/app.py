@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import cache, partial
 from typing import Any
@@ -20,6 +20,7 @@ from models.registry import ModelSettings, NoChampionError, RegistrySettings
 from serving.decide.engine import Who
 from serving.decide.questions import SHAPES, CustomerRequest, SimilarItemsRequest, UnknownAttributeError
 from serving.http.access import KEY, MAX_BODY_BYTES, RETRY_SECONDS
+from serving.http.asgi import Message, Receive, Send
 from serving.http.desk import ERASURES, CustomerDesk
 from serving.http.lanes import CrowdedError, Lane, LateError, LongAnswers, Ticket
 from serving.http.openapi import document
@@ -31,9 +32,6 @@ from serving.intake.receipts import EventsAnswer
 from serving.runtime import Runtime
 
 logger = logging.getLogger("ubiquo")
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 MAX_EVENTS = 1_000
 CUSTOMERS = "/v1/customers/"
 RESULTS = "/v1/results/"
@@ -87,7 +85,7 @@ class App:
         ):
             Gauge(name, about, registry=self.metrics).set_function(read)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             return
@@ -183,7 +181,7 @@ class App:
             raise HttpProblem(404, "Not found", "there is no such model: /openapi.json lists what there is", "model")
         return dict(msgspec.to_builtins(self._answer(path, msgspec.json.encode(body))))
 
-    async def _respond(self, scope: Scope, receive: Receive, path: str) -> tuple[int, bytes, bytes]:
+    async def _respond(self, scope: Message, receive: Receive, path: str) -> tuple[int, bytes, bytes]:
         if path == "/openapi.json":
             own = self.runtime.intake.own_events if self.runtime else ()
             return 200, self._describe((*EVENT_NAMES, *own)), b"application/json"
@@ -228,7 +226,7 @@ class App:
         except UnknownAttributeError as error:
             raise HttpProblem(400, "Unknown attribute", error.reason, error.field) from None
 
-    async def _answered_by_the_desk(self, scope: Scope, receive: Receive, path: str) -> tuple[int, bytes, bytes]:
+    async def _answered_by_the_desk(self, scope: Message, receive: Receive, path: str) -> tuple[int, bytes, bytes]:
         key = scope.get(KEY, "local")
         runtime = self._live()
         if path.startswith(RESULTS):
@@ -248,7 +246,7 @@ class App:
         status, encoded, kind = found
         return status, encoded, kind
 
-    async def _track(self, tracker: Tracker, scope: Scope, receive: Receive) -> tuple[int, bytes, bytes]:
+    async def _track(self, tracker: Tracker, scope: Message, receive: Receive) -> tuple[int, bytes, bytes]:
         if scope["method"] != "POST":
             raise HttpProblem(405, "Method not allowed", "this takes POST")
         body = await _read(receive)

@@ -6,12 +6,17 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 
 Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Message, Receive, Send], Awaitable[None]]
+OWN = ("/v1/", "/mp/", "/metrics", "/openapi.json")
+"""How the addresses begin that are not BentoML's to answer."""
 
 
 class Answering(Protocol):
     """An ASGI application that tells how it is."""
 
-    async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
         ...
 
@@ -40,7 +45,7 @@ class Delegating:
         """What answers less than it should."""
         return [] if self.delegate is None else self.delegate.degraded()
 
-    async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer or delegate one request."""
         if self.delegate is not None:
             await self.delegate(scope, receive, send)
@@ -49,6 +54,18 @@ class Delegating:
             headers = [(b"content-type", b"application/problem+json"), (b"retry-after", b"1")]
             await send({"type": "http.response.start", "status": 503, "headers": headers})
             await send({"type": "http.response.body", "body": body})
+
+
+class Parted:
+    """Hands requests for ubiquo's own surface to it at once, and everything else to BentoML, whose layers cost more than most answers."""
+
+    def __init__(self, bento: Application) -> None:
+        self._bento = bento
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Hand one request on."""
+        own = scope["type"] == "http" and scope["path"].startswith(OWN)
+        await (application if own else self._bento)(scope, receive, send)
 
 
 application = Delegating()

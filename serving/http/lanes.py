@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import threading
@@ -72,15 +73,30 @@ class Lane:
         except BaseException:
             self.leave()
             raise
-        future.add_done_callback(lambda _: self.leave())
+        loop = asyncio.get_running_loop()
+        awake = loop.create_future()
+
+        def wake() -> None:
+            if not awake.done():
+                awake.set_result(None)
+
+        def done(_: Future[T]) -> None:
+            self.leave()
+            # nobody waits any more where the loop is closed
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(wake)
+
+        future.add_done_callback(done)
+        late = loop.call_later(self._deadline, wake)
         try:
-            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), self._deadline)
-        except TimeoutError:
-            if future.cancel():
-                raise CrowdedError(f"too many {self.name} wait") from None
-            if future.done():
-                return future.result()
-            raise LateError(f"the {self.name} took longer than {self._deadline:g} s") from None
+            await awake
+        finally:
+            late.cancel()
+        if future.cancel():
+            raise CrowdedError(f"too many {self.name} wait")
+        if future.done():
+            return future.result()
+        raise LateError(f"the {self.name} took longer than {self._deadline:g} s")
 
     def begin(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
         """Begin without waiting for the end.

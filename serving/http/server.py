@@ -143,7 +143,8 @@ def serve(host: str, port: int) -> int:
     # here, as everything heavy waits for it
     from threadpoolctl import threadpool_limits
 
-    from serving.http.asgi import application
+    from serving.http.access import AccessControl
+    from serving.http.asgi import Parted, application
     from serving.http.service import Ubiquo
 
     configure_logging()
@@ -153,7 +154,7 @@ def serve(host: str, port: int) -> int:
     # numpy is here by now: the environment comes too late for its threads
     threadpool_limits(1, "blas")
     config = uvicorn.Config(
-        Ubiquo.to_asgi(),  # type: ignore[attr-defined]
+        AccessControl(Parted(Ubiquo.to_asgi())),  # type: ignore[attr-defined]
         host=host,
         port=port,
         http=Connection,

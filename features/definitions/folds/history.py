@@ -93,23 +93,27 @@ class HistoryFold(Fold[History]):
 
     def features(self, state: History, moment: Moment) -> dict[str, Any]:
         """Item by item in the order of their ids."""
-        held = sorted(state.bought.items())
-        kept = [(item, entry) for item, entry in held if (not entry.returned and entry.units) or entry.kept > 0.0]
+        # this is on the path of every answer: names alone are sorted, and little is returned
+        bought = state.bought
+        items = sorted(bought)
+        entries = [bought[item] for item in items]
+        back = any(entry.returned or not entry.units for entry in entries)
+        if back:
+            pairs = [(item, entry) for item, entry in zip(items, entries, strict=True) if entry.kept > 0.0]
+            items, entries = [item for item, _ in pairs], [entry for _, entry in pairs]
         told: dict[str, list[Any]] = {
-            "bought_item_ids": [item for item, _ in kept],
-            "bought_counts": [entry.purchases for _, entry in kept],
-            "bought_last_at": [entry.last_at for _, entry in kept],
-            "bought_first_at": [entry.first_at for _, entry in kept],
-            "bought_weights": [entry.weight for _, entry in kept],
+            "bought_item_ids": items,
+            "bought_counts": [entry.purchases for entry in entries],
+            "bought_last_at": [entry.last_at for entry in entries],
+            "bought_first_at": [entry.first_at for entry in entries],
+            "bought_weights": [entry.weight for entry in entries],
             "recent_item_ids": [entry[0] for entry in state.recent],
             "recent_at": [entry[1] for entry in state.recent],
             "recent_weights": [entry[2] for entry in state.recent],
         }
-        for place, (_, entry) in enumerate(kept):
-            # this is on the path of every answer, and little is returned
-            if entry.returned:
-                told["bought_counts"][place] = math.ceil(entry.purchases * entry.kept)
-                told["bought_weights"][place] = entry.weight * entry.kept
+        if back:
+            told["bought_counts"] = [math.ceil(entry.purchases * entry.kept) for entry in entries]
+            told["bought_weights"] = [entry.weight * entry.kept for entry in entries]
         return told
 
     @staticmethod
