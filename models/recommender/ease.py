@@ -22,7 +22,7 @@ Floats = NDArray[np.float32]
 Block = Callable[[int, int], Floats]
 Form = Literal["primal", "dual", "block"]
 BLOCK = 512
-TARGETS = 4_000
+TARGETS = 1_000
 """Of how many items one speaks at most, the strongest: the popular would speak for more the larger the catalogue is."""
 MEMORY_BYTES = 4 * 2**30
 """What one exact fit may take at its peak."""
