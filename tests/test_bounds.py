@@ -15,6 +15,8 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from limits import parse
+from limits.strategies import FixedWindowRateLimiter
 from scene import NEW_YEAR, ROOT
 
 from features.events.event import (
@@ -36,7 +38,9 @@ from features.events.event import (
 from features.events.identifiers import MAX_IDENTIFIER, IdentifierError, PersonalSearch, holds_personal, normalise, shortened
 from features.sources import ga4, segment
 from features.sources.money import minor, number
+from serving.http import rates
 from serving.http.problems import HttpProblem
+from serving.http.rates import Counters
 from serving.http.trackers import TRACKERS
 
 NOW = datetime(2018, 1, 1, 12, tzinfo=UTC)
@@ -351,3 +355,43 @@ def test_messages_that_held_a_worker_for_minutes_are_done_with_at_once() -> None
 def test_a_message_at_all_its_bounds_is_still_an_event() -> None:
     said = {"type": "track", "event": "custom", "userId": "u1", "properties": {f"k{k}": f"call {k}" for k in range(MAX_TRAITS - 1)}}
     assert len(parse_event(segment.to_event(said, NEW_YEAR, "USD"), NEW_YEAR, "USD", "GB").traits) == MAX_TRAITS
+
+
+class TestRates:
+    """So many requests a window and no more, whoever else asks."""
+
+    @given(
+        steps=st.lists(st.tuples(st.floats(0.0, 0.7), st.sampled_from(["a", "b"])), max_size=60),
+        amount=st.integers(1, 4),
+    )
+    def test_a_window_begins_with_its_first_request_and_lets_so_many_through(self, steps: list[tuple[float, str]], amount: int) -> None:
+        now = 100.0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rates.time, "monotonic", lambda: now)
+            counters = Counters()
+            limiter, limit = FixedWindowRateLimiter(counters), parse(f"{amount}/second")
+            begun: dict[str, tuple[float, int]] = {}
+            for pause, who in steps:
+                now += pause
+                start, count = begun.get(who, (float("-inf"), 0))
+                if now >= start + 1.0:
+                    start, count = now, 0
+                begun[who] = start, count + 1
+                left = limiter.get_window_stats(limit, who).remaining
+                assert left == max(0, amount - count)
+                assert limiter.hit(limit, who) == (count < amount)
+
+    def test_what_has_passed_is_forgotten(self) -> None:
+        now = 100.0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rates.time, "monotonic", lambda: now)
+            counters = Counters()
+            for number in range(1_000):
+                counters.incr(f"address {number}", 1)
+            now += rates.TIDY_SECONDS + 1.0
+            counters.incr("another", 1)
+            assert counters.reset() == 1
+            assert counters.get("another") == 0
+            assert counters.incr("another", 1) == 1
+            counters.clear("another")
+            assert counters.get("another") == 0

@@ -18,7 +18,7 @@ from models.recommender.owned import COLUMNS
 from models.recommender.ranker import Ranker
 from models.recommender.recommender import Recommender
 from models.recommender.sources import SOURCES, retrieved
-from training.dataset import Advance, Cuts, Plan, days_before, open_experiment
+from training.dataset import Advance, Cuts, Plan, Truth, days_before, open_experiment
 from training.lessons import FEWEST_BOUGHT, LISTING_OF, AtCut, Lessons
 from training.metrics import Estimate, MeansOverUnits, bootstrap, difference, estimates
 from training.page import page
@@ -38,6 +38,9 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "the customer's categories and brands": ("affinity_",),
 }
 """The ranker's inputs in groups, each to be left out once; a name that ends in an underscore stands for all that begin so."""
+
+YOUNG_BASKETS = 1_000
+"""After so many sales a shop is judged as the beginner that it then was."""
 
 
 def main(home: Home, model: str, plan: Plan, cuts_back: int, trials: int, advance: Advance = lambda step: None) -> str:
@@ -95,6 +98,12 @@ def main(home: Home, model: str, plan: Plan, cuts_back: int, trials: int, advanc
     tables["without a part, on the tuning cut (NDCG@10)"] = ablation(lessons, cuts.tuning, config.seed)
     tables["what the sources retrieve, on the tuning cut"] = recall_of_sources(lessons.sources(cuts.tuning), lessons.at(cuts.tuning))
     tables["of customers of whom little is known, on the last cut (for_you, NDCG@10)"] = cold_start(last, lessons.at(judged[-1]))
+    young = young_cut(truth, cuts)
+    if young is not None:
+        moment, then = lessons.at(young), ranked(lessons.sources(young), lessons.rankers(young), modes)
+        rows = _judged(own_lists(then, moment), moment, then, cuts.unit(young))
+        for listing, part in rows.groupby("listing"):
+            tables[f"a shop after its first {YOUNG_BASKETS:,} baskets, {cuts.day(young)} ({listing})"] = table(part)
     run.look(list(map(cuts.unit, judged)))
     text = "\n\n".join(
         [f"**Recommendations, evaluated** as of {cuts.day(cuts.final)}", *notes, *(f"*{k}*\n\n{markdown(v)}" for k, v in tables.items())]
@@ -115,6 +124,16 @@ def judged_cuts(cuts: Cuts, count: int) -> list[datetime]:
             found.append(cut)
         days += cuts.horizon_days
     return found[::-1]
+
+
+def young_cut(truth: Truth, cuts: Cuts) -> datetime | None:
+    """The first midnight by which ``YOUNG_BASKETS`` baskets had been sold; None where that is not before the tuning cut."""
+    days = 1
+    while (cut := days_before(cuts.start, -days, cuts.timezone)) < cuts.tuning:
+        if truth.lines(cuts.start, cut)["event_id"].nunique() >= YOUNG_BASKETS:
+            return cut
+        days += 1
+    return None
 
 
 def _judged(lists: Mapping[str, Mapping[tuple[int, str], NDArray[np.intp]]], moment: AtCut, model: Recommender, unit: str) -> pd.DataFrame:
