@@ -46,8 +46,8 @@ class Query:
     """Leave out what the customer bought so lately."""
     diversity: float = 0.0
     """By how much of its score each further item of one kind falls behind: 0 not at all, 1 one of each kind."""
-    novelty: float = 0.0
-    """How much of its score an item loses for being popular: 0 nothing, 1 all for the most popular."""
+    novelty: float | None = None
+    """How much of its score an item loses for being popular: 0 nothing, 1 all for the most popular; None as the list has it."""
     promoted: Mapping[int, str] = field(default_factory=dict)
     """By place in the list, counted from 1: the item that is to stand there, if the filters let it."""
     explain: bool = False

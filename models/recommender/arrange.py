@@ -1,4 +1,4 @@
-"""The last stage of a list: kinds apart, the popular held back, what the shop promotes in its place, another selection each week."""
+"""The last stage of a list: kinds apart, what the shop promotes in its place, another selection each week."""
 
 from __future__ import annotations
 
@@ -33,8 +33,6 @@ class Arranger:
         if not len(candidates):
             return np.empty(0, np.intp), np.empty(0)
         wanted = query.limit + (self.explorer.pool if query.explore else 0)
-        if query.novelty > 0:
-            scores = scores - query.novelty * scores.max() * profile.shelf.popularity_share[candidates]
         if profile.recipe.rotates:
             scores = _of_the_week(query, profile, candidates, scores)
         ranked = top(scores, wanted)

@@ -333,7 +333,14 @@ class Recommender:
         return kept
 
     def _ordered(self, profile: Profile, candidates: Positions) -> NDArray[np.float64]:
-        places = candidates.astype(np.int32)
+        """What puts the list in order, with the popular set back as far as novelty is asked for."""
+        scores = self._by_order(profile, candidates.astype(np.int32))
+        novelty = profile.recipe.novelty if profile.query.novelty is None else profile.query.novelty
+        if novelty > 0 and len(scores):
+            scores = scores - novelty * scores.max() * self.shelf.popularity_share[candidates]
+        return scores
+
+    def _by_order(self, profile: Profile, places: Places) -> NDArray[np.float64]:
         if profile.recipe.order == "trend":
             return self._trending(profile, places)
         popular: NDArray[np.float64] = 1e-3 * self.shelf.popularity_share[places].astype(np.float64)

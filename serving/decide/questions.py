@@ -88,8 +88,8 @@ class RecommendationsRequest(DeliveredRequest, kw_only=True, forbid_unknown_fiel
     """Item to the place of the list, counted from 1, at which the shop puts it if the filters let it."""
     diversity: Share = 0.0
     """By how much of its score each further item of one kind falls behind: 0 not at all, 1 one of each kind."""
-    novelty: Share = 0.0
-    """How much of its score the most popular item loses for being popular."""
+    novelty: Share | None = None
+    """How much of its score the most popular item loses for being popular; if not given 0.15 in ``also_like``, elsewhere 0."""
     explore: bool = False
     explain: bool = False
     """Whether each item tells what every input of the ranker added to its score."""
