@@ -30,8 +30,6 @@ from serving.privacy.keys import Audit
 
 logger = logging.getLogger("ubiquo")
 TICK_SECONDS = 1.0
-FLUSH_SECONDS = 10.0
-"""How often decisions go from their spool, where they are safe, to their table: each time makes a file, which is tidied later."""
 AGGREGATE_SECONDS = 5.0
 """How often the windowed features of the customers just seen are recomputed."""
 MODEL_CHECK_SECONDS = 30.0
@@ -101,7 +99,7 @@ class Runtime:
         self.office.resume()
         self._chores: list[tuple[str, Callable[[], Any], float]] = [
             ("moving events to the log", self.intake.drain_if_due, TICK_SECONDS),
-            ("flushing decisions", self.decisions.flush, FLUSH_SECONDS),
+            ("flushing decisions", self.decisions.flush_if_due, TICK_SECONDS),
             ("recomputing aggregates", self.intake.refresh_if_due, AGGREGATE_SECONDS),
             ("taking up broken erasures", self.office.resume, MODEL_CHECK_SECONDS),
             ("purging files of who was erased", self.office.purge_if_due, MODEL_CHECK_SECONDS),

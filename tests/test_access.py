@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
@@ -16,6 +17,9 @@ from scene import NEW_YEAR, SECRET, Service, command, customer, loyalty_cards
 
 from features.people.vault import Vault
 from features.state.home import Home
+from serving.http.access import AccessControl
+from serving.http.asgi import Parted
+from serving.http.service import Ubiquo
 from serving.privacy.keys import Audit, Keys
 
 BY_SCOPE: dict[str, list[tuple[str, str]]] = {
@@ -170,3 +174,64 @@ def test_beyond_loopback_a_key_is_asked_for(trained: Home, tmp_path: Path) -> No
     done = command("serving", "--host", "0.0.0.0", home=tmp_path)
     assert done.returncode == 1
     assert "python -m serving keys create" in done.stdout
+
+
+class TestGates:
+    """BentoML's own server stands behind the inner gate alone, ``python -m serving`` behind both: each request is checked, and once."""
+
+    @pytest.mark.parametrize("path", ["/v1/churn", "/bento/churn", "//v1/churn", "/metrics", "/", "/docs.json", "/mp/collect", "/V1/churn"])
+    @pytest.mark.parametrize("outer", [True, False])
+    def test_nothing_is_reached_without_a_key(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, outer: bool) -> None:
+        application = self.application(tmp_path, monkeypatch, outer)
+        assert asked(application, path)[0] == 401
+        assert asked(application, path, "Bearer wrong")[0] == 401
+        assert asked(application, path, f"Bearer {SECRET}")[0] not in (401, 403)
+
+    @pytest.mark.parametrize("outer", [True, False])
+    def test_a_request_counts_once_whatever_stands_before_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outer: bool) -> None:
+        monkeypatch.setenv("UBIQUO_RATE_LIMIT", "3/hour")
+        application = self.application(tmp_path, monkeypatch, outer)
+        told = [asked(application, path, f"Bearer {SECRET}")[0] for path in ("/v1/churn", "/bento/churn", "/v1/churn", "/v1/churn")]
+        assert 429 not in told[:3]
+        assert told[3] == 429
+
+    def test_our_own_surface_does_not_pass_through_bentoml(self) -> None:
+        reached = []
+
+        async def bento(scope: Any, receive: Any, send: Any) -> None:
+            reached.append(scope["path"])
+
+        for path in ("/v1/churn", "/openapi.json", "/mp/collect", "/metrics"):
+            assert asked(Parted(bento), path)[0] == 503, "it is starting"
+        assert not reached
+        for path in ("/bento/churn", "/", "/v1", "//v1/churn", "/docs.json"):
+            asked(Parted(bento), path)
+        assert reached == ["/bento/churn", "/", "/v1", "//v1/churn", "/docs.json"]
+
+    @staticmethod
+    def application(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outer: bool) -> Any:
+        monkeypatch.setenv("UBIQUO_HOME", str(tmp_path))
+        monkeypatch.setenv("UBIQUO_API_KEY", SECRET)
+        bento = Ubiquo.to_asgi()  # type: ignore[attr-defined]
+        return AccessControl(Parted(bento)) if outer else bento
+
+
+def asked(application: Any, path: str, authorization: str = "") -> tuple[int, bytes]:
+    """The status and body that an ASGI application answers POST *path* with; 0 where it says nothing."""
+    headers = [(b"host", b"shop"), (b"content-type", b"application/json"), (b"content-length", b"2")]
+    headers += [(b"authorization", authorization.encode())] if authorization else []
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http", "path": path, "state": {},
+        "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": headers, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2),
+    }  # fmt: skip
+    sent: list[dict[str, Any]] = []
+    body = [{"type": "http.request", "body": b"{}", "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        return body.pop() if body else {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(application(scope, receive, send))
+    return (sent[0]["status"], sent[-1].get("body", b"")) if sent else (0, b"")

@@ -19,7 +19,9 @@ from scene import NEW_YEAR, ROOT, SMALL_CUT, TinyShop, command, customer, event
 from features.people.identity import Identities
 from features.sources.complete_journey import CompleteJourney
 from features.state.home import Home
+from features.state.ports import DECISIONS
 from features.state.settings import SettingError, Settings, described, variable_of
+from features.store import decision_log
 from features.store.dead_letters import DeadLetter
 from features.store.decision_log import DecisionLog
 from features.store.event_log import EventLog, connect
@@ -85,6 +87,31 @@ def test_a_decision_is_flushed_once_and_a_cut_line_is_passed_over(tiny: TinyShop
     [row] = log.read()
     assert row["features"] == {"a": 1}
     assert row["as_of"] == NEW_YEAR
+    log.close()
+
+
+def test_a_large_spool_is_moved_in_portions_and_what_cannot_be_read_holds_nothing_up(
+    tiny: TinyShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decision_log, "PORTION_BYTES", 1_000)
+    log = DecisionLog(tiny.home)
+    for number in range(40):
+        log.append(
+            {
+                "decision_id": f"d{number}", "kind": "churn", "customer_id": None, "as_of": NEW_YEAR, "model": "churn/1", "feature_at": None,
+                "fallback": None, "request": {}, "choices": [], "features": {"a": "x" * 200}, "assignment": {},
+            }
+        )  # fmt: skip
+    cut = next(tiny.home.decisions.glob("*.jsonl"))
+    with cut.open("ab") as spool:
+        # the decoder copies this part without looking at it
+        spool.write(cut.read_bytes().splitlines()[0].replace(b"d0", b"d-1").replace(b"x" * 200, b"\xff") + b"\n")
+    assert log.flush_if_due() == 40, "a spool of that size is not kept waiting"
+    assert {row["decision_id"] for row in log.read()} == {f"d{number}" for number in range(40)}
+    assert tiny.home.tables[DECISIONS].version() >= 8, "portion by portion"
+    log.append({**log.read()[0], "decision_id": "small"})
+    assert log.flush_if_due() == 0, "a small one waits for its time"
+    assert log.flush() == 1
     log.close()
 
 

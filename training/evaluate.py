@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from features.state.disk import write_atomically
 from features.state.home import Home
-from models.recommender.config import RecommenderConfig
+from models.recommender.config import RANKED, RecommenderConfig
 from models.recommender.owned import COLUMNS
 from models.recommender.ranker import Ranker
 from models.recommender.recommender import Recommender
@@ -98,12 +98,8 @@ def main(home: Home, model: str, plan: Plan, cuts_back: int, trials: int, advanc
     tables["without a part, on the tuning cut (NDCG@10)"] = ablation(lessons, cuts.tuning, config.seed)
     tables["what the sources retrieve, on the tuning cut"] = recall_of_sources(lessons.sources(cuts.tuning), lessons.at(cuts.tuning))
     tables["of customers of whom little is known, on the last cut (for_you, NDCG@10)"] = cold_start(last, lessons.at(judged[-1]))
-    young = young_cut(truth, cuts)
-    if young is not None:
-        moment, then = lessons.at(young), ranked(lessons.sources(young), lessons.rankers(young), modes)
-        rows = _judged(own_lists(then, moment), moment, then, cuts.unit(young))
-        for listing, part in rows.groupby("listing"):
-            tables[f"a shop after its first {YOUNG_BASKETS:,} baskets, {cuts.day(young)} ({listing})"] = table(part)
+    if (young := young_cut(truth, cuts)) is not None:
+        tables |= young_shop(lessons, young, cuts.unit(young))
     run.look(list(map(cuts.unit, judged)))
     text = "\n\n".join(
         [f"**Recommendations, evaluated** as of {cuts.day(cuts.final)}", *notes, *(f"*{k}*\n\n{markdown(v)}" for k, v in tables.items())]
@@ -134,6 +130,21 @@ def young_cut(truth: Truth, cuts: Cuts) -> datetime | None:
             return cut
         days += 1
     return None
+
+
+def young_shop(lessons: Lessons, cut: datetime, unit: str) -> dict[str, pd.DataFrame]:
+    """What the lists are worth by sources alone, where too little was sold to learn an order from; nothing where nobody could be asked."""
+    try:
+        moment = lessons.at(cut)
+    except ValueError:
+        # no item has enough buyers yet
+        return {}
+    if not any(True for _ in ranking_tasks(moment)):
+        return {}
+    model = ranked(lessons.sources(cut), {}, dict.fromkeys(LISTING_OF, RANKED))
+    rows = _judged(own_lists(model, moment), moment, model, unit)
+    title = f"of a shop after its first {YOUNG_BASKETS:,} baskets ({cut:%Y-%m-%d}), sources joined"
+    return {f"{title}: {listing}": table(part) for listing, part in rows.groupby("listing")}
 
 
 def _judged(lists: Mapping[str, Mapping[tuple[int, str], NDArray[np.intp]]], moment: AtCut, model: Recommender, unit: str) -> pd.DataFrame:

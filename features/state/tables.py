@@ -73,6 +73,9 @@ class DeltaFolder:
 
     def _write(self, rows: pa.Table, mode: Literal["append", "overwrite"]) -> None:
         properties = self._if_new()
+        if mode == "append":
+            # a later version may tell more of a row
+            properties["schema_mode"] = "merge"
         write_deltalake(str(self.path), rows, mode=mode, writer_properties=_WRITER, post_commithook_properties=HOOKS, **properties)
         confirm(self.path)
 

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,14 @@ SCHEMA = pa.schema(
         ("request", pa.string()),
         ("choices", pa.string()),
         ("features", pa.string()),
+        ("assignment", pa.string()),
     ]
 )
 _SPOOLS = "*.jsonl"
+FLUSH_SECONDS = 10.0
+"""How long decisions stay in their spool, where they are safe: each flush makes a file, which is tidied later."""
+PORTION_BYTES = 8_000_000
+"""How much is moved at once, so that nobody waits long for the interpreter; and from what size of a spool nobody waits for the time."""
 LOOK_SECONDS = 0.25
 """How often the room on the disk is looked at, at most."""
 
@@ -53,6 +58,8 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
     request: msgspec.Raw
     choices: msgspec.Raw
     features: msgspec.Raw
+    assignment: msgspec.Raw = msgspec.Raw(b"{}")
+    """What the customer is in; a spool of an earlier version says nothing of it."""
 
 
 class DecisionLog:
@@ -68,7 +75,7 @@ class DecisionLog:
         make_folder(self._folder)
         self._lock = threading.Lock()
         self._most_bytes = home.settings.max_decision_bytes
-        self._looked_at = float("-inf")
+        self._looked_at = self._flushed_at = float("-inf")
         self.unlogged = 0
         """How many decisions could not be kept since the start."""
         # what a crash left may end in half a line: it must not be written on
@@ -98,6 +105,11 @@ class DecisionLog:
         with self._home.lease.hold(DECISIONS):
             return self._flush()
 
+    def flush_if_due(self) -> int:
+        """Flush where the spool has grown, or some time has passed; returns how many were moved."""
+        due = self._spool.size >= PORTION_BYTES or time.monotonic() - self._flushed_at >= FLUSH_SECONDS
+        return self.flush() if due else 0
+
     def maintain(self) -> None:
         """Keep the table in few files, and within its bound."""
         with self._home.lease.hold(DECISIONS):
@@ -111,14 +123,15 @@ class DecisionLog:
         rotated = self._rotate()
         moved = 0
         for sealed in sorted(set(self._folder.glob(_SPOOLS)) - {self._spool.path}):
-            lines = _decoded(sealed)
-            # only what was just written is certainly new: any other spool may be of a flush that broke off
-            known = self._known([line.decision_id for line in lines]) if sealed != rotated else set()
-            fresh = [line for line in lines if line.decision_id not in known]
-            if fresh:
-                self.table.append(_columns(fresh))
+            for lines in _decoded(sealed):
+                # only what was just written is certainly new: any other spool may be of a flush that broke off
+                known = self._known([line.decision_id for line in lines]) if sealed != rotated else set()
+                fresh = [line for line in lines if line.decision_id not in known]
+                if fresh:
+                    self.table.append(_columns(fresh))
+                moved += len(fresh)
             unlink_all([sealed])
-            moved += len(fresh)
+        self._flushed_at = time.monotonic()
         return moved
 
     def erase(self, customer_ids: Sequence[str]) -> int:
@@ -166,20 +179,31 @@ def flushed(table: Table) -> list[dict[str, Any]]:
     found = table.read()
     rows: list[dict[str, Any]] = [] if found is None else found.to_pylist()
     for row in rows:
-        for name in ("request", "choices", "features"):
-            row[name] = msgspec.json.decode(row[name])
+        for name in ("request", "choices", "features", "assignment"):
+            # rows of an earlier version have no assignment
+            row[name] = msgspec.json.decode(row[name] or "{}")
     return rows
 
 
-def _decoded(path: Path) -> list[_Line]:
-    """The decisions of a spool; a line that is none is named and passed over."""
-    lines, decoder = [], msgspec.json.Decoder(_Line)
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            lines.append(decoder.decode(line))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            logger.warning("%s: line %d (%d bytes) is no decision, cut short by a crash perhaps: it is lost", path, number, len(line))
-    return lines
+def _decoded(path: Path) -> Iterator[list[_Line]]:
+    """The decisions of a spool in portions; a line that is none is named and passed over."""
+    decoder = msgspec.json.Decoder(_Line)
+    lines, size = [], 0
+    with path.open("rb") as spool:
+        for number, line in enumerate(spool, 1):
+            try:
+                # what is only copied is not looked at by the decoder
+                line.decode()
+                lines.append(decoder.decode(line))
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                logger.warning("%s: line %d (%d bytes) is no decision, cut short by a crash perhaps: it is lost", path, number, len(line))
+                continue
+            size += len(line)
+            if size >= PORTION_BYTES:
+                yield lines
+                lines, size = [], 0
+    if lines:
+        yield lines
 
 
 def _columns(lines: Sequence[_Line]) -> pa.Table:

@@ -333,12 +333,14 @@ class Recommender:
         return kept
 
     def _ordered(self, profile: Profile, candidates: Positions) -> NDArray[np.float64]:
-        """What puts the list in order, with the popular set back as far as novelty is asked for."""
-        scores = self._by_order(profile, candidates.astype(np.int32))
+        """What puts the list in order."""
+        return self._by_order(profile, candidates.astype(np.int32)) * self._kept_for_novelty(profile, candidates)
+
+    def _kept_for_novelty(self, profile: Profile, candidates: Positions) -> NDArray[np.float64]:
+        """Which share of its score each candidate keeps: the less, the more popular it is and the more novelty is asked for."""
         novelty = profile.recipe.novelty if profile.query.novelty is None else profile.query.novelty
-        if novelty > 0 and len(scores):
-            scores = scores - novelty * scores.max() * self.shelf.popularity_share[candidates]
-        return scores
+        kept: NDArray[np.float64] = 1.0 - novelty * self.shelf.popularity_share[candidates].astype(np.float64)
+        return kept
 
     def _by_order(self, profile: Profile, places: Places) -> NDArray[np.float64]:
         if profile.recipe.order == "trend":
@@ -382,7 +384,7 @@ class Recommender:
             if kind >= 0:
                 likeness[at] *= FAMILY_SHARE ** seen.get(kind, 0)
                 seen[kind] = seen.get(kind, 0) + 1
-        return SESSION_SHARE * likeness
+        return SESSION_SHARE * likeness * self._kept_for_novelty(profile, candidates)
 
     def _widen(self, profile: Profile, considered: Positions) -> Iterator[Positions]:
         if not profile.recipe.widens or profile.query.channel in profile.query.forbidden_channels:
