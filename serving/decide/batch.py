@@ -31,7 +31,16 @@ from models.recommendations import Listing
 from models.recommender.recipes import RECIPES
 from models.registry import ModelSettings
 from serving.decide.engine import WITHDRAWN, Engine, Who
-from serving.decide.questions import NextBestOfferRequest, RecommendationsRequest, ScoreRequest
+from serving.decide.questions import (
+    ItemChoice,
+    ItemsAnswer,
+    NextBestOfferRequest,
+    OfferChoice,
+    OffersAnswer,
+    RecommendationsRequest,
+    ScoreAnswer,
+    ScoreRequest,
+)
 
 CHUNK = 500
 OUTPUTS = "outputs.json"
@@ -49,6 +58,8 @@ _COMMON = [
     ("reason", pa.string()),
     ("propensity", pa.float64()),
     ("fallback", pa.string()),
+    ("group", pa.string()),
+    ("variants", pa.string()),
 ]
 SCHEMAS: dict[Answers, pa.Schema] = {
     "score": pa.schema(_COMMON),
@@ -167,19 +178,21 @@ def answer(
 ) -> Iterator[dict[str, Any]]:
     """One customer's lines, best first."""
     customer, answers = str(row["customer_id"]), engine.models[name].kind.answers
+    told: ScoreAnswer | ItemsAnswer | OffersAnswer
     if answers == "score":
         told, _ = engine.score(name, ScoreRequest(channel=channel), who, row, as_of)
-        common = {"customer_id": customer, "as_of": as_of, "model": told.model, "fallback": told.fallback}
+    elif answers == "items":
+        told, _ = engine.recommendations(name, RecommendationsRequest(limit=limit, channel=channel, listing=listing), who, row, as_of)
+    else:
+        told, _ = engine.next_best_offer(name, NextBestOfferRequest(limit=limit, channel=channel), who, row, as_of)
+    common = {
+        "customer_id": customer, "as_of": as_of, "model": told.model, "fallback": told.fallback, "group": told.group,
+        "variants": msgspec.json.encode(told.variants).decode() if told.variants else None,
+    }  # fmt: skip
+    if isinstance(told, ScoreAnswer):
         yield {**common, "rank": 1, "id": None, "score": told.score, "source": told.source, "reason": told.reason, "propensity": 1.0}
         return
-    if answers == "items":
-        items, _ = engine.recommendations(name, RecommendationsRequest(limit=limit, channel=channel, listing=listing), who, row, as_of)
-        found: Sequence[Any] = items.items
-        common = {"customer_id": customer, "as_of": as_of, "model": items.model, "fallback": items.fallback}
-    else:
-        offers, _ = engine.next_best_offer(name, NextBestOfferRequest(limit=limit, channel=channel), who, row, as_of)
-        found = offers.offers
-        common = {"customer_id": customer, "as_of": as_of, "model": offers.model, "fallback": offers.fallback}
+    found: Sequence[ItemChoice | OfferChoice] = told.items if isinstance(told, ItemsAnswer) else told.offers
     if not found:
         nothing = {"rank": 1, "id": None, "score": None, "source": None, "reason": None, "propensity": None}
         yield {**common, **nothing, "fallback": common["fallback"] or "nothing to offer"}

@@ -27,7 +27,9 @@ from models.next_best_offer import NextBestOffer
 from models.offers import Offer
 from models.recommender.recommender import Recommender
 from models.registry import LoadedModel, ModelSettings, NoChampionError, Registry
+from serving.decide.policy import HELD_OUT, UNASSIGNED, Assignment, Policy, PolicyError
 from serving.decide.questions import (
+    Answer,
     Between,
     CustomerRequest,
     ItemChoice,
@@ -43,6 +45,8 @@ from serving.decide.questions import (
 )
 
 logger = logging.getLogger("ubiquo")
+POLICY = "policy.yaml"
+"""The file of a home that says who is held out and who sees which variant."""
 MAX_FEATURE_AGE = timedelta(days=7)
 """Beyond this an answer says that its features are old."""
 DecisionRecord = dict[str, Any]
@@ -91,15 +95,18 @@ class Engine:
         self._features = _feature_names(home)
         self._loaded: dict[str, Loaded] = {}
         self.broken: dict[str, str] = {}
-        """The models whose champion cannot be loaded, and why."""
+        """The models whose champion cannot be loaded, and files that are not in force, and why."""
         self._offers = self._items = ""
         """Which offers and items the pipelines of the champions were built on."""
         self._rng = np.random.default_rng()
+        # a mistake in it ends the start: nothing may go out without it
+        self.policy = Policy.read(home.root / POLICY)
+        """Who is held out, and who sees which variant; the last that was whole."""
         self.refresh()
 
     def refresh(self) -> list[str]:
-        """Load champions that are new since the last call, and offers; returns what was loaded."""
-        news = []
+        """Load champions that are new since the last call, offers and the policy; returns what was loaded."""
+        news = self._refresh_policy()
         offers, items = Catalogue(self._home).digest("offers"), Catalogue(self._home).digest("items")
         for name, settings in self.models.items():
             version = self.registry.version_of(name, self.registry.settings.champion)
@@ -129,6 +136,20 @@ class Engine:
             news.append(loaded.label)
         self._offers, self._items = offers, items
         return news
+
+    def _refresh_policy(self) -> list[str]:
+        try:
+            found = Policy.read(self._home.root / POLICY)
+        except (PolicyError, OSError) as error:
+            if self.broken.get(POLICY) != str(error):
+                logger.error("the policy before stays in force: %s", error)
+            self.broken[POLICY] = f"the policy before stays in force: {error}"
+            return []
+        self.broken.pop(POLICY, None)
+        if found == self.policy:
+            return []
+        self.policy = found
+        return [POLICY]
 
     def _check_inputs(self, model: Any) -> None:
         """See that everything that the model was trained on is still computed: more may be by now.
@@ -167,7 +188,7 @@ class Engine:
         }
         query = _query(request, who, row, as_of, loaded.attributes, request.exclude_item_ids, **asked)
         decision = _told(who, query, loaded.pipeline.decide(query, self._rng))
-        return self._list(loaded, name, request, query, decision)
+        return self._list(loaded, name, request, query, decision, self.policy.assigned(query.customer_id))
 
     def similar_items(self, request: SimilarItemsRequest, as_of: datetime) -> tuple[ItemsAnswer, DecisionRecord]:
         """What is like an item, by the first model that recommends items."""
@@ -194,7 +215,9 @@ class Engine:
             OfferChoice(offer_id=c.id, score=c.score, source=c.source, reason=c.reason, propensity=c.propensity, **c.details)
             for c in decision.choices
         ]
+        assigned = self.policy.assigned(query.customer_id)
         answer = OffersAnswer(**about, offers=offers, removed=dict(decision.removed))
+        self._assign(answer, assigned, self.policy.holds_out(assigned, "offers", query.channel))
         return answer, self._record(name, request, answer, offers, query.row)
 
     def score(
@@ -218,6 +241,7 @@ class Engine:
             reason=why_not or "; ".join(said),
             reasons=[dict(r) for r in reasons],
         )
+        self._assign(answer, self.policy.assigned(query.customer_id), held_out=False)
         return answer, self._record(name, request, answer, [{"score": value, "unit": model.unit, "propensity": 1.0}], query.row)
 
     def _ready(self, kind: ModelKind, loaded: LoadedModel) -> Loaded:
@@ -241,13 +265,28 @@ class Engine:
                 detail = f"the champion for {name} cannot be loaded: train and promote another, or roll back (python -m training rollback)"
             raise NoChampionError(detail) from None
 
-    def _list(self, loaded: Loaded, kind: str, request: Any, query: Query, decision: Decision) -> tuple[ItemsAnswer, DecisionRecord]:
+    def _list(
+        self, loaded: Loaded, kind: str, request: Any, query: Query, decision: Decision, assigned: Assignment = UNASSIGNED
+    ) -> tuple[ItemsAnswer, DecisionRecord]:
         fallback = decision.fallback or self._age_note(kind, query.row, query.as_of)
         name = loaded.label
         items = [ItemChoice(c.id, name(c.id), c.score, c.source, c.reason, c.propensity, **c.details) for c in decision.choices]
         about = self._about(kind, loaded, query, fallback)
         answer = ItemsAnswer(**about, items=items, removed=dict(decision.removed))
+        self._assign(answer, assigned, self.policy.holds_out(assigned, "items", query.channel))
         return answer, self._record(kind, request, answer, items, query.row)
+
+    @staticmethod
+    def _assign(answer: Answer, assigned: Assignment, held_out: bool) -> None:
+        """Write on an answer what its customer is in; one *held_out* gets nothing, while the log keeps what would have been."""
+        answer.group, answer.variants = assigned.group, dict(assigned.variants)
+        if not held_out:
+            return
+        answer.fallback = HELD_OUT
+        if isinstance(answer, ItemsAnswer):
+            answer.items = []
+        elif isinstance(answer, OffersAnswer):
+            answer.offers = []
 
     def _about(self, kind: str, loaded: Loaded, query: Query, fallback: str | None) -> dict[str, Any]:
         oldest = self._oldest(kind, query.row)
@@ -288,6 +327,7 @@ class Engine:
             else request,
             "choices": choices,
             "features": row,
+            "assignment": {"group": answer.group, "variants": answer.variants},
         }
 
     def _views(self, name: str) -> tuple[str, ...]:

@@ -153,6 +153,10 @@ class Answer(msgspec.Struct, kw_only=True):
     feature_age_seconds: float | None
     fallback: str | None
     """Why the answer is general rather than the customer's own, or None."""
+    group: Literal["control", "treated"] | None = None
+    """Whether the customer is in the control group, which is offered nothing; null where there is none or nobody is known."""
+    variants: dict[str, str] = {}
+    """By experiment: which variant the customer sees."""
     logged: bool = True
     """Whether the decision was kept: false where the disk did not take it, so that nothing can be learnt from it later."""
 
