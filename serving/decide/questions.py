@@ -89,7 +89,7 @@ class RecommendationsRequest(DeliveredRequest, kw_only=True, forbid_unknown_fiel
     diversity: Share = 0.0
     """By how much of its score each further item of one kind falls behind: 0 not at all, 1 one of each kind."""
     novelty: Share | None = None
-    """How much of its score the most popular item loses for being popular; if not given 0.15 in ``also_like``, elsewhere 0."""
+    """How much of its score the most popular item loses for being popular; if not given 0.3 in ``also_like``, elsewhere 0."""
     explore: bool = False
     explain: bool = False
     """Whether each item tells what every input of the ranker added to its score."""
