@@ -22,6 +22,8 @@ C_contra = TypeVar("C_contra", contravariant=True)
 
 
 NO_PERMISSION = "no permission for the channel"
+MOST_LEFT_OUT = 200
+"""How many of those that a filter removed are named."""
 
 
 class BrokenStageError(RuntimeError):
@@ -51,7 +53,7 @@ class Query:
     promoted: Mapping[int, str] = field(default_factory=dict)
     """By place in the list, counted from 1: the item that is to stand there, if the filters let it."""
     explain: bool = False
-    """Whether each choice tells what moved its score."""
+    """Whether each choice tells what moved its score, and what was removed is named."""
     include: Mapping[str, Wish] = field(default_factory=dict)
     """Attribute to the values of which an item must have one."""
     exclude: Mapping[str, Wish] = field(default_factory=dict)
@@ -92,6 +94,8 @@ class Decision:
     removed: Mapping[str, int]
     fallback: str | None = None
     """Why the answer is not the model's own, if it is not."""
+    left_out: Mapping[str, Sequence[str]] | None = None
+    """By reason, which were removed, where the query asks to explain: at most ``MOST_LEFT_OUT`` a reason."""
 
 
 class CandidateSource(Protocol[C_contra]):
@@ -144,6 +148,7 @@ class Scored(Generic[C]):
         shares: ``(scorers, candidates)``.
         removed: how many were removed, by reason.
         considered: how many candidates there were.
+        left_out: by reason, which were removed, where the query asks to explain.
     """
 
     context: C
@@ -151,6 +156,7 @@ class Scored(Generic[C]):
     shares: Scores
     removed: Mapping[str, int]
     considered: int
+    left_out: Mapping[str, Sequence[int]] | None = None
 
     @property
     def scores(self) -> Scores:
@@ -196,7 +202,10 @@ class Pipeline(Generic[C]):
             Choice(self.ids[found.candidates[p]], float(scores[p]), source, reason, float(chance), details)
             for p, chance, (source, reason, details) in zip(picks, propensities, told, strict=True)
         ]
-        return Decision(choices, found.considered, found.removed, self.fallback(found.context))
+        left_out = None
+        if found.left_out is not None:
+            left_out = {reason: [self.ids[place] for place in places] for reason, places in found.left_out.items()}
+        return Decision(choices, found.considered, found.removed, self.fallback(found.context), left_out)
 
     def order(self, query: Query, depth: int) -> Positions:
         """The positions that *query* would be answered with, and those that come next, *depth* in all, without reasons: for judging."""
@@ -215,10 +224,11 @@ class Pipeline(Generic[C]):
         context = self.prepare(query)
         found = self.source(context)
         removed: dict[str, int] = {}
-        candidates, considered = self._allowed(context, found, removed), len(found)
+        left_out: dict[str, list[int]] | None = {} if query.explain else None
+        candidates, considered = self._allowed(context, found, removed, left_out), len(found)
         if self.widen is not None and len(candidates) < query.limit:
             for more in self.widen(context, found):
-                candidates = np.concatenate([candidates, self._allowed(context, more, removed)])
+                candidates = np.concatenate([candidates, self._allowed(context, more, removed, left_out)])
                 considered += len(more)
                 if len(candidates) >= query.limit:
                     break
@@ -227,15 +237,18 @@ class Pipeline(Generic[C]):
             values = score(context, candidates)
             _check(name, values, len(candidates))
             shares[k] = values
-        return Scored(context, candidates, shares, removed, considered)
+        return Scored(context, candidates, shares, removed, considered, left_out)
 
-    def _allowed(self, context: C, candidates: Positions, removed: dict[str, int]) -> Positions:
-        """The candidates that every filter keeps; *removed* counts the others by reason."""
+    def _allowed(self, context: C, candidates: Positions, removed: dict[str, int], left_out: dict[str, list[int]] | None) -> Positions:
+        """The candidates that every filter keeps; *removed* counts the others by reason, and *left_out* names some of them."""
         for reason, keep_of in self.filters:
             keep = keep_of(context, candidates)
             _check(reason, keep, len(candidates))
             if not keep.all():
                 removed[reason] = removed.get(reason, 0) + int(len(keep) - np.count_nonzero(keep))
+                if left_out is not None:
+                    named = left_out.setdefault(reason, [])
+                    named += candidates[~keep][: MOST_LEFT_OUT - len(named)].tolist()
                 candidates = candidates[keep]
         return candidates
 

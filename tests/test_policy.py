@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import msgspec
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -16,8 +17,11 @@ from features.state.home import Home
 from features.state.ports import DECISIONS
 from features.store.decision_log import SCHEMA, DecisionLog, flushed
 from serving.bootstrap import open_engine
-from serving.decide.engine import POLICY
+from serving.decide.batch import score
+from serving.decide.coverage import NOTHING_THERE, Coverage, coverage
+from serving.decide.engine import NOBODY, POLICY
 from serving.decide.policy import HELD_OUT, Policy, PolicyError, drawn
+from serving.decide.questions import NextBestOfferRequest, OffersAnswer
 
 CONTROL = b"control_group: {share: %s, salt: spring, covers: [offers, contacts]}\n"
 EXPERIMENT = b"""
@@ -146,7 +150,8 @@ def test_a_held_out_customer_gets_nothing_and_the_log_says_what_would_have_been(
     cards = loyalty_cards(home)[:20]
     service = start_service(home, UBIQUO_CLOCK=f"fixed:{NEW_YEAR.isoformat()}")
     try:
-        groups, asked = {}, {}
+        groups: dict[str, str] = {}
+        asked: dict[str, bool] = {}
         for card in cards:
             about = {"identifiers": {"loyalty_card": card}}
             offers = service.ask("next-best-offer", about)
@@ -184,3 +189,52 @@ def test_a_held_out_customer_gets_nothing_and_the_log_says_what_would_have_been(
     assert {line["customer_id"]: line["group"] for line in lines if line["customer_id"] in groups} == groups
     assert all(line["id"] is None and line["fallback"] == HELD_OUT for line in of_control)
     assert any(line["id"] for line in lines if line["group"] == "treated")
+    counted = command("serving", "coverage", "next-best-offer", "--as-of", "2018-01-01", home=home.root)
+    assert counted.returncode == 0, counted.stdout + counted.stderr
+    assert f"nothing: {HELD_OUT}"[:30] in counted.stdout
+
+
+class TestCoverage:
+    """Who ends with nothing and why: what the file of a batch says, counted."""
+
+    def test_it_counts_what_a_batch_would_write(self, trained: Home, tmp_path: Path) -> None:
+        home = copy_home(trained, tmp_path / "home")
+        (home.root / POLICY).write_bytes(CONTROL % b"0.3")
+        out = tmp_path / "offers.jsonl"
+        score(home, open_engine, "next-best-offer", NEW_YEAR, out, 3)
+        lines = [json.loads(line) for line in out.read_text().splitlines()]
+        found = coverage(home, open_engine, "next-best-offer", NEW_YEAR, 3)
+        assert found.customers == len({line["customer_id"] for line in lines}) == found.own + found.general.total() + found.nothing.total()
+        assert found.nothing[HELD_OUT] == sum(line["group"] == "control" for line in lines) > 0
+        assert found.own + found.general.total() == len({line["customer_id"] for line in lines if line["id"]})
+
+    def test_nobody_is_reached_by_a_channel_that_nobody_permitted(self, trained: Home) -> None:
+        found = coverage(trained, open_engine, "recommendations", NEW_YEAR, 3, "email", "email")
+        assert not found.own
+        assert found.nothing == {"the customer has not permitted contact by email": found.customers}
+
+    def test_the_stage_that_took_the_last_is_the_reason(self) -> None:
+        told = OffersAnswer(
+            decision_id="d", as_of=NEW_YEAR, customer_id="c", model="m", feature_at=None, feature_age_seconds=None, fallback=None, offers=[],
+            removed={"attribute": 3, "excluded": 1},
+        )  # fmt: skip
+        found = Coverage()
+        found.add(told)
+        found.add(msgspec.structs.replace(told, removed={}))
+        found.add(msgspec.structs.replace(told, fallback="because"))
+        assert found.nothing == {"excluded": 1, NOTHING_THERE: 1, "because": 1}
+        assert (found.customers, found.own) == (3, 0)
+
+
+def test_what_was_removed_is_named_where_one_asks_to_explain(trained: Home) -> None:
+    engine = open_engine(trained)
+    plain, _ = engine.next_best_offer("next-best-offer", NextBestOfferRequest(), NOBODY, {}, NEW_YEAR)
+    assert plain.left_out is None
+    told, _ = engine.next_best_offer("next-best-offer", NextBestOfferRequest(explain=True), NOBODY, {}, NEW_YEAR)
+    assert told.left_out is not None
+    assert {reason: min(count, 200) for reason, count in told.removed.items()} == {r: len(ids) for r, ids in told.left_out.items()}
+    assert not {offer.offer_id for offer in told.offers} & {name for ids in told.left_out.values() for name in ids}
+    without = NextBestOfferRequest(explain=True, exclude_offer_ids=[told.offers[0].offer_id])
+    again, _ = engine.next_best_offer("next-best-offer", without, NOBODY, {}, NEW_YEAR)
+    assert again.left_out is not None
+    assert again.left_out["excluded"] == [told.offers[0].offer_id]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,6 +43,7 @@ from serving.decide.questions import (
     ScoreRequest,
 )
 
+AnyAnswer = ScoreAnswer | ItemsAnswer | OffersAnswer
 CHUNK = 500
 OUTPUTS = "outputs.json"
 """The list of files that batches were written to."""
@@ -99,40 +101,28 @@ def score(
         raise ValueError(f"--out {out}: end the name in .parquet or .jsonl")
     if RECIPES[listing].asks_about == "needed":
         raise ValueError(f"--listing {listing} is about an item: ask for it over HTTP, with item_ids")
-    shop = Shop.load(home)
-    EventLog(home, shop.timezone).check_reaches(as_of)
-    engine = engine_of(home)
-    store, settings = FeatureStore(home, engine.services()), engine.models[name]
-    store.apply()
-    for view in settings.kind.views:
-        store.backfill(view, {as_of: None})
-    customers = pq.ParquetFile(store.snapshot(settings.kind.views[0], as_of)).read(columns=["customer_id"])["customer_id"].to_pylist()
-    if not customers:
-        raise MissingStateError(f"no customer was known before {as_of.isoformat()}: choose a later --as-of")
-    identities, consents = Identities(home), Consents(home, shop.consent)
-    strongest, contacts = identities.strongest(), Contacts(home, identities.vault)
-    silent = sorted(_withdrawn(identities, consents) - set(customers))
+    crowd = Population.open(home, engine_of, name, as_of)
+    strongest, contacts = crowd.identities.strongest(), Contacts(home, crowd.identities.vault)
     _remember_output(home, out)
     out.parent.mkdir(parents=True, exist_ok=True)
     part, written = out.with_name(f".{out.name}.{os.getpid()}.part"), 0
     try:
-        with writer_of(part, SCHEMAS[settings.kind.answers]) as writer:
-            for start in range(0, len(customers), CHUNK):
-                chunk = customers[start : start + CHUNK]
+        with writer_of(part, SCHEMAS[crowd.settings.kind.answers]) as writer:
+            for chunk in crowd.chunks():
                 keys = {customer: strongest[customer] for customer in chunk if customer in strongest}
                 clear = contacts.identifiers(list(keys.values()))
                 named = {customer: f"{kind_of(key)}:{clear[key]}" for customer, key in keys.items() if key in clear}
                 rows = [
-                    {**line, "identifier": named.get(line["customer_id"])}
-                    for row in _rows(store, settings, chunk, as_of)
-                    for line in answer(engine, name, row, as_of, limit, _who(identities, consents, row["customer_id"]), channel, listing)
+                    {**line, "identifier": named.get(row["customer_id"])}
+                    for row in crowd.rows(chunk)
+                    for line in lines_of(crowd.ask(row, limit, channel, listing), str(row["customer_id"]))
                 ]
                 writer.write(rows)
                 written += len(rows)
-                advance(start + len(chunk), len(customers))
-            refused = {customer: _who(identities, consents, customer).not_reached(channel) or WITHDRAWN for customer in silent}
+                advance(crowd.asked, len(crowd.customers))
+            refused = {customer: crowd.who(customer).not_reached(channel) or WITHDRAWN for customer in crowd.silent}
             writer.write([{"customer_id": customer, "as_of": as_of, "rank": 1, "fallback": why} for customer, why in refused.items()])
-            written += len(silent)
+            written += len(refused)
         move_into_place(part, out)
     finally:
         part.unlink(missing_ok=True)
@@ -166,27 +156,10 @@ def _who(identities: Identities, consents: Consents, customer: str) -> Who:
     return Who(customer, allowed.personalization, allowed.forbidden_channels)
 
 
-def answer(
-    engine: Engine,
-    name: str,
-    row: Mapping[str, Any],
-    as_of: datetime,
-    limit: int,
-    who: Who,
-    channel: Channel | None = None,
-    listing: Listing = "for_you",
-) -> Iterator[dict[str, Any]]:
+def lines_of(told: AnyAnswer, customer: str) -> Iterator[dict[str, Any]]:
     """One customer's lines, best first."""
-    customer, answers = str(row["customer_id"]), engine.models[name].kind.answers
-    told: ScoreAnswer | ItemsAnswer | OffersAnswer
-    if answers == "score":
-        told, _ = engine.score(name, ScoreRequest(channel=channel), who, row, as_of)
-    elif answers == "items":
-        told, _ = engine.recommendations(name, RecommendationsRequest(limit=limit, channel=channel, listing=listing), who, row, as_of)
-    else:
-        told, _ = engine.next_best_offer(name, NextBestOfferRequest(limit=limit, channel=channel), who, row, as_of)
     common = {
-        "customer_id": customer, "as_of": as_of, "model": told.model, "fallback": told.fallback, "group": told.group,
+        "customer_id": customer, "as_of": told.as_of, "model": told.model, "fallback": told.fallback, "group": told.group,
         "variants": msgspec.json.encode(told.variants).decode() if told.variants else None,
     }  # fmt: skip
     if isinstance(told, ScoreAnswer):
@@ -200,6 +173,81 @@ def answer(
         line = msgspec.structs.asdict(choice)
         line["id"] = line.get("item_id") or line.get("offer_id")
         yield {**common, "rank": rank, **line}
+
+
+@dataclass
+class Population:
+    """Every customer known at a moment, and what a model is asked of each; memory holds one chunk of them.
+
+    Attributes:
+        customers: who has feature rows, in the order in which they are asked.
+        silent: who does not allow their data to be used, and so has none.
+        asked: how many have been asked, the chunk at hand among them.
+    """
+
+    engine: Engine
+    name: str
+    as_of: datetime
+    store: FeatureStore
+    identities: Identities
+    consents: Consents
+    customers: Sequence[str]
+    silent: Sequence[str]
+    asked: int = 0
+
+    @classmethod
+    def open(cls, home: Home, engine_of: Callable[[Home], Engine], name: str, as_of: datetime) -> Population:
+        """Everybody known at *as_of*, for the model *name*.
+
+        Raises:
+            MissingStateError: no customer was known then, or the log ends long before.
+        """
+        shop = Shop.load(home)
+        EventLog(home, shop.timezone).check_reaches(as_of)
+        engine = engine_of(home)
+        store, kind = FeatureStore(home, engine.services()), engine.models[name].kind
+        store.apply()
+        for view in kind.views:
+            store.backfill(view, {as_of: None})
+        customers = pq.ParquetFile(store.snapshot(kind.views[0], as_of)).read(columns=["customer_id"])["customer_id"].to_pylist()
+        if not customers:
+            raise MissingStateError(f"no customer was known before {as_of.isoformat()}: choose a later --as-of")
+        identities, consents = Identities(home), Consents(home, shop.consent)
+        silent = sorted(_withdrawn(identities, consents) - set(customers))
+        return cls(engine, name, as_of, store, identities, consents, customers, silent)
+
+    @property
+    def settings(self) -> ModelSettings:
+        """What ``mlflow.yaml`` says of the model."""
+        return self.engine.models[self.name]
+
+    def chunks(self) -> Iterator[Sequence[str]]:
+        """The customers, some at a time."""
+        for start in range(0, len(self.customers), CHUNK):
+            chunk = self.customers[start : start + CHUNK]
+            self.asked = start + len(chunk)
+            yield chunk
+
+    def rows(self, chunk: Sequence[str]) -> list[dict[str, Any]]:
+        """Feature rows as the online reader would give them: None for unknown, and the moment of each view."""
+        return _rows(self.store, self.settings, chunk, self.as_of)
+
+    def who(self, customer: str) -> Who:
+        """A customer with what they allow now."""
+        return _who(self.identities, self.consents, customer)
+
+    def ask(self, row: Mapping[str, Any], limit: int, channel: Channel | None, listing: Listing) -> AnyAnswer:
+        """The answer that HTTP would give about the customer of a feature row."""
+        who, answers = self.who(row["customer_id"]), self.settings.kind.answers
+        told: AnyAnswer
+        if answers == "score":
+            told, _ = self.engine.score(self.name, ScoreRequest(channel=channel), who, row, self.as_of)
+        elif answers == "items":
+            request = RecommendationsRequest(limit=limit, channel=channel, listing=listing)
+            told, _ = self.engine.recommendations(self.name, request, who, row, self.as_of)
+        else:
+            told, _ = self.engine.next_best_offer(self.name, NextBestOfferRequest(limit=limit, channel=channel), who, row, self.as_of)
+        return told
 
 
 def _rows(store: FeatureStore, settings: ModelSettings, customers: Sequence[str], as_of: datetime) -> list[dict[str, Any]]:

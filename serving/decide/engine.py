@@ -207,7 +207,8 @@ class Engine:
         """What to offer her."""
         loaded = self._champion(name)
         assert loaded.pipeline is not None
-        query = _query(request, who, row, as_of, loaded.attributes, request.exclude_offer_ids, explore=request.explore)
+        asked = {"explore": request.explore, "explain": request.explain}
+        query = _query(request, who, row, as_of, loaded.attributes, request.exclude_offer_ids, **asked)
         decision = _told(who, query, loaded.pipeline.decide(query, self._rng))
         fallback = decision.fallback or self._age_note(name, query.row, as_of)
         about = self._about(name, loaded, query, fallback)
@@ -216,7 +217,7 @@ class Engine:
             for c in decision.choices
         ]
         assigned = self.policy.assigned(query.customer_id)
-        answer = OffersAnswer(**about, offers=offers, removed=dict(decision.removed))
+        answer = OffersAnswer(**about, offers=offers, removed=dict(decision.removed), left_out=_named(decision))
         self._assign(answer, assigned, self.policy.holds_out(assigned, "offers", query.channel))
         return answer, self._record(name, request, answer, offers, query.row)
 
@@ -272,7 +273,7 @@ class Engine:
         name = loaded.label
         items = [ItemChoice(c.id, name(c.id), c.score, c.source, c.reason, c.propensity, **c.details) for c in decision.choices]
         about = self._about(kind, loaded, query, fallback)
-        answer = ItemsAnswer(**about, items=items, removed=dict(decision.removed))
+        answer = ItemsAnswer(**about, items=items, removed=dict(decision.removed), left_out=_named(decision))
         self._assign(answer, assigned, self.policy.holds_out(assigned, "items", query.channel))
         return answer, self._record(kind, request, answer, items, query.row)
 
@@ -366,6 +367,10 @@ def _told(who: Who, query: Query, decision: Decision) -> Decision:
         # the filters have left nothing; even one that forgets to look sends nothing out
         return replace(decision, choices=(), fallback=not_reached)
     return decision if who.may_be_used else replace(decision, fallback=WITHDRAWN)
+
+
+def _named(decision: Decision) -> dict[str, list[str]] | None:
+    return None if decision.left_out is None else {reason: list(ids) for reason, ids in decision.left_out.items()}
 
 
 def _query(

@@ -92,7 +92,7 @@ class RecommendationsRequest(DeliveredRequest, kw_only=True, forbid_unknown_fiel
     """How much of its score the most popular item loses for being popular; if not given 0.3 in ``also_like``, elsewhere 0."""
     explore: bool = False
     explain: bool = False
-    """Whether each item tells what every input of the ranker added to its score."""
+    """Whether each item tells what every input of the ranker added to its score, and what was removed is named under its reason."""
 
 
 class SimilarItemsRequest(Question, kw_only=True, forbid_unknown_fields=True):
@@ -114,6 +114,8 @@ class NextBestOfferRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields
     exclude: Values = {}
     exclude_offer_ids: Ids = []
     explore: bool = False
+    explain: bool = False
+    """Whether the offers that were removed are named, each under its reason."""
 
 
 class ScoreRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
@@ -200,6 +202,8 @@ class ItemsAnswer(Answer, kw_only=True):
     items: list[ItemChoice]
     removed: dict[str, int]
     """How many candidates were removed, by reason."""
+    left_out: dict[str, list[str]] | None = None
+    """Which they were, where ``explain`` asks: at most 200 a reason."""
 
 
 class OffersAnswer(Answer, kw_only=True):
@@ -207,6 +211,7 @@ class OffersAnswer(Answer, kw_only=True):
 
     offers: list[OfferChoice]
     removed: dict[str, int]
+    left_out: dict[str, list[str]] | None = None
 
 
 class ScoreAnswer(Answer, kw_only=True):
