@@ -59,6 +59,8 @@ class Query:
     exclude: Mapping[str, Wish] = field(default_factory=dict)
     """Attribute to the values of which an item must have none."""
     exclude_ids: frozenset[str] = frozenset()
+    resting_ids: frozenset[str] = frozenset()
+    """What the customer has had as often as they may for now."""
     explore: bool = False
     channel: str | None = None
     """Through which channel the answer will reach her, where that is known."""

@@ -21,6 +21,7 @@ from models.offers import Offer, OfferBook, Worth
 from models.probability import Boosted, Floats, Logistic, ProbabilityModel, load_sealed, save_sealed
 from models.reasons import strongest
 
+RESTING = "had as often as contact allows"
 PAIR_INPUTS: tuple[Input, ...] = (
     Input("affinity", "buys the promoted items (weight {:.1f})"),
     Input("affinity_share", "{:.0%} of recent purchases are promoted items", high=1.0),
@@ -100,7 +101,8 @@ class NextBestOffer:
             source=lambda context: context.candidates,
             filters=[
                 ("attribute", lambda context, candidates: _has_attributes(book, context, candidates)),
-                ("excluded", lambda context, candidates: _not_excluded(book, context, candidates)),
+                ("excluded", lambda context, candidates: _not_among(book, context.query.exclude_ids, candidates)),
+                (RESTING, lambda context, candidates: _not_among(book, context.query.resting_ids, candidates)),
                 (NO_PERMISSION, lambda context, candidates: _permitted(book, context, candidates)),
                 ("another coupon of its campaign fits better", lambda context, candidates: _best_coupon(book, context, candidates)),
             ],
@@ -225,8 +227,8 @@ def _permitted(book: OfferBook, context: OfferContext, candidates: Positions) ->
     return own & may_reach_her(context.query, candidates)
 
 
-def _not_excluded(book: OfferBook, context: OfferContext, candidates: Positions) -> NDArray[np.bool_]:
-    return np.array([book.offer_ids[p] not in context.query.exclude_ids for p in candidates], dtype=bool)
+def _not_among(book: OfferBook, ids: frozenset[str], candidates: Positions) -> NDArray[np.bool_]:
+    return np.array([book.offer_ids[p] not in ids for p in candidates], dtype=bool)
 
 
 KIND = ModelKind(

@@ -42,7 +42,7 @@ from serving.privacy.erasure import PENDING, Nightly, Office, prove
 from serving.privacy.holdings import Place, Subject, mentions
 
 PLACES = ("events", "inbox", "dead letters", "feature snapshots", "online store", "decisions", "batch files", "model runs",
-          "import stages", "contacts", "identity")  # fmt: skip
+          "import stages", "contacts", "reservations", "identity")  # fmt: skip
 HELD_NOWHERE_ELSE = ("inbox", "import stages")
 """Places that are empty once everything is drained and every import is done."""
 
@@ -52,6 +52,7 @@ def lived_in(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> tuple[H
     """A home in which one customer is known to every place, and her card."""
     home = copy_home(trained, tmp_path_factory.mktemp("lived") / "home")
     card = loyalty_cards(home)[40]
+    (home.root / "policy.yaml").write_text("contact: {caps: [{most: 9, per: day}]}")
     running = start_service(home)
     her = {"loyalty_card": card}
     at = (NEW_YEAR - timedelta(hours=2)).isoformat()
@@ -66,6 +67,7 @@ def lived_in(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> tuple[H
         assert running.post("/v1/events", bad)[0] == 400
         for question in ("churn", "recommendations", "next-best-offer"):
             running.ask(question, {"identifiers": {"email": "countess.lovelace@example.org"}})
+        assert running.ask("recommendations", {"identifiers": her, "channel": "mail"})["items"]
         eventually(lambda: running.ask("recommendations", {"identifiers": her})["fallback"] is None)
     finally:
         stop_service(running)

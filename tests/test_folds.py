@@ -14,7 +14,7 @@ from scene import NEW_YEAR, TinyShop, event
 
 from features.definitions.feature import Moment
 from features.definitions.folds.cart import MOVE_LIMIT
-from features.definitions.folds.daily_activity import DAY_LIMIT
+from features.definitions.folds.daily_activity import DAY_LIMIT, DailyActivityFold
 from features.definitions.folds.fold import Fold, Line, OutdatedStateError, Touch
 from features.definitions.folds.history import HISTORY_HALF_LIFE_DAYS, HISTORY_LIMIT, RECENT_LIMIT
 from features.definitions.folds.registered import FOLDS, CustomerState, nothing
@@ -74,7 +74,7 @@ TOUCHES = st.lists(
     st.builds(
         lambda number, name, seconds, channel, store, session, items: Touch(
             f"e{number}", name, NEW_YEAR - timedelta(seconds=seconds), (NEW_YEAR - timedelta(seconds=seconds)).date(), channel, store,
-            session, f"words {seconds}", tuple(Line(item, units, 50 * units) for item, units in items),
+            session, f"words {seconds}", f"o{number % 3}", None, tuple(Line(item, units, 50 * units) for item, units in items),
         ),
         st.integers(0, 10**9),
         st.sampled_from(NAMES),
@@ -303,7 +303,7 @@ class TestDailyActivity:
         state = CustomerState()
         for k in range(DAY_LIMIT + 30):
             state.step(touch("store_visit", k * 1440))
-        assert len(state._state(FOLDS[-1]).days) == DAY_LIMIT
+        assert len(state._state(DailyActivityFold()).days) == DAY_LIMIT
 
 
 def test_of_nobody_nothing_is_told() -> None:

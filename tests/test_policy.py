@@ -19,7 +19,8 @@ from features.store.decision_log import SCHEMA, DecisionLog, flushed
 from serving.bootstrap import open_engine
 from serving.decide.batch import score
 from serving.decide.coverage import NOTHING_THERE, Coverage, coverage
-from serving.decide.engine import NOBODY, POLICY
+from serving.decide.engine import NOBODY
+from serving.decide.governor import POLICY
 from serving.decide.policy import HELD_OUT, Policy, PolicyError, drawn
 from serving.decide.questions import NextBestOfferRequest, OffersAnswer
 
@@ -110,20 +111,20 @@ def test_the_last_good_policy_stays_in_force(trained: Home, tmp_path: Path) -> N
     home = copy_home(trained, tmp_path / "home")
     (home.root / POLICY).write_bytes(CONTROL % b"0.5")
     engine = open_engine(home)
-    assert engine.policy == policy(0.5, b"")
+    assert engine.governor.policy == policy(0.5, b"")
     (home.root / POLICY).write_bytes(b"control_group: {share: 5, salt: x}")
     engine.refresh()
-    assert engine.policy == policy(0.5, b"")
+    assert engine.governor.policy == policy(0.5, b"")
     assert "control_group.share" in engine.broken[POLICY]
     with pytest.raises(PolicyError):
         open_engine(home)
     (home.root / POLICY).write_bytes(CONTROL % b"0.25")
     assert POLICY in engine.refresh()
-    assert engine.policy == policy(0.25, b"")
+    assert engine.governor.policy == policy(0.25, b"")
     assert POLICY not in engine.broken
     (home.root / POLICY).unlink()
     engine.refresh()
-    assert engine.policy == Policy()
+    assert engine.governor.policy == Policy()
 
 
 def test_decisions_of_an_earlier_version_stand_beside_those_that_tell_more(tiny: TinyShop) -> None:

@@ -39,7 +39,10 @@ EVENTS_AT_ONCE = 300_000
 """How many events are sorted at once: DuckDB cannot spill all that a sort of nested rows holds."""
 ROWS_AT_ONCE = 500
 """How many rows of states of one moment are held before they are written."""
-_READ = ["customer_id", "known_at", "event_id", "name", "occurred_at", "local_date", "channel", "store_id", "session_id", "query", "items"]
+_READ = [
+    "customer_id", "known_at", "event_id", "name", "occurred_at", "local_date", "channel", "store_id", "session_id", "query", "offer_id",
+    "decision_id", "items",
+]  # fmt: skip
 
 
 def snapshot_folder(home: Home, view: View) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ def score(
                 named = {customer: f"{kind_of(key)}:{clear[key]}" for customer, key in keys.items() if key in clear}
                 rows = [
                     {**line, "identifier": named.get(row["customer_id"])}
-                    for row in crowd.rows(chunk)
+                    for row in crowd.rows(chunk, channel)
                     for line in lines_of(crowd.ask(row, limit, channel, listing), str(row["customer_id"]))
                 ]
                 writer.write(rows)
@@ -152,8 +153,10 @@ def _withdrawn(identities: Identities, consents: Consents) -> set[str]:
 
 def _who(identities: Identities, consents: Consents, customer: str) -> Who:
     # her row may carry a name that she had before a merge: what she says counts for both
-    allowed = standing(consents, identities, identities.current(customer))
-    return Who(customer, allowed.personalization, allowed.forbidden_channels)
+    current = identities.current(customer)
+    allowed = standing(consents, identities, current)
+    others = [each for each in (current, *identities.former(current)) if each != customer]
+    return Who(customer, allowed.personalization, allowed.forbidden_channels, tuple(others))
 
 
 def lines_of(told: AnyAnswer, customer: str) -> Iterator[dict[str, Any]]:
@@ -228,32 +231,38 @@ class Population:
             self.asked = start + len(chunk)
             yield chunk
 
-    def rows(self, chunk: Sequence[str]) -> list[dict[str, Any]]:
+    def rows(self, chunk: Sequence[str], channel: Channel | None) -> list[dict[str, Any]]:
         """Feature rows as the online reader would give them: None for unknown, and the moment of each view."""
-        return _rows(self.store, self.settings, chunk, self.as_of)
+        folds = (*self.settings.kind.folds, *self.engine.governor.reads(channel))
+        return _rows(self.store, self.settings, chunk, self.as_of, folds)
 
     def who(self, customer: str) -> Who:
         """A customer with what they allow now."""
         return _who(self.identities, self.consents, customer)
 
-    def ask(self, row: Mapping[str, Any], limit: int, channel: Channel | None, listing: Listing) -> AnyAnswer:
-        """The answer that HTTP would give about the customer of a feature row."""
+    def ask(self, row: Mapping[str, Any], limit: int, channel: Channel | None, listing: Listing, dry_run: bool = False) -> AnyAnswer:
+        """The answer that HTTP would give about the customer of a feature row; the same batch run again keeps its decisions' ids."""
         who, answers = self.who(row["customer_id"]), self.settings.kind.answers
+        said = f"{self.name}/{listing}/{channel}/{self.as_of.isoformat()}/{row['customer_id']}"
+        name = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
         told: AnyAnswer
         if answers == "score":
             told, _ = self.engine.score(self.name, ScoreRequest(channel=channel), who, row, self.as_of)
         elif answers == "items":
-            request = RecommendationsRequest(limit=limit, channel=channel, listing=listing)
-            told, _ = self.engine.recommendations(self.name, request, who, row, self.as_of)
+            wish = RecommendationsRequest(limit=limit, channel=channel, listing=listing, dry_run=dry_run)
+            told, _ = self.engine.recommendations(self.name, wish, who, row, self.as_of, name)
         else:
-            told, _ = self.engine.next_best_offer(self.name, NextBestOfferRequest(limit=limit, channel=channel), who, row, self.as_of)
+            offer = NextBestOfferRequest(limit=limit, channel=channel, dry_run=dry_run)
+            told, _ = self.engine.next_best_offer(self.name, offer, who, row, self.as_of, name)
         return told
 
 
-def _rows(store: FeatureStore, settings: ModelSettings, customers: Sequence[str], as_of: datetime) -> list[dict[str, Any]]:
+def _rows(
+    store: FeatureStore, settings: ModelSettings, customers: Sequence[str], as_of: datetime, folds: Sequence[str]
+) -> list[dict[str, Any]]:
     """Feature rows as the online reader would give them: None for unknown, and the moment of each view."""
     spine = pd.DataFrame({"customer_id": customers, "event_timestamp": pd.Timestamp(as_of)})
-    frame = store.historical(spine, settings.feature_service, settings.kind.folds).drop(columns="event_timestamp")
+    frame = store.historical(spine, settings.feature_service, folds).drop(columns="event_timestamp")
     frame = frame.astype(object).where(frame.notna(), None)
     stamps = {f"{view}_at": microseconds(as_of) for view in settings.kind.views}
     return [{**{k: _plain(v) for k, v in row.items()}, **stamps} for row in frame.to_dict("records")]

@@ -67,8 +67,8 @@ def coverage(
     """
     crowd, found = Population.open(home, engine_of, name, as_of), Coverage()
     for chunk in crowd.chunks():
-        for row in crowd.rows(chunk):
-            found.add(crowd.ask(row, limit, channel, listing))
+        for row in crowd.rows(chunk, channel):
+            found.add(crowd.ask(row, limit, channel, listing, dry_run=True))
         advance(crowd.asked, len(crowd.customers))
     for customer in crowd.silent:
         found.customers += 1

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -27,7 +28,8 @@ from models.next_best_offer import NextBestOffer
 from models.offers import Offer
 from models.recommender.recommender import Recommender
 from models.registry import LoadedModel, ModelSettings, NoChampionError, Registry
-from serving.decide.policy import HELD_OUT, UNASSIGNED, Assignment, Policy, PolicyError
+from serving.decide.governor import POLICY, Governor
+from serving.decide.policy import UNASSIGNED, Assignment, PolicyError
 from serving.decide.questions import (
     Answer,
     Between,
@@ -45,8 +47,6 @@ from serving.decide.questions import (
 )
 
 logger = logging.getLogger("ubiquo")
-POLICY = "policy.yaml"
-"""The file of a home that says who is held out and who sees which variant."""
 MAX_FEATURE_AGE = timedelta(days=7)
 """Beyond this an answer says that its features are old."""
 DecisionRecord = dict[str, Any]
@@ -63,6 +63,13 @@ class Who:
     may_be_used: bool = True
     """Whether her data may be used for personalization."""
     forbidden_channels: frozenset[str] = frozenset()
+    former_ids: tuple[str, ...] = ()
+    """The ids that were merged into theirs."""
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """All ids of theirs, the present one first; none of nobody known."""
+        return () if self.customer_id is None else (self.customer_id, *self.former_ids)
 
     def not_reached(self, channel: str | None) -> str | None:
         """Why nothing may be decided that is to go out by *channel*; None where it may, or where nothing goes out."""
@@ -99,9 +106,7 @@ class Engine:
         self._offers = self._items = ""
         """Which offers and items the pipelines of the champions were built on."""
         self._rng = np.random.default_rng()
-        # a mistake in it ends the start: nothing may go out without it
-        self.policy = Policy.read(home.root / POLICY)
-        """Who is held out, and who sees which variant; the last that was whole."""
+        self.governor = Governor(home)
         self.refresh()
 
     def refresh(self) -> list[str]:
@@ -139,17 +144,14 @@ class Engine:
 
     def _refresh_policy(self) -> list[str]:
         try:
-            found = Policy.read(self._home.root / POLICY)
+            changed = self.governor.refresh()
         except (PolicyError, OSError) as error:
-            if self.broken.get(POLICY) != str(error):
-                logger.error("the policy before stays in force: %s", error)
-            self.broken[POLICY] = f"the policy before stays in force: {error}"
+            if self.broken.get(POLICY) != (why := f"the policy before stays in force: {error}"):
+                logger.error("%s", why)
+            self.broken[POLICY] = why
             return []
         self.broken.pop(POLICY, None)
-        if found == self.policy:
-            return []
-        self.policy = found
-        return [POLICY]
+        return [POLICY] if changed else []
 
     def _check_inputs(self, model: Any) -> None:
         """See that everything that the model was trained on is still computed: more may be by now.
@@ -170,7 +172,7 @@ class Engine:
         return [name for name in self.models if name not in self._loaded]
 
     def recommendations(
-        self, name: str, request: RecommendationsRequest, who: Who, row: Mapping[str, Any], as_of: datetime
+        self, name: str, request: RecommendationsRequest, who: Who, row: Mapping[str, Any], as_of: datetime, decision_id: str = ""
     ) -> tuple[ItemsAnswer, DecisionRecord]:
         """What she will like."""
         loaded = self._champion(name)
@@ -187,8 +189,10 @@ class Engine:
             "explain": request.explain,
         }
         query = _query(request, who, row, as_of, loaded.attributes, request.exclude_item_ids, **asked)
-        decision = _told(who, query, loaded.pipeline.decide(query, self._rng))
-        return self._list(loaded, name, request, query, decision, self.policy.assigned(query.customer_id))
+        decision_id = decision_id or uuid.uuid4().hex
+        decide = partial(loaded.pipeline.decide, rng=self._rng)
+        decision, assigned, held_out = self.governor.decide(who.ids, query, decision_id, "items", request.dry_run, decide)
+        return self._list(loaded, name, request, query, _told(who, query, decision), decision_id, assigned, held_out)
 
     def similar_items(self, request: SimilarItemsRequest, as_of: datetime) -> tuple[ItemsAnswer, DecisionRecord]:
         """What is like an item, by the first model that recommends items."""
@@ -199,26 +203,28 @@ class Engine:
         assert loaded.pipeline is not None
         asked = {"listing": "similar", "item_ids": (request.item_id,)}
         query = _query(request, NOBODY, {}, as_of, loaded.attributes, request.exclude_item_ids, **asked)
-        return self._list(loaded, "similar-items", request, query, loaded.pipeline.decide(query, self._rng))
+        return self._list(loaded, "similar-items", request, query, loaded.pipeline.decide(query, self._rng), uuid.uuid4().hex)
 
     def next_best_offer(
-        self, name: str, request: NextBestOfferRequest, who: Who, row: Mapping[str, Any], as_of: datetime
+        self, name: str, request: NextBestOfferRequest, who: Who, row: Mapping[str, Any], as_of: datetime, decision_id: str = ""
     ) -> tuple[OffersAnswer, DecisionRecord]:
         """What to offer her."""
         loaded = self._champion(name)
         assert loaded.pipeline is not None
         asked = {"explore": request.explore, "explain": request.explain}
         query = _query(request, who, row, as_of, loaded.attributes, request.exclude_offer_ids, **asked)
-        decision = _told(who, query, loaded.pipeline.decide(query, self._rng))
+        decision_id = decision_id or uuid.uuid4().hex
+        decide = partial(loaded.pipeline.decide, rng=self._rng)
+        decision, assigned, held_out = self.governor.decide(who.ids, query, decision_id, "offers", request.dry_run, decide)
+        decision = _told(who, query, decision)
         fallback = decision.fallback or self._age_note(name, query.row, as_of)
-        about = self._about(name, loaded, query, fallback)
+        about = self._about(name, loaded, query, fallback, decision_id)
         offers = [
             OfferChoice(offer_id=c.id, score=c.score, source=c.source, reason=c.reason, propensity=c.propensity, **c.details)
             for c in decision.choices
         ]
-        assigned = self.policy.assigned(query.customer_id)
         answer = OffersAnswer(**about, offers=offers, removed=dict(decision.removed), left_out=_named(decision))
-        self._assign(answer, assigned, self.policy.holds_out(assigned, "offers", query.channel))
+        self._assign(answer, assigned, held_out)
         return answer, self._record(name, request, answer, offers, query.row)
 
     def score(
@@ -229,7 +235,7 @@ class Engine:
         model: ScoreModel = loaded.model.model
         query = Query.from_row(who.customer_id, as_of, row) if who.may_be_used else Query.from_row(None, as_of, {})
         why_not = who.not_reached(request.channel) or (model.why_not(row) if who.may_be_used else WITHDRAWN)
-        about = self._about(name, loaded, query, why_not or self._age_note(name, row, as_of))
+        about = self._about(name, loaded, query, why_not or self._age_note(name, row, as_of), uuid.uuid4().hex)
         value, reasons = (None, []) if why_not else model.answer(row)
         said = [str(r["text"]) for r in reasons if r["effect"] == "raises"] or [str(r["text"]) for r in reasons]
         answer = ScoreAnswer(
@@ -242,7 +248,7 @@ class Engine:
             reason=why_not or "; ".join(said),
             reasons=[dict(r) for r in reasons],
         )
-        self._assign(answer, self.policy.assigned(query.customer_id), held_out=False)
+        self._assign(answer, self.governor.policy.assigned(query.customer_id), held_out=False)
         return answer, self._record(name, request, answer, [{"score": value, "unit": model.unit, "propensity": 1.0}], query.row)
 
     def _ready(self, kind: ModelKind, loaded: LoadedModel) -> Loaded:
@@ -267,14 +273,22 @@ class Engine:
             raise NoChampionError(detail) from None
 
     def _list(
-        self, loaded: Loaded, kind: str, request: Any, query: Query, decision: Decision, assigned: Assignment = UNASSIGNED
+        self,
+        loaded: Loaded,
+        kind: str,
+        request: Any,
+        query: Query,
+        decision: Decision,
+        decision_id: str,
+        assigned: Assignment = UNASSIGNED,
+        held_out: bool = False,
     ) -> tuple[ItemsAnswer, DecisionRecord]:
         fallback = decision.fallback or self._age_note(kind, query.row, query.as_of)
         name = loaded.label
         items = [ItemChoice(c.id, name(c.id), c.score, c.source, c.reason, c.propensity, **c.details) for c in decision.choices]
-        about = self._about(kind, loaded, query, fallback)
+        about = self._about(kind, loaded, query, fallback, decision_id)
         answer = ItemsAnswer(**about, items=items, removed=dict(decision.removed), left_out=_named(decision))
-        self._assign(answer, assigned, self.policy.holds_out(assigned, "items", query.channel))
+        self._assign(answer, assigned, held_out)
         return answer, self._record(kind, request, answer, items, query.row)
 
     @staticmethod
@@ -283,17 +297,16 @@ class Engine:
         answer.group, answer.variants = assigned.group, dict(assigned.variants)
         if not held_out:
             return
-        answer.fallback = HELD_OUT
         if isinstance(answer, ItemsAnswer):
             answer.items = []
         elif isinstance(answer, OffersAnswer):
             answer.offers = []
 
-    def _about(self, kind: str, loaded: Loaded, query: Query, fallback: str | None) -> dict[str, Any]:
+    def _about(self, kind: str, loaded: Loaded, query: Query, fallback: str | None, decision_id: str) -> dict[str, Any]:
         oldest = self._oldest(kind, query.row)
         feature_at = None if oldest is None else moment_of(oldest)
         return {
-            "decision_id": uuid.uuid4().hex,
+            "decision_id": decision_id,
             "as_of": query.as_of,
             "customer_id": query.customer_id,
             "model": loaded.model.label,

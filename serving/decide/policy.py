@@ -1,4 +1,6 @@
-"""The shop's policy for what goes out: who is held out, and who sees which variant. One YAML file, checked whole before it counts."""
+"""The shop's policy for what goes out: who is held out, who sees which variant, how often customers are contacted. One YAML file,
+checked whole before it counts.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ import yaml
 from features.events.event import Text, explain
 from features.people.consent import CONTACT_CHANNELS
 from models.kind import Answers
+from serving.decide.contact import ContactPolicy
 
 Group = Literal["control", "treated"]
 Covered = Literal["offers", "contacts", "recommendations"]
@@ -73,6 +76,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole of a policy file."""
 
     control_group: ControlGroup | None = None
+    contact: ContactPolicy = ContactPolicy()
     experiments: tuple[Experiment, ...] = ()
 
     def __post_init__(self) -> None:

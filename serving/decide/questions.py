@@ -56,6 +56,8 @@ class DeliveredRequest(CustomerRequest, kw_only=True, forbid_unknown_fields=True
 
     channel: Channel | None = None
     """Through what the customer will be reached: by e-mail, SMS, push, mail, call or ads only with their permission."""
+    dry_run: bool = False
+    """Whether the answer is only looked at: no message is promised, so no cap counts it."""
 
 
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]

@@ -30,6 +30,7 @@ from features.store.profile import UnknownCustomerError, events_of
 from features.store.timeline import clear_spills
 from models.registry import Registry
 from serving.decide.batch import outputs
+from serving.decide.ledger import Ledger
 from serving.intake.intake import Intake
 from serving.privacy.holdings import (
     BatchFiles,
@@ -40,6 +41,7 @@ from serving.privacy.holdings import (
     IdentityTable,
     OnlineRows,
     Place,
+    Promises,
     RunTables,
     Snapshots,
     Stages,
@@ -116,7 +118,8 @@ class Office:
         # the identity table goes last: a repeated erasure finds by it what a broken one has left
         self.places: list[Place] = [
             Events(home), Waiting(intake.inbox), DeadLetterTable(self._log), Snapshots(home), self._online, self._decisions,
-            BatchFiles(home), RunTables(registry), Stages(home), ContactTable(self._contacts), IdentityTable(identities),
+            BatchFiles(home), RunTables(registry), Stages(home), ContactTable(self._contacts), Promises(Ledger(home)),
+            IdentityTable(identities),
         ]  # fmt: skip
         self._folder = home.root / "erasures"
         # one at a time

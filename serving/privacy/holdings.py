@@ -29,6 +29,7 @@ from features.store.keyed_state import KeyedState
 from features.store.profile import events_of
 from models.registry import Registry
 from serving.decide.batch import outputs
+from serving.decide.ledger import Ledger
 from serving.intake.event_queue import EventQueue
 
 Row = dict[str, Any]
@@ -164,6 +165,23 @@ class ContactTable:
     def erase(self, subject: Subject) -> int:
         """Delete and overwrite."""
         return self._contacts.erase([*subject.keys, *subject.lost])
+
+
+class Promises:
+    """The messages that were decided to go out."""
+
+    name = "reservations"
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def find(self, subject: Subject) -> Iterator[Row]:
+        """Which decision promised what, and when."""
+        yield from self._ledger.find(subject.customer_ids)
+
+    def erase(self, subject: Subject) -> int:
+        """Delete and overwrite."""
+        return self._ledger.erase(subject.customer_ids)
 
 
 class IdentityTable:

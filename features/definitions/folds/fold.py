@@ -50,6 +50,8 @@ class Touch(NamedTuple):
     store_id: str | None = None
     session_id: str | None = None
     query: str | None = None
+    offer_id: str | None = None
+    decision_id: str | None = None
     lines: tuple[Line, ...] = ()
 
     @property
@@ -72,7 +74,10 @@ class Touch(NamedTuple):
         """What folds read of an event of a shop in *zone*."""
         lines = tuple(Line(item.item_id, item.quantity, item.amount_minor) for item in event.items)
         day = event.occurred_at.astimezone(zone).date()
-        return cls(event.event_id, event.name, event.occurred_at, day, event.channel, event.store_id, event.session_id, event.query, lines)
+        return cls(
+            event.event_id, event.name, event.occurred_at, day, event.channel, event.store_id, event.session_id, event.query,
+            event.offer_id, event.decision_id, lines,
+        )  # fmt: skip
 
     def bought(self) -> list[Line]:
         """The lines of some quantity."""

@@ -1,0 +1,61 @@
+"""What was sent to the customer: when, by which channel, which offer, and by which decision."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import msgspec
+
+from features.definitions.feature import Moment
+from features.definitions.folds.fold import Fold, Output, Touch, take_newest
+
+CONTACT_LIMIT = 200
+
+
+class Message(NamedTuple):
+    """One message: when it was sent (Unix seconds), by which event, and '' for what was not told."""
+
+    at: int
+    key: str
+    channel: str
+    offer_id: str
+    decision_id: str
+
+
+class Contacts(msgspec.Struct):
+    """The newest messages, oldest first."""
+
+    sent: list[Message] = []
+
+
+class ContactsFold(Fold[Contacts]):
+    """The messages sent last."""
+
+    name = "contacts"
+    scope = "customer"
+    state = Contacts
+    reads = frozenset({"message_sent"})
+    outputs = (
+        Output("contacted_at", "integers", "when the shop sent the customer its last messages (Unix seconds), oldest first"),
+        Output("contacted_by", "texts", "by which channel"),
+        Output("contacted_offers", "texts", "with which offer ('' for none)"),
+        Output("contacted_decisions", "texts", "by which decision of ubiquo ('' for none)"),
+    )
+
+    def step(self, state: Contacts, touch: Touch) -> None:
+        """Take in a message."""
+        sent = Message(touch.at, touch.key, touch.channel or "", touch.offer_id or "", touch.decision_id or "")
+        take_newest(state.sent, sent, CONTACT_LIMIT)
+
+    def joined(self, one: Contacts, other: Contacts) -> Contacts:
+        """The newest of both's."""
+        return Contacts(sorted({*one.sent, *other.sent})[-CONTACT_LIMIT:])
+
+    def features(self, state: Contacts, moment: Moment) -> dict[str, Any]:
+        """Message by message, the oldest first."""
+        return {
+            "contacted_at": [message.at for message in state.sent],
+            "contacted_by": [message.channel for message in state.sent],
+            "contacted_offers": [message.offer_id for message in state.sent],
+            "contacted_decisions": [message.decision_id for message in state.sent],
+        }

@@ -1,0 +1,119 @@
+"""How often a customer may be contacted: caps by calendar, quiet hours, and what counts as a contact. Pure; the ledger keeps it exact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, time, timedelta
+from typing import Annotated, Any, Literal, NamedTuple
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from features.events.event import ContactChannel
+from features.people.consent import CONTACT_CHANNELS
+
+Period = Literal["day", "week", "month"]
+Most = Annotated[int, msgspec.Meta(ge=0, le=1_000)]
+TimeOfDay = Annotated[str, msgspec.Meta(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
+
+
+class Contact(NamedTuple):
+    """One message that was sent, or that was promised to go out."""
+
+    at: datetime
+    channel: str
+    offer_id: str
+    message: str
+    """Names the message: what carries the same name is counted once."""
+
+
+class Cap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """At most so many messages in a calendar day, week (from Monday) or month of the shop; 0 means none."""
+
+    most: Most
+    per: Period
+    channels: tuple[ContactChannel, ...] = ()
+    """Which channels count, and are closed once it is reached; none named: all together."""
+    each: Literal["customer", "offer"] = "customer"
+    """Whether a customer's messages are counted, or those of each offer alone."""
+
+
+class QuietHours(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"start": "from", "end": "to"}):
+    """From when until when (the shop's time) nothing goes out; it may pass midnight."""
+
+    start: TimeOfDay
+    end: TimeOfDay
+    channels: tuple[ContactChannel, ...] = ()
+    """By which channels; none named: all."""
+
+    def holds(self, channel: str, local: datetime) -> bool:
+        """Whether it is quiet then."""
+        start, end, now = time.fromisoformat(self.start), time.fromisoformat(self.end), local.time()
+        quiet = start <= now < end if start <= end else now >= start or now < end
+        return quiet and (not self.channels or channel in self.channels)
+
+
+class ContactPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The contact part of a policy file. What is not named has no cap."""
+
+    caps: tuple[Cap, ...] = ()
+    quiet_hours: QuietHours | None = None
+    reserved_minutes: Annotated[int, msgspec.Meta(ge=1, le=60 * 24 * 31)] = 1_440
+    """How long a decision counts before its message must have been sent (a ``message_sent`` with its ``decision_id``)."""
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to keep."""
+        return bool(self.caps) or self.quiet_hours is not None
+
+    def why_not(self, contacts: Sequence[Contact], channel: str, now: datetime, zone: ZoneInfo) -> str | None:
+        """Why the customer may not be contacted by *channel* now; None where they may."""
+        local = now.astimezone(zone)
+        if self.quiet_hours is not None and self.quiet_hours.holds(channel, local):
+            return f"quiet hours by {channel}: from {self.quiet_hours.start} to {self.quiet_hours.end}"
+        for cap in self._of("customer", channel):
+            if len({c.message for c in _counted(cap, contacts, local)}) >= cap.most:
+                through = f" by {', '.join(cap.channels)}" if cap.channels else ""
+                return f"the customer has had the {cap.most} messages{through} that a {cap.per} may bring"
+        return None
+
+    def resting(self, contacts: Sequence[Contact], channel: str, now: datetime, zone: ZoneInfo) -> frozenset[str]:
+        """The offers that the customer has had as often as they may."""
+        found: set[str] = set()
+        for cap in self._of("offer", channel):
+            messages: dict[str, set[str]] = {}
+            for contact in _counted(cap, contacts, now.astimezone(zone)):
+                messages.setdefault(contact.offer_id, set()).add(contact.message)
+            found |= {offer for offer, each in messages.items() if offer and len(each) >= cap.most}
+        return frozenset(found)
+
+    @property
+    def closed(self) -> frozenset[str]:
+        """The channels by which no offer may go out at all."""
+        return frozenset(c for cap in self.caps if cap.each == "offer" and cap.most == 0 for c in cap.channels or CONTACT_CHANNELS)
+
+    def _of(self, each: str, channel: str) -> Iterable[Cap]:
+        return (cap for cap in self.caps if cap.each == each and (not cap.channels or channel in cap.channels))
+
+
+def sent_to(row: Mapping[str, Any]) -> list[Contact]:
+    """The messages that a feature row tells of."""
+    told = [row.get(name) for name in ("contacted_at", "contacted_by", "contacted_offers", "contacted_decisions")]
+    if any(column is None for column in told):
+        return []
+    return [
+        Contact(datetime.fromtimestamp(int(at), UTC), channel, offer, decision or f"sent {number}")
+        for number, (at, channel, offer, decision) in enumerate(zip(*told, strict=True))
+    ]
+
+
+def _counted(cap: Cap, contacts: Sequence[Contact], local: datetime) -> Iterable[Contact]:
+    """The contacts of the cap's channels from the beginning of its period on."""
+    begins = beginning(cap.per, local)
+    return (c for c in contacts if c.at >= begins and (not cap.channels or c.channel in cap.channels))
+
+
+def beginning(per: Period, local: datetime) -> datetime:
+    """When the calendar day, week or month of a local time began."""
+    day = local.date()
+    first = {"day": day, "week": day - timedelta(days=day.weekday()), "month": day.replace(day=1)}[per]
+    return datetime.combine(first, time(), local.tzinfo)

@@ -1,0 +1,125 @@
+"""The shop's policy at work: who is held out, whether a customer may be contacted now, and the promise that a decision is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import NamedTuple
+from zoneinfo import ZoneInfo
+
+from features.catalogue.shop import Shop
+from features.people.consent import CONTACT_CHANNELS
+from features.state.home import Home
+from models.decision import Decision, Query
+from models.kind import Answers
+from serving.decide.contact import Contact, ContactPolicy, sent_to
+from serving.decide.ledger import Ledger
+from serving.decide.policy import HELD_OUT, Assignment, Policy
+from serving.decide.reader import MADE_ANEW
+
+POLICY = "policy.yaml"
+"""The file of a home that says who is held out, who sees which variant, and how often customers are contacted."""
+CONTACTS = "contacts"
+"""The fold that tells what was sent to a customer."""
+TRIES = 3
+"""How often a decision is made anew where another takes the place that it was made for."""
+COUNTED_ANEW = "what was sent to the customer is being counted anew: ask again in a minute"
+TAKEN = "other decisions took the customer's last place meanwhile: ask again"
+
+
+class Governed(NamedTuple):
+    """A decision as the policy lets it stand, what its customer is in, and whether they are held out."""
+
+    decision: Decision
+    assigned: Assignment
+    held_out: bool
+
+
+class Governor:
+    """Keeps the policy of one home. Nothing goes out past it, over HTTP as in batch.
+
+    Raises:
+        PolicyError: the policy file has a mistake: nothing may go out without it.
+    """
+
+    def __init__(self, home: Home) -> None:
+        self._path = home.root / POLICY
+        self.policy = Policy.read(self._path)
+        """The last that was whole."""
+        self._ledger, self._zone = Ledger(home), ZoneInfo(Shop.load(home).timezone)
+
+    def refresh(self) -> bool:
+        """Read the policy again; returns whether it has changed.
+
+        Raises:
+            PolicyError: it has a mistake; the one before stays in force.
+        """
+        found = Policy.read(self._path)
+        changed, self.policy = found != self.policy, found
+        return changed
+
+    def reads(self, channel: str | None) -> tuple[str, ...]:
+        """The folds that it must be told of a customer whom an answer is to reach by *channel*."""
+        return (CONTACTS,) if self.policy.contact and channel in CONTACT_CHANNELS else ()
+
+    def decide(
+        self,
+        customer_ids: Sequence[str],
+        query: Query,
+        decision_id: str,
+        answers: Answers,
+        dry_run: bool,
+        decide: Callable[[Query], Decision],
+    ) -> Governed:
+        """What *decide* answers within the policy; a message that is to go out is promised in the ledger.
+
+        Args:
+            customer_ids: whom it is about: their id, and those that were merged into it; none is nobody known.
+            dry_run: whether nothing is promised.
+        """
+        assigned = self.policy.assigned(query.customer_id)
+        if self.policy.holds_out(assigned, answers, query.channel):
+            # what would have been is decided freely, and goes nowhere
+            return Governed(replace(decide(query), fallback=HELD_OUT), assigned, True)
+        contact, channel = self.policy.contact, query.channel
+        if not contact or channel not in CONTACT_CHANNELS or not customer_ids or channel in query.forbidden_channels:
+            return Governed(decide(query), assigned, False)
+        if query.row.get(MADE_ANEW):
+            return Governed(Decision([], 0, {}, COUNTED_ANEW), assigned, False)
+        assert channel is not None
+        return Governed(self._within(contact, customer_ids, query, channel, decision_id, answers, dry_run, decide), assigned, False)
+
+    def _within(
+        self,
+        contact: ContactPolicy,
+        customer_ids: Sequence[str],
+        query: Query,
+        channel: str,
+        decision_id: str,
+        answers: Answers,
+        dry_run: bool,
+        decide: Callable[[Query], Decision],
+    ) -> Decision:
+        sent, now = sent_to(query.row), query.as_of
+        if answers == "offers" and channel in contact.closed:
+            return Decision([], 0, {}, f"no offer goes out by {channel}")
+        for _ in range(TRIES):
+            known = [*sent, *self._ledger.promised(customer_ids, now, decision_id)]
+            if (why := contact.why_not(known, channel, now, self._zone)) is not None:
+                return Decision([], 0, {}, why)
+            resting = contact.resting(known, channel, now, self._zone) if answers == "offers" else frozenset()
+            decision = decide(replace(query, resting_ids=resting))
+            if dry_run or not decision.choices:
+                return decision
+            offers = [choice.id for choice in decision.choices] if answers == "offers" else []
+
+            def allows(promised: Sequence[Contact], offers: Sequence[str] = offers) -> bool:
+                all_known = [*sent, *promised]
+                free = contact.why_not(all_known, channel, now, self._zone) is None
+                return free and not contact.resting(all_known, channel, now, self._zone) & set(offers)
+
+            kept = timedelta(minutes=contact.reserved_minutes)
+            if self._ledger.reserve(customer_ids, decision_id, channel, offers, now, kept, allows):
+                return decision
+        return Decision([], 0, {}, TAKEN)

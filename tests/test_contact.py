@@ -1,0 +1,274 @@
+"""How often a customer may be contacted: whoever asks, however many at once, and whatever breaks in between, no cap is broken."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scene import NEW_YEAR, ROOT, copy_home, loyalty_cards, start_service, stop_service
+
+from features.definitions.folds.contacts import ContactsFold
+from features.definitions.folds.fold import Touch
+from features.state.home import Home
+from models.next_best_offer import RESTING
+from serving.bootstrap import open_engine
+from serving.decide.batch import score
+from serving.decide.contact import Cap, Contact, ContactPolicy, QuietHours, beginning, sent_to
+from serving.decide.coverage import coverage
+from serving.decide.engine import Who
+from serving.decide.governor import COUNTED_ANEW, POLICY
+from serving.decide.ledger import Ledger
+from serving.decide.policy import Policy, PolicyError
+from serving.decide.questions import NextBestOfferRequest
+from serving.decide.reader import MADE_ANEW
+
+ROME = ZoneInfo("Europe/Rome")
+NOON = datetime(2018, 5, 16, 12, tzinfo=ROME)
+"""A Wednesday."""
+DAY = timedelta(days=1)
+HELD = timedelta(hours=24)
+
+
+def contact(ago: timedelta, channel: str = "email", offer: str = "", message: str = "") -> Contact:
+    return Contact(NOON - ago, channel, offer, message or f"{ago} {channel} {offer}")
+
+
+def caps(*said: Any) -> ContactPolicy:
+    return ContactPolicy(tuple(said))
+
+
+class TestCaps:
+    def test_a_calendar_day_week_and_month_begin_where_the_shop_is(self) -> None:
+        assert beginning("day", NOON) == datetime(2018, 5, 16, tzinfo=ROME)
+        assert beginning("week", NOON) == datetime(2018, 5, 14, tzinfo=ROME)
+        assert beginning("month", NOON) == datetime(2018, 5, 1, tzinfo=ROME)
+        # the clocks were put forward that night: the day has 23 hours
+        assert NOON.replace(month=3, day=25) - beginning("day", NOON.replace(month=3, day=25)) == timedelta(hours=12)
+        assert beginning("day", datetime(2018, 3, 25, 12, tzinfo=ROME)).astimezone(UTC) == datetime(2018, 3, 24, 23, tzinfo=UTC)
+
+    def test_what_was_sent_yesterday_counts_this_week_and_not_today(self) -> None:
+        sent = [contact(timedelta(hours=13))]
+        assert caps(Cap(1, "day")).why_not(sent, "email", NOON, ROME) is None
+        assert "that a week may bring" in str(caps(Cap(1, "week")).why_not(sent, "email", NOON, ROME))
+        assert caps(Cap(1, "week")).why_not([contact(3 * DAY)], "email", NOON, ROME) is None
+
+    def test_a_cap_of_channels_counts_and_closes_these_alone(self) -> None:
+        policy = caps(Cap(1, "day", ("email", "push")))
+        assert policy.why_not([contact(timedelta(hours=1), "push")], "email", NOON, ROME)
+        assert policy.why_not([contact(timedelta(hours=1), "push")], "sms", NOON, ROME) is None
+        assert policy.why_not([contact(timedelta(hours=1), "sms")], "email", NOON, ROME) is None
+
+    def test_zero_means_none_and_nothing_said_means_no_cap(self) -> None:
+        assert caps(Cap(0, "day", ("sms",))).why_not([], "sms", NOON, ROME)
+        assert caps().why_not([contact(timedelta(0), message=str(k)) for k in range(99)], "sms", NOON, ROME) is None
+        assert not caps()
+
+    def test_one_message_counts_once_whether_promised_or_sent_and_however_many_offers_it_holds(self) -> None:
+        twice = [contact(timedelta(hours=1), offer="a", message="d1"), contact(timedelta(hours=2), offer="b", message="d1")]
+        assert caps(Cap(2, "day")).why_not(twice, "email", NOON, ROME) is None
+        assert caps(Cap(1, "day")).why_not(twice, "email", NOON, ROME)
+
+    def test_an_offer_rests_once_it_was_had_as_often_as_it_may(self) -> None:
+        policy = caps(Cap(2, "month", each="offer"))
+        sent = [contact(k * DAY, offer="a", message=f"a{k}") for k in range(2)] + [contact(DAY, offer="b"), contact(DAY, offer="")]
+        assert policy.resting(sent, "email", NOON, ROME) == {"a"}
+        assert policy.why_not(sent, "email", NOON, ROME) is None
+        assert policy.closed == frozenset()
+        assert caps(Cap(0, "month", ("ads",), "offer")).closed == {"ads"}
+
+    @given(
+        sent=st.lists(st.tuples(st.integers(0, 40 * 24), st.sampled_from(["email", "sms", "mail"])), max_size=30),
+        most=st.integers(0, 5),
+        per=st.sampled_from(["day", "week", "month"]),
+        through=st.sampled_from([(), ("email",), ("email", "sms")]),
+    )
+    def test_it_says_what_counting_by_hand_says(
+        self, sent: Sequence[tuple[int, str]], most: int, per: Any, through: tuple[Any, ...]
+    ) -> None:
+        contacts = [contact(timedelta(hours=hours), channel, message=str(k)) for k, (hours, channel) in enumerate(sent)]
+        key = {"day": "%Y-%j", "week": "%G-%V", "month": "%Y-%m"}[per]
+        here = [c for c in contacts if c.at.astimezone(ROME).strftime(key) == NOON.strftime(key) and (not through or c.channel in through)]
+        refused = caps(Cap(most, per, through)).why_not(contacts, "email", NOON, ROME) is not None
+        assert refused == (len(here) >= most)
+
+    @pytest.mark.parametrize(("hour", "quiet"), [(20, False), (21, True), (23, True), (0, True), (7, True), (8, False), (12, False)])
+    def test_quiet_hours_may_pass_midnight(self, hour: int, quiet: bool) -> None:
+        hours = QuietHours("21:00", "08:00", ("sms", "push"))
+        assert hours.holds("sms", NOON.replace(hour=hour)) == quiet
+        assert not hours.holds("email", NOON.replace(hour=hour))
+        assert QuietHours("08:00", "21:00").holds("email", NOON.replace(hour=hour)) != quiet
+
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            ("contact:\n  caps:\n    - {most: -1, per: day}\n", "line 3: contact.caps[0].most"),
+            ("contact:\n  caps:\n    - {most: 1, per: year}\n", "line 3: contact.caps[0].per"),
+            ("contact:\n  quiet_hours: {from: '25:00', to: '08:00'}\n", "line 2: contact.quiet_hours.from"),
+            ("contact:\n  caps:\n    - {most: 1, per: day, channels: [fax]}\n", "contact.caps[0].channels[0]"),
+        ],
+    )
+    def test_a_mistake_is_named_with_its_line(self, text: str, told: str) -> None:
+        with pytest.raises(PolicyError) as error:
+            Policy.parse(text.encode(), "policy.yaml")
+        assert told in str(error.value)
+
+
+class TestLedger:
+    def reserve(self, ledger: Ledger, decision: str, most: int = 3, now: datetime = NOON, ids: Sequence[str] = ("c",)) -> bool:
+        return ledger.reserve(ids, decision, "email", ["o"], now, HELD, lambda promised: len({c.message for c in promised}) < most)
+
+    def test_many_threads_get_no_more_than_there_is(self, tmp_path: Path) -> None:
+        ledger = Ledger(Home(tmp_path))
+        with ThreadPoolExecutor(8) as pool:
+            got = list(pool.map(lambda k: self.reserve(Ledger(Home(tmp_path)), f"d{k}"), range(40)))
+        assert sum(got) == 3 == len(ledger.promised(["c"], NOON))
+
+    def test_many_processes_some_of_them_killed_get_no_more_than_there_is(self, tmp_path: Path) -> None:
+        Ledger(Home(tmp_path)).reserve(["other"], "d", "email", [], NOON, HELD, lambda promised: True)
+        script = (
+            "import sys, os; from pathlib import Path; from datetime import *; from features.state.home import Home\n"
+            "from serving.decide.ledger import Ledger\n"
+            "now = datetime.fromisoformat(sys.argv[2]); ledger = Ledger(Home(Path(sys.argv[1])))\n"
+            "for k in range(30):\n"
+            "    if ledger.reserve(['c'], f'{os.getpid()} {k}', 'email', [], now, timedelta(days=1), lambda p: len(p) < 20):\n"
+            "        print(k, flush=True)\n"
+            "    if k == int(sys.argv[3]): os.kill(os.getpid(), 9)\n"
+        )
+        run = [sys.executable, "-c", script, str(tmp_path), NOON.isoformat()]
+        processes = [subprocess.Popen([*run, str(last)], cwd=ROOT, stdout=subprocess.PIPE, text=True) for last in (3, 99, 99)]
+        told = [process.communicate(timeout=60)[0].split() for process in processes]
+        promised = Ledger(Home(tmp_path)).promised(["c"], NOON)
+        assert len(promised) == 20
+        assert sum(map(len, told)) in (19, 20), "a promise may outlive whoever was killed before they could tell"
+
+    def test_a_promise_expires_and_counts_for_whoever_was_merged(self, tmp_path: Path) -> None:
+        ledger = Ledger(Home(tmp_path))
+        assert self.reserve(ledger, "d1", most=1)
+        assert not self.reserve(ledger, "d2", most=1, ids=("new", "c"))
+        assert self.reserve(ledger, "d1", most=1), "asking for the same decision again takes its own place"
+        assert not self.reserve(ledger, "d2", most=1, now=NOON + HELD - timedelta(seconds=1))
+        assert ledger.promised(["c"], NOON + HELD) == []
+        assert self.reserve(ledger, "d2", most=1, now=NOON + HELD)
+
+    def test_who_is_erased_leaves_nothing(self, tmp_path: Path) -> None:
+        ledger = Ledger(Home(tmp_path))
+        assert ledger.erase(["c"]) == 0
+        assert list(ledger.find(["c"])) == []
+        self.reserve(ledger, "d1", ids=("customer-to-forget",))
+        self.reserve(ledger, "d2", ids=("another",))
+        assert [row["decision_id"] for row in ledger.find(["customer-to-forget"])] == ["d1"]
+        assert ledger.erase(["customer-to-forget"]) == 1
+        assert list(ledger.find(["customer-to-forget"])) == []
+        assert len(list(ledger.find(["another"]))) == 1
+        assert not any(b"customer-to-forget" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_the_fold_tells_what_was_sent() -> None:
+    fold, state = ContactsFold(), ContactsFold().empty()
+    for k, (channel, offer, decision) in enumerate([("email", "o1", "d1"), ("sms", None, None)]):
+        at = NEW_YEAR - timedelta(hours=2 - k)
+        fold.step(state, Touch(f"e{k}", "message_sent", at, at.date(), channel, offer_id=offer, decision_id=decision))
+    told = fold.features(state, None)  # type: ignore[arg-type]
+    assert sent_to(told) == [
+        Contact(NEW_YEAR - timedelta(hours=2), "email", "o1", "d1"), Contact(NEW_YEAR - timedelta(hours=1), "sms", "", "sent 1"),
+    ]  # fmt: skip
+    assert sent_to({}) == sent_to({"contacted_at": None}) == []
+
+
+class TestAnswers:
+    @pytest.fixture
+    def home(self, trained: Home, tmp_path: Path) -> Home:
+        return copy_home(trained, tmp_path / "home")
+
+    def allow(self, home: Home, *said: dict[str, Any]) -> None:
+        (home.root / POLICY).write_text(json.dumps({"contact": {"caps": said}}))
+
+    def test_two_who_ask_at_the_same_moment_do_not_break_a_cap(self, home: Home) -> None:
+        self.allow(home, {"most": 2, "per": "day"})
+        engine, ask = open_engine(home), NextBestOfferRequest(channel="mail")
+        with ThreadPoolExecutor(8) as pool:
+            told = [
+                answer for answer, _ in pool.map(
+                    lambda _: engine.next_best_offer("next-best-offer", ask, Who("somebody"), {}, NEW_YEAR), range(16)
+                )
+            ]  # fmt: skip
+        assert sum(bool(answer.offers) for answer in told) == 2
+        assert {str(answer.fallback) for answer in told if not answer.offers} == {
+            "the customer has had the 2 messages that a day may bring"
+        }
+
+    def test_no_offer_comes_more_often_than_it_may_and_another_takes_its_place(self, home: Home) -> None:
+        self.allow(home, {"most": 1, "per": "month", "each": "offer"})
+        engine, shown = open_engine(home), list[str]()
+        for _ in range(60):
+            ask = NextBestOfferRequest(channel="mail", explain=True)
+            answer, _ = engine.next_best_offer("next-best-offer", ask, Who("somebody"), {}, NEW_YEAR)
+            assert answer.left_out is not None
+            assert sorted(answer.left_out.get(RESTING, [])) == sorted(shown)[:200]
+            if not answer.offers:
+                break
+            shown.append(answer.offers[0].offer_id)
+        assert len(shown) == len(set(shown)) > 1
+
+    def test_looking_at_an_answer_promises_nothing(self, home: Home) -> None:
+        self.allow(home, {"most": 1, "per": "day"})
+        engine = open_engine(home)
+        for request in (NextBestOfferRequest(channel="mail", dry_run=True), NextBestOfferRequest(), NextBestOfferRequest(channel="web")):
+            for _ in range(3):
+                assert engine.next_best_offer("next-best-offer", request, Who("somebody"), {}, NEW_YEAR)[0].offers
+        assert engine.next_best_offer("next-best-offer", NextBestOfferRequest(channel="mail"), Who("somebody"), {}, NEW_YEAR)[0].offers
+        dry = NextBestOfferRequest(channel="mail", dry_run=True)
+        assert not engine.next_best_offer("next-best-offer", dry, Who("somebody"), {}, NEW_YEAR)[0].offers
+
+    def test_while_it_is_not_known_what_was_sent_nothing_goes_out(self, home: Home) -> None:
+        self.allow(home, {"most": 1, "per": "day"})
+        engine, row = open_engine(home), {MADE_ANEW: True}
+        told, _ = engine.next_best_offer("next-best-offer", NextBestOfferRequest(channel="mail"), Who("somebody"), row, NEW_YEAR)
+        assert (told.offers, told.fallback) == ([], COUNTED_ANEW)
+        assert engine.next_best_offer("next-best-offer", NextBestOfferRequest(), Who("somebody"), row, NEW_YEAR)[0].offers
+
+    def test_a_batch_keeps_the_caps_and_may_be_run_again(self, home: Home, tmp_path: Path) -> None:
+        self.allow(home, {"most": 1, "per": "week"})
+        before = coverage(home, open_engine, "next-best-offer", NEW_YEAR, 1, "mail")
+        for number in range(2):
+            score(home, open_engine, "next-best-offer", NEW_YEAR, tmp_path / f"{number}.jsonl", 1, channel="mail")
+        first, again = (((tmp_path / f"{number}.jsonl").read_text()) for number in range(2))
+        assert first == again
+        reached = sum(json.loads(line)["id"] is not None for line in first.splitlines())
+        assert reached == before.own + before.general.total() > 0, "counting promised nothing"
+        later = coverage(home, open_engine, "next-best-offer", NEW_YEAR + timedelta(hours=2), 1, "mail")
+        assert later.nothing["the customer has had the 1 messages that a week may bring"] == reached
+
+    def test_a_message_that_was_sent_counts_once_beside_its_promise_and_without_one_too(self, home: Home) -> None:
+        self.allow(home, {"most": 2, "per": "day"})
+        card, at = loyalty_cards(home)[7], NEW_YEAR + timedelta(minutes=5)
+        who = {"identifiers": {"loyalty_card": card}}
+        running = start_service(home, UBIQUO_CLOCK=f"fixed:{at.isoformat()}")
+        try:
+            first = running.ask("next-best-offer", {**who, "channel": "mail"})
+            assert first["offers"]
+            sent = {
+                "event_id": "sent-1", "name": "message_sent", "occurred_at": at.isoformat(), "channel": "mail", **who,
+                "offer_id": first["offers"][0]["offer_id"], "campaign_id": first["offers"][0]["campaign_id"], "decision_id": first["decision_id"],
+            }  # fmt: skip
+            assert running.ask("events", sent)["accepted"] == 1
+            assert running.ask("next-best-offer", {**who, "channel": "mail", "dry_run": True})["offers"], "one so far"
+            by_another_system = {**sent, "event_id": "sent-2", "decision_id": None, "offer_id": None, "campaign_id": "of-the-agency"}
+            assert running.ask("events", {k: v for k, v in by_another_system.items() if v})["accepted"] == 1
+            refused = running.ask("next-best-offer", {**who, "channel": "mail"})
+            assert not refused["offers"]
+            assert "that a day may bring" in refused["fallback"]
+            assert running.ask("recommendations", {**who, "channel": "mail"})["items"] == []
+            assert running.ask("recommendations", who)["items"], "a page contacts nobody"
+        finally:
+            stop_service(running)
