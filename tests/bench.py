@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,14 @@ async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": HEAD})
         await send({"type": "http.response.body", "body": BODY})
 """
+
+POLICY = b"""
+control_group: {share: 0.05, salt: bench}
+contact:
+  caps: [{most: 500, per: day}, {most: 900, per: week, channels: [email, push, mail]}, {most: 500, per: month, each: offer}]
+  quiet_hours: {from: "03:00", to: "04:00", channels: [sms]}
+"""
+"""Caps that nobody reaches: what they cost, not what they refuse."""
 
 
 async def one_connection(port: int, path: str, bodies: Sequence[bytes], count: int, seconds: list[float]) -> None:
@@ -96,20 +104,38 @@ def main() -> None:
     floor = subprocess.Popen(
         [sys.executable, "-m", "uvicorn", "floor:app", "--port", str(port), "--no-access-log", "--log-level", "error"], cwd=folder
     )
-    service = start_service(home, UBIQUO_CLOCK=f"from:{NEW_YEAR.isoformat()}", UBIQUO_RATE_LIMIT="1000000/second")
+    by_mail = [json.dumps({**w, "channel": "mail"}).encode() for w in who]
+    governed = {"/v1/next-best-offer by mail, as the policy allows": ("/v1/next-best-offer", by_mail)}
+    policy = home.root / "policy.yaml"
+    standing = policy.read_bytes() if policy.exists() else None
     try:
         base = asyncio.run(measure(port, "/", [b"{}"], 20_000, floor.pid))
         print("| route | CPU ms a request | p50 ms | p99 ms | requests/s | times the floor's CPU | share of the floor's rate |")
         print("|---|---|---|---|---|---|---|")
         print(f"| bare uvicorn, the same kind of answer | {base[2]:.2f} | {base[0]:.2f} | {base[1]:.2f} | {base[3]:.0f} | 1 | 1 |")
+        policy.unlink(missing_ok=True)
+        memory = told(home, {**routes, "/v1/next-best-offer by mail": ("/v1/next-best-offer", by_mail)}, base)
+        policy.write_bytes(POLICY)
+        told(home, governed, base)
+        print(f"\nMemory of the service (all its processes): {memory / 1e6:.0f} MB")
+    finally:
+        floor.terminate()
+        policy.unlink(missing_ok=True)
+        if standing is not None:
+            policy.write_bytes(standing)
+
+
+def told(home: Home, routes: Mapping[str, tuple[str, Sequence[bytes]]], base: Sequence[float]) -> int:
+    """Print a line a route, and return how much memory the service held."""
+    service = start_service(home, UBIQUO_CLOCK=f"from:{NEW_YEAR.isoformat()}", UBIQUO_RATE_LIMIT="1000000/second")
+    try:
         for name, (path, bodies) in routes.items():
             p50, p99, cpu, rate = asyncio.run(measure(service.port, path, bodies, 2000, service.process.pid))
-            print(f"| {name} | {cpu:.2f} | {p50:.2f} | {p99:.2f} | {rate:.0f} | {cpu / base[2]:.1f} | {rate / base[3]:.3f} |")
+            print(f"| {name} | {cpu:.2f} | {p50:.2f} | {p99:.2f} | {rate:.0f} | {cpu / base[2]:.1f} | {rate / base[3]:.3f} |", flush=True)
         family = [psutil.Process(service.process.pid), *psutil.Process(service.process.pid).children(recursive=True)]
-        print(f"\nMemory of the service (all its processes): {sum(p.memory_info().rss for p in family) / 1e6:.0f} MB")
+        return sum(p.memory_info().rss for p in family)
     finally:
         stop_service(service)
-        floor.terminate()
 
 
 if __name__ == "__main__":

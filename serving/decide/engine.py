@@ -379,7 +379,8 @@ def _told(who: Who, query: Query, decision: Decision) -> Decision:
     if not_reached is not None:
         # the filters have left nothing; even one that forgets to look sends nothing out
         return replace(decision, choices=(), fallback=not_reached)
-    return decision if who.may_be_used else replace(decision, fallback=WITHDRAWN)
+    refused = decision.fallback is not None and not decision.candidates
+    return decision if who.may_be_used or refused else replace(decision, fallback=WITHDRAWN)
 
 
 def _named(decision: Decision) -> dict[str, list[str]] | None:

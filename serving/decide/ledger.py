@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,8 +10,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from features.state.clock import microseconds
-from features.state.ports import State
-from features.state.sql import BIG, put
+from features.state.ports import DatabaseSession, State
+from features.state.sql import BIG, put, run_many
 from serving.decide.contact import Contact
 
 RESERVATIONS = sa.Table(
@@ -24,8 +24,16 @@ RESERVATIONS = sa.Table(
     sa.Column("channel", sa.Text, nullable=False),
     sa.Column("expires_at", BIG, nullable=False),
     sa.Index("reservations_of", "customer_id"),
+    sa.Index("reservations_until", "expires_at"),
 )
 _R = RESERVATIONS.c
+# made once: to make a statement costs more than to run it
+_THEIRS = _R.customer_id.in_(sa.bindparam("ids", expanding=True))
+_STANDING = sa.select(_R.at, _R.channel, _R.offer_id, _R.decision_id).where(_THEIRS, _R.expires_at > sa.bindparam("now"))
+_EXPIRED = sa.delete(RESERVATIONS).where(_R.expires_at <= sa.bindparam("now"))
+_SAME = sa.delete(RESERVATIONS).where(_R.decision_id == sa.bindparam("decision"))
+_ALL, _ERASE = sa.select(RESERVATIONS).where(_THEIRS), sa.delete(RESERVATIONS).where(_THEIRS)
+_PROMISE = put(RESERVATIONS)
 
 
 class Ledger:
@@ -36,6 +44,8 @@ class Ledger:
 
     def __init__(self, state: State) -> None:
         self._database = state.database("reservations", RESERVATIONS)
+        self._opening = threading.Lock()
+        self._session: DatabaseSession | None = None
 
     def reserve(
         self,
@@ -54,47 +64,47 @@ class Ledger:
             offer_ids: what it offers; none is a message without an offer.
             kept: after how long the promise is no more.
         """
-        with self._database.begin() as connection:
-            connection.execute(sa.delete(RESERVATIONS).where(_R.expires_at <= microseconds(now)))
-            rows = connection.execute(self._of(customer_ids, now)).fetchall()
+        at, until = microseconds(now), microseconds(now + kept)
+        with self._opened().writing() as connection:
+            connection.execute(_EXPIRED, {"now": at})
+            rows = connection.execute(_STANDING, {"ids": list(customer_ids), "now": at}).fetchall()
             # whoever asks for one decision again, such as a batch that is run anew, takes its own place
-            if not allows([_contact(*row) for row in rows if row[3] != decision_id]):
+            others = [_contact(*row) for row in rows if row[3] != decision_id]
+            if not allows(others):
                 return False
-            connection.execute(sa.delete(RESERVATIONS).where(_R.decision_id == decision_id))
-            row = {
-                "decision_id": decision_id, "customer_id": customer_ids[0], "at": microseconds(now), "channel": channel,
-                "expires_at": microseconds(now + kept),
-            }  # fmt: skip
-            connection.execute(put(RESERVATIONS), [{**row, "offer_id": offer} for offer in offer_ids or [""]])
+            if len(others) < len(rows):
+                connection.execute(_SAME, {"decision": decision_id})
+            promise = [(decision_id, offer, customer_ids[0], at, channel, until) for offer in offer_ids or [""]]
+            run_many(connection, _PROMISE, promise)
         return True
 
     def promised(self, customer_ids: Sequence[str], now: datetime, but: str = "") -> list[Contact]:
         """What is promised to the customer and has not expired, *but* what one decision promised."""
         if not self._database.exists:
             return []
-        with contextlib.closing(self._database.connect()) as session:
-            return [_contact(*row) for row in session.read(self._of(customer_ids, now)) if row[3] != but]
+        rows = self._opened().read(_STANDING, {"ids": list(customer_ids), "now": microseconds(now)})
+        return [_contact(*row) for row in rows if row[3] != but]
 
     def find(self, customer_ids: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Everything kept of a customer."""
         if self._database.exists:
-            with contextlib.closing(self._database.connect()) as session:
-                yield from (dict(row._mapping) for row in session.read(sa.select(RESERVATIONS).where(_R.customer_id.in_(customer_ids))))
+            rows = self._opened().read(_ALL, {"ids": list(customer_ids)})
+            yield from (dict(row._mapping) for row in rows)
 
     def erase(self, customer_ids: Sequence[str]) -> int:
         """Let go of everything about a customer, leaving no trace in the file; returns how many rows."""
         if not self._database.exists:
             return 0
-        with contextlib.closing(self._database.connect()) as session:
-            with session.writing() as connection:
-                gone = connection.execute(sa.delete(RESERVATIONS).where(_R.customer_id.in_(customer_ids))).rowcount
-            session.scrub()
+        with self._opened().writing() as connection:
+            gone = connection.execute(_ERASE, {"ids": list(customer_ids)}).rowcount
+        self._opened().scrub()
         return gone
 
-    @staticmethod
-    def _of(customer_ids: Sequence[str], now: datetime) -> sa.Select[Any]:
-        standing = _R.customer_id.in_(customer_ids), _R.expires_at > microseconds(now)
-        return sa.select(_R.at, _R.channel, _R.offer_id, _R.decision_id).where(*standing)
+    def _opened(self) -> DatabaseSession:
+        with self._opening:
+            if self._session is None:
+                self._session = self._database.connect()
+            return self._session
 
 
 def _contact(at: int, channel: str, offer_id: str, decision_id: str) -> Contact:
