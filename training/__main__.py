@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +13,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from features.catalogue.shop import Shop
-from features.state.clock import parse_as_of
+from features.state.clock import clock_of, parse_as_of
 from features.state.command import run
 from features.state.home import Home
 from features.state.ports import MissingStateError, deriving
@@ -121,6 +122,33 @@ def evaluate(
         task = progress.add_task("opening the log", total=None)
         text = judge(home, model, Plan(moment, seed=seed), cuts, trials, lambda step: progress.update(task, description=step))
     print(text)
+
+
+@app.command()
+def decisions(
+    out: Annotated[Path, typer.Option(help="The Parquet file to write: one row a choice.")],
+    as_of: AsOf = None,
+    within_days: Annotated[
+        int, typer.Option(min=1, max=365, help="Within how many days something counts as what came of a decision.")
+    ] = 14,
+) -> None:
+    """Join what was decided to what came of it, with the chance of each choice: to learn from, and to judge by."""
+    from training.decisions import joined, summary, write
+
+    home = Home.from_environment()
+    shop = Shop.load(home)
+    if out.suffix != ".parquet":
+        raise ValueError(f"--out {out}: end the name in .parquet")
+    moment = parse_as_of(as_of, shop.timezone) if as_of else clock_of(home.settings)()
+    with deriving(home):
+        found = joined(home, moment, within_days)
+        write(found, out)
+    table = summary(found.rows)
+    shown = Table(*table.columns, title=f"decisions before {moment:%Y-%m-%d %H:%M}, and what came of them within {within_days} days")
+    for row in table.itertuples(index=False):
+        shown.add_row(*map(str, row))
+    console.print(shown)
+    console.print(f"{out}: {len(found.rows)} rows; {found.unknown} events name a decision that the log does not know", highlight=False)
 
 
 @app.command()

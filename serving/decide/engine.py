@@ -225,7 +225,7 @@ class Engine:
         ]
         answer = OffersAnswer(**about, offers=offers, removed=dict(decision.removed), left_out=_named(decision))
         self._assign(answer, assigned, held_out)
-        return answer, self._record(name, request, answer, offers, query.row)
+        return answer, self._record(name, request, answer, offers, query.row, held_out)
 
     def score(
         self, name: str, request: ScoreRequest, who: Who, row: Mapping[str, Any], as_of: datetime
@@ -289,7 +289,7 @@ class Engine:
         about = self._about(kind, loaded, query, fallback, decision_id)
         answer = ItemsAnswer(**about, items=items, removed=dict(decision.removed), left_out=_named(decision))
         self._assign(answer, assigned, held_out)
-        return answer, self._record(kind, request, answer, items, query.row)
+        return answer, self._record(kind, request, answer, items, query.row, held_out)
 
     @staticmethod
     def _assign(answer: Answer, assigned: Assignment, held_out: bool) -> None:
@@ -326,7 +326,7 @@ class Engine:
         command = f"python -m features materialize --as-of {as_of:%Y-%m-%d}"
         return f"the features are {age.days} days old (limit {MAX_FEATURE_AGE.days}): import what has happened since, then run {command}"
 
-    def _record(self, kind: str, request: Any, answer: Any, choices: Any, row: Mapping[str, Any]) -> DecisionRecord:
+    def _record(self, kind: str, request: Any, answer: Any, choices: Any, row: Mapping[str, Any], held_out: bool = False) -> DecisionRecord:
         return {
             "decision_id": answer.decision_id,
             "kind": kind,
@@ -341,7 +341,7 @@ class Engine:
             else request,
             "choices": choices,
             "features": row,
-            "assignment": {"group": answer.group, "variants": answer.variants},
+            "assignment": {"group": answer.group, "variants": answer.variants, "held_out": held_out},
         }
 
     def _views(self, name: str) -> tuple[str, ...]:
