@@ -17,13 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scene import NEW_YEAR, ROOT, copy_home, loyalty_cards, start_service, stop_service
 
-from features.definitions.folds.contacts import ContactsFold
 from features.definitions.folds.fold import Touch
+from features.definitions.folds.messages import MessagesFold
 from features.state.home import Home
 from models.next_best_offer import RESTING
 from serving.bootstrap import open_engine
 from serving.decide.batch import score
-from serving.decide.contact import Cap, Contact, ContactPolicy, QuietHours, beginning, sent_to
+from serving.decide.contact import Cap, Contacted, ContactPolicy, QuietHours, beginning, sent_to
 from serving.decide.coverage import coverage
 from serving.decide.engine import Who
 from serving.decide.governor import COUNTED_ANEW, POLICY
@@ -39,8 +39,8 @@ DAY = timedelta(days=1)
 HELD = timedelta(hours=24)
 
 
-def contact(ago: timedelta, channel: str = "email", offer: str = "", message: str = "") -> Contact:
-    return Contact(NOON - ago, channel, offer, message or f"{ago} {channel} {offer}")
+def contact(ago: timedelta, channel: str = "email", offer: str = "", message: str = "") -> Contacted:
+    return Contacted(NOON - ago, channel, offer, message or f"{ago} {channel} {offer}")
 
 
 def caps(*said: Any) -> ContactPolicy:
@@ -174,13 +174,13 @@ class TestLedger:
 
 
 def test_the_fold_tells_what_was_sent() -> None:
-    fold, state = ContactsFold(), ContactsFold().empty()
+    fold, state = MessagesFold(), MessagesFold().empty()
     for k, (channel, offer, decision) in enumerate([("email", "o1", "d1"), ("sms", None, None)]):
         at = NEW_YEAR - timedelta(hours=2 - k)
         fold.step(state, Touch(f"e{k}", "message_sent", at, at.date(), channel, offer_id=offer, decision_id=decision))
     told = fold.features(state, None)  # type: ignore[arg-type]
     assert sent_to(told) == [
-        Contact(NEW_YEAR - timedelta(hours=2), "email", "o1", "d1"), Contact(NEW_YEAR - timedelta(hours=1), "sms", "", "sent 1"),
+        Contacted(NEW_YEAR - timedelta(hours=2), "email", "o1", "d1"), Contacted(NEW_YEAR - timedelta(hours=1), "sms", "", "sent 1"),
     ]  # fmt: skip
     assert sent_to({}) == sent_to({"contacted_at": None}) == []
 

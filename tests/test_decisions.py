@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ DAY = timedelta(days=1)
 UNTIL = NEW_YEAR
 
 
-def decided(name: str, choices: list[dict[str, Any]], card: str | None = "1", at: datetime = AT, **more: Any) -> dict[str, Any]:
+def decided(name: str, choices: Sequence[dict[str, Any]], card: str | None = "1", at: datetime = AT, **more: Any) -> dict[str, Any]:
     return {
         "decision_id": name, "kind": more.pop("kind", "recommendations"), "customer_id": card and customer(card), "as_of": at, "model": "m/1",
         "feature_at": None, "fallback": None, "request": more.pop("request", {}), "features": {},
@@ -59,7 +60,7 @@ def test_each_choice_gets_what_names_it_and_what_names_the_decision_alone(shop: 
         event("e5", "message_open", AT + DAY, decision_id="d2", campaign_id="x", channel="email"),
         event("e6", "select_item", AT, items=["a"], decision_id="nobody-knows-it"),
     )
-    both = [{"item_id": "a"}, {"item_id": "b"}, {"item_id": "c", "propensity": 0.25}]
+    both: list[dict[str, Any]] = [{"item_id": "a"}, {"item_id": "b"}, {"item_id": "c", "propensity": 0.25}]
     found = rows(shop, decided("d1", both), decided("d2", [{"item_id": "b"}]))
     assert [(row["decision_id"], row["place"], row["id"], row["propensity"]) for row in found] == [
         ("d1", 1, "a", 1.0), ("d1", 2, "b", 1.0), ("d1", 3, "c", 0.25), ("d2", 1, "b", 1.0),

@@ -41,10 +41,10 @@ def joined(home: Home, until: datetime, within_days: int = WITHIN_DAYS) -> Joine
     """Each choice of each decision before *until*, and what came of it before then.
 
     Columns: ``decision_id, kind, model, as_of, customer_id, group, held_out, variants`` (JSON), ``place`` (from 1), ``id`` (item or offer),
-    ``score, source, propensity``; ``shown, clicked, redeemed`` (an event names the decision and this choice, or the decision alone;
-    an offer that the customer redeemed counts without naming a decision) and ``bought`` (the customer bought the item), each within *within_days*;
-    ``closed``: whether all of that time has passed. What was held out was shown to nobody: its ``bought`` is what happened anyway. Left out
-    are dry runs, answers without a choice, and customers from whom no model may learn.
+    ``score, source, propensity``; ``shown, clicked, redeemed``: an event names the decision and this choice, or the decision alone (an
+    offer that the customer redeemed counts without that); ``bought``: the customer bought the item; each within *within_days*;
+    ``closed``: whether all of that time has passed. What was held out was shown to nobody: its ``bought`` is what happened anyway.
+    Left out are dry runs, answers without a choice, and customers from whom no model may learn.
 
     Raises:
         MissingStateError: no decision is logged yet.

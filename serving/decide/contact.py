@@ -17,7 +17,7 @@ Most = Annotated[int, msgspec.Meta(ge=0, le=1_000)]
 TimeOfDay = Annotated[str, msgspec.Meta(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
 
 
-class Contact(NamedTuple):
+class Contacted(NamedTuple):
     """One message that was sent, or that was promised to go out."""
 
     at: datetime
@@ -65,7 +65,7 @@ class ContactPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Whether there is anything to keep."""
         return bool(self.caps) or self.quiet_hours is not None
 
-    def why_not(self, contacts: Sequence[Contact], channel: str, now: datetime, zone: ZoneInfo) -> str | None:
+    def why_not(self, contacts: Sequence[Contacted], channel: str, now: datetime, zone: ZoneInfo) -> str | None:
         """Why the customer may not be contacted by *channel* now; None where they may."""
         local = now.astimezone(zone)
         if self.quiet_hours is not None and self.quiet_hours.holds(channel, local):
@@ -76,7 +76,7 @@ class ContactPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 return f"the customer has had the {cap.most} messages{through} that a {cap.per} may bring"
         return None
 
-    def resting(self, contacts: Sequence[Contact], channel: str, now: datetime, zone: ZoneInfo) -> frozenset[str]:
+    def resting(self, contacts: Sequence[Contacted], channel: str, now: datetime, zone: ZoneInfo) -> frozenset[str]:
         """The offers that the customer has had as often as they may."""
         found: set[str] = set()
         for cap in self._of("offer", channel):
@@ -95,18 +95,18 @@ class ContactPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return (cap for cap in self.caps if cap.each == each and (not cap.channels or channel in cap.channels))
 
 
-def sent_to(row: Mapping[str, Any]) -> list[Contact]:
+def sent_to(row: Mapping[str, Any]) -> list[Contacted]:
     """The messages that a feature row tells of."""
     told = [row.get(name) for name in ("contacted_at", "contacted_by", "contacted_offers", "contacted_decisions")]
     if any(column is None for column in told):
         return []
     return [
-        Contact(datetime.fromtimestamp(int(at), UTC), channel, offer, decision or f"sent {number}")
+        Contacted(datetime.fromtimestamp(int(at), UTC), channel, offer, decision or f"sent {number}")
         for number, (at, channel, offer, decision) in enumerate(zip(*told, strict=True))
     ]
 
 
-def _counted(cap: Cap, contacts: Sequence[Contact], local: datetime) -> Iterable[Contact]:
+def _counted(cap: Cap, contacts: Sequence[Contacted], local: datetime) -> Iterable[Contacted]:
     """The contacts of the cap's channels from the beginning of its period on."""
     begins = beginning(cap.per, local)
     return (c for c in contacts if c.at >= begins and (not cap.channels or c.channel in cap.channels))

@@ -13,14 +13,14 @@ from features.people.consent import CONTACT_CHANNELS
 from features.state.home import Home
 from models.decision import Decision, Query
 from models.kind import Answers
-from serving.decide.contact import Contact, ContactPolicy, sent_to
+from serving.decide.contact import Contacted, ContactPolicy, sent_to
 from serving.decide.ledger import Ledger
 from serving.decide.policy import HELD_OUT, Assignment, Policy
 from serving.decide.reader import MADE_ANEW
 
 POLICY = "policy.yaml"
 """The file of a home that says who is held out, who sees which variant, and how often customers are contacted."""
-CONTACTS = "contacts"
+MESSAGES = "messages"
 """The fold that tells what was sent to a customer."""
 TRIES = 3
 """How often a decision is made anew where another takes the place that it was made for."""
@@ -61,7 +61,7 @@ class Governor:
 
     def reads(self, channel: str | None) -> tuple[str, ...]:
         """The folds that it must be told of a customer whom an answer is to reach by *channel*."""
-        return (CONTACTS,) if self.policy.contact and channel in CONTACT_CHANNELS else ()
+        return (MESSAGES,) if self.policy.contact and channel in CONTACT_CHANNELS else ()
 
     def decide(
         self,
@@ -114,7 +114,7 @@ class Governor:
                 return decision
             offers = [choice.id for choice in decision.choices] if answers == "offers" else []
 
-            def allows(promised: Sequence[Contact], offers: Sequence[str] = offers) -> bool:
+            def allows(promised: Sequence[Contacted], offers: Sequence[str] = offers) -> bool:
                 all_known = [*sent, *promised]
                 free = contact.why_not(all_known, channel, now, self._zone) is None
                 return free and not contact.resting(all_known, channel, now, self._zone) & set(offers)

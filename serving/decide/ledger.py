@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from features.state.clock import microseconds
 from features.state.ports import DatabaseSession, State
 from features.state.sql import BIG, put, run_many
-from serving.decide.contact import Contact
+from serving.decide.contact import Contacted
 
 RESERVATIONS = sa.Table(
     "reservations",
@@ -55,7 +55,7 @@ class Ledger:
         offer_ids: Sequence[str],
         now: datetime,
         kept: timedelta,
-        allows: Callable[[Sequence[Contact]], bool],
+        allows: Callable[[Sequence[Contacted]], bool],
     ) -> bool:
         """Promise a message, if *allows* says so of all that is promised already; returns whether it was.
 
@@ -78,7 +78,7 @@ class Ledger:
             run_many(connection, _PROMISE, promise)
         return True
 
-    def promised(self, customer_ids: Sequence[str], now: datetime, but: str = "") -> list[Contact]:
+    def promised(self, customer_ids: Sequence[str], now: datetime, but: str = "") -> list[Contacted]:
         """What is promised to the customer and has not expired, *but* what one decision promised."""
         if not self._database.exists:
             return []
@@ -107,5 +107,5 @@ class Ledger:
             return self._session
 
 
-def _contact(at: int, channel: str, offer_id: str, decision_id: str) -> Contact:
-    return Contact(datetime.fromtimestamp(at / 1e6, UTC), channel, offer_id, decision_id)
+def _contact(at: int, channel: str, offer_id: str, decision_id: str) -> Contacted:
+    return Contacted(datetime.fromtimestamp(at / 1e6, UTC), channel, offer_id, decision_id)

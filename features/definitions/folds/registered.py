@@ -7,14 +7,14 @@ from typing import Any
 
 from features.definitions.feature import Moment
 from features.definitions.folds.cart import CartFold
-from features.definitions.folds.contacts import ContactsFold
 from features.definitions.folds.daily_activity import DailyActivityFold
 from features.definitions.folds.fold import Fold, OutdatedStateError, Touch
 from features.definitions.folds.history import HistoryFold
 from features.definitions.folds.last_touch import LastTouchFold
+from features.definitions.folds.messages import MessagesFold
 from features.definitions.folds.session import SessionFold
 
-FOLDS: tuple[Fold[Any], ...] = (HistoryFold(), SessionFold(), CartFold(), LastTouchFold(), DailyActivityFold(), ContactsFold())
+FOLDS: tuple[Fold[Any], ...] = (HistoryFold(), SessionFold(), CartFold(), LastTouchFold(), DailyActivityFold(), MessagesFold())
 NAMES = tuple(fold.name for fold in FOLDS)
 
 

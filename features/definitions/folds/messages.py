@@ -9,7 +9,7 @@ import msgspec
 from features.definitions.feature import Moment
 from features.definitions.folds.fold import Fold, Output, Touch, take_newest
 
-CONTACT_LIMIT = 200
+MESSAGE_LIMIT = 200
 
 
 class Message(NamedTuple):
@@ -22,18 +22,18 @@ class Message(NamedTuple):
     decision_id: str
 
 
-class Contacts(msgspec.Struct):
+class Messages(msgspec.Struct):
     """The newest messages, oldest first."""
 
     sent: list[Message] = []
 
 
-class ContactsFold(Fold[Contacts]):
+class MessagesFold(Fold[Messages]):
     """The messages sent last."""
 
-    name = "contacts"
+    name = "messages"
     scope = "customer"
-    state = Contacts
+    state = Messages
     reads = frozenset({"message_sent"})
     outputs = (
         Output("contacted_at", "integers", "when the shop sent the customer its last messages (Unix seconds), oldest first"),
@@ -42,16 +42,16 @@ class ContactsFold(Fold[Contacts]):
         Output("contacted_decisions", "texts", "by which decision of ubiquo ('' for none)"),
     )
 
-    def step(self, state: Contacts, touch: Touch) -> None:
+    def step(self, state: Messages, touch: Touch) -> None:
         """Take in a message."""
         sent = Message(touch.at, touch.key, touch.channel or "", touch.offer_id or "", touch.decision_id or "")
-        take_newest(state.sent, sent, CONTACT_LIMIT)
+        take_newest(state.sent, sent, MESSAGE_LIMIT)
 
-    def joined(self, one: Contacts, other: Contacts) -> Contacts:
+    def joined(self, one: Messages, other: Messages) -> Messages:
         """The newest of both's."""
-        return Contacts(sorted({*one.sent, *other.sent})[-CONTACT_LIMIT:])
+        return Messages(sorted({*one.sent, *other.sent})[-MESSAGE_LIMIT:])
 
-    def features(self, state: Contacts, moment: Moment) -> dict[str, Any]:
+    def features(self, state: Messages, moment: Moment) -> dict[str, Any]:
         """Message by message, the oldest first."""
         return {
             "contacted_at": [message.at for message in state.sent],
