@@ -26,7 +26,7 @@ from serving.decide.batch import score
 from serving.decide.contact import Cap, Contacted, ContactPolicy, QuietHours, beginning, sent_to
 from serving.decide.coverage import coverage
 from serving.decide.engine import Who
-from serving.decide.governor import COUNTED_ANEW, POLICY
+from serving.decide.governor import COUNTED_ANEW, POLICY, UNCOUNTED
 from serving.decide.ledger import Ledger
 from serving.decide.policy import Policy, PolicyError
 from serving.decide.questions import NextBestOfferRequest
@@ -236,6 +236,15 @@ class TestAnswers:
         told, _ = engine.next_best_offer("next-best-offer", NextBestOfferRequest(channel="mail"), Who("somebody"), row, NEW_YEAR)
         assert (told.offers, told.fallback) == ([], COUNTED_ANEW)
         assert engine.next_best_offer("next-best-offer", NextBestOfferRequest(), Who("somebody"), row, NEW_YEAR)[0].offers
+
+    def test_a_ledger_that_is_broken_stops_what_goes_out_and_nothing_else(self, home: Home) -> None:
+        self.allow(home, {"most": 1, "per": "day"})
+        (home.root / "reservations.db").write_bytes(b"this is no database, " * 500)
+        engine = open_engine(home)
+        for ask, fallback in ((NextBestOfferRequest(channel="mail"), UNCOUNTED), (NextBestOfferRequest(channel="web"), None)):
+            told, _ = engine.next_best_offer("next-best-offer", ask, Who("somebody"), {}, NEW_YEAR)
+            assert bool(told.offers) == (fallback is None)
+            assert fallback in (None, told.fallback)
 
     def test_a_batch_keeps_the_caps_and_may_be_run_again(self, home: Home, tmp_path: Path) -> None:
         self.allow(home, {"most": 1, "per": "week"})

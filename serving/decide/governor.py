@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from features.catalogue.shop import Shop
 from features.people.consent import CONTACT_CHANNELS
+from features.state.disk import DamagedStateError
 from features.state.home import Home
 from models.decision import Decision, Query
 from models.kind import Answers
@@ -18,6 +22,7 @@ from serving.decide.ledger import Ledger
 from serving.decide.policy import HELD_OUT, Assignment, Policy
 from serving.decide.reader import MADE_ANEW
 
+logger = logging.getLogger("ubiquo")
 POLICY = "policy.yaml"
 """The file of a home that says who is held out, who sees which variant, and how often customers are contacted."""
 MESSAGES = "messages"
@@ -25,6 +30,7 @@ MESSAGES = "messages"
 TRIES = 3
 """How often a decision is made anew where another takes the place that it was made for."""
 COUNTED_ANEW = "what was sent to the customer is being counted anew: ask again in a minute"
+UNCOUNTED = "the ledger of what goes out cannot be read or written, so nothing goes out: the service's log tells why"
 TAKEN = "other decisions took the customer's last place meanwhile: ask again"
 
 
@@ -88,7 +94,13 @@ class Governor:
         if query.row.get(MADE_ANEW):
             return Governed(Decision([], 0, {}, COUNTED_ANEW), assigned, False)
         assert channel is not None
-        return Governed(self._within(contact, customer_ids, query, channel, decision_id, answers, dry_run, decide), assigned, False)
+        try:
+            decision = self._within(contact, customer_ids, query, channel, decision_id, answers, dry_run, decide)
+        except (DamagedStateError, OSError, SQLAlchemyError) as error:
+            # what cannot be counted does not go out; pages and scores go on
+            logger.error("nothing goes out by %s: %s", channel, error)
+            decision = Decision([], 0, {}, UNCOUNTED)
+        return Governed(decision, assigned, False)
 
     def _within(
         self,

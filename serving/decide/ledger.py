@@ -26,6 +26,8 @@ RESERVATIONS = sa.Table(
     sa.Index("reservations_of", "customer_id"),
     sa.Index("reservations_until", "expires_at"),
 )
+WAIT_SECONDS = 2.0
+"""How long a decision waits for whoever writes: the answers behind it wait too."""
 _R = RESERVATIONS.c
 # made once: to make a statement costs more than to run it
 _THEIRS = _R.customer_id.in_(sa.bindparam("ids", expanding=True))
@@ -103,7 +105,7 @@ class Ledger:
     def _opened(self) -> DatabaseSession:
         with self._opening:
             if self._session is None:
-                self._session = self._database.connect()
+                self._session = self._database.connect(WAIT_SECONDS)
             return self._session
 
 
