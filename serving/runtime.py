@@ -175,7 +175,7 @@ class Runtime:
             # whatever text was sent: what nobody is known by is not repeated, nor logged
             return Who(None, True, self.consents.forbidden_channels(()))
         allowed = standing(self.consents, self.identities, customer_id)
-        return Who(customer_id, allowed.personalization, allowed.forbidden_channels, tuple(self.identities.former(customer_id)))
+        return Who(customer_id, allowed.personalization, allowed.forbidden_channels, (customer_id, *self.identities.former(customer_id)))
 
     def _refresh_customers(self) -> None:
         self.identities.refresh()

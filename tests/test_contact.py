@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,20 +24,21 @@ from features.state.home import Home
 from models.next_best_offer import RESTING
 from serving.bootstrap import open_engine
 from serving.decide.batch import score
-from serving.decide.contact import Cap, Contacted, ContactPolicy, QuietHours, beginning, sent_to
+from serving.decide.contact import Cap, Contacted, ContactPolicy, QuietHours, beginning, sent_to, together
 from serving.decide.coverage import coverage
-from serving.decide.engine import Who
+from serving.decide.engine import NOBODY, Who
 from serving.decide.governor import COUNTED_ANEW, POLICY, UNCOUNTED
 from serving.decide.ledger import Ledger
 from serving.decide.policy import Policy, PolicyError
 from serving.decide.questions import NextBestOfferRequest
-from serving.decide.reader import MADE_ANEW
 
 ROME = ZoneInfo("Europe/Rome")
 NOON = datetime(2018, 5, 16, 12, tzinfo=ROME)
 """A Wednesday."""
 DAY = timedelta(days=1)
 HELD = timedelta(hours=24)
+KNOWN = {"contacted_at": None, "contacted_by": None, "contacted_offers": None, "contacted_decisions": None}
+"""The row of a customer to whom nothing was sent."""
 
 
 def contact(ago: timedelta, channel: str = "email", offer: str = "", message: str = "") -> Contacted:
@@ -77,6 +79,19 @@ class TestCaps:
         twice = [contact(timedelta(hours=1), offer="a", message="d1"), contact(timedelta(hours=2), offer="b", message="d1")]
         assert caps(Cap(2, "day")).why_not(twice, "email", NOON, ROME) is None
         assert caps(Cap(1, "day")).why_not(twice, "email", NOON, ROME)
+
+    def test_what_is_sent_again_for_a_decision_counts_again_and_takes_the_place_of_its_promise(self) -> None:
+        sent = [Contacted(NOON - k * timedelta(hours=1), "email", "", f"d1 email {k}", "d1") for k in range(2)]
+        promised = [Contacted(NOON - DAY, "email", offer, "d1", "d1") for offer in ("a", "b")] + [
+            Contacted(NOON - DAY, "sms", "c", "d2", "d2")
+        ]
+        both = together(sent, promised, NOON)
+        assert len({c.message for c in both}) == 3
+        assert caps(Cap(3, "day")).why_not(both, "email", NOON, ROME), "a promise of yesterday may go out today"
+        assert caps(Cap(1, "month", each="offer")).resting(both, "email", NOON, ROME) == {"a", "b", "c"}
+
+    def test_a_message_by_no_known_channel_counts_for_each(self) -> None:
+        assert caps(Cap(1, "day", ("sms",))).why_not([contact(timedelta(0), "")], "sms", NOON, ROME)
 
     def test_an_offer_rests_once_it_was_had_as_often_as_it_may(self) -> None:
         policy = caps(Cap(2, "month", each="offer"))
@@ -179,10 +194,26 @@ def test_the_fold_tells_what_was_sent() -> None:
         at = NEW_YEAR - timedelta(hours=2 - k)
         fold.step(state, Touch(f"e{k}", "message_sent", at, at.date(), channel, offer_id=offer, decision_id=decision))
     told = fold.features(state, None)  # type: ignore[arg-type]
+    first = NEW_YEAR - timedelta(hours=2)
     assert sent_to(told) == [
-        Contacted(NEW_YEAR - timedelta(hours=2), "email", "o1", "d1"), Contacted(NEW_YEAR - timedelta(hours=1), "sms", "", "sent 1"),
-    ]  # fmt: skip
-    assert sent_to({}) == sent_to({"contacted_at": None}) == []
+        Contacted(first, "email", "o1", f"d1 email {int(first.timestamp())}", "d1"),
+        Contacted(NEW_YEAR - timedelta(hours=1), "sms", "", "sent 1"),
+    ]
+    assert sent_to(KNOWN) == []
+    assert sent_to({}) is None, "not to know is not to know of none"
+
+
+def test_messages_are_kept_for_a_month_however_many_come_through_another_channel() -> None:
+    fold, state = MessagesFold(), MessagesFold().empty()
+    for k in range(900):
+        at = NEW_YEAR - timedelta(minutes=40 * k)
+        fold.step(state, Touch(f"e{k}", "message_sent", at, at.date(), "email" if k >= 895 else "ads"))
+    told = sent_to(fold.features(state, None))  # type: ignore[arg-type]
+    assert told is not None
+    assert sum(message.channel == "email" for message in told) == 5
+    old = NEW_YEAR - timedelta(days=40)
+    fold.step(state, Touch("old", "message_sent", old, old.date(), "email"))
+    assert len(state.sent) == 900
 
 
 class TestAnswers:
@@ -199,7 +230,7 @@ class TestAnswers:
         with ThreadPoolExecutor(8) as pool:
             told = [
                 answer for answer, _ in pool.map(
-                    lambda _: engine.next_best_offer("next-best-offer", ask, Who("somebody"), {}, NEW_YEAR), range(16)
+                    lambda _: engine.next_best_offer("next-best-offer", ask, Who("somebody"), KNOWN, NEW_YEAR), range(16)
                 )
             ]  # fmt: skip
         assert sum(bool(answer.offers) for answer in told) == 2
@@ -212,7 +243,7 @@ class TestAnswers:
         engine, shown = open_engine(home), list[str]()
         for _ in range(60):
             ask = NextBestOfferRequest(channel="mail", explain=True)
-            answer, _ = engine.next_best_offer("next-best-offer", ask, Who("somebody"), {}, NEW_YEAR)
+            answer, _ = engine.next_best_offer("next-best-offer", ask, Who("somebody"), KNOWN, NEW_YEAR)
             assert answer.left_out is not None
             assert sorted(answer.left_out.get(RESTING, [])) == sorted(shown)[:200]
             if not answer.offers:
@@ -225,28 +256,60 @@ class TestAnswers:
         engine = open_engine(home)
         for request in (NextBestOfferRequest(channel="mail", dry_run=True), NextBestOfferRequest(), NextBestOfferRequest(channel="web")):
             for _ in range(3):
-                assert engine.next_best_offer("next-best-offer", request, Who("somebody"), {}, NEW_YEAR)[0].offers
-        assert engine.next_best_offer("next-best-offer", NextBestOfferRequest(channel="mail"), Who("somebody"), {}, NEW_YEAR)[0].offers
+                assert engine.next_best_offer("next-best-offer", request, Who("somebody"), KNOWN, NEW_YEAR)[0].offers
+        assert engine.next_best_offer("next-best-offer", NextBestOfferRequest(channel="mail"), Who("somebody"), KNOWN, NEW_YEAR)[0].offers
         dry = NextBestOfferRequest(channel="mail", dry_run=True)
-        assert not engine.next_best_offer("next-best-offer", dry, Who("somebody"), {}, NEW_YEAR)[0].offers
+        assert not engine.next_best_offer("next-best-offer", dry, Who("somebody"), KNOWN, NEW_YEAR)[0].offers
 
     def test_while_it_is_not_known_what_was_sent_nothing_goes_out(self, home: Home) -> None:
         self.allow(home, {"most": 1, "per": "day"})
-        engine, row = open_engine(home), {MADE_ANEW: True}
-        told, _ = engine.next_best_offer("next-best-offer", NextBestOfferRequest(channel="mail"), Who("somebody"), row, NEW_YEAR)
+        engine = open_engine(home)
+        told, _ = engine.next_best_offer("next-best-offer", NextBestOfferRequest(channel="mail"), Who("somebody"), {}, NEW_YEAR)
         assert (told.offers, told.fallback) == ([], COUNTED_ANEW)
-        assert engine.next_best_offer("next-best-offer", NextBestOfferRequest(), Who("somebody"), row, NEW_YEAR)[0].offers
+        assert engine.next_best_offer("next-best-offer", NextBestOfferRequest(), Who("somebody"), {}, NEW_YEAR)[0].offers
+
+    def test_a_promise_of_the_evening_counts_the_next_morning(self, home: Home) -> None:
+        self.allow(home, {"most": 1, "per": "day"})
+        engine, ask = open_engine(home), NextBestOfferRequest(channel="mail")
+        evening = NEW_YEAR - timedelta(hours=2)
+        assert engine.next_best_offer("next-best-offer", ask, Who("somebody"), KNOWN, evening)[0].offers
+        assert not engine.next_best_offer("next-best-offer", ask, Who("somebody"), KNOWN, NEW_YEAR + timedelta(hours=7))[0].offers
+        assert engine.next_best_offer("next-best-offer", ask, Who("somebody"), KNOWN, NEW_YEAR + timedelta(hours=23))[0].offers, "expired"
+
+    def test_what_holds_for_everybody_holds_for_nobody_known(self, home: Home) -> None:
+        self.allow(home, {"most": 0, "per": "day", "channels": ["mail"]}, {"most": 0, "per": "day", "channels": ["ads"], "each": "offer"})
+        engine = open_engine(home)
+        for channel in ("mail", "ads"):
+            ask = msgspec.convert({"channel": channel}, NextBestOfferRequest)
+            assert not engine.next_best_offer("next-best-offer", ask, NOBODY, {}, NEW_YEAR)[0].offers
+
+    def test_who_is_held_out_is_promised_nothing_and_stays_out_when_their_data_may_not_be_used(self, home: Home) -> None:
+        control = {"share": 0.5, "salt": "s"}
+        (home.root / POLICY).write_text(json.dumps({"control_group": control, "contact": {"caps": [{"most": 9, "per": "day"}]}}))
+        engine, ask = open_engine(home), NextBestOfferRequest(channel="mail")
+        held = next(f"c{k}" for k in range(99) if engine.governor.policy.assigned(f"c{k}").group == "control")
+        free = next(f"c{k}" for k in range(99) if engine.governor.policy.assigned(f"c{k}").group == "treated")
+        for who in (Who(held), Who(held, may_be_used=False), Who("new-name", merged_ids=(held, "new-name"))):
+            told, record = engine.next_best_offer("next-best-offer", ask, who, KNOWN, NEW_YEAR)
+            assert not told.offers
+            assert record["assignment"]["held_out"]
+        assert not list(Ledger(home).find([held, "new-name"]))
+        withdrawn = Who(free, may_be_used=False)
+        for after in (timedelta(0), timedelta(days=1)):
+            assert engine.next_best_offer("next-best-offer", ask, withdrawn, {}, NEW_YEAR + after)[0].offers
+        assert len({row["decision_id"] for row in Ledger(home).find([free])}) == 2, "nothing tells whether it was sent: it counts as if"
 
     def test_a_ledger_that_is_broken_stops_what_goes_out_and_nothing_else(self, home: Home) -> None:
         self.allow(home, {"most": 1, "per": "day"})
         (home.root / "reservations.db").write_bytes(b"this is no database, " * 500)
         engine = open_engine(home)
         for ask, fallback in ((NextBestOfferRequest(channel="mail"), UNCOUNTED), (NextBestOfferRequest(channel="web"), None)):
-            told, _ = engine.next_best_offer("next-best-offer", ask, Who("somebody"), {}, NEW_YEAR)
+            told, _ = engine.next_best_offer("next-best-offer", ask, Who("somebody"), KNOWN, NEW_YEAR)
             assert bool(told.offers) == (fallback is None)
             assert fallback in (None, told.fallback)
 
-    def test_a_batch_keeps_the_caps_and_may_be_run_again(self, home: Home, tmp_path: Path) -> None:
+    def test_a_batch_keeps_the_caps_and_may_be_run_again(self, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("UBIQUO_CLOCK", f"fixed:{(NEW_YEAR + timedelta(hours=8)).isoformat()}")
         self.allow(home, {"most": 1, "per": "week"})
         before = coverage(home, open_engine, "next-best-offer", NEW_YEAR, 1, "mail")
         for number in range(2):
@@ -255,7 +318,8 @@ class TestAnswers:
         assert first == again
         reached = sum(json.loads(line)["id"] is not None for line in first.splitlines())
         assert reached == before.own + before.general.total() > 0, "counting promised nothing"
-        later = coverage(home, open_engine, "next-best-offer", NEW_YEAR + timedelta(hours=2), 1, "mail")
+        monkeypatch.setenv("UBIQUO_CLOCK", f"fixed:{(NEW_YEAR + timedelta(hours=9)).isoformat()}")
+        later = coverage(Home(home.root), open_engine, "next-best-offer", NEW_YEAR, 2, "mail", "email")
         assert later.nothing["the customer has had the 1 messages that a week may bring"] == reached
 
     def test_a_message_that_was_sent_counts_once_beside_its_promise_and_without_one_too(self, home: Home) -> None:

@@ -8,12 +8,14 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scene import NEW_YEAR, SECRET, TinyShop, command, customer, event
 
-from features.state.ports import MissingStateError
-from features.store.decision_log import DecisionLog
+from features.state.ports import DECISIONS, MissingStateError
+from features.store.decision_log import SCHEMA, DecisionLog
+from features.store.outputs import outputs
 from training.decisions import joined, summary, write
 
 AT = NEW_YEAR - timedelta(days=20)
@@ -123,11 +125,24 @@ def test_without_a_decision_the_command_says_what_to_do(shop: TinyShop, tmp_path
     with pytest.raises(MissingStateError, match="serve answers first"):
         joined(shop.home, UNTIL)
     rows(shop, decided("d1", [{"item_id": "a"}]))
-    write(joined(shop.home, UNTIL), tmp_path / "some" / "rows.parquet")
+    write(shop.home, joined(shop.home, UNTIL), tmp_path / "some" / "rows.parquet")
     assert pq.read_table(tmp_path / "some" / "rows.parquet").num_rows == 1
+    assert outputs(shop.home) == [tmp_path / "some" / "rows.parquet"], "an erasure finds it"
     done = command(
         "training", "decisions", "--out", str(tmp_path / "d.parquet"), "--as-of", "2018-01-01", home=shop.home.root, UBIQUO_SECRET=SECRET
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 rows; 0 events name a decision that the log does not know" in " ".join(done.stdout.split())
     assert command("training", "decisions", "--out", "x.csv", home=shop.home.root).returncode == 1
+
+
+def test_a_log_of_an_earlier_version_is_joined_too(shop: TinyShop) -> None:
+    row = {
+        "decision_id": "d1", "kind": "recommendations", "customer_id": customer("1"), "as_of": AT, "model": "m/1", "feature_at": None,
+        "fallback": None, "request": "{}", "choices": '[{"item_id": "a", "score": 1.0, "source": "x", "propensity": 1.0}]', "features": "{}",
+    }  # fmt: skip
+    earlier = pa.schema([field for field in SCHEMA if field.name != "assignment"])
+    shop.home.tables[DECISIONS].append(pa.Table.from_pylist([row], earlier))
+    shop.add(event("e1", "purchase", AT + DAY, items=[("a", 1, 100)]))
+    [found] = joined(shop.home, UNTIL).rows.to_pylist()
+    assert (found["group"], found["held_out"], found["bought"]) == (None, False, True)

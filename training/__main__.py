@@ -142,7 +142,7 @@ def decisions(
     moment = parse_as_of(as_of, shop.timezone) if as_of else clock_of(home.settings)()
     with deriving(home):
         found = joined(home, moment, within_days)
-        write(found, out)
+        write(home, found, out)
     table = summary(found.rows)
     shown = Table(*table.columns, title=f"decisions before {moment:%Y-%m-%d %H:%M}, and what came of them within {within_days} days")
     for row in table.itertuples(index=False):

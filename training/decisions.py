@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +15,13 @@ from features.people.identity import Identities
 from features.state.disk import move_into_place
 from features.state.home import Home
 from features.state.ports import DECISIONS, MissingStateError
+from features.store.outputs import remember_output
 from features.store.timeline import open_timeline
 
 SHOWN = ("offer_view", "view_promotion", "view_item_list", "ad_impression", "message_open")
 CLICKED = ("select_promotion", "select_item", "view_item", "message_click", "ad_click")
 TAKEN = ("offer_redeem",)
+EVER = datetime(2200, 1, 1, tzinfo=UTC)
 WITHIN_DAYS = 14
 """Within how many days a purchase counts as what came of a decision."""
 _CHOICES = '[{"item_id": "VARCHAR", "offer_id": "VARCHAR", "score": "DOUBLE", "source": "VARCHAR", "propensity": "DOUBLE"}]'
@@ -52,7 +54,8 @@ def joined(home: Home, until: datetime, within_days: int = WITHIN_DAYS) -> Joine
     files = home.tables[DECISIONS].files()
     if not files:
         raise MissingStateError("no decision is logged yet: serve answers first (python -m serving); the log is written every ten seconds")
-    opened = open_timeline(home, identified_by=until, purposes=LEARNING)
+    # who is who as is known now, for events as for decisions: what came of one is to be found, whoever was merged since
+    opened = open_timeline(home, identified_by=EVER, purposes=LEARNING)
     con = opened.events.get_backend().con
     identities = Identities(home)
     asked = [row[0] for row in con.execute("SELECT DISTINCT customer_id FROM read_parquet(?, union_by_name = true)", [files]).fetchall()]
@@ -74,8 +77,9 @@ def joined(home: Home, until: datetime, within_days: int = WITHIN_DAYS) -> Joine
     return Joined(rows, int(unknown))
 
 
-def write(found: Joined, out: Path) -> None:
-    """Write the rows as Parquet, whole or not at all."""
+def write(home: Home, found: Joined, out: Path) -> None:
+    """Write the rows as Parquet, whole or not at all; an erasure will find the file."""
+    remember_output(home, out)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.part")
     pq.write_table(found.rows, part)
@@ -101,7 +105,8 @@ CREATE TEMP TABLE decided AS
 WITH each AS (
   SELECT decision_id, kind, model, as_of, n.current AS customer_id, request, assignment,
          unnest(from_json(choices, $shape)) AS choice, generate_subscripts(from_json(choices, $shape), 1) AS place
-  FROM read_parquet($files, union_by_name = true) AS d LEFT JOIN current_names AS n ON n.logged = d.customer_id
+  FROM (SELECT NULL::VARCHAR AS assignment WHERE false UNION ALL BY NAME SELECT * FROM read_parquet($files, union_by_name = true)) AS d
+       LEFT JOIN current_names AS n ON n.logged = d.customer_id
   WHERE as_of < $until AND coalesce(request ->> '$.dry_run', 'false') <> 'true'
     AND (d.customer_id IS NULL OR n.current IN (SELECT customer_id FROM events WHERE customer_id IS NOT NULL))
 )

@@ -22,12 +22,13 @@ from features.events.identifiers import kind_of
 from features.people.consent import Consents, standing
 from features.people.contacts import Contacts
 from features.people.identity import Identities
-from features.state.clock import microseconds
-from features.state.disk import move_into_place, write_atomically
+from features.state.clock import clock_of, microseconds
+from features.state.disk import move_into_place
 from features.state.home import Home
 from features.state.ports import MissingStateError
 from features.store.event_log import EventLog
 from features.store.feature_store import FeatureStore
+from features.store.outputs import remember_output
 from models.kind import Answers
 from models.recommendations import Listing
 from models.recommender.recipes import RECIPES
@@ -46,8 +47,6 @@ from serving.decide.questions import (
 
 AnyAnswer = ScoreAnswer | ItemsAnswer | OffersAnswer
 CHUNK = 500
-OUTPUTS = "outputs.json"
-"""The list of files that batches were written to."""
 _TIME = pa.timestamp("us", tz="UTC")
 _COMMON = [
     ("customer_id", pa.string()),
@@ -63,6 +62,7 @@ _COMMON = [
     ("fallback", pa.string()),
     ("group", pa.string()),
     ("variants", pa.string()),
+    ("decision_id", pa.string()),
 ]
 SCHEMAS: dict[Answers, pa.Schema] = {
     "score": pa.schema(_COMMON),
@@ -104,7 +104,7 @@ def score(
         raise ValueError(f"--listing {listing} is about an item: ask for it over HTTP, with item_ids")
     crowd = Population.open(home, engine_of, name, as_of)
     strongest, contacts = crowd.identities.strongest(), Contacts(home, crowd.identities.vault)
-    _remember_output(home, out)
+    remember_output(home, out)
     out.parent.mkdir(parents=True, exist_ok=True)
     part, written = out.with_name(f".{out.name}.{os.getpid()}.part"), 0
     try:
@@ -130,21 +130,6 @@ def score(
     return written
 
 
-def outputs(home: Home) -> list[Path]:
-    """The files that batches of this home were written to, those that still lie there."""
-    path = home.root / OUTPUTS
-    listed = msgspec.json.decode(path.read_bytes(), type=list[str]) if path.exists() else []
-    return [path for each in listed if (path := home.root / each).exists()]
-
-
-def _remember_output(home: Home, out: Path) -> None:
-    """So that an erasure finds the file; before it is written, as a crash may come after."""
-    known = {path.resolve() for path in (*outputs(home), out)}
-    # a home may be moved
-    named = [str(path.relative_to(home.root) if path.is_relative_to(home.root) else path) for path in sorted(known)]
-    write_atomically(home.root / OUTPUTS, msgspec.json.encode(named))
-
-
 def _withdrawn(identities: Identities, consents: Consents) -> set[str]:
     """The customers who do not allow their data to be used: they have no feature rows."""
     speakers = consents.speakers(identities.owners())
@@ -155,15 +140,14 @@ def _who(identities: Identities, consents: Consents, customer: str) -> Who:
     # her row may carry a name that she had before a merge: what she says counts for both
     current = identities.current(customer)
     allowed = standing(consents, identities, current)
-    others = [each for each in (current, *identities.former(current)) if each != customer]
-    return Who(customer, allowed.personalization, allowed.forbidden_channels, tuple(others))
+    return Who(customer, allowed.personalization, allowed.forbidden_channels, (current, *identities.former(current)))
 
 
 def lines_of(told: AnyAnswer, customer: str) -> Iterator[dict[str, Any]]:
     """One customer's lines, best first."""
     common = {
         "customer_id": customer, "as_of": told.as_of, "model": told.model, "fallback": told.fallback, "group": told.group,
-        "variants": msgspec.json.encode(told.variants).decode() if told.variants else None,
+        "variants": msgspec.json.encode(told.variants).decode() if told.variants else None, "decision_id": told.decision_id,
     }  # fmt: skip
     if isinstance(told, ScoreAnswer):
         yield {**common, "rank": 1, "id": None, "score": told.score, "source": told.source, "reason": told.reason, "propensity": 1.0}
@@ -185,6 +169,7 @@ class Population:
     Attributes:
         customers: who has feature rows, in the order in which they are asked.
         silent: who does not allow their data to be used, and so has none.
+        now: when the answers go out.
         asked: how many have been asked, the chunk at hand among them.
     """
 
@@ -196,6 +181,7 @@ class Population:
     consents: Consents
     customers: Sequence[str]
     silent: Sequence[str]
+    now: datetime
     asked: int = 0
 
     @classmethod
@@ -217,7 +203,8 @@ class Population:
             raise MissingStateError(f"no customer was known before {as_of.isoformat()}: choose a later --as-of")
         identities, consents = Identities(home), Consents(home, shop.consent)
         silent = sorted(_withdrawn(identities, consents) - set(customers))
-        return cls(engine, name, as_of, store, identities, consents, customers, silent)
+        now = max(as_of, clock_of(home.settings)())
+        return cls(engine, name, as_of, store, identities, consents, customers, silent, now)
 
     @property
     def settings(self) -> ModelSettings:
@@ -232,9 +219,18 @@ class Population:
             yield chunk
 
     def rows(self, chunk: Sequence[str], channel: Channel | None) -> list[dict[str, Any]]:
-        """Feature rows as the online reader would give them: None for unknown, and the moment of each view."""
-        folds = (*self.settings.kind.folds, *self.engine.governor.reads(channel))
-        return _rows(self.store, self.settings, chunk, self.as_of, folds)
+        """Feature rows as the online reader would give them: None for unknown, and the moment of each view.
+
+        What was sent to a customer is told as of now, whatever the moment of the batch: that is when its messages go out.
+        """
+        rows = _rows(self.store, self.settings, chunk, self.as_of)
+        if not (folds := self.engine.governor.reads(channel)):
+            return rows
+        self.store.backfill("customer_state", {self.now: None})
+        spine = pd.DataFrame({"customer_id": chunk, "event_timestamp": pd.Timestamp(self.now)})
+        frame = self.store.historical(spine, "state_v1", folds).drop(columns="event_timestamp")
+        sent = {row["customer_id"]: row for row in frame.to_dict("records")}
+        return [{**row, **{name: _plain(value) for name, value in sent.get(row["customer_id"], {}).items()}} for row in rows]
 
     def who(self, customer: str) -> Who:
         """A customer with what they allow now."""
@@ -250,19 +246,17 @@ class Population:
             told, _ = self.engine.score(self.name, ScoreRequest(channel=channel), who, row, self.as_of)
         elif answers == "items":
             wish = RecommendationsRequest(limit=limit, channel=channel, listing=listing, dry_run=dry_run)
-            told, _ = self.engine.recommendations(self.name, wish, who, row, self.as_of, name)
+            told, _ = self.engine.recommendations(self.name, wish, who, row, self.as_of, name, self.now)
         else:
             offer = NextBestOfferRequest(limit=limit, channel=channel, dry_run=dry_run)
-            told, _ = self.engine.next_best_offer(self.name, offer, who, row, self.as_of, name)
+            told, _ = self.engine.next_best_offer(self.name, offer, who, row, self.as_of, name, self.now)
         return told
 
 
-def _rows(
-    store: FeatureStore, settings: ModelSettings, customers: Sequence[str], as_of: datetime, folds: Sequence[str]
-) -> list[dict[str, Any]]:
+def _rows(store: FeatureStore, settings: ModelSettings, customers: Sequence[str], as_of: datetime) -> list[dict[str, Any]]:
     """Feature rows as the online reader would give them: None for unknown, and the moment of each view."""
     spine = pd.DataFrame({"customer_id": customers, "event_timestamp": pd.Timestamp(as_of)})
-    frame = store.historical(spine, settings.feature_service, folds).drop(columns="event_timestamp")
+    frame = store.historical(spine, settings.feature_service, settings.kind.folds).drop(columns="event_timestamp")
     frame = frame.astype(object).where(frame.notna(), None)
     stamps = {f"{view}_at": microseconds(as_of) for view in settings.kind.views}
     return [{**{k: _plain(v) for k, v in row.items()}, **stamps} for row in frame.to_dict("records")]

@@ -13,7 +13,7 @@ from features.events.event import ContactChannel
 from features.people.consent import CONTACT_CHANNELS
 
 Period = Literal["day", "week", "month"]
-Most = Annotated[int, msgspec.Meta(ge=0, le=1_000)]
+Most = Annotated[int, msgspec.Meta(ge=0, le=500)]
 TimeOfDay = Annotated[str, msgspec.Meta(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
 
 
@@ -25,6 +25,8 @@ class Contacted(NamedTuple):
     offer_id: str
     message: str
     """Names the message: what carries the same name is counted once."""
+    decision_id: str = ""
+    """The decision that led to it, where that is known."""
 
 
 class Cap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,21 +97,44 @@ class ContactPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return (cap for cap in self.caps if cap.each == each and (not cap.channels or channel in cap.channels))
 
 
-def sent_to(row: Mapping[str, Any]) -> list[Contacted]:
-    """The messages that a feature row tells of."""
+def sent_to(row: Mapping[str, Any]) -> list[Contacted] | None:
+    """The messages that a feature row tells of; None where it does not tell whether there were any.
+
+    What was sent by one channel in one second for one decision is one message, of whatever many offers.
+    """
+    if "contacted_at" not in row:
+        return None
     told = [row.get(name) for name in ("contacted_at", "contacted_by", "contacted_offers", "contacted_decisions")]
     if any(column is None for column in told):
         return []
-    return [
-        Contacted(datetime.fromtimestamp(int(at), UTC), channel, offer, decision or f"sent {number}")
-        for number, (at, channel, offer, decision) in enumerate(zip(*told, strict=True))
-    ]
+    found = []
+    for number, (at, channel, offer, decision) in enumerate(zip(*told, strict=True)):
+        name = f"{decision} {channel} {at}" if decision else f"sent {number}"
+        found.append(Contacted(datetime.fromtimestamp(int(at), UTC), channel, offer, name, decision))
+    return found
+
+
+def together(sent: Sequence[Contacted], promised: Sequence[Contacted], now: datetime) -> list[Contacted]:
+    """What counts: every message sent, with the offers that its promise named, and every promise that is not known to have been sent.
+
+    A promise counts as if its message went out now: it may at any moment, be it tomorrow.
+    """
+    by_decision: dict[str, list[Contacted]] = {}
+    for message in sent:
+        by_decision.setdefault(message.decision_id, []).append(message)
+    found = list(sent)
+    for promise in promised:
+        kept = by_decision.get(promise.decision_id, []) if promise.decision_id else []
+        found += [message._replace(offer_id=promise.offer_id) for message in kept]
+        if not kept:
+            found.append(promise._replace(at=max(promise.at, now)))
+    return found
 
 
 def _counted(cap: Cap, contacts: Sequence[Contacted], local: datetime) -> Iterable[Contacted]:
-    """The contacts of the cap's channels from the beginning of its period on."""
+    """The contacts of the cap's channels, and those of which no channel is known, from the beginning of its period on."""
     begins = beginning(cap.per, local)
-    return (c for c in contacts if c.at >= begins and (not cap.channels or c.channel in cap.channels))
+    return (c for c in contacts if c.at >= begins and (not cap.channels or not c.channel or c.channel in cap.channels))
 
 
 def beginning(per: Period, local: datetime) -> datetime:

@@ -63,13 +63,13 @@ class Who:
     may_be_used: bool = True
     """Whether her data may be used for personalization."""
     forbidden_channels: frozenset[str] = frozenset()
-    former_ids: tuple[str, ...] = ()
-    """The ids that were merged into theirs."""
+    merged_ids: tuple[str, ...] = ()
+    """The id that they have now and those that were merged into it, where they have had several."""
 
     @property
     def ids(self) -> tuple[str, ...]:
         """All ids of theirs, the present one first; none of nobody known."""
-        return () if self.customer_id is None else (self.customer_id, *self.former_ids)
+        return () if self.customer_id is None else tuple(dict.fromkeys((*self.merged_ids, self.customer_id)))
 
     def not_reached(self, channel: str | None) -> str | None:
         """Why nothing may be decided that is to go out by *channel*; None where it may, or where nothing goes out."""
@@ -172,9 +172,16 @@ class Engine:
         return [name for name in self.models if name not in self._loaded]
 
     def recommendations(
-        self, name: str, request: RecommendationsRequest, who: Who, row: Mapping[str, Any], as_of: datetime, decision_id: str = ""
+        self,
+        name: str,
+        request: RecommendationsRequest,
+        who: Who,
+        row: Mapping[str, Any],
+        as_of: datetime,
+        decision_id: str = "",
+        now: datetime | None = None,
     ) -> tuple[ItemsAnswer, DecisionRecord]:
-        """What she will like."""
+        """What the customer will like; *now* is when the answer goes out, if that is not *as_of*."""
         loaded = self._champion(name)
         assert loaded.pipeline is not None
         asked = {
@@ -191,7 +198,7 @@ class Engine:
         query = _query(request, who, row, as_of, loaded.attributes, request.exclude_item_ids, **asked)
         decision_id = decision_id or uuid.uuid4().hex
         decide = partial(loaded.pipeline.decide, rng=self._rng)
-        decision, assigned, held_out = self.governor.decide(who.ids, query, decision_id, "items", request.dry_run, decide)
+        decision, assigned, held_out = self.governor.decide(who.ids, query, decision_id, "items", request.dry_run, now or as_of, decide)
         return self._list(loaded, name, request, query, _told(who, query, decision), decision_id, assigned, held_out)
 
     def similar_items(self, request: SimilarItemsRequest, as_of: datetime) -> tuple[ItemsAnswer, DecisionRecord]:
@@ -206,16 +213,23 @@ class Engine:
         return self._list(loaded, "similar-items", request, query, loaded.pipeline.decide(query, self._rng), uuid.uuid4().hex)
 
     def next_best_offer(
-        self, name: str, request: NextBestOfferRequest, who: Who, row: Mapping[str, Any], as_of: datetime, decision_id: str = ""
+        self,
+        name: str,
+        request: NextBestOfferRequest,
+        who: Who,
+        row: Mapping[str, Any],
+        as_of: datetime,
+        decision_id: str = "",
+        now: datetime | None = None,
     ) -> tuple[OffersAnswer, DecisionRecord]:
-        """What to offer her."""
+        """What to offer the customer; *now* is when the answer goes out, if that is not *as_of*."""
         loaded = self._champion(name)
         assert loaded.pipeline is not None
         asked = {"explore": request.explore, "explain": request.explain}
         query = _query(request, who, row, as_of, loaded.attributes, request.exclude_offer_ids, **asked)
         decision_id = decision_id or uuid.uuid4().hex
         decide = partial(loaded.pipeline.decide, rng=self._rng)
-        decision, assigned, held_out = self.governor.decide(who.ids, query, decision_id, "offers", request.dry_run, decide)
+        decision, assigned, held_out = self.governor.decide(who.ids, query, decision_id, "offers", request.dry_run, now or as_of, decide)
         decision = _told(who, query, decision)
         fallback = decision.fallback or self._age_note(name, query.row, as_of)
         about = self._about(name, loaded, query, fallback, decision_id)

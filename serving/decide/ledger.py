@@ -28,11 +28,14 @@ RESERVATIONS = sa.Table(
 )
 WAIT_SECONDS = 2.0
 """How long a decision waits for whoever writes: the answers behind it wait too."""
+TIDIED_AT_ONCE = 200
+"""How many of those that have expired are let go of with each promise: a batch leaves many at once."""
 _R = RESERVATIONS.c
 # made once: to make a statement costs more than to run it
 _THEIRS = _R.customer_id.in_(sa.bindparam("ids", expanding=True))
 _STANDING = sa.select(_R.at, _R.channel, _R.offer_id, _R.decision_id).where(_THEIRS, _R.expires_at > sa.bindparam("now"))
-_EXPIRED = sa.delete(RESERVATIONS).where(_R.expires_at <= sa.bindparam("now"))
+_SOME_EXPIRED = sa.select(_R.decision_id).where(_R.expires_at <= sa.bindparam("now")).limit(TIDIED_AT_ONCE)
+_EXPIRED = sa.delete(RESERVATIONS).where(_R.decision_id.in_(_SOME_EXPIRED.scalar_subquery()))
 _SAME = sa.delete(RESERVATIONS).where(_R.decision_id == sa.bindparam("decision"))
 _ALL, _ERASE = sa.select(RESERVATIONS).where(_THEIRS), sa.delete(RESERVATIONS).where(_THEIRS)
 _PROMISE = put(RESERVATIONS)
@@ -75,6 +78,7 @@ class Ledger:
             if not allows(others):
                 return False
             if len(others) < len(rows):
+                # its own, which may have other offers now
                 connection.execute(_SAME, {"decision": decision_id})
             promise = [(decision_id, offer, customer_ids[0], at, channel, until) for offer in offer_ids or [""]]
             run_many(connection, _PROMISE, promise)
@@ -110,4 +114,4 @@ class Ledger:
 
 
 def _contact(at: int, channel: str, offer_id: str, decision_id: str) -> Contacted:
-    return Contacted(datetime.fromtimestamp(at / 1e6, UTC), channel, offer_id, decision_id)
+    return Contacted(datetime.fromtimestamp(at / 1e6, UTC), channel, offer_id, decision_id, decision_id)

@@ -16,8 +16,6 @@ from models.registry import ModelSettings
 
 STATE = "customer_state"
 STATE_AT = f"{STATE}_at"
-MADE_ANEW = "made_anew"
-"""In a row: what it should tell is being made anew, so that nothing known is not the same as nothing there."""
 AT_HAND = ("session", "cart", "last_touch", "daily_activity")
 """The folds that tell what a customer is at."""
 
@@ -59,15 +57,15 @@ class OnlineReader:
         self._lock = threading.Lock()
 
     def row(self, model: ModelSettings, customer_id: str | None, as_of: datetime, more: Sequence[str] = ()) -> Mapping[str, Any]:
-        """The customer's features for that model, and what *more* folds tell; empty for nobody, and but for ``MADE_ANEW`` for a row
-        from a time to come.
+        """The customer's features for that model, and what *more* folds tell; empty for nobody, and for a row from a time to come, which
+        is made anew.
         """
         return self.features(model.feature_service, model.kind.views, (*model.kind.folds, *more), customer_id, as_of)
 
     def present(self, customer_id: str | None, as_of: datetime) -> Mapping[str, Any]:
         """What the customer is at: the visit, the cart, the last touch, the last days."""
         told = self.features("state_v1", (STATE,), AT_HAND, customer_id, as_of)
-        return {name: value for name, value in told.items() if name not in ("customer_id", STATE_AT, MADE_ANEW)}
+        return {name: value for name, value in told.items() if name not in ("customer_id", STATE_AT)}
 
     def features(
         self, service: str, views: Sequence[str], folds: Sequence[str], customer_id: str | None, as_of: datetime
@@ -83,7 +81,7 @@ class OnlineReader:
             rows = self._store.online(service, ids)
         if any((row.get(f"{view}_at") or 0) > microseconds(as_of + AHEAD) for view in views for row in rows):
             self._recent.make_anew(customer_id)
-            return {MADE_ANEW: True}
+            return {}
         row, *others = rows
         same = [
             (former.customer_id, other)
@@ -102,7 +100,9 @@ class OnlineReader:
             return self._with_state(row, [(customer_id, row), *same], fresh, folds, as_of)
         except OutdatedStateError:
             self._recent.make_anew(customer_id)
-            return {**_without_states(row), **nothing(folds), STATE_AT: None, MADE_ANEW: True}
+            known = {**_without_states(row), **nothing(folds), STATE_AT: None}
+            # that nothing is known is not that nothing was sent
+            return {name: value for name, value in known.items() if not name.startswith("contacted_")}
 
     def _with_state(
         self,

@@ -26,9 +26,9 @@ from features.state.ports import EVENTS, Table
 from features.store.decision_log import DecisionLog
 from features.store.event_log import EventLog, connect
 from features.store.keyed_state import KeyedState
+from features.store.outputs import outputs
 from features.store.profile import events_of
 from models.registry import Registry
-from serving.decide.batch import outputs
 from serving.decide.ledger import Ledger
 from serving.intake.event_queue import EventQueue
 

@@ -9,7 +9,9 @@ import msgspec
 from features.definitions.feature import Moment
 from features.definitions.folds.fold import Fold, Output, Touch, take_newest
 
-MESSAGE_LIMIT = 200
+MESSAGE_LIMIT = 1_000
+MESSAGE_DAYS = 32
+"""How far back from the newest messages are kept: a calendar month is no longer."""
 
 
 class Message(NamedTuple):
@@ -46,10 +48,13 @@ class MessagesFold(Fold[Messages]):
         """Take in a message."""
         sent = Message(touch.at, touch.key, touch.channel or "", touch.offer_id or "", touch.decision_id or "")
         take_newest(state.sent, sent, MESSAGE_LIMIT)
+        _forget(state)
 
     def joined(self, one: Messages, other: Messages) -> Messages:
         """The newest of both's."""
-        return Messages(sorted({*one.sent, *other.sent})[-MESSAGE_LIMIT:])
+        both = Messages(sorted({*one.sent, *other.sent})[-MESSAGE_LIMIT:])
+        _forget(both)
+        return both
 
     def features(self, state: Messages, moment: Moment) -> dict[str, Any]:
         """Message by message, the oldest first."""
@@ -59,3 +64,9 @@ class MessagesFold(Fold[Messages]):
             "contacted_offers": [message.offer_id for message in state.sent],
             "contacted_decisions": [message.decision_id for message in state.sent],
         }
+
+
+def _forget(state: Messages) -> None:
+    oldest = state.sent[-1].at - MESSAGE_DAYS * 86_400 if state.sent else 0
+    if state.sent and state.sent[0].at < oldest:
+        state.sent = [message for message in state.sent if message.at >= oldest]

@@ -1,0 +1,28 @@
+"""The files that were written for people and hold rows of customers, wherever they lie: an erasure has to find them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from features.state.disk import write_atomically
+from features.state.home import Home
+
+OUTPUTS = "outputs.json"
+"""The list of these files."""
+
+
+def outputs(home: Home) -> list[Path]:
+    """The files that were written from this home, those that still lie there."""
+    path = home.root / OUTPUTS
+    listed = msgspec.json.decode(path.read_bytes(), type=list[str]) if path.exists() else []
+    return [path for each in listed if (path := home.root / each).exists()]
+
+
+def remember_output(home: Home, out: Path) -> None:
+    """Note that *out* will hold rows of customers; before it is written, as a crash may come after."""
+    known = {path.resolve() for path in (*outputs(home), out)}
+    # a home may be moved
+    named = [str(path.relative_to(home.root) if path.is_relative_to(home.root) else path) for path in sorted(known)]
+    write_atomically(home.root / OUTPUTS, msgspec.json.encode(named))
