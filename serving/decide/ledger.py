@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
 
 from features.state.clock import microseconds
 from features.state.ports import DatabaseSession, State
@@ -108,8 +110,15 @@ class Ledger:
 
     def _opened(self) -> DatabaseSession:
         with self._opening:
-            if self._session is None:
-                self._session = self._database.connect(WAIT_SECONDS)
+            until = time.monotonic() + WAIT_SECONDS
+            while self._session is None:
+                try:
+                    self._session = self._database.connect(WAIT_SECONDS)
+                except OperationalError:
+                    # SQLite does not wait where several make one file at the same moment
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(0.01)
             return self._session
 
 
