@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scene import NEW_YEAR, TinyShop, command, copy_home, eventually, loyalty_cards, start_service, stop_service
+from scene import NEW_YEAR, ROOT, TinyShop, command, copy_home, eventually, loyalty_cards, start_service, stop_service
 
 from features.state.home import Home
 from features.state.ports import DECISIONS
@@ -105,6 +105,15 @@ def test_a_mistake_is_refused_with_line_field_and_fix(text: bytes, told: str) ->
     with pytest.raises(PolicyError) as error:
         Policy.parse(text, "policy.yaml")
     assert told in str(error.value)
+
+
+def test_the_guide_shows_a_policy_that_is_taken() -> None:
+    guide = (ROOT / "docs" / "policy.md").read_text()
+    found = Policy.parse(guide.partition("```yaml")[2].partition("```")[0].encode(), "docs/policy.md")
+    assert found.control_group is not None
+    assert len(found.contact.caps) == 4
+    assert found.contact.quiet_hours is not None
+    assert found.experiments
 
 
 def test_the_last_good_policy_stays_in_force(trained: Home, tmp_path: Path) -> None:
