@@ -171,6 +171,7 @@ class Population:
         silent: who does not allow their data to be used, and so has none.
         now: when the answers go out.
         asked: how many have been asked, the chunk at hand among them.
+        counted: whether it has been looked up, once for all chunks, what was sent to each by now.
     """
 
     engine: Engine
@@ -183,6 +184,7 @@ class Population:
     silent: Sequence[str]
     now: datetime
     asked: int = 0
+    counted: bool = False
 
     @classmethod
     def open(cls, home: Home, engine_of: Callable[[Home], Engine], name: str, as_of: datetime) -> Population:
@@ -226,7 +228,9 @@ class Population:
         rows = _rows(self.store, self.settings, chunk, self.as_of)
         if not (folds := self.engine.governor.reads(channel)):
             return rows
-        self.store.backfill("customer_state", {self.now: None})
+        if not self.counted:
+            self.store.backfill("customer_state", {self.now: None})
+            self.counted = True
         spine = pd.DataFrame({"customer_id": chunk, "event_timestamp": pd.Timestamp(self.now)})
         frame = self.store.historical(spine, "state_v1", folds).drop(columns="event_timestamp")
         sent = {row["customer_id"]: row for row in frame.to_dict("records")}
