@@ -119,7 +119,7 @@ def guess(
 @app.command()
 def catalogue(
     table: Annotated[str, typer.Argument(metavar="items|offers|stores", help="Which table the file holds.")],
-    file: Annotated[Path, typer.Argument(help="CSV, JSON Lines or Parquet with the table's columns.")],
+    file: Annotated[Path | None, typer.Argument(help="CSV, JSON Lines or Parquet with the table's columns; offers may be YAML.")] = None,
     column: Annotated[list[str] | None, typer.Option(help="THEIRS=OURS where a column has another name; repeat as needed.")] = None,
     attribute: Annotated[
         list[str] | None, typer.Option(help="NAME:text|number|list of an attribute of items that is your own; repeat as needed.")
@@ -127,11 +127,19 @@ def catalogue(
     delimiter: Annotated[str | None, typer.Option(help="What divides a CSV's fields; default: a comma.")] = None,
     encoding: Annotated[str, typer.Option(help="How a CSV is written, e.g. windows-1252.")] = "utf-8",
     check_only: Annotated[bool, typer.Option("--check-only", help="Only tell what is wrong; replace nothing.")] = False,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Put the offers in force that were so before.")] = False,
 ) -> None:
     """Replace a table of the catalogue by a file, whole and checked; with any mistake in it the last good one stays."""
     from features.sources.catalogue_file import load
     from features.sources.mapping import Files
 
+    if rollback or file is None:
+        if table != "offers" or not rollback or file is not None:
+            raise ValueError("name the FILE to load; only `catalogue offers --rollback` does without one")
+        from features.catalogue.tables import Catalogue
+
+        console.print(f"offers: {Catalogue(Home.from_environment()).roll_back_offers()} rows in force, as they were before")
+        return
     found = load(Home.from_environment(), table, file, column or [], Files(delimiter=delimiter, encoding=encoding), attribute or [])
     if not check_only:
         if lost := found.lost():

@@ -5,6 +5,7 @@ Stages work on arrays of candidate positions at once, for speed; a position is a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -22,6 +23,7 @@ C_contra = TypeVar("C_contra", contravariant=True)
 
 
 NO_PERMISSION = "no permission for the channel"
+TOO_LITTLE = "it would bring too little"
 MOST_LEFT_OUT = 200
 """How many of those that a filter removed are named."""
 
@@ -59,9 +61,23 @@ class Query:
     exclude: Mapping[str, Wish] = field(default_factory=dict)
     """Attribute to the values of which an item must have none."""
     exclude_ids: frozenset[str] = frozenset()
-    resting_ids: frozenset[str] = frozenset()
-    """What the customer has had as often as they may for now."""
+    barred: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    """By reason, which positions may not be chosen: what the caller knows and the pipeline does not."""
+    factors: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    """By name, what the caller multiplies the score of each position by."""
+    without: frozenset[str] = frozenset()
+    """The parts of a score that are left out."""
+    costs: float = 0.0
+    """What the answer costs whatever comes of it, in minor units."""
+    least: float | None = None
+    """What scores lower is not chosen."""
+    stopgap: bool = False
+    """Whether what stands in where nothing else may be chosen is asked for, and that alone."""
     explore: bool = False
+    temperature: float = 0.1
+    """How freely is explored: shares of the best score, over which the chance falls by a factor of e."""
+    uniform: float = 0.05
+    """The share of explored places that is drawn evenly, so that each candidate has a known least chance."""
     channel: str | None = None
     """Through which channel the answer will reach her, where that is known."""
     forbidden_channels: frozenset[str] = frozenset()
@@ -227,10 +243,10 @@ class Pipeline(Generic[C]):
         found = self.source(context)
         removed: dict[str, int] = {}
         left_out: dict[str, list[int]] | None = {} if query.explain else None
-        candidates, considered = self._allowed(context, found, removed, left_out), len(found)
+        candidates, considered = self._allowed(query, context, found, removed, left_out), len(found)
         if self.widen is not None and len(candidates) < query.limit:
             for more in self.widen(context, found):
-                candidates = np.concatenate([candidates, self._allowed(context, more, removed, left_out)])
+                candidates = np.concatenate([candidates, self._allowed(query, context, more, removed, left_out)])
                 considered += len(more)
                 if len(candidates) >= query.limit:
                     break
@@ -239,20 +255,35 @@ class Pipeline(Generic[C]):
             values = score(context, candidates)
             _check(name, values, len(candidates))
             shares[k] = values
+        if query.least is not None:
+            enough = shares.sum(axis=0) >= query.least
+            _leave(TOO_LITTLE, enough, candidates, removed, left_out)
+            candidates, shares = candidates[enough], shares[:, enough]
         return Scored(context, candidates, shares, removed, considered, left_out)
 
-    def _allowed(self, context: C, candidates: Positions, removed: dict[str, int], left_out: dict[str, list[int]] | None) -> Positions:
-        """The candidates that every filter keeps; *removed* counts the others by reason, and *left_out* names some of them."""
-        for reason, keep_of in self.filters:
+    def _allowed(
+        self, query: Query, context: C, candidates: Positions, removed: dict[str, int], left_out: dict[str, list[int]] | None
+    ) -> Positions:
+        """The candidates that nothing bars and every filter keeps; the others are counted by reason, and some of them named."""
+        barred = ((reason, lambda _, at, mask=mask: ~mask[at]) for reason, mask in query.barred.items())
+        for reason, keep_of in itertools.chain(barred, self.filters):
             keep = keep_of(context, candidates)
             _check(reason, keep, len(candidates))
-            if not keep.all():
-                removed[reason] = removed.get(reason, 0) + int(len(keep) - np.count_nonzero(keep))
-                if left_out is not None:
-                    named = left_out.setdefault(reason, [])
-                    named += candidates[~keep][: MOST_LEFT_OUT - len(named)].tolist()
-                candidates = candidates[keep]
+            _leave(reason, keep, candidates, removed, left_out)
+            candidates = candidates[keep]
         return candidates
+
+
+def _leave(
+    reason: str, keep: NDArray[np.bool_], candidates: Positions, removed: dict[str, int], left_out: dict[str, list[int]] | None
+) -> None:
+    """Count those that are not kept under *reason*, and name some of them."""
+    if keep.all():
+        return
+    removed[reason] = removed.get(reason, 0) + int(len(keep) - np.count_nonzero(keep))
+    if left_out is not None:
+        named = left_out.setdefault(reason, [])
+        named += candidates[~keep][: MOST_LEFT_OUT - len(named)].tolist()
 
 
 def _check(stage: str, values: NDArray[Any], length: int) -> None:

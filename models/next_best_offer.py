@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 
 from models.artifact import read_arrays, read_ids, write_arrays, write_ids
 from models.decay import HISTORY_HALF_LIFE_DAYS
-from models.decision import NO_PERMISSION, LastSlotExplorer, Pipeline, Positions, Query, may_reach_her
+from models.decision import NO_PERMISSION, Pipeline, Positions, Query, may_reach_her
 from models.inputs import Input, matrix
 from models.kind import ModelKind
 from models.offers import Offer, OfferBook, Worth
 from models.probability import Boosted, Floats, Logistic, ProbabilityModel, load_sealed, save_sealed
 from models.reasons import strongest
+from models.slate import SlateSelector
 
-RESTING = "had as often as contact allows"
+STOPGAP = "kept for where nothing else may be offered"
 PAIR_INPUTS: tuple[Input, ...] = (
     Input("affinity", "buys the promoted items (weight {:.1f})"),
     Input("affinity_share", "{:.0%} of recent purchases are promoted items", high=1.0),
@@ -100,19 +101,14 @@ class NextBestOffer:
             prepare=lambda query: self._context(book, query),
             source=lambda context: context.candidates,
             filters=[
+                (STOPGAP, lambda context, candidates: book.is_fallback[candidates] == context.query.stopgap),
                 ("attribute", lambda context, candidates: _has_attributes(book, context, candidates)),
                 ("excluded", lambda context, candidates: _not_among(book, context.query.exclude_ids, candidates)),
-                (RESTING, lambda context, candidates: _not_among(book, context.query.resting_ids, candidates)),
                 (NO_PERMISSION, lambda context, candidates: _permitted(book, context, candidates)),
                 ("another coupon of its campaign fits better", lambda context, candidates: _best_coupon(book, context, candidates)),
             ],
-            scorers=[
-                (
-                    "priority",
-                    lambda context, candidates: context.probability[book.campaign_of[candidates]] * book.margin_minor[candidates],
-                )
-            ],
-            selector=LastSlotExplorer(),
+            scorers=[("priority", lambda context, candidates: self._priority(book, context, candidates))],
+            selector=SlateSelector(lambda candidates: book.category_of[candidates]),
             explain=lambda context, chosen, shares: self._explain(book, context, chosen),
             fallback=lambda context: None if context.known else "nothing is known of this customer yet: average probabilities",
         )
@@ -129,6 +125,25 @@ class NextBestOffer:
             query, candidates, coupon_affinity(book, query.row, query.as_of), probability, rows, query.row.get("tenure_days") is not None
         )
 
+    def _priority(self, book: OfferBook, context: OfferContext, candidates: Positions) -> Floats:
+        """What an offer is expected to bring, in minor units: probability x (margin - cost) x lever x the caller's factors, less what it
+        costs to send; a part that the query leaves out counts as 1, a cost as 0.
+        """
+        query = context.query
+        score = np.ones(len(candidates))
+        if "value" not in query.without:
+            score *= book.margin_minor[candidates]
+            if "cost" not in query.without:
+                score -= book.cost_minor[candidates]
+        if "probability" not in query.without:
+            score *= context.probability[book.campaign_of[candidates]]
+        if "lever" not in query.without:
+            score *= book.lever[candidates]
+        for name, factor in query.factors.items():
+            if name not in query.without:
+                score *= factor[candidates]
+        return score - (0.0 if query.without & {"cost", "value"} else query.costs)
+
     def _explain(self, book: OfferBook, context: OfferContext, chosen: Positions) -> list[tuple[str, str, Mapping[str, Any]]]:
         told: list[tuple[str, str, Mapping[str, Any]]] = []
         for position in chosen:
@@ -138,9 +153,19 @@ class NextBestOffer:
             said = [str(r["text"]) for r in reasons if r["effect"] == "raises"] or [str(r["text"]) for r in reasons]
             details = {
                 "campaign_id": offer.campaign_id,
-                "channel": offer.channel,
+                "kind": offer.kind,
+                "stage": offer.stage,
+                "title": offer.title,
+                "text": offer.text,
+                "channel": context.query.channel,
+                "benefit_percent": offer.benefit_percent,
+                "benefit_minor": offer.benefit_minor,
                 "probability": float(context.probability[campaign]),
                 "margin_minor": round(float(book.margin_minor[position])),
+                "cost_minor": offer.cost_minor,
+                "sending_minor": context.query.costs,
+                "lever": offer.lever,
+                "factors": {name: float(factor[position]) for name, factor in context.query.factors.items()},
                 "affinity": float(context.affinity[position]),
                 "reasons": reasons,
             }
@@ -217,13 +242,19 @@ def _best_coupon(book: OfferBook, context: OfferContext, candidates: Positions) 
 
 
 def _has_attributes(book: OfferBook, context: OfferContext, candidates: Positions) -> NDArray[np.bool_]:
-    return book.attributes.keep(context.query.include, context.query.exclude, candidates)
+    """Whether an offer has what is wished for; one that names no channel goes by every one."""
+    include, exclude = context.query.include, context.query.exclude
+    kept = book.attributes.keep({name: wish for name, wish in include.items() if name != "channel"}, exclude, candidates)
+    if "channel" in include:
+        by_any = np.array([not book.offers[k].channels for k in candidates], bool)
+        kept &= by_any | book.attributes.keep({"channel": include["channel"]}, {}, candidates)
+    return kept
 
 
 def _permitted(book: OfferBook, context: OfferContext, candidates: Positions) -> NDArray[np.bool_]:
-    """An offer goes by its own channel, and by the one that the answer goes through."""
+    """An offer goes by one of its own channels, and by the one that the answer goes through."""
     forbidden = context.query.forbidden_channels
-    own = np.array([book.offers[k].channel not in forbidden for k in candidates], bool)
+    own = np.array([not book.offers[k].channels or not forbidden.issuperset(book.offers[k].channels) for k in candidates], bool)
     return own & may_reach_her(context.query, candidates)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,26 +15,44 @@ from numpy.typing import NDArray
 from models.attributes import Attributes
 from models.decay import DAY, decayed
 
-ATTRIBUTES = ("channel", "campaign_id", "campaign_type")
+ATTRIBUTES = ("campaign_id", "campaign_type", "kind", "stage", "category")
 """By what offers are filtered."""
 
 
 @dataclass(frozen=True)
 class Offer:
-    """One coupon of one campaign, in force in ``[valid_from, valid_until)``."""
+    """One offer of one campaign, in force in ``[valid_from, valid_until)``; what is unsaid is None or empty."""
 
     offer_id: str
     campaign_id: str
     campaign_type: str
-    channel: str
     valid_from: datetime
     valid_until: datetime
-    item_ids: tuple[str, ...]
+    item_ids: tuple[str, ...] = ()
+    kind: str = "coupon"
+    stage: str | None = None
+    title: str | None = None
+    text: str | None = None
+    category: str | None = None
+    channels: tuple[str, ...] = ()
+    store_ids: tuple[str, ...] = ()
+    benefit_percent: float | None = None
+    benefit_minor: int | None = None
+    cost_minor: int = 0
+    margin_minor: int | None = None
+    budget: int | None = None
+    stock: int | None = None
+    lever: float = 1.0
+    eligible: str | None = None
+    transactional: bool = False
+    fallback: bool = False
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Offer:
         """An offer from a row of the catalogue."""
-        return cls(**{**row, "item_ids": tuple(row["item_ids"])})
+        told: dict[str, Any] = {name: value for name, value in row.items() if value is not None and name in cls.__dataclass_fields__}
+        whole: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
+        return cls(**whole)
 
 
 @dataclass(frozen=True)
@@ -67,8 +86,15 @@ class OfferBook:
         self.types = [self.offers[k].campaign_type for k in first]
         self.broad = np.array([kind in broad_types for kind in self.types], dtype=np.float64)
         self.starts = [self.offers[k].valid_from for k in first]
-        self.margin_minor, self.popularity = self._value(worth)
-        self.attributes = Attributes.of({name: [getattr(offer, name) for offer in self.offers] for name in ATTRIBUTES})
+        estimated, self.popularity = self._value(worth)
+        own = np.array([np.nan if offer.margin_minor is None else offer.margin_minor for offer in self.offers], dtype=np.float64)
+        self.margin_minor = np.where(np.isnan(own), estimated, own)
+        self.cost_minor = np.array([offer.cost_minor for offer in self.offers], dtype=np.float64)
+        self.lever = np.array([offer.lever for offer in self.offers], dtype=np.float64)
+        self.is_fallback = np.array([offer.fallback for offer in self.offers], dtype=bool)
+        self.category_of = codes([offer.category for offer in self.offers])
+        told = {name: [getattr(offer, name) for offer in self.offers] for name in ATTRIBUTES}
+        self.attributes = Attributes.of({**told, "channel": [offer.channels for offer in self.offers]})
 
     def campaign_position(self, campaign_id: str) -> int:
         """Where a campaign stands among ``campaign_ids``."""
@@ -110,3 +136,10 @@ class OfferBook:
         sold = np.asarray(self.by_offer @ sales)
         mean_price = np.divide(self.by_offer @ (price * sales), sold, out=np.zeros(len(sold)), where=sold > 0)
         return mean_price * worth.margin_rate, sold
+
+
+def codes(words: Sequence[str | None]) -> NDArray[np.intp]:
+    """A number a word, equal ones for equal words; what is unsaid has one of its own each time."""
+    numbers: dict[str, int] = {}
+    own = itertools.count(-1, -1)
+    return np.array([next(own) if word is None else numbers.setdefault(word, len(numbers)) for word in words], dtype=np.intp)

@@ -18,18 +18,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scene import NEW_YEAR, ROOT, copy_home, loyalty_cards, start_service, stop_service
 
+from features.catalogue.yaml_file import WrittenError
 from features.definitions.folds.fold import Touch
 from features.definitions.folds.messages import MessagesFold
 from features.state.home import Home
-from models.next_best_offer import RESTING
 from serving.bootstrap import open_engine
 from serving.decide.batch import score
-from serving.decide.contact import Cap, Contacted, ContactPolicy, QuietHours, beginning, sent_to, together
+from serving.decide.contact import RESTING, Cap, Contacted, ContactPolicy, QuietHours, beginning, sent_to, together
 from serving.decide.coverage import coverage
 from serving.decide.engine import NOBODY, Who
 from serving.decide.governor import COUNTED_ANEW, POLICY, UNCOUNTED
-from serving.decide.ledger import Ledger
-from serving.decide.policy import Policy, PolicyError
+from serving.decide.ledger import Ledger, Promise
+from serving.decide.policy import Policy
 from serving.decide.questions import NextBestOfferRequest
 
 ROME = ZoneInfo("Europe/Rome")
@@ -133,14 +133,15 @@ class TestCaps:
         ],
     )
     def test_a_mistake_is_named_with_its_line(self, text: str, told: str) -> None:
-        with pytest.raises(PolicyError) as error:
+        with pytest.raises(WrittenError) as error:
             Policy.parse(text.encode(), "policy.yaml")
         assert told in str(error.value)
 
 
 class TestLedger:
     def reserve(self, ledger: Ledger, decision: str, most: int = 3, now: datetime = NOON, ids: Sequence[str] = ("c",)) -> bool:
-        return ledger.reserve(ids, decision, "email", ["o"], now, HELD, lambda promised: len({c.message for c in promised}) < most)
+        promise = Promise(ids, decision, "email", ["o"], now, HELD, {}, HELD)
+        return ledger.reserve(promise, lambda promised: len({c.message for c in promised}) < most)
 
     def test_many_threads_get_no_more_than_there_is(self, tmp_path: Path) -> None:
         ledger = Ledger(Home(tmp_path))
@@ -149,13 +150,14 @@ class TestLedger:
         assert sum(got) == 3 == len(ledger.promised(["c"], NOON))
 
     def test_many_processes_some_of_them_killed_get_no_more_than_there_is(self, tmp_path: Path) -> None:
-        Ledger(Home(tmp_path)).reserve(["other"], "d", "email", [], NOON, HELD, lambda promised: True)
+        Ledger(Home(tmp_path)).reserve(Promise(["other"], "d", "email", [], NOON, HELD, {}, HELD))
         script = (
             "import sys, os; from pathlib import Path; from datetime import *; from features.state.home import Home\n"
-            "from serving.decide.ledger import Ledger\n"
+            "from serving.decide.ledger import Ledger, Promise\n"
             "now = datetime.fromisoformat(sys.argv[2]); ledger = Ledger(Home(Path(sys.argv[1])))\n"
             "for k in range(30):\n"
-            "    if ledger.reserve(['c'], f'{os.getpid()} {k}', 'email', [], now, timedelta(days=1), lambda p: len(p) < 20):\n"
+            "    promise = Promise(['c'], f'{os.getpid()} {k}', 'email', [], now, timedelta(days=1), {}, timedelta(days=1))\n"
+            "    if ledger.reserve(promise, lambda p: len(p) < 20):\n"
             "        print(k, flush=True)\n"
             "    if k == int(sys.argv[3]): os.kill(os.getpid(), 9)\n"
         )

@@ -180,10 +180,10 @@ def offer_model() -> tuple[NextBestOffer, OfferBook]:
     model = NextBestOffer.fit("logistic", rows, rows[:, inputs.index("affinity")] > 0.8, customer, worth, "USD")
     start = datetime(2017, 12, 1, tzinfo=UTC)
     offers = [
-        Offer("a-1", "a", "A", "mail", start, NEW_YEAR + timedelta(days=9), ("1",)),
-        Offer("a-2", "a", "A", "mail", start, NEW_YEAR + timedelta(days=9), ("2",)),
-        Offer("b-3", "b", "B", "email", start, NEW_YEAR + timedelta(days=9), ("3",)),
-        Offer("old-4", "old", "C", "mail", start, NEW_YEAR, ("4",)),
+        Offer("a-1", "a", "A", start, NEW_YEAR + timedelta(days=9), ("1",), channels=("mail",)),
+        Offer("a-2", "a", "A", start, NEW_YEAR + timedelta(days=9), ("2",), channels=("mail",)),
+        Offer("b-3", "b", "B", start, NEW_YEAR + timedelta(days=9), ("3",), channels=("email",)),
+        Offer("old-4", "old", "C", start, NEW_YEAR, ("4",)),
     ]
     return model, OfferBook(offers, worth)
 

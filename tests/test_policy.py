@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scene import NEW_YEAR, ROOT, TinyShop, command, copy_home, eventually, loyalty_cards, start_service, stop_service
 
+from features.catalogue.yaml_file import WrittenError
 from features.state.home import Home
 from features.state.ports import DECISIONS
 from features.store.decision_log import SCHEMA, DecisionLog, flushed
@@ -21,7 +22,7 @@ from serving.decide.batch import score
 from serving.decide.coverage import NOTHING_THERE, Coverage, coverage
 from serving.decide.engine import NOBODY
 from serving.decide.governor import POLICY
-from serving.decide.policy import HELD_OUT, Policy, PolicyError, drawn
+from serving.decide.policy import HELD_OUT, Policy, drawn
 from serving.decide.questions import NextBestOfferRequest, OffersAnswer
 
 CONTROL = b"control_group: {share: %s, salt: spring, covers: [offers, contacts]}\n"
@@ -102,7 +103,7 @@ class TestAssignment:
     ],
 )
 def test_a_mistake_is_refused_with_line_field_and_fix(text: bytes, told: str) -> None:
-    with pytest.raises(PolicyError) as error:
+    with pytest.raises(WrittenError) as error:
         Policy.parse(text, "policy.yaml")
     assert told in str(error.value)
 
@@ -125,7 +126,7 @@ def test_the_last_good_policy_stays_in_force(trained: Home, tmp_path: Path) -> N
     engine.refresh()
     assert engine.governor.policy == policy(0.5, b"")
     assert "control_group.share" in engine.broken[POLICY]
-    with pytest.raises(PolicyError):
+    with pytest.raises(WrittenError):
         open_engine(home)
     (home.root / POLICY).write_bytes(CONTROL % b"0.25")
     assert POLICY in engine.refresh()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from features.catalogue.offers import offers_in_force
 from features.catalogue.tables import Catalogue
 from features.state.home import Home
 from models.inputs import Input
@@ -166,7 +167,7 @@ def offer_book(home: Home, truth: Truth, as_of: datetime) -> tuple[OfferBook, Wo
         stats["purchases"].to_numpy(dtype=float),
         truth.shop.margin_rate,
     )
-    offers = [Offer.from_row(row) for row in Catalogue(home).read("offers").to_pylist()]
+    offers = [Offer.from_row(row) for row in offers_in_force(home)]
     return OfferBook(offers, worth, truth.shop.broad_campaign_types), worth
 
 

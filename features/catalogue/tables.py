@@ -13,6 +13,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from features.state.disk import make_folder, move_into_place, write_atomically
 from features.state.home import Home
 from features.state.ports import MissingStateError
 
@@ -25,6 +26,8 @@ ITEM_ATTRIBUTES = ("department", "category", "type", "brand", "manufacturer", "s
 _ATTRIBUTE_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _NO_ATTRIBUTES = frozenset({"item_id", "recommendable", "popularity", "buyers", "purchases"})
 MAX_ATTRIBUTES = 100
+KEPT_OFFERS = 20
+"""How many earlier tables of offers are kept to go back to."""
 
 
 def attribute_fault(name: str) -> str | None:
@@ -46,10 +49,14 @@ OFFERS = pa.schema(
         ("offer_id", pa.string()),
         ("campaign_id", pa.string()),
         ("campaign_type", pa.string()),
-        ("channel", pa.string()),
         ("valid_from", _TIME),
         ("valid_until", _TIME),
         ("item_ids", pa.list_(pa.string())),
+        *((name, pa.string()) for name in ("kind", "stage", "title", "text", "category", "where", "eligible")),
+        *((name, pa.list_(pa.string())) for name in ("channels", "store_ids")),
+        *((name, pa.int64()) for name in ("benefit_minor", "cost_minor", "margin_minor", "budget", "stock")),
+        *((name, pa.float64()) for name in ("benefit_percent", "lever")),
+        *((name, pa.bool_()) for name in ("transactional", "fallback")),
     ]
 )
 ITEM_CONTEXT = pa.schema(
@@ -77,10 +84,41 @@ class Catalogue:
         Raises:
             pyarrow.ArrowInvalid: the table does not fit the schema.
         """
-        self.home.catalogue.mkdir(parents=True, exist_ok=True)
+        make_folder(self.home.catalogue)
         part = self.home.catalogue / f".{name}.{os.getpid()}.part"
-        pq.write_table(table.select(schema.names).cast(schema), part)
-        part.replace(self.path(name))
+        whole = _with_all_columns(table) if name == "offers" else table
+        pq.write_table(whole.select(schema.names).cast(schema), part)
+        if name == "offers":
+            self._keep_offers(part)
+        move_into_place(part, self.path(name))
+
+    def earlier_offers(self) -> list[Path]:
+        """The tables of offers that were in force before, the last first; so many as ``KEPT_OFFERS``."""
+        return sorted(self.home.catalogue.glob("offers-*.parquet"), reverse=True)
+
+    def roll_back_offers(self) -> int:
+        """Put the offers in force that were so before; returns how many there are.
+
+        Raises:
+            MissingStateError: there were none before.
+        """
+        if not (earlier := self.earlier_offers()):
+            raise MissingStateError("there are no earlier offers to go back to")
+        table = pq.read_table(earlier[0])
+        # what was in force goes: to load its file again brings it back
+        move_into_place(earlier[0], self.path("offers"))
+        return len(table)
+
+    def _keep_offers(self, part: Path) -> None:
+        """Keep the offers that are about to be replaced by *part*, unless they are the same."""
+        standing = self.path("offers")
+        if not standing.exists() or standing.read_bytes() == part.read_bytes() or not len(pq.read_table(standing)):
+            return
+        earlier = self.earlier_offers()
+        number = int(earlier[0].stem.partition("-")[2]) + 1 if earlier else 1
+        write_atomically(self.home.catalogue / f"offers-{number:06}.parquet", standing.read_bytes())
+        for path in earlier[KEPT_OFFERS - 1 :]:
+            path.unlink()
 
     def ensure(self) -> None:
         """Make the tables that do not exist yet, empty."""
@@ -112,4 +150,17 @@ class Catalogue:
         """
         if not self.path(name).exists():
             raise MissingStateError(f"the catalogue has no {name}: import a source first (python -m features import)")
-        return pq.read_table(self.path(name))
+        table = pq.read_table(self.path(name))
+        return _with_all_columns(table) if name == "offers" else table
+
+
+def _with_all_columns(offers: pa.Table) -> pa.Table:
+    """The offers of a version that knew less of them."""
+    if "channel" in offers.column_names:
+        # it could be one alone
+        one = [None if channel is None else [channel] for channel in offers["channel"].to_pylist()]
+        offers = offers.drop_columns(["channel"]).append_column("channels", pa.array(one, pa.list_(pa.string())))
+    for field in OFFERS:
+        if field.name not in offers.column_names:
+            offers = offers.append_column(field, pa.nulls(len(offers), field.type))
+    return offers.select(OFFERS.names)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import msgspec
 import pyarrow as pa
@@ -25,10 +25,10 @@ from features.catalogue.tables import (
     attribute_fault,
     items_schema,
 )
-from features.events.event import Channel
+from features.definitions.segments import Vocabulary
 from features.sources.mapping import Files
+from features.sources.offers_file import LISTS, OLD_CHANNEL, OfferReader, yaml_rows
 from features.sources.tabular import LINE, TabularFile
-from features.state.clock import local_midnight, parse_as_of
 from features.state.home import Home
 
 Row = Mapping[str, str | None]
@@ -39,7 +39,7 @@ LISTED = "\x1f"
 REQUIRED = {
     "items": ("item_id",),
     "stores": ("store_id",),
-    "offers": ("offer_id", "campaign_id", "campaign_type", "channel", "valid_from", "valid_until", "item_ids"),
+    "offers": ("offer_id", "valid_from", "valid_until"),
 }
 SCHEMAS = {"items": ITEMS, "offers": OFFERS, "stores": STORES}
 TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -89,7 +89,7 @@ def load(
     Args:
         home: the installation whose shop and catalogue the table must fit.
         name: ``items``, ``offers`` or ``stores``.
-        path: a CSV (lists split by ``|``), JSON Lines or Parquet file.
+        path: a CSV (lists split by ``|``), JSON Lines or Parquet file; offers may be YAML too.
         renamed: ``THEIRS=OURS`` where a column has another name.
         files: how a CSV is written.
         own: ``NAME:KIND`` of each attribute of items that is the shop's own; a kind is ``text``, ``number`` or ``list``.
@@ -99,28 +99,28 @@ def load(
     """
     if name not in SCHEMAS:
         raise CatalogueError(f"there is no catalogue table {name!r}: use {', '.join(SCHEMAS)}")
-    file = TabularFile(path, files or Files())
     attributes = _own_attributes(name, own)
     schema = items_schema({**dict.fromkeys(ITEM_ATTRIBUTES, "text"), **attributes}) if name == "items" else SCHEMAS[name]
-    names = _names(file, name, renamed, schema)
-    if absent := [attribute for attribute in attributes if attribute not in names]:
-        raise CatalogueError(f"--attribute {absent[0]}: {path} has no such column; --column THEIRS={absent[0]} names it")
-    rows = list(_rows(file, names))
-    known_items = None
-    if name == "offers":
-        known_items = set(Catalogue(home).read("items")["item_id"].to_pylist())
-    zone = Shop.load(home).timezone if name == "offers" else "UTC"
+    mistakes: list[Mistake] = []
+    rows: list[tuple[int, Row]]
+    if name == "offers" and path.suffix in (".yaml", ".yml"):
+        rows = [(line, {key: _told(value) for key, value in row.items()}) for line, row in yaml_rows(path)]
+    else:
+        file = TabularFile(path, files or Files())
+        names = _names(file, name, renamed, schema)
+        if absent := [attribute for attribute in attributes if attribute not in names]:
+            raise CatalogueError(f"--attribute {absent[0]}: {path} has no such column; --column THEIRS={absent[0]} names it")
+        rows = list(_rows(file, names))
+        mistakes += [Mistake(bad.row, "$", bad.reason) for bad in file.bad]
+    offers = _offer_reader(home) if name == "offers" else None
     records: list[Record] = []
-    mistakes = [Mistake(bad.row, "$", bad.reason) for bad in file.bad]
     seen: dict[str, int] = {}
-    types: dict[str, tuple[str, int]] = {}
     for line, row in rows:
-        record, wrong = _record(name, row, zone, schema, attributes)
+        record, wrong = offers.record(row, _parts, line) if offers is not None else _record(name, row, schema, attributes)
+        wrong += [(c, "is longer than 256 characters") for c, v in record.items() if c.endswith("_id") and v and len(v) > 256]
         key = f"{name[:-1]}_id"
         if (first := seen.setdefault(record.get(key) or f"\0{line}", line)) != line:
             wrong.append((key, f"{record[key]!r} is on line {first} too: each stands once"))
-        if name == "offers":
-            wrong += _offer_mistakes(record, known_items or set(), types, line)
         records.append(record)
         mistakes += [Mistake(line, field, reason) for field, reason in wrong]
     if not rows:
@@ -131,6 +131,15 @@ def load(
         listed = "\n".join(map(str, mistakes[:SHOWN]))
         raise CatalogueError(f"{path}: {len(mistakes)} mistakes; the {name} in force stay as they were:\n{listed}{more}")
     return CatalogueTable(home, name, records, schema)  # type: ignore[arg-type]
+
+
+def _offer_reader(home: Home) -> OfferReader:
+    shop, catalogue = Shop.load(home), Catalogue(home)
+    items = catalogue.read("items")
+    stores = catalogue.read("stores")["store_id"].to_pylist() if catalogue.path("stores").exists() else []
+    holds = {field.name: not pa.types.is_floating(field.type) for field in items.schema if field.name not in ("item_id", "recommendable")}
+    known = frozenset(items["item_id"].to_pylist())
+    return OfferReader(shop.timezone, known, holds, frozenset(stores), Vocabulary.load(home, shop.domain))
 
 
 def _own_attributes(table: str, own: Sequence[str]) -> dict[str, AttributeKind]:
@@ -150,7 +159,7 @@ def _own_attributes(table: str, own: Sequence[str]) -> dict[str, AttributeKind]:
 
 def _names(file: TabularFile, name: str, renamed: Sequence[str], schema: pa.Schema) -> dict[str, str]:
     """Their column for each of ours that the file has."""
-    present, ours = file.columns(nested=True), schema.names
+    present, ours = file.columns(nested=True), [*schema.names, *((OLD_CHANNEL,) if name == "offers" else ())]
     names = {column: column for column in ours if column in present}
     for pair in renamed:
         theirs, _, mine = pair.partition("=")
@@ -172,7 +181,7 @@ def _rows(file: TabularFile, names: Mapping[str, str]) -> Iterator[tuple[int, Ro
         for number, row in enumerate(pq.read_table(file.path, columns=list(names.values())).to_pylist(), 1):
             yield number, {ours: _told(row[theirs]) for ours, theirs in names.items()}
         return
-    for table, numbers in file.batches([c for c in names.values() if c != "item_ids"]):
+    for table, numbers in file.batches([c for c in names.values() if c not in (*LISTS, "where")]):
         for number, row in zip(numbers.tolist(), table.to_pylist(), strict=True):
             if LINE in row:
                 whole = msgspec.json.decode(row[LINE])
@@ -187,6 +196,8 @@ def _told(value: Any) -> str | None:
     if isinstance(value, list):
         # a list keeps its parts, whatever they hold
         return LISTED + LISTED.join(str(each).strip() for each in value if each is not None)
+    if isinstance(value, dict):
+        return msgspec.json.encode(value).decode()
     if isinstance(value, float) and math.isnan(value):
         return None
     if isinstance(value, datetime | date):
@@ -199,13 +210,10 @@ def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(LISTED if text.startswith(LISTED) else "|") if part.strip()]
 
 
-def _record(
-    name: str, row: Row, zone: str, schema: pa.Schema, attributes: Mapping[str, AttributeKind]
-) -> tuple[Record, list[tuple[str, str]]]:
+def _record(name: str, row: Row, schema: pa.Schema, attributes: Mapping[str, AttributeKind]) -> tuple[Record, list[tuple[str, str]]]:
     """A row in the table's own types, and what is wrong with it."""
     record: Record = {column: row.get(column) for column in schema.names}
     wrong = [(c, "is empty") for c in REQUIRED[name] if not row.get(c)]
-    wrong += [(c, "is longer than 256 characters") for c, v in record.items() if c.endswith("_id") and v and len(v) > 256]
     if name == "items":
         told = (row.get("recommendable") or "true").lower()
         record["recommendable"] = TRUTHS.get(told)
@@ -225,34 +233,4 @@ def _record(
         if not math.isfinite(record[attribute]):
             record[attribute] = None
             wrong.append((attribute, f"{text!r} is no number: write it like 1200.5"))
-    if name == "offers":
-        record["item_ids"] = _parts(row.get("item_ids") or "")
-        for column, days in (("valid_from", 0), ("valid_until", 1)):
-            text = row.get(column)
-            if not text:
-                continue
-            try:
-                # an offer that ends on a date is in force on that whole day
-                record[column] = (
-                    local_midnight(date.fromisoformat(text) + timedelta(days=days), zone) if len(text) == 10 else parse_as_of(text, zone)
-                )
-            except ValueError:
-                record[column] = None
-                wrong.append((column, f"{text!r} is neither a date like 2017-12-04 nor a time with its zone like 2017-12-04T05:00:00Z"))
     return record, wrong
-
-
-def _offer_mistakes(record: Record, items: set[str], types: dict[str, tuple[str, int]], line: int) -> list[tuple[str, str]]:
-    wrong = []
-    if record["channel"] and record["channel"] not in get_args(Channel):
-        wrong.append(("channel", f"{record['channel']!r} is not one of {', '.join(get_args(Channel))}"))
-    start, end = record["valid_from"], record["valid_until"]
-    if isinstance(start, datetime) and isinstance(end, datetime) and not start < end:
-        wrong.append(("valid_until", f"lies before valid_from ({start.isoformat()})"))
-    if unknown := [i for i in record["item_ids"] if i not in items]:
-        wrong.append(("item_ids", f"{unknown[0]!r} is not in the items' catalogue: load the items first"))
-    if record["campaign_id"]:
-        kind, first = types.setdefault(record["campaign_id"], (record["campaign_type"], line))
-        if kind != record["campaign_type"]:
-            wrong.append(("campaign_type", f"{record['campaign_type']!r}, but line {first} of the same campaign says {kind!r}"))
-    return wrong

@@ -122,12 +122,13 @@ class CompleteJourney:
             "offers",
             self._db.sql(f"""
                 SELECT campaign_id || '-' || coupon_upc AS offer_id, campaign_id::VARCHAR AS campaign_id,
-                       replace(campaign_type, 'Type ', '') AS campaign_type, 'mail' AS channel,
+                       replace(campaign_type, 'Type ', '') AS campaign_type,
                        {_utc("start_date")} AS valid_from, {_utc("end_date + INTERVAL 1 DAY")} AS valid_until,
                        list(product_id::VARCHAR ORDER BY product_id) AS item_ids
                 FROM coupons JOIN campaign_descriptions USING (campaign_id)
                 GROUP BY campaign_id, coupon_upc, campaign_type, start_date, end_date
                 ORDER BY coupons.campaign_id, coupon_upc""").to_arrow_table(),
+            # what the source does not tell of an offer is unsaid
             OFFERS,
         )
         start = f"(DATE '{FIRST_MONDAY}' + (7 * (week - 1))::INTEGER)::TIMESTAMP"

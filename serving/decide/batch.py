@@ -226,7 +226,7 @@ class Population:
         What was sent to a customer is told as of now, whatever the moment of the batch: that is when its messages go out.
         """
         rows = _rows(self.store, self.settings, chunk, self.as_of)
-        if not (folds := self.engine.governor.reads(channel)):
+        if not (folds := self.engine.reads(self.name, (channel,))):
             return rows
         if not self.counted:
             self.store.backfill("customer_state", {self.now: None})

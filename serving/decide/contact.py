@@ -1,11 +1,11 @@
-"""How often a customer may be contacted: caps by calendar, quiet hours, and what counts as a contact. Pure; the ledger keeps it exact."""
+"""How often a customer may be contacted: caps by calendar, quiet hours, rests. Pure; the ledger keeps it exact."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, time, timedelta
 from typing import Annotated, Any, Literal, NamedTuple
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 
@@ -14,7 +14,15 @@ from features.people.consent import CONTACT_CHANNELS
 
 Period = Literal["day", "week", "month"]
 Most = Annotated[int, msgspec.Meta(ge=0, le=500)]
+RestDays = Annotated[int, msgspec.Meta(ge=1, le=31)]
+"""Days of 24 hours; messages are known for 32 days."""
+RESTING = "had as often as contact allows"
 TimeOfDay = Annotated[str, msgspec.Meta(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
+
+
+Answers = Sequence[tuple[datetime, str, str]]
+"""When the customer answered, which offer and which decision; '' where it was not told."""
+MAX_ZONE = 64
 
 
 class Contacted(NamedTuple):
@@ -62,10 +70,21 @@ class ContactPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quiet_hours: QuietHours | None = None
     reserved_minutes: Annotated[int, msgspec.Meta(ge=1, le=60 * 24 * 31)] = 1_440
     """How long a decision counts before its message must have been sent (a ``message_sent`` with its ``decision_id``)."""
+    offer_rest_days: RestDays | None = None
+    """For how long an offer rests once it was sent to the customer."""
+    item_rest_days: RestDays | None = None
+    """For how long every offer rests that is on an item of one that was sent."""
+    answered_rest_days: RestDays | None = None
+    """For how long an offer that the customer answered is not repeated, through whatever channel."""
+    complaint_days: Annotated[int, msgspec.Meta(ge=1, le=3_650)] | None = None
+    """For how long nothing is sold to a customer who has complained."""
+    timezone: Literal["customer", "shop"] = "customer"
+    """Whose days and hours count; of a customer whose time zone no event told, the shop's."""
 
     def __bool__(self) -> bool:
-        """Whether there is anything to keep."""
-        return bool(self.caps) or self.quiet_hours is not None
+        """Whether there is anything to keep of messages."""
+        rests = (self.offer_rest_days, self.item_rest_days, self.answered_rest_days)
+        return bool(self.caps) or self.quiet_hours is not None or any(rests)
 
     def why_not(self, contacts: Sequence[Contacted], channel: str, now: datetime, zone: ZoneInfo) -> str | None:
         """Why the customer may not be contacted by *channel* now; None where they may."""
@@ -87,6 +106,42 @@ class ContactPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 messages.setdefault(contact.offer_id, set()).add(contact.message)
             found |= {offer for offer, each in messages.items() if offer and len(each) >= cap.most}
         return frozenset(found)
+
+    def rests(self, contacts: Sequence[Contacted], answers: Answers, now: datetime) -> dict[str, frozenset[str]]:
+        """By reason the offers that rest: those sent lately, and those answered."""
+        found: dict[str, frozenset[str]] = {}
+        if self.offer_rest_days:
+            sent = frozenset(c.offer_id for c in contacts if c.offer_id and c.at > now - timedelta(days=self.offer_rest_days))
+            found[f"sent in the last {self.offer_rest_days} days"] = sent
+        if self.answered_rest_days:
+            since = now - timedelta(days=self.answered_rest_days)
+            by_decision = {c.decision_id: c.offer_id for c in contacts if c.decision_id}
+            told = {offer or by_decision.get(decision, "") for at, offer, decision in answers if at > since}
+            found[f"answered in the last {self.answered_rest_days} days"] = frozenset(told - {""})
+        return {reason: offers for reason, offers in found.items() if offers}
+
+    def sent_lately(self, contacts: Sequence[Contacted], now: datetime) -> frozenset[str]:
+        """The offers whose items rest."""
+        since = now - timedelta(days=self.item_rest_days or 0)
+        return frozenset(c.offer_id for c in contacts if self.item_rest_days and c.offer_id and c.at > since)
+
+    def complained(self, row: Mapping[str, Any], now: datetime) -> str | None:
+        """Why nothing is sold to the customer for now; None where it may be."""
+        at = row.get("complained_at")
+        if self.complaint_days is None or at is None or now - datetime.fromtimestamp(int(at), UTC) > timedelta(days=self.complaint_days):
+            return None
+        return f"the customer complained in the last {self.complaint_days} days"
+
+    def zone_of(self, row: Mapping[str, Any], shop: ZoneInfo) -> ZoneInfo:
+        """The zone whose days and hours count for a customer."""
+        told = row.get("timezone")
+        if self.timezone == "shop" or not told or len(told) > MAX_ZONE:
+            return shop
+        try:
+            return ZoneInfo(told)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            # whatever a device told
+            return shop
 
     @property
     def closed(self) -> frozenset[str]:
@@ -112,6 +167,14 @@ def sent_to(row: Mapping[str, Any]) -> list[Contacted] | None:
         name = f"{decision} {channel} {at}" if decision else f"sent {number}"
         found.append(Contacted(datetime.fromtimestamp(int(at), UTC), channel, offer, name, decision))
     return found
+
+
+def answers_of(row: Mapping[str, Any]) -> Answers:
+    """The answers that a feature row tells of."""
+    told = [row.get(name) for name in ("answered_at", "answered_offers", "answered_decisions")]
+    if any(column is None for column in told):
+        return []
+    return [(datetime.fromtimestamp(int(at), UTC), offer, decision) for at, offer, decision in zip(*told, strict=True)]
 
 
 def together(sent: Sequence[Contacted], promised: Sequence[Contacted], now: datetime) -> list[Contacted]:

@@ -14,10 +14,15 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from features.catalogue.offers import offers_in_force
 from features.catalogue.shop import Shop
 from features.catalogue.tables import Catalogue
+from features.catalogue.yaml_file import WrittenError
+from features.definitions.conditions import ConditionError
 from features.definitions.domain import domain_named
+from features.definitions.segments import Vocabulary, WrongContextError
 from features.definitions.view import views_of
+from features.events.event import Channel
 from features.state.home import Home
 from features.store.feature_store import moment_of
 from models.attributes import Attributes, Range, Wish, WrongWishError
@@ -25,11 +30,11 @@ from models.decision import Decision, Pipeline, Query
 from models.inputs import Input
 from models.kind import ModelKind, ScoreModel
 from models.next_best_offer import NextBestOffer
-from models.offers import Offer
+from models.offers import Offer, OfferBook
 from models.recommender.recommender import Recommender
 from models.registry import LoadedModel, ModelSettings, NoChampionError, Registry
-from serving.decide.governor import POLICY, Governor
-from serving.decide.policy import UNASSIGNED, Assignment, PolicyError
+from serving.decide.governor import POLICY, Governor, Matter
+from serving.decide.policy import UNASSIGNED, Assignment, Policy
 from serving.decide.questions import (
     Answer,
     Between,
@@ -45,6 +50,7 @@ from serving.decide.questions import (
     SimilarItemsRequest,
     UnknownAttributeError,
 )
+from serving.decide.terms import Terms
 
 logger = logging.getLogger("ubiquo")
 MAX_FEATURE_AGE = timedelta(days=7)
@@ -89,6 +95,10 @@ class Loaded:
     """Of what its pipeline chooses from."""
     label: Callable[[str], str] = str
     """What to call one of them."""
+    book: OfferBook | None = None
+    """The offers that it chooses from."""
+    terms: Terms | None = None
+    """Their terms under the policy in force."""
 
 
 class Engine:
@@ -120,11 +130,12 @@ class Engine:
                 continue
             try:
                 if held is not None and held.model.version == version:
-                    for answers, changed in (("offers", offers != self._offers), ("items", items != self._items)):
-                        if settings.kind.answers == answers and changed:
-                            self._loaded[name] = self._ready(settings.kind, held.model)
-                            self.broken.pop(name, None)
-                            news.append(f"{held.model.label} with new {answers}")
+                    # offers choose items by their attributes
+                    reads = {"offers": offers != self._offers or items != self._items, "items": items != self._items}
+                    if reads.get(settings.kind.answers):
+                        self._loaded[name] = self._ready(settings.kind, held.model)
+                        self.broken.pop(name, None)
+                        news.append(f"{held.model.label} with new {settings.kind.answers}")
                     continue
                 loaded = self.registry.load(f"{name}@{self.registry.settings.champion}")
                 _describe(loaded.model, self._home)
@@ -144,14 +155,20 @@ class Engine:
 
     def _refresh_policy(self) -> list[str]:
         try:
-            changed = self.governor.refresh()
-        except (PolicyError, OSError) as error:
+            policy, vocabulary = self.governor.read()
+            if policy == self.governor.policy and vocabulary == self.governor.vocabulary:
+                self.broken.pop(POLICY, None)
+                return []
+            # offers that name what is no more keep the segments that have it
+            ready = {name: replace(held, terms=_terms(held.book, vocabulary, policy)) for name, held in self._loaded.items()}
+        except (WrittenError, ConditionError, OSError) as error:
             if self.broken.get(POLICY) != (why := f"the policy before stays in force: {error}"):
                 logger.error("%s", why)
             self.broken[POLICY] = why
             return []
+        self._loaded, self.governor.policy, self.governor.vocabulary = ready, policy, vocabulary
         self.broken.pop(POLICY, None)
-        return [POLICY] if changed else []
+        return [POLICY]
 
     def _check_inputs(self, model: Any) -> None:
         """See that everything that the model was trained on is still computed: more may be by now.
@@ -162,6 +179,11 @@ class Engine:
         wanted = [each.name for each in getattr(model, "customer", getattr(model, "inputs", ()))]
         if missing := [name for name in wanted if name not in self._features]:
             raise ValueError(f"it was trained on features that this version does not compute: {', '.join(missing)}: train again")
+
+    def reads(self, name: str, channels: Sequence[str | None]) -> tuple[str, ...]:
+        """The folds that must be told of a customer whom an answer of that model is to reach by one of *channels*."""
+        held = self._loaded.get(name)
+        return self.governor.reads(channels, held.terms if held is not None else None)
 
     def services(self) -> dict[str, tuple[str, ...]]:
         """The FeatureService of each model, with the views that it reads."""
@@ -198,8 +220,8 @@ class Engine:
         query = _query(request, who, row, as_of, loaded.attributes, request.exclude_item_ids, **asked)
         decision_id = decision_id or uuid.uuid4().hex
         decide = partial(loaded.pipeline.decide, rng=self._rng)
-        decision, assigned, held_out = self.governor.decide(who.ids, query, decision_id, "items", request.dry_run, now or as_of, decide)
-        return self._list(loaded, name, request, query, _told(who, query, decision), decision_id, assigned, held_out)
+        found = self.governor.decide(Matter(who.ids, query, decision_id, "items", request.dry_run, now or as_of, decide))
+        return self._list(loaded, name, request, query, _told(who, query, found.decision), decision_id, found.assigned, found.held_out)
 
     def similar_items(self, request: SimilarItemsRequest, as_of: datetime) -> tuple[ItemsAnswer, DecisionRecord]:
         """What is like an item, by the first model that recommends items."""
@@ -225,21 +247,40 @@ class Engine:
         """What to offer the customer; *now* is when the answer goes out, if that is not *as_of*."""
         loaded = self._champion(name)
         assert loaded.pipeline is not None
-        asked = {"explore": request.explore, "explain": request.explain}
+        try:
+            self.governor.vocabulary.check_context(request.context)
+        except WrongContextError as error:
+            raise UnknownAttributeError(error.field, error.reason) from None
+        asked: dict[str, Any] = {name: getattr(request, name) for name in ("explore", "explain", "store_id")}
+        asked["without"] = frozenset(request.without)
         query = _query(request, who, row, as_of, loaded.attributes, request.exclude_offer_ids, **asked)
         decision_id = decision_id or uuid.uuid4().hex
         decide = partial(loaded.pipeline.decide, rng=self._rng)
-        decision, assigned, held_out = self.governor.decide(who.ids, query, decision_id, "offers", request.dry_run, now or as_of, decide)
-        decision = _told(who, query, decision)
+        matter = Matter(
+            who.ids, query, decision_id, "offers", request.dry_run, now or as_of, decide, loaded.terms, request.context,
+            self._open_channels(request, who),
+        )  # fmt: skip
+        found = self.governor.decide(matter)
+        query = replace(query, channel=found.channel)
+        decision = _told(who, query, found.decision)
         fallback = decision.fallback or self._age_note(name, query.row, as_of)
         about = self._about(name, loaded, query, fallback, decision_id)
         offers = [
             OfferChoice(offer_id=c.id, score=c.score, source=c.source, reason=c.reason, propensity=c.propensity, **c.details)
             for c in decision.choices
         ]
-        answer = OffersAnswer(**about, offers=offers, removed=dict(decision.removed), left_out=_named(decision))
+        answer = OffersAnswer(
+            **about, offers=offers, removed=dict(decision.removed), left_out=_named(decision), channel=found.channel,
+            channel_propensity=found.channel_propensity, offers_version=self._offers[:12],
+        )  # fmt: skip
+        assigned, held_out = found.assigned, found.held_out
         self._assign(answer, assigned, held_out)
         return answer, self._record(name, request, answer, offers, query.row, held_out)
+
+    @staticmethod
+    def _open_channels(request: NextBestOfferRequest, who: Who) -> list[Channel]:
+        """Those of the channels asked about by which the customer may be reached; where none is, the first, which will say so."""
+        return [c for c in request.channels if c not in who.forbidden_channels] or request.channels[:1]
 
     def score(
         self, name: str, request: ScoreRequest, who: Who, row: Mapping[str, Any], as_of: datetime
@@ -273,8 +314,9 @@ class Engine:
             return Loaded(loaded, stocked.pipeline, stocked.attributes, stocked.label)
         if kind.answers == "offers":
             offers: NextBestOffer = loaded.model
-            book = offers.book(Offer.from_row(row) for row in Catalogue(self._home).read("offers").to_pylist())
-            return Loaded(loaded, offers.pipeline(book), book.attributes)
+            book = offers.book(Offer.from_row(row) for row in offers_in_force(self._home))
+            terms = _terms(book, self.governor.vocabulary, self.governor.policy)
+            return Loaded(loaded, offers.pipeline(book), book.attributes, book=book, terms=terms)
         return Loaded(loaded, None)
 
     def _champion(self, name: str) -> Loaded:
@@ -385,6 +427,10 @@ def _feature_names(home: Home) -> frozenset[str]:
     """Everything that the views of the home's shop tell of a customer."""
     views = views_of(Shop.load(home).domain).values()
     return frozenset(name for view in views if view.key == "customer_id" for name in view.columns)
+
+
+def _terms(book: OfferBook | None, vocabulary: Vocabulary, policy: Policy) -> Terms | None:
+    return None if book is None else Terms(book, vocabulary, policy)
 
 
 def _told(who: Who, query: Query, decision: Decision) -> Decision:

@@ -1,14 +1,18 @@
-"""The contact ledger: what was decided to go out and is not known to have gone yet, so that two callers at once break no cap."""
+"""The ledger of what goes out: messages that are promised and not known to have gone, and how often each offer was given out, exact among
+threads and processes.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
 from features.state.clock import microseconds
@@ -16,9 +20,10 @@ from features.state.ports import DatabaseSession, State
 from features.state.sql import BIG, put, run_many
 from serving.decide.contact import Contacted
 
+_METADATA = sa.MetaData()
 RESERVATIONS = sa.Table(
     "reservations",
-    sa.MetaData(),
+    _METADATA,
     sa.Column("decision_id", sa.Text, primary_key=True),
     sa.Column("offer_id", sa.Text, primary_key=True),
     sa.Column("customer_id", sa.Text, nullable=False),
@@ -28,11 +33,32 @@ RESERVATIONS = sa.Table(
     sa.Index("reservations_of", "customer_id"),
     sa.Index("reservations_until", "expires_at"),
 )
+GIVEN = sa.Table(
+    "given",
+    _METADATA,
+    sa.Column("decision_id", sa.Text, primary_key=True),
+    sa.Column("offer_id", sa.Text, primary_key=True),
+    sa.Column("expires_at", BIG, nullable=False),
+    sa.Index("given_of", "offer_id", "expires_at"),
+    sa.Index("given_until", "expires_at"),
+)
+"""What was given out of offers with a budget; it expires unless it is known to have reached somebody. It names no customer."""
+TIMES = sa.Table("times", _METADATA, sa.Column("offer_id", sa.Text, primary_key=True), sa.Column("times", BIG, nullable=False))
+"""How many rows of ``given`` each offer has, those that have expired and are still there among them."""
+REDEEMED = sa.Table(
+    "redeemed",
+    _METADATA,
+    sa.Column("event_id", sa.Text, primary_key=True),
+    sa.Column("offer_id", sa.Text, nullable=False),
+    sa.Index("redeemed_of", "offer_id"),
+)
+"""The redemptions of offers of which there are so many and no more."""
 WAIT_SECONDS = 2.0
 """How long a decision waits for whoever writes: the answers behind it wait too."""
 TIDIED_AT_ONCE = 200
 """How many of those that have expired are let go of with each promise: a batch leaves many at once."""
-_R = RESERVATIONS.c
+FOREVER = 2**62
+_R, _G = RESERVATIONS.c, GIVEN.c
 # made once: to make a statement costs more than to run it
 _THEIRS = _R.customer_id.in_(sa.bindparam("ids", expanding=True))
 _STANDING = sa.select(_R.at, _R.channel, _R.offer_id, _R.decision_id).where(_THEIRS, _R.expires_at > sa.bindparam("now"))
@@ -41,49 +67,108 @@ _EXPIRED = sa.delete(RESERVATIONS).where(_R.decision_id.in_(_SOME_EXPIRED.scalar
 _SAME = sa.delete(RESERVATIONS).where(_R.decision_id == sa.bindparam("decision"))
 _ALL, _ERASE = sa.select(RESERVATIONS).where(_THEIRS), sa.delete(RESERVATIONS).where(_THEIRS)
 _PROMISE = put(RESERVATIONS)
+_OFFERS: sa.BindParameter[Any] = sa.bindparam("offers", expanding=True)
+_TIMES = sa.select(TIMES.c.offer_id, TIMES.c.times).where(TIMES.c.offer_id.in_(_OFFERS))
+# those that do not count: expired and still there, or the decision's own
+_NOT_COUNTED = (
+    sa.select(_G.offer_id, -sa.func.count())
+    .where(_G.offer_id.in_(_OFFERS), sa.or_(_G.expires_at <= sa.bindparam("now"), _G.decision_id == sa.bindparam("but")))
+    .group_by(_G.offer_id)
+)
+_REDEEMED = sa.select(REDEEMED.c.offer_id, sa.func.count()).where(REDEEMED.c.offer_id.in_(_OFFERS)).group_by(REDEEMED.c.offer_id)
+_GIVE = put(GIVEN)
+_HELD = sa.select(_G.offer_id).where(_G.decision_id == sa.bindparam("decision"))
+_TAKE_BACK = (
+    sa.delete(GIVEN)
+    .where(_G.decision_id == sa.bindparam("decision"), _G.expires_at < FOREVER, _G.offer_id.not_in(_OFFERS))
+    .returning(_G.offer_id)
+)
+_SOME_UNUSED: sa.Select[Any] = (
+    sa.select(sa.literal_column("rowid")).select_from(GIVEN).where(_G.expires_at <= sa.bindparam("now")).limit(TIDIED_AT_ONCE)
+)
+_UNUSED = sa.delete(GIVEN).where(sa.literal_column("rowid").in_(_SOME_UNUSED.scalar_subquery())).returning(_G.offer_id)
+_REACHED = sa.update(GIVEN).where(_G.decision_id.in_(sa.bindparam("decisions", expanding=True))).values(expires_at=FOREVER)
+_COUNT = put(TIMES)
+_COUNT = _COUNT.on_conflict_do_update(set_={"times": TIMES.c.times + _COUNT.excluded.times})
+_REDEEM = put(REDEEMED).on_conflict_do_nothing()
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What a decision is about to give out.
+
+    Attributes:
+        customer_ids: the customer's id, and those that were merged into it; none of nobody known.
+        channel: through which they are contacted; None where nothing is sent.
+        offer_ids: what it offers; none is a message without an offer.
+        kept: after how long the promise of the message is no more.
+        limits: of the offers on it of which there are so many, how often each may be given out.
+        held: after how long what is not known to have reached anybody goes back to the others.
+    """
+
+    customer_ids: Sequence[str]
+    decision_id: str
+    channel: str | None
+    offer_ids: Sequence[str]
+    now: datetime
+    kept: timedelta
+    limits: Mapping[str, int]
+    held: timedelta
 
 
 class Ledger:
-    """Reservations by customer. Each counts until it expires; once its message is sent, the message counts in its place.
+    """Reservations by customer, and what is given out of each offer. Each counts until it expires; once its message is sent, the message
+    counts in its place.
 
     Exact among threads and processes: a reservation is checked and written in one transaction, which no other can come into.
     """
 
     def __init__(self, state: State) -> None:
-        self._database = state.database("reservations", RESERVATIONS)
+        self._database = state.database("reservations", RESERVATIONS, GIVEN, TIMES, REDEEMED)
         self._opening = threading.Lock()
         self._session: DatabaseSession | None = None
 
-    def reserve(
-        self,
-        customer_ids: Sequence[str],
-        decision_id: str,
-        channel: str,
-        offer_ids: Sequence[str],
-        now: datetime,
-        kept: timedelta,
-        allows: Callable[[Sequence[Contacted]], bool],
-    ) -> bool:
-        """Promise a message, if *allows* says so of all that is promised already; returns whether it was.
-
-        Args:
-            customer_ids: the customer's id, and those that were merged into it.
-            offer_ids: what it offers; none is a message without an offer.
-            kept: after how long the promise is no more.
+    def reserve(self, promise: Promise, allows: Callable[[Sequence[Contacted]], bool] = lambda standing: True) -> bool:
+        """Promise a message, and give out what it offers, if *allows* says so of all that is promised already and the limits leave as
+        much; returns whether it was.
         """
-        at, until = microseconds(now), microseconds(now + kept)
+        at = microseconds(promise.now)
         with self._opened().writing() as connection:
-            connection.execute(_EXPIRED, {"now": at})
-            rows = connection.execute(_STANDING, {"ids": list(customer_ids), "now": at}).fetchall()
-            # whoever asks for one decision again, such as a batch that is run anew, takes its own place
-            others = [_contact(*row) for row in rows if row[3] != decision_id]
-            if not allows(others):
+            if promise.limits:
+                _count(connection, connection.execute(_UNUSED, {"now": at}).fetchall(), -1)
+                counted = _given(connection.execute, list(promise.limits), at, promise.decision_id)
+                if any(counted.get(offer, 0) >= limit for offer, limit in promise.limits.items()):
+                    return False
+            if promise.channel is not None and not self._promise(connection, promise, at, allows):
                 return False
-            if len(others) < len(rows):
-                # its own, which may have other offers now
-                connection.execute(_SAME, {"decision": decision_id})
-            promise = [(decision_id, offer, customer_ids[0], at, channel, until) for offer in offer_ids or [""]]
-            run_many(connection, _PROMISE, promise)
+            if promise.limits:
+                self._give(connection, promise)
+        return True
+
+    @staticmethod
+    def _give(connection: Connection, promise: Promise) -> None:
+        own = {"decision": promise.decision_id}
+        # what an earlier answer to the same question held and this one does not
+        _count(connection, connection.execute(_TAKE_BACK, {**own, "offers": list(promise.limits)}).fetchall(), -1)
+        held = {offer for (offer,) in connection.execute(_HELD, own)}
+        new, until = [offer for offer in promise.limits if offer not in held], microseconds(promise.now + promise.held)
+        run_many(connection, _GIVE, [(promise.decision_id, offer, until) for offer in new])
+        _count(connection, [(offer,) for offer in new], 1)
+
+    @staticmethod
+    def _promise(connection: Connection, promise: Promise, at: int, allows: Callable[[Sequence[Contacted]], bool]) -> bool:
+        connection.execute(_EXPIRED, {"now": at})
+        rows = connection.execute(_STANDING, {"ids": list(promise.customer_ids), "now": at}).fetchall()
+        # whoever asks for one decision again, such as a batch that is run anew, takes its own place
+        others = [_contact(*row) for row in rows if row[3] != promise.decision_id]
+        if not allows(others):
+            return False
+        if len(others) < len(rows):
+            # its own, which may have other offers now
+            connection.execute(_SAME, {"decision": promise.decision_id})
+        until, who = microseconds(promise.now + promise.kept), promise.customer_ids[0]
+        lines = [(promise.decision_id, offer, who, at, promise.channel, until) for offer in promise.offer_ids or [""]]
+        run_many(connection, _PROMISE, lines)
         return True
 
     def promised(self, customer_ids: Sequence[str], now: datetime, but: str = "") -> list[Contacted]:
@@ -92,6 +177,27 @@ class Ledger:
             return []
         rows = self._opened().read(_STANDING, {"ids": list(customer_ids), "now": microseconds(now)})
         return [_contact(*row) for row in rows if row[3] != but]
+
+    def used_up(self, budgets: Mapping[str, int], stocks: Mapping[str, int], now: datetime, but: str = "") -> frozenset[str]:
+        """The offers that have been given out, or redeemed, as often as they may; what one decision holds itself does *but* not count."""
+        if not self._database.exists or not (budgets or stocks):
+            return frozenset(offer for offer, limit in (*budgets.items(), *stocks.items()) if limit == 0)
+        read = self._opened().read
+        given = _given(read, list(budgets), microseconds(now), but) if budgets else {}
+        redeemed = _added(read(_REDEEMED, {"offers": list(stocks)})) if stocks else {}
+        gone = {offer for offer, limit in budgets.items() if given.get(offer, 0) >= limit}
+        return frozenset(gone | {offer for offer, limit in stocks.items() if redeemed.get(offer, 0) >= limit})
+
+    def reached(self, decision_ids: Sequence[str], redemptions: Sequence[tuple[str, str]] = ()) -> None:
+        """Count for good what decisions gave out, as they are known to have reached somebody, and redemptions (event and offer); each
+        counts once however often it is told.
+        """
+        if not self._database.exists and not redemptions:
+            return
+        with self._opened().writing() as connection:
+            if decision_ids:
+                connection.execute(_REACHED, {"decisions": list(decision_ids)})
+            run_many(connection, _REDEEM, list(redemptions))
 
     def find(self, customer_ids: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Everything kept of a customer."""
@@ -120,6 +226,28 @@ class Ledger:
                         raise
                     time.sleep(0.01)
             return self._session
+
+
+def _given(run: Callable[..., Any], offers: Sequence[str], now: int, but: str) -> dict[str, int]:
+    """How often each offer is given out, but by one decision."""
+    counted = run(_TIMES, {"offers": list(offers)})
+    return _added(counted, run(_NOT_COUNTED, {"offers": list(offers), "now": now, "but": but}))
+
+
+def _count(connection: Connection, rows: Sequence[Any], by: int) -> None:
+    """Add to, or take from, the times of the offers of *rows*."""
+    if rows:
+        numbers = _added([(offer, by) for (offer,) in rows])
+        run_many(connection, _COUNT, list(numbers.items()))
+
+
+def _added(*counts: Sequence[Any]) -> dict[str, int]:
+    """The sums of several lists of offers and numbers."""
+    found: dict[str, int] = {}
+    for rows in counts:
+        for offer, number in rows:
+            found[offer] = found.get(offer, 0) + int(number)
+    return found
 
 
 def _contact(at: int, channel: str, offer_id: str, decision_id: str) -> Contacted:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
-import yaml
 
-from features.events.event import Text, explain
+from features.catalogue.offers import OfferKind, Stage
+from features.catalogue.yaml_file import read_yaml
+from features.events.event import ContactChannel, Text
 from features.people.consent import CONTACT_CHANNELS
 from models.kind import Answers
 from serving.decide.contact import ContactPolicy
@@ -20,12 +21,9 @@ from serving.decide.contact import ContactPolicy
 Group = Literal["control", "treated"]
 Covered = Literal["offers", "contacts", "recommendations"]
 """Offers; whatever goes out by a channel through which customers are contacted; every list of items, those of a page too."""
+Factor = Literal["probability", "value", "cost", "lever", "context"]
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 HELD_OUT = "the customer is in the control group: nothing is offered, so that it can be seen what offering brings"
-
-
-class PolicyError(ValueError):
-    """A policy file cannot be read, or says something that it may not; the message names line, field and fix."""
 
 
 class ControlGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,6 +60,40 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _once("variants", [variant.name for variant in self.variants])
 
 
+class ContextRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Offers that count for more, or less, in some situation; of several rules that hold the factors multiply."""
+
+    when: str
+    """A condition in CEL on the customer and the question."""
+    factor: Annotated[float, msgspec.Meta(ge=0, le=1000)]
+    kinds: tuple[OfferKind, ...] = ()
+    stages: tuple[Stage, ...] = ()
+    categories: tuple[Text, ...] = ()
+    """Which offers; none named: all."""
+
+
+class Arbitration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an offer's priority is made of: probability x (margin - cost) x lever x context, less what it costs to send it."""
+
+    leave_out: tuple[Factor, ...] = ()
+    sending_minor: dict[ContactChannel, Annotated[float, msgspec.Meta(ge=0)]] = {}
+    """What one message costs, by channel, in minor units."""
+    context: tuple[ContextRule, ...] = ()
+    least: float | None = None
+    """Offers of a lower priority are not made: 0 is what brings less than it costs."""
+
+
+class Exploration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How freely offers are drawn where a question asks to explore."""
+
+    always: bool = False
+    """Whether every decision explores, asked or not."""
+    temperature: Annotated[float, msgspec.Meta(ge=0.001, le=100)] = 0.1
+    """In shares of the best priority: over so much the chance falls by a factor of e."""
+    uniform: Share = 0.05
+    """The share of places drawn evenly."""
+
+
 class Assignment(NamedTuple):
     """What one customer is in: the control group or not, and a variant of each experiment; None where there is none, or nobody is known."""
 
@@ -77,6 +109,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     control_group: ControlGroup | None = None
     contact: ContactPolicy = ContactPolicy()
+    arbitration: Arbitration = Arbitration()
+    exploration: Exploration = Exploration()
     experiments: tuple[Experiment, ...] = ()
 
     def __post_init__(self) -> None:
@@ -88,7 +122,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Read and check a policy file; where there is none, nothing is held out.
 
         Raises:
-            PolicyError: see ``parse``.
+            WrittenError: see ``parse``.
         """
         try:
             text = path.read_bytes()
@@ -101,15 +135,9 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Read and check a policy's text; *name* is what messages call it.
 
         Raises:
-            PolicyError: it is no YAML, or a field is not known or says something that it may not.
+            WrittenError: it is no YAML, or a field is not known or says something that it may not.
         """
-        try:
-            return msgspec.convert(yaml.safe_load(text) or {}, cls)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise PolicyError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
-        except msgspec.ValidationError as error:
-            field, reason = explain(error)
-            raise PolicyError(f"{name}, line {line_of(text, field)}: {field}: {reason}") from None
+        return read_yaml(text, name, cls)
 
     def assigned(self, customer_id: str | None) -> Assignment:
         """What a customer is in. The same customer, salt and shares give the same answer in every process."""
@@ -142,23 +170,6 @@ def drawn(salt: str, customer_id: str) -> float:
     """A number in [0, 1) that is the customer's own under a salt: independent of those under other salts."""
     digest = hashlib.blake2b(f"{salt}\0{customer_id}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2.0**53
-
-
-def line_of(text: bytes, field: str) -> int:
-    """The line, counted from 1, on which a field's path (``experiments[0].variants``) stands, or its nearest parent; for messages."""
-    node, line = yaml.compose(text), 1
-    for part in field.replace("[", ".").replace("]", "").split("."):
-        if isinstance(node, yaml.MappingNode):
-            found = next(((key, value) for key, value in node.value if key.value == part), None)
-            if found is None:
-                break
-            line, node = found[0].start_mark.line + 1, found[1]
-        elif isinstance(node, yaml.SequenceNode) and part.isdigit() and int(part) < len(node.value):
-            node = node.value[int(part)]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line
 
 
 def _once(what: str, names: list[str]) -> None:

@@ -8,10 +8,12 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from features.events.event import MAX_ID, Channel, Text, TextClass, check_keys
+from features.definitions.segments import ContextValue
+from features.events.event import MAX_ID, Channel, RejectedEvent, Text, TextClass, check_keys
 from features.events.identifiers import IdentifierKind
 from models.kind import Answers
 from models.recommendations import Listing
+from serving.decide.policy import Factor
 
 Limit = Annotated[int, msgspec.Meta(ge=1, le=100)]
 MAX_VALUES_ASKED = 1_000
@@ -58,6 +60,11 @@ class DeliveredRequest(CustomerRequest, kw_only=True, forbid_unknown_fields=True
     """Through what the customer will be reached: by e-mail, SMS, push, mail, call or ads only with their permission."""
     dry_run: bool = False
     """Whether the answer is only looked at: no message is promised, so no cap counts it."""
+
+    @property
+    def reached_by(self) -> list[Channel | None]:
+        """The channels by which the customer may be reached."""
+        return [self.channel]
 
 
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
@@ -108,16 +115,35 @@ class SimilarItemsRequest(Question, kw_only=True, forbid_unknown_fields=True):
 
 
 class NextBestOfferRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
-    """What should she be offered next?"""
+    """What should the customer be offered next?"""
 
     limit: Limit = 1
     include: Values = {}
-    """Attribute (channel, campaign_id, campaign_type) to allowed values."""
+    """Attribute (campaign_id, campaign_type, kind, stage, category) to allowed values."""
     exclude: Values = {}
     exclude_offer_ids: Ids = []
+    channels: Annotated[list[Channel], msgspec.Meta(max_length=9)] = []
+    """Through which channels it may go out, if the best of them is to be chosen; ``channel`` is then left out."""
+    store_id: Text | None = None
+    """The store where the customer is: what holds elsewhere alone is left out."""
+    context: Annotated[dict[Text, ContextValue], msgspec.Meta(max_length=MAX_ATTRIBUTES_ASKED)] = {}
+    """What else is so, as ``segments.yaml`` declares it, for eligibility and context rules."""
+    without: Annotated[list[Factor], msgspec.Meta(max_length=5)] = []
+    """Which parts of a priority are left out."""
     explore: bool = False
     explain: bool = False
     """Whether the offers that were removed are named, each under its reason."""
+
+    def __post_init__(self) -> None:
+        """One channel, or several to choose from: not both."""
+        super().__post_init__()
+        if self.channel is not None and self.channels:
+            raise RejectedEvent("channels", "leave out channel where the best of several channels is to be chosen")
+
+    @property
+    def reached_by(self) -> list[Channel | None]:
+        """The channels by which the customer may be reached."""
+        return [*self.channels] or [self.channel]
 
 
 class ScoreRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
@@ -126,12 +152,12 @@ class ScoreRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
 
 QUESTION_TEXTS: dict[str, TextClass] = {
     "customer_id": "key", "identifiers": "identifier", "include": "key", "exclude": "key", "item_id": "key", "exclude_item_ids": "key",
-    "exclude_offer_ids": "key", "item_ids": "key", "store_id": "key", "promoted": "key",
+    "exclude_offer_ids": "key", "context": "key", "item_ids": "key", "store_id": "key", "promoted": "key",
 }  # fmt: skip
 """What each text of a question is, in the classes of an event's texts; what identifies the customer is not logged."""
 
 
-def _texts(field: str, value: str | list[Value] | dict[str, list[Value] | Between | int] | None) -> Iterator[tuple[str, str]]:
+def _texts(field: str, value: str | list[Value] | dict[str, list[Value] | Between | ContextValue] | None) -> Iterator[tuple[str, str]]:
     """Each text of a field with its place, the names of attributes among them."""
     if isinstance(value, str):
         yield field, value
@@ -141,6 +167,8 @@ def _texts(field: str, value: str | list[Value] | dict[str, list[Value] | Betwee
         for name, texts in value.items():
             # checked before it names the place of its values
             yield field, name
+            if isinstance(texts, str):
+                yield f"{field}.{name}", texts
             if isinstance(texts, list):
                 yield from ((f"{field}.{name}[{number}]", text) for number, text in enumerate(texts) if isinstance(text, str))
 
@@ -183,17 +211,30 @@ class ItemChoice(msgspec.Struct, omit_defaults=True):
 
 
 class OfferChoice(msgspec.Struct, kw_only=True):
-    """One offer, best priority first; priority is probability times margin (minor units)."""
+    """One offer, best first. Its ``score`` is its priority in minor units: probability x (margin - cost) x lever x factors, less what it
+    costs to send.
+    """
 
     offer_id: str
     campaign_id: str
-    channel: str
+    kind: str
+    stage: str | None
+    title: str | None
+    text: str | None
+    channel: str | None
+    benefit_percent: float | None
+    benefit_minor: int | None
     score: float
     source: str
     reason: str
     propensity: float
     probability: float
     margin_minor: int
+    cost_minor: int
+    sending_minor: float
+    lever: float
+    factors: dict[str, float]
+    """What else its priority was multiplied by: ``context`` by the rules of the policy, ``channel`` by how well the channel is answered."""
     affinity: float
     reasons: list[dict[str, Any]]
 
@@ -213,6 +254,12 @@ class OffersAnswer(Answer, kw_only=True):
 
     offers: list[OfferChoice]
     removed: dict[str, int]
+    channel: str | None = None
+    """Through which it goes out."""
+    channel_propensity: float = 1.0
+    """The chance with which that channel was chosen."""
+    offers_version: str = ""
+    """Names the table of offers that it was chosen from."""
     left_out: dict[str, list[str]] | None = None
 
 

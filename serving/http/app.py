@@ -139,7 +139,7 @@ class App:
         """Answer and log one question to a model."""
         runtime = self._live()
         who = self._who(runtime, request)
-        row = runtime.reader.row(model, who.customer_id, as_of, runtime.engine.governor.reads(request.channel))
+        row = runtime.reader.row(model, who.customer_id, as_of, runtime.engine.reads(name, request.reached_by))
         ask = {"score": runtime.engine.score, "items": runtime.engine.recommendations, "offers": runtime.engine.next_best_offer}
         return self._log(runtime, ask[model.kind.answers](name, request, who, row, as_of))  # type: ignore[operator]
 

@@ -23,6 +23,8 @@ S = TypeVar("S")
 T = TypeVar("T", bound=tuple[Any, ...])
 DONE_TO_THEM = ("message_sent", "ad_impression", "erasure")
 """What the shop did, and not the customer."""
+TIMEZONE = "timezone"
+"""The trait of an event in which a device tells its time zone (an IANA name such as ``Europe/Paris``)."""
 Scope = Literal["customer", "session", "item"]
 
 
@@ -53,6 +55,8 @@ class Touch(NamedTuple):
     offer_id: str | None = None
     decision_id: str | None = None
     lines: tuple[Line, ...] = ()
+    timezone: str | None = None
+    """The time zone that the customer's device told."""
 
     @property
     def at(self) -> int:
@@ -76,7 +80,7 @@ class Touch(NamedTuple):
         day = event.occurred_at.astimezone(zone).date()
         return cls(
             event.event_id, event.name, event.occurred_at, day, event.channel, event.store_id, event.session_id, event.query,
-            event.offer_id, event.decision_id, lines,
+            event.offer_id, event.decision_id, lines, event.traits.get(TIMEZONE),
         )  # fmt: skip
 
     def bought(self) -> list[Line]:

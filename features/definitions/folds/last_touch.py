@@ -14,6 +14,8 @@ class LastTouch(msgspec.Struct):
     """By channel ('' where none was told) when the customer was there last (Unix seconds), and in which store ('' for none)."""
 
     channels: dict[str, tuple[int, str]] = {}
+    zone: tuple[int, str] = (0, "")
+    """The time zone that was told last, and when."""
 
 
 class LastTouchFold(Fold[LastTouch]):
@@ -28,16 +30,19 @@ class LastTouchFold(Fold[LastTouch]):
         Output("last_store_id", "text", "the store where they were last"),
         Output("channels_used", "texts", "every channel that they used, the last first"),
         Output("channels_used_at", "integers", "when each was used last (Unix seconds)"),
+        Output("timezone", "text", "the time zone that their device told last"),
     )
 
     def step(self, state: LastTouch, touch: Touch) -> None:
         """Take in where the customer was."""
         if touch.name not in DONE_TO_THEM:
             self._take(state, touch.channel or "", (touch.at, touch.store_id or ""))
+            if touch.timezone:
+                state.zone = max(state.zone, (touch.at, touch.timezone))
 
     def joined(self, one: LastTouch, other: LastTouch) -> LastTouch:
         """The later of both, channel by channel."""
-        both = LastTouch(dict(one.channels))
+        both = LastTouch(dict(one.channels), max(one.zone, other.zone))
         for channel, last in other.channels.items():
             self._take(both, channel, last)
         return both
@@ -54,6 +59,7 @@ class LastTouchFold(Fold[LastTouch]):
             "last_store_id": next((store for _, _, store in newest if store), None),
             "channels_used": [channel for _, channel, _ in newest if channel],
             "channels_used_at": [at for at, channel, _ in newest if channel],
+            "timezone": state.zone[1] or None,
         }
 
     @staticmethod

@@ -1,0 +1,56 @@
+"""YAML files that people write: read whole into a type, every mistake with its line, its field and its fix."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+import yaml
+
+from features.events.event import explain
+
+T = TypeVar("T")
+
+
+class WrittenError(ValueError):
+    """A file that somebody wrote cannot be read, or says something that it may not; the message names line, field and fix."""
+
+
+def read_yaml(text: bytes, name: str, into: type[T]) -> T:
+    """What a text says, as *into*; *name* is what messages call it.
+
+    Raises:
+        WrittenError: it is no YAML, or a field is not known or says something that it may not.
+    """
+    try:
+        return msgspec.convert(yaml.safe_load(text) or {}, into)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise WrittenError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
+    except msgspec.ValidationError as error:
+        field, reason = explain(error)
+        raise wrong(text, name, field, reason) from None
+
+
+def wrong(text: bytes, name: str, field: str, reason: str) -> WrittenError:
+    """The error for one field of a text that is YAML."""
+    return WrittenError(f"{name}, line {line_of(text, field)}: {field}: {reason}")
+
+
+def line_of(text: bytes, field: str) -> int:
+    """The line, counted from 1, on which a field's path (``experiments[0].variants``) stands, or its nearest parent; for messages."""
+    node, line = yaml.compose(text), 1
+    for part in field.replace("[", ".").replace("]", "").split("."):
+        found = _child(node, part)
+        if found is None:
+            break
+        line, node = found
+    return line
+
+
+def _child(node: Any, part: str) -> tuple[int, Any] | None:
+    if isinstance(node, yaml.MappingNode):
+        return next(((key.start_mark.line + 1, value) for key, value in node.value if key.value == part), None)
+    if isinstance(node, yaml.SequenceNode) and part.isdigit() and int(part) < len(node.value):
+        value = node.value[int(part)]
+        return value.start_mark.line + 1, value
+    return None
