@@ -23,17 +23,33 @@ def read_yaml(text: bytes, name: str, into: type[T]) -> T:
         WrittenError: it is no YAML, or a field is not known or says something that it may not.
     """
     try:
-        return msgspec.convert(yaml.safe_load(text) or {}, into)
+        said = yaml.safe_load(text) or {}
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise WrittenError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
+    try:
+        return msgspec.convert(said, into)
     except msgspec.ValidationError as error:
         field, reason = explain(error)
-        raise wrong(text, name, field, reason) from None
+        raise wrong(text, name, _with_key(said, into, field), reason) from None
 
 
 def wrong(text: bytes, name: str, field: str, reason: str) -> WrittenError:
     """The error for one field of a text that is YAML."""
     return WrittenError(f"{name}, line {line_of(text, field)}: {field}: {reason}")
+
+
+def _with_key(said: Any, into: type[Any], field: str) -> str:
+    """The path with the key that is wrong, where msgspec leaves it out (``context[...]``): the one that is wrong alone too."""
+    before, dots, after = field.partition("[...]")
+    if not dots or "." in before or "[" in before or not isinstance(said.get(before), dict):
+        return field
+    for key, value in said[before].items():
+        try:
+            msgspec.convert({before: {key: value}}, into)
+        except msgspec.ValidationError as error:
+            if explain(error)[0] == field:
+                return f"{before}.{key}{after}"
+    return field
 
 
 def line_of(text: bytes, field: str) -> int:
