@@ -197,6 +197,45 @@ def judge_policy(
         console.print(f"[yellow]doubt:[/yellow] {doubt}", highlight=False, soft_wrap=True)
 
 
+@app.command("experiment")
+def judge_experiment(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="An experiment of policy.yaml, or control-group.")],
+    days: Annotated[int, typer.Option(min=1, max=365, help="How many days of a customer count, from the first decision on.")] = 14,
+    as_of: AsOf = None,
+    baseline: Annotated[str | None, typer.Option(help="The variant that others are compared to; default: the first, or control.")] = None,
+    ratio: Annotated[
+        str | None, typer.Option(help="The share each variant should have, A=0.5,B=0.5; default: as policy.yaml says.")
+    ] = None,
+    kind: Annotated[str | None, typer.Option(help="Only decisions of this kind, e.g. next-best-offer.")] = None,
+    cuped: Annotated[bool, typer.Option(help="Whether what customers did before is taken into account.")] = True,
+) -> None:
+    """What the variants of an experiment, or offering at all, caused: revenue, orders and buyers by customer."""
+    from training.experiment import analyse
+    from training.shares import told_shares
+
+    home = Home.from_environment()
+    shares, moment = told_shares(ratio) if ratio else None, _moment(home, as_of)
+    with deriving(home):
+        found = analyse(home, name, moment, days, baseline=baseline, shares=shares, kind=kind, cuped=cuped)
+    table = Table(
+        "metric", "variant", "customers", "mean", found.baseline, "lift", "95% interval", "relative", "95% interval", "p",
+        title=f"{name}: {days} days of each customer, {'CUPED' if cuped else 'unadjusted'}, before {moment:%Y-%m-%d %H:%M}",
+    )  # fmt: skip
+    for each in found.effects:
+        share = each.relative
+        relative = ("-", "-") if share is None else (f"{share.value:+.1%}", f"{share.low:+.1%} to {share.high:+.1%}")
+        means = (
+            f"{each.mean:.4g}",
+            f"{each.baseline_mean:.4g}",
+            f"{each.lift.value:+.4g}",
+            f"{each.lift.low:+.4g} to {each.lift.high:+.4g}",
+        )
+        table.add_row(each.metric, each.variant, f"{found.customers[each.variant]}", *means, *relative, f"{each.p_value:.3g}")
+    console.print(table)
+    for line in found.remarks:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
 @app.command()
 def report() -> None:
     """Print the quality tables of the last runs, as Markdown."""
