@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from scene import NEW_YEAR, SECRET, TinyShop, command, customer, event
+from scene import NEW_YEAR, ROOT, SECRET, TinyShop, command, customer, event
 
 from features.store.decision_log import DecisionLog
 from models.decision import LastSlotExplorer, Query
@@ -112,7 +112,7 @@ def test_a_file_without_its_columns_is_refused(tmp_path: Path) -> None:
         read_candidate(tmp_path / "policy.txt")
 
 
-def test_the_command_tells_what_the_best_alone_would_have_brought(tiny: TinyShop, tmp_path: Path) -> None:
+def test_the_command_tells_what_the_best_alone_would_have_brought(tiny: TinyShop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng, explorer, log, count = np.random.default_rng(6), LastSlotExplorer(epsilon=0.4, pool=3), DecisionLog(tiny.home), 400
     query = cast(Query, SimpleNamespace(explore=True, limit=2))
     raw, expected, kept = [], [], 0
@@ -138,11 +138,9 @@ def test_the_command_tells_what_the_best_alone_would_have_brought(tiny: TinyShop
         return " ".join(done.stdout.split())
 
     asked("decisions", "--out", str(tmp_path / "decisions.parquet"))
-    # the recipe of docs/judging.md
-    logged = pd.read_parquet(tmp_path / "decisions.parquet")
-    drawn = logged[logged["propensity"] < 1]
-    best = drawn.assign(probability=(drawn["propensity"] > 0.5).astype(float))
-    best[["decision_id", "place", "probability"]].to_csv(tmp_path / "best.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    recipe = (ROOT / "docs" / "judging.md").read_text().split("```python\n")[1].split("```")[0]
+    exec(recipe, {})
     told = asked("judge", "--policy", str(tmp_path / "best.csv"), "--reward", "bought")
     assert f"{count} decisions of {count} customers (recommendations)" in told
     assert f"│ best.csv │ IPS │ {np.mean(expected):.4f} │" in told
