@@ -123,6 +123,11 @@ def test_a_policy_that_does_what_was_never_possible_is_doubted() -> None:
     assert found.doubts
 
 
+def test_a_reward_that_never_came_is_no_certainty() -> None:
+    evidence = Bandit().evidence(2_000, np.random.default_rng(10))
+    assert "no certainty" in judge(replace(evidence, rewards=np.zeros(2_000))).doubts[0]
+
+
 def test_rows_of_one_customer_are_no_independent_witnesses() -> None:
     rng = np.random.default_rng(6)
     bandit = Bandit(apart=0.0)
@@ -195,13 +200,13 @@ def test_too_little_overlap_is_refused_with_both_numbers() -> None:
     whose = [f"c{k}" for k in range(size)]
     rewards, half = np.zeros(size), np.full(size, 0.5)
     judge(Evidence(whose, half, half, rewards), draws=10)
-    with pytest.raises(NotJudgeableError, match=r"effective sample size is 199\.0, and 200 are needed"):
+    with pytest.raises(NotJudgeableError, match=r"effective sample size of 199 decisions is 199\.0, and 200 are needed"):
         judge(Evidence(whose[1:], half[1:], half[1:], rewards[1:]))
-    with pytest.raises(NotJudgeableError, match=r"effective sample size is 0\.0"):
+    with pytest.raises(NotJudgeableError, match=r"effective sample size of 200 decisions is 0\.0"):
         judge(Evidence(whose, half, rewards, rewards))
     # rows in which nothing was drawn agree with everything and bear witness to nothing
     mixed = np.where(np.arange(size) < 100, 1.0, 0.5)
-    with pytest.raises(NotJudgeableError, match=r"effective sample size is 100\.0"):
+    with pytest.raises(NotJudgeableError, match=r"effective sample size of 100 decisions is 100\.0"):
         judge(Evidence(whose, mixed, mixed, rewards))
 
 

@@ -163,6 +163,8 @@ class Judgement:
                 f"the mean weight is {self.mean_weight}, far from 1: the policy does what the log never could do, or a propensity or a "
                 "probability is wrong"
             )
+        if self.logged.low == self.logged.high:
+            said.append("the same came of nearly every decision: intervals without width tell of no certainty")
         if self.customers < LEAST_ESS:
             said.append(f"the decisions are those of {self.customers} customers only: intervals over so few can be too narrow")
         return said
@@ -183,8 +185,9 @@ def judge(evidence: Evidence, draws: int = DRAWS, seed: int = 0) -> Judgement:
     ess = effective_sample_size(weights[drawn])
     if ess < LEAST_ESS:
         raise NotJudgeableError(
-            f"the effective sample size is {ess:.1f}, and {LEAST_ESS:g} are needed: the policy to be judged seldom does what was logged; "
-            "log more decisions with explore: true, or judge a policy that is nearer to the logged one"
+            f"the effective sample size of {int(drawn.sum())} decisions is {ess:.1f}, and {LEAST_ESS:g} are needed: the policy to be "
+            "judged seldom does what was logged, or little is logged; log more with explore: true, or judge a policy that is nearer to "
+            "the logged one"
         )
     terms = {LOGGED: evidence.rewards, WEIGHT: weights, IPS: weights * evidence.rewards}
     names, sizes, tau = [*terms, SNIPS], {IPS: ess, SNIPS: ess}, None
