@@ -251,6 +251,8 @@ def test_the_command_prints_the_effects_and_what_to_know_of_them(trial: Trial) -
         return " ".join(done.stdout.split())
 
     assert "sample ratio: not checked, as policy.yaml names no shares" in asked("subject")
+    # on the first day nobody buys
+    assert "│ orders │ plain │ 4 │ 0 │ 0 │ +0 │ - │ - │ - │ - │" in asked("subject", "--days", "1", "--no-cuped")
     told = asked("subject", "--ratio", "discount=0.5,plain=0.5", "--no-cuped")
     assert "│ revenue_minor │ plain │ 4 │ 0 │ 100 │ -100 │" in told
     assert "sample ratio: as meant (came in: discount 4, plain 4; shares: discount 0.5, plain 0.5; plain p = 1)" in told

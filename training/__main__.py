@@ -224,13 +224,12 @@ def judge_experiment(
     for each in found.effects:
         share = each.relative
         relative = ("-", "-") if share is None else (f"{share.value:+.1%}", f"{share.low:+.1%} to {share.high:+.1%}")
-        means = (
-            f"{each.mean:.4g}",
-            f"{each.baseline_mean:.4g}",
-            f"{each.lift.value:+.4g}",
-            f"{each.lift.low:+.4g} to {each.lift.high:+.4g}",
-        )
-        table.add_row(each.metric, each.variant, f"{found.customers[each.variant]}", *means, *relative, f"{each.p_value:.3g}")
+        means = (f"{each.mean:.4g}", f"{each.baseline_mean:.4g}", f"{each.lift.value:+.4g}")
+        interval, p = f"{each.lift.low:+.4g} to {each.lift.high:+.4g}", f"{each.p_value:.3g}"
+        if each.p_value != each.p_value:
+            # where nothing varies there is neither an interval nor a test
+            interval = p = "-"
+        table.add_row(each.metric, each.variant, f"{found.customers[each.variant]}", *means, interval, *relative, p)
     console.print(table)
     for line in found.remarks:
         console.print(line, highlight=False, soft_wrap=True)
