@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -20,6 +21,10 @@ from features.state.ports import MissingStateError, deriving
 from features.state.settings import Settings
 from models.registry import NoChampionError, Registry, model_names
 
+if TYPE_CHECKING:
+    # what it comes with takes a second to import
+    from training.metrics import Estimate
+
 app = typer.Typer(help="Train and judge ubiquo's models.", no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console()
 AsOf = Annotated[str | None, typer.Option(help="Learn only from before this date or time; default: where the data ends.")]
@@ -29,6 +34,7 @@ Horizon = Annotated[
 ]
 Window = Annotated[int | None, typer.Option(min=1, help="How many days back training examples reach; default: all.")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed, data and code give the same model.")]
+WithinDays = Annotated[int, typer.Option(min=1, max=365, help="Within how many days something counts as what came of a decision.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="As mlflow.yaml names it, e.g. churn.")]
 Version = Annotated[int | None, typer.Option(min=1, help="Which version; default: the challenger.")]
 Reason = Annotated[str, typer.Option(help="Why; it is recorded.")]
@@ -128,18 +134,15 @@ def evaluate(
 def decisions(
     out: Annotated[Path, typer.Option(help="The Parquet file to write: one row a choice.")],
     as_of: AsOf = None,
-    within_days: Annotated[
-        int, typer.Option(min=1, max=365, help="Within how many days something counts as what came of a decision.")
-    ] = 14,
+    within_days: WithinDays = 14,
 ) -> None:
     """Join what was decided to what came of it, with the chance of each choice: to learn from, and to judge by."""
     from training.decisions import joined, summary, write
 
     home = Home.from_environment()
-    shop = Shop.load(home)
     if out.suffix != ".parquet":
         raise ValueError(f"--out {out}: end the name in .parquet")
-    moment = parse_as_of(as_of, shop.timezone) if as_of else clock_of(home.settings)()
+    moment = _moment(home, as_of)
     with deriving(home):
         found = joined(home, moment, within_days)
         write(home, found, out)
@@ -151,6 +154,87 @@ def decisions(
     console.print(f"{out}: {len(found.rows)} rows; {found.unknown} events name a decision that the log does not know", highlight=False)
 
 
+@app.command("judge")
+def judge_policy(
+    policy: Annotated[
+        Path, typer.Option(help="Parquet or CSV: decision_id, place, probability of what was logged; also q_logged, q_target.")
+    ],
+    reward: Annotated[str, typer.Option(help="What a decision is judged by: shown, clicked, redeemed or bought.")] = "redeemed",
+    as_of: AsOf = None,
+    within_days: WithinDays = 14,
+    seed: Seed = 0,
+) -> None:
+    """What another policy would have brought, from the decisions in which something was left to chance."""
+    from training.candidate_policy import REWARDS, read_candidate, weigh
+    from training.decisions import joined
+    from training.off_policy import judge
+
+    chosen = next((each for each in REWARDS if each == reward), None)
+    if chosen is None:
+        raise ValueError(f"--reward {reward}: give one of {', '.join(REWARDS)}")
+    candidate, home = read_candidate(policy), Home.from_environment()
+    moment = _moment(home, as_of)
+    with deriving(home):
+        rows = joined(home, moment, within_days).rows
+    weighed = weigh(rows, candidate, chosen)
+    found = judge(weighed.evidence, seed=seed)
+    about = f"{found.decisions} decisions of {found.customers} customers ({', '.join(weighed.kinds)}) before {moment:%Y-%m-%d %H:%M}"
+    table = Table(
+        "policy", "estimator", f"{chosen} a decision", "95% interval", "above the logged", "95% interval", "ESS", title=about
+    )  # fmt: skip
+    table.add_row("logged", "mean", *_told(found.logged), "", "", "")
+    for name, value in found.values.items():
+        table.add_row(policy.name, name, *_told(value), *_told(found.differences[name]), f"{found.ess[name]:.0f}")
+    console.print(table)
+    console.print(f"mean weight {found.mean_weight} (1 where everything that the policy does was possible)", highlight=False)
+    if found.tau is None:
+        console.print("DR and SwitchDR are left out: the file has no q_logged and q_target", highlight=False)
+    else:
+        console.print(f"SwitchDR gives up weights above {found.tau:.3g}", highlight=False)
+    for why, count in weighed.left_out.items():
+        console.print(f"left out: {count} decisions: {why}", highlight=False, soft_wrap=True)
+    for doubt in found.doubts:
+        console.print(f"[yellow]doubt:[/yellow] {doubt}", highlight=False, soft_wrap=True)
+
+
+@app.command("experiment")
+def judge_experiment(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="An experiment of policy.yaml, or control-group.")],
+    days: Annotated[int, typer.Option(min=1, max=365, help="How many days of a customer count, from the first decision on.")] = 14,
+    as_of: AsOf = None,
+    baseline: Annotated[str | None, typer.Option(help="The variant that others are compared to; default: the first, or control.")] = None,
+    ratio: Annotated[
+        str | None, typer.Option(help="The share each variant should have, A=0.5,B=0.5; default: as policy.yaml says.")
+    ] = None,
+    kind: Annotated[str | None, typer.Option(help="Only decisions of this kind, e.g. next-best-offer.")] = None,
+    cuped: Annotated[bool, typer.Option(help="Whether what customers did before is taken into account.")] = True,
+) -> None:
+    """What the variants of an experiment, or offering at all, caused: revenue, orders and buyers by customer."""
+    from training.experiment import analyse
+    from training.shares import told_shares
+
+    home = Home.from_environment()
+    shares, moment = told_shares(ratio) if ratio else None, _moment(home, as_of)
+    with deriving(home):
+        found = analyse(home, name, moment, days, baseline=baseline, shares=shares, kind=kind, cuped=cuped)
+    table = Table(
+        "metric", "variant", "customers", "mean", found.baseline, "lift", "95% interval", "relative", "95% interval", "p",
+        title=f"{name}: {days} days of each customer, {'CUPED' if cuped else 'unadjusted'}, before {moment:%Y-%m-%d %H:%M}",
+    )  # fmt: skip
+    for each in found.effects:
+        share = each.relative
+        relative = ("-", "-") if share is None else (f"{share.value:+.1%}", f"{share.low:+.1%} to {share.high:+.1%}")
+        means = (f"{each.mean:.4g}", f"{each.baseline_mean:.4g}", f"{each.lift.value:+.4g}")
+        interval, p = f"{each.lift.low:+.4g} to {each.lift.high:+.4g}", f"{each.p_value:.3g}"
+        if each.p_value != each.p_value:
+            # where nothing varies there is neither an interval nor a test
+            interval = p = "-"
+        table.add_row(each.metric, each.variant, f"{found.customers[each.variant]}", *means, interval, *relative, p)
+    console.print(table)
+    for line in found.remarks:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
 @app.command()
 def report() -> None:
     """Print the quality tables of the last runs, as Markdown."""
@@ -160,6 +244,15 @@ def report() -> None:
         raise MissingStateError(f"no report in {home.root}: train first (python -m training all)")
     for path in found:
         print(path.read_text() + "\n")
+
+
+def _told(estimate: Estimate) -> tuple[str, str]:
+    return f"{estimate.value:.4f}", f"{estimate.low:.4f} to {estimate.high:.4f}"
+
+
+def _moment(home: Home, as_of: str | None) -> datetime:
+    """The moment that *as_of* names, or now."""
+    return parse_as_of(as_of, Shop.load(home).timezone) if as_of else clock_of(home.settings)()
 
 
 def _names() -> list[str]:

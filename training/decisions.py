@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,30 +53,55 @@ def joined(home: Home, until: datetime, within_days: int = WITHIN_DAYS) -> Joine
     Raises:
         MissingStateError: no decision is logged yet.
     """
+    with open_decisions(home) as opened:
+        con, files = opened.connection, opened.files
+        told = {"files": files, "until": until, "within": timedelta(days=within_days), "shape": _CHOICES}
+        con.execute(_LOGGED, {"files": files})
+        con.execute(_DECIDED, {name: told[name] for name in ("files", "until", "shape")})
+        con.execute(_NAMED, {"until": until})
+        rows = con.execute(
+            _JOINED, {"until": until, "within": told["within"], "shown": list(SHOWN), "clicked": list(CLICKED), "taken": list(TAKEN)}
+        ).to_arrow_table()
+        unknown = con.execute("SELECT count(*) FROM named ANTI JOIN logged USING (decision_id)").fetchone()[0]
+        return Joined(rows, int(unknown))
+
+
+class OpenDecisions(NamedTuple):
+    """The logged decisions beside the log of events.
+
+    Attributes:
+        backend: Ibis's, of ``connection``.
+        connection: DuckDB's, with the tables of the timeline that may be learnt from (``features.store.timeline``), and ``current_names``:
+            the customer that each ``logged`` one has become (``current``).
+        files: the Parquet files of the decisions.
+    """
+
+    backend: Any
+    connection: Any
+    files: list[str]
+
+
+@contextmanager
+def open_decisions(home: Home) -> Iterator[OpenDecisions]:
+    """Open the log of decisions; at the end the connection is closed.
+
+    Raises:
+        MissingStateError: no decision is logged yet.
+    """
     files = home.tables[DECISIONS].files()
     if not files:
         raise MissingStateError("no decision is logged yet: serve answers first (python -m serving); the log is written every ten seconds")
     # who is who as is known now, for events as for decisions: what came of one is to be found, whoever was merged since
-    opened = open_timeline(home, identified_by=EVER, purposes=LEARNING)
-    con = opened.events.get_backend().con
-    identities = Identities(home)
-    asked = [row[0] for row in con.execute("SELECT DISTINCT customer_id FROM read_parquet(?, union_by_name = true)", [files]).fetchall()]
-    names = pa.table(
-        {
-            "logged": pa.array([c for c in asked if c is not None], pa.string()),
-            "current": pa.array([identities.current(c) for c in asked if c is not None], pa.string()),
-        }
-    )
-    con.register("current_names", names)
-    told = {"files": files, "until": until, "within": timedelta(days=within_days), "shape": _CHOICES}
-    con.execute(_LOGGED, {"files": files})
-    con.execute(_DECIDED, {name: told[name] for name in ("files", "until", "shape")})
-    con.execute(_NAMED, {"until": until})
-    rows = con.execute(
-        _JOINED, {"until": until, "within": told["within"], "shown": list(SHOWN), "clicked": list(CLICKED), "taken": list(TAKEN)}
-    ).to_arrow_table()
-    unknown = con.execute("SELECT count(*) FROM named ANTI JOIN logged USING (decision_id)").fetchone()[0]
-    return Joined(rows, int(unknown))
+    timeline = open_timeline(home, identified_by=EVER, purposes=LEARNING)
+    with closing(timeline):
+        backend = timeline.events.get_backend()
+        con = backend.con
+        identities = Identities(home)
+        asked = con.execute("SELECT DISTINCT customer_id FROM read_parquet(?, union_by_name = true)", [files]).fetchall()
+        known = [row[0] for row in asked if row[0] is not None]
+        current = pa.array([identities.current(customer) for customer in known], pa.string())
+        con.register("current_names", pa.table({"logged": pa.array(known, pa.string()), "current": current}))
+        yield OpenDecisions(backend, con, files)
 
 
 def write(home: Home, found: Joined, out: Path) -> None:
