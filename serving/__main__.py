@@ -25,6 +25,7 @@ from features.state.command import run
 from features.state.disk import DamagedStateError, make_folder, write_atomically
 from features.state.home import Home
 from features.state.ports import MissingStateError, deriving
+from serving.journeys.commands import journeys_app, outbox_app
 from serving.privacy.keys import REFRESH_SECONDS, Audit, Keys
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Serve ubiquo's answers over HTTP (the default) and in bulk.", pretty_exceptions_enable=False)
 keys_app = typer.Typer(help="API keys.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
+app.add_typer(journeys_app, name="journeys")
+app.add_typer(outbox_app, name="outbox")
 console = Console()
 
 

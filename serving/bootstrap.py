@@ -20,6 +20,8 @@ from serving.decide.engine import Engine
 from serving.decide.reader import OnlineReader
 from serving.intake.inbox import Inbox
 from serving.intake.intake import Intake
+from serving.journeys.desk import JourneyDesk
+from serving.journeys.journeys import Journeys
 from serving.privacy.erasure import BusyHomeError, Office
 from serving.privacy.keys import Audit
 from serving.runtime import Parts, Runtime, hold_alone
@@ -59,6 +61,12 @@ def start(home: Home, clock: Clock | None = None) -> Runtime:
     writer.apply()
     decisions = DecisionLog(home)
     intake = Intake(home, clock, inbox, writer, identities, consents)
+    # a connection of its own: a reader must not see, nor wait within, what the intake is writing
+    reader = OnlineReader(FeatureStore(home, engine.services()), shop.timezone, intake.recent)
+    steps = OnlineReader(FeatureStore(home, engine.services()), shop.timezone, intake.recent)
+    desk = JourneyDesk(engine, steps, decisions, identities, consents, intake.contacts, intake.accept)
+    journeys = Journeys(home, engine, desk, clock, identities.vault)
+    intake.followed_by(journeys.follow)
     return Runtime(
         Parts(
             home=home,
@@ -74,8 +82,8 @@ def start(home: Home, clock: Clock | None = None) -> Runtime:
             intake=intake,
             office=Office(home, clock, writer, intake, decisions, engine.registry),
             audit=Audit(home, identities.vault),
-            # a connection of its own: a reader must not see, nor wait within, what the intake is writing
-            reader=OnlineReader(FeatureStore(home, engine.services()), shop.timezone, intake.recent),
+            reader=reader,
+            journeys=journeys,
         )
     )
 

@@ -8,13 +8,13 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from features.catalogue.shop import Shop
-from features.people.consent import Consents, standing
+from features.people.consent import Consents
 from features.people.identity import Identities
 from features.state.clock import Clock, WatchedClock
 from features.state.disk import RESERVED_BYTES, DamagedStateError, NoSpaceError
@@ -22,9 +22,11 @@ from features.state.home import Home
 from features.state.ports import SERVING, Held, LeaseTakenError, MissingStateError
 from features.store.decision_log import DecisionLog
 from features.store.event_log import EventLog
-from serving.decide.engine import Engine, Who
+from serving.decide.engine import Engine
 from serving.decide.reader import OnlineReader
+from serving.decide.who import Who, who_is
 from serving.intake.intake import Intake
+from serving.journeys.journeys import Journeys
 from serving.privacy.erasure import Office
 from serving.privacy.keys import Audit
 
@@ -83,21 +85,67 @@ class Parts(NamedTuple):
     office: Office
     audit: Audit
     reader: OnlineReader
+    journeys: Journeys
+
+
+class Worker:
+    """A thread that does what need not be done within a request, each chore in its turn.
+
+    Args:
+        name: of the thread.
+        chores: their names, what to do, and every how many seconds.
+    """
+
+    def __init__(self, name: str, chores: Sequence[tuple[str, Callable[[], Any], float]]) -> None:
+        self._chores = chores
+        self.failures: dict[str, tuple[int, str]] = {}
+        """How often in a row a chore has failed, and why."""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it goes on."""
+        return self._thread.is_alive()
+
+    def close(self) -> None:
+        """End after the chore at hand."""
+        self._stop.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        due = {name: time.monotonic() for name, _, _ in self._chores}
+        while not self._stop.wait(TICK_SECONDS):
+            for name, chore, seconds in self._chores:
+                if time.monotonic() < due[name]:
+                    continue
+                due[name] = time.monotonic() + seconds
+                try:
+                    chore()
+                    self.failures.pop(name, None)
+                except Exception as error:
+                    # it is tried again when next due, and keeps no other chore from its turn; nothing waiting is lost,
+                    # as an event leaves the inbox only once it is in the log
+                    self.failures[name] = self.failures.get(name, (0, ""))[0] + 1, f"{type(error).__name__}: {error}"[:200]
+                    if isinstance(error, (NoSpaceError, DamagedStateError)):
+                        logger.error("%s failed; it will be tried again: %s", name, error)
+                    else:
+                        logger.exception("%s failed; it will be tried again", name)
 
 
 class Runtime:
-    """Everything that one serving process holds, and the thread that does what need not be done within a request."""
+    """Everything that one serving process holds, and the threads that do what need not be done within a request."""
 
     def __init__(self, parts: Parts) -> None:
         self.home, self.currency, self.phone_region = parts.home, parts.shop.currency, parts.shop.phone_region
         self.clock, self._log, self._held, self._ahead = parts.clock, parts.log, parts.held, parts.is_ahead
-        self._failures: dict[str, tuple[int, str]] = {}
-        """How often in a row a chore has failed, and why."""
         self.identities, self.consents, self.engine = parts.identities, parts.consents, parts.engine
         self.decisions, self.intake, self.contacts = parts.decisions, parts.intake, parts.intake.contacts
         self.office, self.audit, self.reader = parts.office, parts.audit, parts.reader
+        self.journeys = parts.journeys
         self.office.resume()
-        self._chores: list[tuple[str, Callable[[], Any], float]] = [
+        chores: list[tuple[str, Callable[[], Any], float]] = [
             ("moving events to the log", self.intake.drain_if_due, TICK_SECONDS),
             ("flushing decisions", self.decisions.flush_if_due, TICK_SECONDS),
             ("recomputing aggregates", self.intake.refresh_if_due, AGGREGATE_SECONDS),
@@ -110,42 +158,29 @@ class Runtime:
             ("tidying the decisions", self.decisions.maintain, TIDY_SECONDS),
             ("giving memory back", give_back, TIDY_SECONDS),
         ]
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="ubiquo-background", daemon=True)
-        self._thread.start()
+        self._worker = Worker("ubiquo-background", chores)
+        steps: list[tuple[str, Callable[[], Any], float]] = [
+            ("moving journeys on", self.journeys.step, TICK_SECONDS),
+            ("reading the journeys", self.journeys.refresh, MODEL_CHECK_SECONDS),
+            ("tidying the journeys", self.journeys.tidy, TIDY_SECONDS),
+        ]
+        # a receiver that is slow holds up neither steps nor events
+        self._others = [Worker("ubiquo-journeys", steps), Worker("ubiquo-outbox", [("sending messages", self.journeys.send, TICK_SECONDS)])]
 
     def close(self) -> None:
         """Stop the background work, having brought everything into the logs."""
-        self._stop.set()
-        self._thread.join()
+        for worker in (*self._others, self._worker):
+            worker.close()
         self.office.close()
         self.intake.close()
+        self.journeys.close()
         self.decisions.close()
         self._held.close()
 
-    def _work(self) -> None:
-        due = {name: time.monotonic() for name, _, _ in self._chores}
-        while not self._stop.wait(TICK_SECONDS):
-            for name, chore, seconds in self._chores:
-                if time.monotonic() < due[name]:
-                    continue
-                due[name] = time.monotonic() + seconds
-                try:
-                    chore()
-                    self._failures.pop(name, None)
-                except Exception as error:
-                    # it is tried again when next due, and keeps no other chore from its turn; nothing waiting is lost,
-                    # as an event leaves the inbox only once it is in the log
-                    self._failures[name] = self._failures.get(name, (0, ""))[0] + 1, f"{type(error).__name__}: {error}"[:200]
-                    if isinstance(error, (NoSpaceError, DamagedStateError)):
-                        logger.error("%s failed; it will be tried again: %s", name, error)
-                    else:
-                        logger.exception("%s failed; it will be tried again", name)
-
     def problems(self) -> list[str]:
         """Why events cannot be taken, or answers not be trusted: empty where all is well."""
-        found = [f"{name} has failed {n} times in a row: {why}" for name, (n, why) in dict(self._failures).items() if n >= 3]
-        if not self._thread.is_alive():
+        found = [f"{name} has failed {n} times in a row: {why}" for name, (n, why) in dict(self._worker.failures).items() if n >= 3]
+        if not self._worker.is_alive:
             found.append("the background work has ended: restart the service")
         if not self.intake.inbox.is_open:
             found.append("the inbox takes no events: restart the service")
@@ -159,6 +194,13 @@ class Runtime:
     def degraded(self) -> list[str]:
         """What answers less than it should."""
         found = [f"{kind}: {why}" for kind, why in self.engine.broken.items()]
+        found += self.journeys.degraded()
+        for worker in self._others:
+            found += [f"{name} has failed {n} times in a row: {why}" for name, (n, why) in dict(worker.failures).items() if n >= 3]
+            if not worker.is_alive:
+                found.append("the work on journeys has ended: restart the service")
+        if self.intake.unfollowed:
+            found.append(f"{self.intake.unfollowed} events were not seen by the journeys")
         found += [f"{kind}: no champion" for kind in self.engine.missing() if kind not in self.engine.broken]
         if self._ahead:
             found.append("the log holds events known only from a time to come: a clock was wrong (python -m features repair --clock)")
@@ -167,15 +209,8 @@ class Runtime:
         return found
 
     def who(self, customer_id: str | None) -> Who:
-        """The customer with what she allows now."""
-        if customer_id is None:
-            return Who(None, True, self.consents.forbidden_channels(()))
-        customer_id = self.identities.current(customer_id)
-        if not self.identities.members(customer_id):
-            # whatever text was sent: what nobody is known by is not repeated, nor logged
-            return Who(None, True, self.consents.forbidden_channels(()))
-        allowed = standing(self.consents, self.identities, customer_id)
-        return Who(customer_id, allowed.personalization, allowed.forbidden_channels, (customer_id, *self.identities.former(customer_id)))
+        """The customer with what they allow now."""
+        return who_is(self.identities, self.consents, customer_id)
 
     def _refresh_customers(self) -> None:
         self.identities.refresh()

@@ -26,11 +26,11 @@ from serving.bootstrap import open_engine
 from serving.decide.batch import score
 from serving.decide.contact import RESTING, Cap, Contacted, ContactPolicy, QuietHours, beginning, sent_to, together
 from serving.decide.coverage import coverage
-from serving.decide.engine import NOBODY, Who
 from serving.decide.governor import COUNTED_ANEW, POLICY, UNCOUNTED
 from serving.decide.ledger import Ledger, Promise
 from serving.decide.policy import Policy
 from serving.decide.questions import NextBestOfferRequest
+from serving.decide.who import NOBODY, Who
 
 ROME = ZoneInfo("Europe/Rome")
 NOON = datetime(2018, 5, 16, 12, tzinfo=ROME)

@@ -42,7 +42,7 @@ from serving.privacy.erasure import PENDING, Nightly, Office, prove
 from serving.privacy.holdings import Place, Subject, mentions
 
 PLACES = ("events", "inbox", "dead letters", "feature snapshots", "online store", "decisions", "batch files", "model runs",
-          "import stages", "contacts", "reservations", "identity")  # fmt: skip
+          "import stages", "contacts", "reservations", "journeys", "identity")  # fmt: skip
 HELD_NOWHERE_ELSE = ("inbox", "import stages")
 """Places that are empty once everything is drained and every import is done."""
 

@@ -30,11 +30,12 @@ from features.state.ports import MissingStateError
 from models.decision import Query
 from models.slate import SlateSelector, chances_of
 from serving.bootstrap import open_engine
-from serving.decide.engine import Engine, Who
+from serving.decide.engine import Engine
 from serving.decide.governor import ITEM_RESTS, POLICY, STAND_IN, USED_UP
 from serving.decide.ledger import Ledger, Promise
 from serving.decide.questions import NextBestOfferRequest, OffersAnswer, UnknownAttributeError
 from serving.decide.terms import NOT_ELIGIBLE, NOT_HERE
+from serving.decide.who import Who
 
 HELD = timedelta(hours=24)
 NOTHING_SENT: dict[str, Any] = {

@@ -20,10 +20,10 @@ from features.store.decision_log import SCHEMA, DecisionLog, flushed
 from serving.bootstrap import open_engine
 from serving.decide.batch import score
 from serving.decide.coverage import NOTHING_THERE, Coverage, coverage
-from serving.decide.engine import NOBODY
 from serving.decide.governor import POLICY
 from serving.decide.policy import HELD_OUT, Policy, drawn
 from serving.decide.questions import NextBestOfferRequest, OffersAnswer
+from serving.decide.who import NOBODY
 
 CONTROL = b"control_group: {share: %s, salt: spring, covers: [offers, contacts]}\n"
 EXPERIMENT = b"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeVar
 
 import msgspec
@@ -23,7 +24,7 @@ def read_yaml(text: bytes, name: str, into: type[T]) -> T:
         WrittenError: it is no YAML, or a field is not known or says something that it may not.
     """
     try:
-        said = yaml.safe_load(text) or {}
+        said = load_yaml(text) or {}
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise WrittenError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
     try:
@@ -31,6 +32,26 @@ def read_yaml(text: bytes, name: str, into: type[T]) -> T:
     except msgspec.ValidationError as error:
         field, reason = explain(error)
         raise wrong(text, name, _with_key(said, into, field), reason) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 in what is true and false: ``on``, ``off``, ``yes`` and ``no`` are words."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:bool"]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
+def load_yaml(text: bytes) -> Any:
+    """What a YAML text says.
+
+    Raises:
+        yaml.YAMLError, UnicodeDecodeError, RecursionError: it is none.
+    """
+    return yaml.load(text, _Loader)
 
 
 def wrong(text: bytes, name: str, field: str, reason: str) -> WrittenError:

@@ -68,10 +68,10 @@ class Vault:
     """
 
     def __init__(self, secret: bytes) -> None:
-        uses = ("identifiers", "tombstones", "personal")
+        uses = ("identifiers", "tombstones", "personal", "webhooks")
         derived = {use: HKDF(SHA256(), 32, salt=None, info=use.encode()).derive(secret) for use in uses}
         self._identifiers = derived["identifiers"]
-        self._tombstones = derived["tombstones"]
+        self._tombstones, self._webhooks = derived["tombstones"], derived["webhooks"]
         self._fernet = Fernet(base64.urlsafe_b64encode(derived["personal"]))
 
     @classmethod
@@ -160,6 +160,10 @@ class Vault:
     def tombstone(self, key: str) -> str:
         """What is left of an identity key once its person is erased: it can be compared, and nothing else."""
         return hashlib.blake2b(key.encode(), digest_size=_HASH_BYTES, key=self._tombstones).hexdigest()
+
+    def webhook_key(self, sink: str) -> bytes:
+        """The secret with which webhooks to a sink are signed."""
+        return hashlib.blake2b(sink.encode(), digest_size=32, key=self._webhooks).digest()
 
     def encrypt(self, content: bytes) -> bytes:
         """An authenticated token (Fernet) that only this secret opens."""

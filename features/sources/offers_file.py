@@ -13,6 +13,7 @@ import yaml
 
 from features.catalogue.offers import OfferTerms
 from features.catalogue.tables import OFFERS
+from features.catalogue.yaml_file import load_yaml
 from features.definitions.conditions import ConditionError
 from features.definitions.segments import Vocabulary
 from features.events.event import Channel, explain
@@ -132,7 +133,7 @@ def yaml_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     text = path.read_bytes()
     try:
-        said, tree = yaml.safe_load(text), yaml.compose(text)
+        said, tree = load_yaml(text), yaml.compose(text)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UnreadableFileError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(said, list) or not isinstance(tree, yaml.SequenceNode) or not all(isinstance(each, dict) for each in said):

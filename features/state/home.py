@@ -24,6 +24,7 @@ _DATABASES: dict[str, tuple[str, Keeping]] = {
     "hidden": ("hidden.db", ROLLED_BACK),
     "access": ("access.db", ROLLED_BACK),
     "reservations": ("reservations.db", WRITTEN_AHEAD),
+    "journeys": ("journeys.db", WRITTEN_AHEAD),
     "event_index": ("log/events.index", DERIVED),
     "step_index": ("log/identifiers.index", DERIVED),
     "letter_index": ("log/dead_letters.index", DERIVED),

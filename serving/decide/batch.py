@@ -33,7 +33,7 @@ from models.kind import Answers
 from models.recommendations import Listing
 from models.recommender.recipes import RECIPES
 from models.registry import ModelSettings
-from serving.decide.engine import WITHDRAWN, Engine, Who
+from serving.decide.engine import WITHDRAWN, Engine
 from serving.decide.questions import (
     ItemChoice,
     ItemsAnswer,
@@ -44,6 +44,7 @@ from serving.decide.questions import (
     ScoreAnswer,
     ScoreRequest,
 )
+from serving.decide.who import Who
 
 AnyAnswer = ScoreAnswer | ItemsAnswer | OffersAnswer
 CHUNK = 500

@@ -51,6 +51,7 @@ from serving.decide.questions import (
     UnknownAttributeError,
 )
 from serving.decide.terms import Terms
+from serving.decide.who import NOBODY, Who
 
 logger = logging.getLogger("ubiquo")
 MAX_FEATURE_AGE = timedelta(days=7)
@@ -58,31 +59,8 @@ MAX_FEATURE_AGE = timedelta(days=7)
 DecisionRecord = dict[str, Any]
 
 
+NOT_ASKED_FOR = "not among those asked for"
 WITHDRAWN = "the customer does not allow their data to be used for personalization"
-
-
-@dataclass(frozen=True)
-class Who:
-    """Whom an answer is about, and what she allows."""
-
-    customer_id: str | None
-    may_be_used: bool = True
-    """Whether her data may be used for personalization."""
-    forbidden_channels: frozenset[str] = frozenset()
-    merged_ids: tuple[str, ...] = ()
-    """The id that they have now and those that were merged into it, where they have had several."""
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """All ids of theirs, the present one first; none of nobody known."""
-        return () if self.customer_id is None else tuple(dict.fromkeys((*self.merged_ids, self.customer_id)))
-
-    def not_reached(self, channel: str | None) -> str | None:
-        """Why nothing may be decided that is to go out by *channel*; None where it may, or where nothing goes out."""
-        return f"the customer has not permitted contact by {channel}" if channel in self.forbidden_channels else None
-
-
-NOBODY = Who(None)
 
 
 @dataclass(frozen=True)
@@ -185,6 +163,12 @@ class Engine:
         held = self._loaded.get(name)
         return self.governor.reads(channels, held.terms if held is not None else None)
 
+    def limited(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """The budgets and the stocks of the offers in force, by offer."""
+        terms = [held.terms for held in self._loaded.values() if held.terms is not None]
+        budgets = {offer: limit for each in terms for offer, limit in each.budgets.items()}
+        return budgets, {offer: limit for each in terms for offer, limit in each.stocks.items()}
+
     def services(self) -> dict[str, tuple[str, ...]]:
         """The FeatureService of each model, with the views that it reads."""
         return self.registry.settings.services()
@@ -253,6 +237,8 @@ class Engine:
             raise UnknownAttributeError(error.field, error.reason) from None
         asked: dict[str, Any] = {name: getattr(request, name) for name in ("explore", "explain", "store_id")}
         asked["without"] = frozenset(request.without)
+        if request.offer_ids and loaded.terms is not None:
+            asked["barred"] = {NOT_ASKED_FOR: ~loaded.terms.of(request.offer_ids)}
         query = _query(request, who, row, as_of, loaded.attributes, request.exclude_offer_ids, **asked)
         decision_id = decision_id or uuid.uuid4().hex
         decide = partial(loaded.pipeline.decide, rng=self._rng)

@@ -129,6 +129,14 @@ class Governor:
                 raise wrong(path.read_bytes(), POLICY, f"arbitration.context[{number}].when", str(error)) from None
         return policy, vocabulary
 
+    def release(self, decision_id: str) -> None:
+        """Nothing will come of a decision: what it promised is free again."""
+        self._ledger.release(decision_id)
+
+    def reached(self, decision_ids: Sequence[str], redemptions: Sequence[tuple[str, str]]) -> None:
+        """Decisions are known to have reached somebody, and offers (by event) to have been redeemed."""
+        self._ledger.reached(decision_ids, redemptions)
+
     def reads(self, channels: Sequence[str | None], terms: Terms | None = None) -> tuple[str, ...]:
         """The folds that it must be told of a customer whom an answer is to reach by one of *channels*."""
         contact, found = self.policy.contact, set(terms.folds if terms is not None else ())

@@ -199,6 +199,14 @@ class Ledger:
                 connection.execute(_REACHED, {"decisions": list(decision_ids)})
             run_many(connection, _REDEEM, list(redemptions))
 
+    def release(self, decision_id: str) -> None:
+        """Give back what a decision promised, as nothing will come of it; what is known to have reached somebody stays."""
+        if not self._database.exists:
+            return
+        with self._opened().writing() as connection:
+            connection.execute(_SAME, {"decision": decision_id})
+            _count(connection, connection.execute(_TAKE_BACK, {"decision": decision_id, "offers": []}).fetchall(), -1)
+
     def find(self, customer_ids: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Everything kept of a customer."""
         if self._database.exists:

@@ -122,6 +122,8 @@ class NextBestOfferRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields
     """Attribute (campaign_id, campaign_type, kind, stage, category) to allowed values."""
     exclude: Values = {}
     exclude_offer_ids: Ids = []
+    offer_ids: Ids = []
+    """Only these offers; none named: all."""
     channels: Annotated[list[Channel], msgspec.Meta(max_length=9)] = []
     """Through which channels it may go out, if the best of them is to be chosen; ``channel`` is then left out."""
     store_id: Text | None = None
@@ -152,7 +154,7 @@ class ScoreRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
 
 QUESTION_TEXTS: dict[str, TextClass] = {
     "customer_id": "key", "identifiers": "identifier", "include": "key", "exclude": "key", "item_id": "key", "exclude_item_ids": "key",
-    "exclude_offer_ids": "key", "context": "key", "item_ids": "key", "store_id": "key", "promoted": "key",
+    "exclude_offer_ids": "key", "offer_ids": "key", "context": "key", "item_ids": "key", "store_id": "key", "promoted": "key",
 }  # fmt: skip
 """What each text of a question is, in the classes of an event's texts; what identifies the customer is not logged."""
 

@@ -17,8 +17,8 @@ from features.events.event import EVENT_NAMES, explain
 from features.events.identifiers import IdentifierError
 from features.state.disk import NoSpaceError
 from models.registry import ModelSettings, NoChampionError, RegistrySettings
-from serving.decide.engine import Who
 from serving.decide.questions import SHAPES, CustomerRequest, SimilarItemsRequest, UnknownAttributeError
+from serving.decide.who import Who
 from serving.http.access import KEY, MAX_BODY_BYTES, RETRY_SECONDS
 from serving.http.asgi import Message, Receive, Send
 from serving.http.desk import ERASURES, CustomerDesk

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import datetime
+from typing import NamedTuple
 
 import msgspec
 
@@ -32,8 +33,24 @@ BUSY_EVENTS = 2_000
 """How many more events wait than a tick ago when the intake counts as busy."""
 MAX_POSTPONED = 5
 """How many ticks the log may be kept waiting by a busy intake."""
+FOLLOW_TRIES = 3
+"""How often what follows events may fail before they leave the inbox all the same."""
 MAX_REFRESH_POSTPONED = 2
 """How many times in a row a busy intake may keep the windowed features waiting."""
+
+
+class Followed(NamedTuple):
+    """An event on its way out of the inbox; it may be seen again after a crash."""
+
+    event: SealedEvent
+    customer_id: str | None
+    received_at: datetime
+    usable: bool
+    """Whether the customer allows that it is used for personalization."""
+
+
+Follow = Callable[[Sequence[Followed]], None]
+"""Takes in what has just been folded; the same again must change nothing."""
 
 
 class Drain:
@@ -75,6 +92,11 @@ class Drain:
         are made anew, as what disturbed them may still be on its way to the log."""
         self._unfolded: list[Incoming] = []
         self._postponed = self._refresh_postponed = self._seen_waiting = 0
+        self.follow: Follow | None = None
+        """Who goes on with events that were folded."""
+        self.unfollowed = 0
+        """How many events have left without that, as it failed again and again."""
+        self._failed_to_follow = 0
         self._touched: dict[str, datetime] = {}
         """Customers whose aggregates do not know what the log holds, and before when all of that was received."""
 
@@ -104,6 +126,7 @@ class Drain:
         refused = self._inbox.refused(REFUSED_AT_ONCE)
         self._log.reject([dead for each in refused if (dead := self._dead_letter(each)) is not None])
         letters, left = self._oldest()
+        batch: list[Incoming] = []
         if letters:
             # what an earlier failure left unfolded goes first: only when all is folded may it leave the inbox
             batch = self._read(letters)
@@ -115,9 +138,29 @@ class Drain:
                 raise
             self._fold(self._unfolded, letters[-1].received_at + TICK)
         self._unfolded = []
+        self._follow(batch)
         self._inbox.drained(letters, refused)
         self._waiting.let_go(letters, refused, moved=True)
         return len(letters) + len(refused), left or len(refused) >= REFUSED_AT_ONCE
+
+    def _follow(self, batch: Sequence[Incoming]) -> None:
+        """Hand on what was folded; a failure keeps it in the inbox for another try or two, and then holds the intake up no longer."""
+        if self.follow is None or not batch:
+            return
+        told = []
+        for row in batch:
+            customer = self._identities.customer_of(row.event)
+            usable = customer is not None and self._usable(customer, row.event.occurred_at)
+            told.append(Followed(row.event, customer, row.received_at, usable))
+        try:
+            self.follow(told)
+        except Exception:
+            self._failed_to_follow += 1
+            if self._failed_to_follow < FOLLOW_TRIES:
+                raise
+            logger.exception("what follows %d events failed %d times: they leave without it", len(batch), self._failed_to_follow)
+            self.unfollowed += len(batch)
+        self._failed_to_follow = 0
 
     def _oldest(self) -> tuple[list[Accepted], bool]:
         """The events that have waited longest, as many as are folded at once, and whether there may be more."""

@@ -32,7 +32,7 @@ from features.store.customer_rows import CustomerRows
 from features.store.event_log import EventLog
 from features.store.keyed_state import KeyedState
 from serving.intake.backlog import Backlog, Taken, Turn
-from serving.intake.draining import STORE_SECONDS, Drain
+from serving.intake.draining import STORE_SECONDS, Drain, Follow
 from serving.intake.event_queue import Accepted, EventQueue, Refused
 from serving.intake.receipts import EventReceipt, EventsAnswer
 from serving.intake.recent import RecentlyLearnt
@@ -103,6 +103,15 @@ class Intake:
         self._drain.recover()
         if last is not None and last <= clock() + AHEAD:
             self._turn.last = last
+
+    def followed_by(self, follow: Follow) -> None:
+        """Hand every event on once it is folded; what waited from before is seen too."""
+        self._drain.follow = follow
+
+    @property
+    def unfollowed(self) -> int:
+        """How many events left the inbox without what follows them."""
+        return self._drain.unfollowed
 
     @property
     def contacts(self) -> Contacts:

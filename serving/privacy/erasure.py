@@ -32,6 +32,7 @@ from features.store.timeline import clear_spills
 from models.registry import Registry
 from serving.decide.ledger import Ledger
 from serving.intake.intake import Intake
+from serving.journeys.runs import Runs
 from serving.privacy.holdings import (
     BatchFiles,
     ContactTable,
@@ -39,6 +40,7 @@ from serving.privacy.holdings import (
     Decisions,
     Events,
     IdentityTable,
+    JourneyTable,
     OnlineRows,
     Place,
     Promises,
@@ -119,7 +121,7 @@ class Office:
         self.places: list[Place] = [
             Events(home), Waiting(intake.inbox), DeadLetterTable(self._log), Snapshots(home), self._online, self._decisions,
             BatchFiles(home), RunTables(registry), Stages(home), ContactTable(self._contacts), Promises(Ledger(home)),
-            IdentityTable(identities),
+            JourneyTable(Runs(home)), IdentityTable(identities),
         ]  # fmt: skip
         self._folder = home.root / "erasures"
         # one at a time

@@ -31,6 +31,7 @@ from features.store.profile import events_of
 from models.registry import Registry
 from serving.decide.ledger import Ledger
 from serving.intake.event_queue import EventQueue
+from serving.journeys.runs import Runs
 
 Row = dict[str, Any]
 SHORTEST_ALONE = 8
@@ -182,6 +183,23 @@ class Promises:
     def erase(self, subject: Subject) -> int:
         """Delete and overwrite."""
         return self._ledger.erase(subject.customer_ids)
+
+
+class JourneyTable:
+    """Where they are in which journey, and what was to leave for them."""
+
+    name = "journeys"
+
+    def __init__(self, runs: Runs) -> None:
+        self._runs = runs
+
+    def find(self, subject: Subject) -> Iterator[Row]:
+        """Runs and messages."""
+        yield from self._runs.find(subject.customer_ids)
+
+    def erase(self, subject: Subject) -> int:
+        """Delete and overwrite."""
+        return self._runs.erase(subject.customer_ids)
 
 
 class IdentityTable:

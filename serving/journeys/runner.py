@@ -1,0 +1,298 @@
+"""Takes every customer through their journeys: events start, hasten and end them, the clock moves them on."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, time, timedelta
+from typing import Any, Protocol
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from features.definitions.folds.messages import ANSWERS
+from features.definitions.segments import Vocabulary, of_the_question
+from features.events.event import SealedEvent
+from features.state.clock import microseconds
+from serving.decide.questions import NextBestOfferRequest, OffersAnswer
+from serving.intake.draining import Followed
+from serving.journeys.plan import JourneyPlan, OfferStep, Operation, Plans, facts_of, seconds_of
+from serving.journeys.runs import Changes, Outgoing, Run, Runs, decision_id_of, run_id_of
+
+logger = logging.getLogger("ubiquo")
+DUE_AT_ONCE = 200
+"""How many runs are moved on before anything else has its turn."""
+AGAIN = timedelta(minutes=15)
+"""How soon is tried again what may not go out now."""
+MOST_OPERATIONS = 500
+"""As many without a wait are a circle."""
+OPENED = frozenset({"message_open", "offer_view"})
+CONVERTED = "converted"
+CALLED_OFF = "called off"
+DONE = "done"
+SECOND = 1_000_000
+HEARD = 20
+"""How many events a run remembers to have heard: a crash lets it hear the last ones again."""
+
+
+class Decider(Protocol):
+    """What a journey asks of the rest of the service."""
+
+    def present(self, customer_id: str) -> tuple[str, tuple[str, ...]] | None:
+        """The id that a customer has now, and all of theirs; None where nobody is known by it any more."""
+
+    def row(self, customer_id: str, now: datetime) -> Mapping[str, Any] | None:
+        """Their features; None where their data may not be used."""
+
+    def offer(self, customer_id: str, request: NextBestOfferRequest, decision_id: str, now: datetime) -> OffersAnswer:
+        """Decide an offer, as for any other question, and log it."""
+
+    def release(self, decision_id: str) -> None:
+        """Nothing will come of that decision."""
+
+    def everybody(self) -> Iterable[str]:
+        """The ids of all customers."""
+
+
+class Runner:
+    """Moves the runs of one home. Events come from one thread, the clock from another.
+
+    Args:
+        plans: the journeys in force; may be replaced.
+        vocabulary: what their conditions may name.
+    """
+
+    def __init__(self, runs: Runs, plans: Plans, vocabulary: Vocabulary, decider: Decider, zone: ZoneInfo) -> None:
+        self.runs, self.plans, self.vocabulary = runs, plans, vocabulary
+        self._decider, self._zone = decider, zone
+        self._earlier: dict[str, JourneyPlan] = {}
+        self._stepping = threading.Lock()
+
+    # --- events
+
+    def follow(self, events: Sequence[Followed]) -> None:
+        """Take in events: what they start begins, what waits for them goes on, what they end is ended. The same events again do nothing
+        more.
+        """
+        known = {event.customer_id: self._decider.present(event.customer_id) for event in events if event.customer_id is not None}
+        ids = sorted({each for present in known.values() if present is not None for each in present[1]})
+        if not any(event.event.name in self.plans.starts for event in events) and not (ids and self.runs.active(ids)):
+            return
+        called_off: list[str] = []
+        with self.runs.changing() as change:
+            active: dict[str, list[Run]] = {}
+            for run in change.active(ids):
+                active.setdefault(run.customer_id, []).append(run)
+            for followed in events:
+                if followed.customer_id is None or (present := known[followed.customer_id]) is None:
+                    continue
+                theirs = [run for each in present[1] for run in active.pop(each, ())]
+                told = [self._hears(change, run, followed, called_off) for run in theirs]
+                active[present[0]] = [run for run in (*told, *self._begun(change, followed, present, told)) if run.due_at is not None]
+        for decision_id in called_off:
+            self._decider.release(decision_id)
+
+    def _hears(self, change: Changes, run: Run, followed: Followed, called_off: list[str]) -> Run:
+        """The run as it stands once it has heard of an event."""
+        plan, event, now = self._plan(run), followed.event, microseconds(followed.received_at)
+        if plan is None or event.event_id in run.state.get("heard", ()):
+            return run
+        to, why = _told(plan, run, event, now)
+        if to is run:
+            return run
+        to = replace(to, state={**to.state, "heard": [*run.state.get("heard", ()), event.event_id][-HEARD:]})
+        called_off += change.move(to, calls_off=why, now=now) or []
+        return replace(to, revision=run.revision + 1)
+
+    def _begun(self, change: Changes, followed: Followed, present: tuple[str, tuple[str, ...]], theirs: Sequence[Run]) -> list[Run]:
+        """The runs that an event begins."""
+        event, (customer_id, ids) = followed.event, present
+        begun: list[Run] = []
+        for plan in self.plans.starts.get(event.name, ()) if followed.usable else ():
+            name, at = plan.journey.name, microseconds(followed.received_at)
+            if any(run.journey == name and run.due_at is not None for run in theirs) or not _may_begin(change, plan, ids, at):
+                # it has done what it does: taken in again later it begins nothing either
+                change.see(f"{name} {event.event_id}", at)
+                continue
+            due = at + (seconds_of(plan.journey.start.after) * SECOND if plan.journey.start.after else 0)
+            state = {"begins": True, "event": event.event_id, **facts_of(event)}
+            run = Run(run_id_of(name, customer_id, event.event_id), name, plan.digest, customer_id, 0, due, at, at, state)
+            if change.begin(run, plan.text, f"{name} {event.event_id}"):
+                begun.append(run)
+        return begun
+
+    # --- the clock
+
+    def step_due(self, now: datetime) -> int:
+        """Do what is due: returns how many runs were moved."""
+        moved = 0
+        with self._stepping:
+            for run in self.runs.due(microseconds(now), DUE_AT_ONCE):
+                try:
+                    moved += self._advance(run, now)
+                except Exception:
+                    # one run that cannot go on holds up no other; it is tried again later
+                    logger.exception("a run of the journey %s cannot go on; it is tried again", run.journey)
+                    self.runs.move(replace(run, due_at=microseconds(now + AGAIN)))
+        return moved
+
+    def _advance(self, run: Run, now: datetime) -> bool:
+        """Take one run as far as it goes; what it sends is written in the same transaction as where it is then."""
+        plan, present, at = self._plan(run), self._decider.present(run.customer_id), microseconds(now)
+        if plan is None or present is None:
+            self.runs.move(
+                replace(run, due_at=None, since=at, outcome="nobody is known by that id" if plan is not None else "no such journey")
+            )
+            return True
+        run = replace(run, customer_id=present[0])
+        if run.state.get("begins"):
+            run = replace(run, state={name: value for name, value in run.state.items() if name != "begins"}, since=at)
+            if plan.when is not None and not plan.when.holds(self._told_of(run, now)):
+                self.runs.move(replace(run, due_at=None, outcome="its condition does not hold"))
+                return True
+        for _ in range(MOST_OPERATIONS):
+            operation = plan.operations[run.position]
+            if operation.kind == "offer":
+                # a step that sends is one transaction of its own
+                return self._offer(run, operation, now)
+            if operation.kind == "wait" and run.due_at is not None and at < run.since + operation.seconds * SECOND:
+                self.runs.move(replace(run, due_at=run.since + operation.seconds * SECOND))
+                return True
+            if operation.kind == "end":
+                self.runs.move(replace(run, due_at=None, since=at, outcome=run.outcome or DONE))
+                return True
+            run = replace(run, position=self._next(run, operation, now), since=at)
+        raise RuntimeError(f"the journey {run.journey} goes round in a circle")
+
+    def _next(self, run: Run, operation: Operation, now: datetime) -> int:
+        if operation.kind == "go":
+            return operation.target
+        if operation.kind == "unless":
+            assert operation.condition is not None
+            return run.position + 1 if operation.condition.holds(self._told_of(run, now)) else operation.target
+        return run.position + 1
+
+    def _offer(self, run: Run, operation: Operation, now: datetime) -> bool:
+        assert operation.offer is not None
+        step, at = operation.offer, microseconds(now)
+        tried = int(run.state.get("tried", 0))
+        decision_id = decision_id_of(run, tried)
+        answer = self._decider.offer(run.customer_id, _request(step), decision_id, now)
+        if not answer.offers or answer.channel is None:
+            until = run.since + (seconds_of(step.patience) * SECOND if step.patience else 0)
+            if at < until and answer.group != "control":
+                later = min(until, microseconds(now + AGAIN))
+                self.runs.move(replace(run, due_at=later, state={**run.state, "tried": tried + 1, "why": answer.fallback}))
+                return True
+            self.runs.move(_after(run, at, {"why": answer.fallback}))
+            return True
+        sink = self.plans.sink_of(step, answer.channel)
+        offer = answer.offers[0]
+        body = {"journey": run.journey, "decision_id": decision_id, "as_of": answer.as_of, "offer": offer, "variants": answer.variants}
+        message = Outgoing(
+            decision_id, run.run_id, run.customer_id, answer.channel, None if sink is None else sink.name,
+            msgspec.json.encode(body).decode(), at, due_at=at if sink is not None and sink.url is not None else None,
+        )  # fmt: skip
+        told = {
+            "messages": int(run.state.get("messages", 0)) + 1, "answered": False, "opened": False, "decision": decision_id,
+            "offer": offer.offer_id, "why": None,
+        }  # fmt: skip
+        if not self.runs.move(_after(run, at, told), [message]):
+            # an event came first: it has ended, or gone on, without this message
+            self._decider.release(decision_id)
+        return True
+
+    def _told_of(self, run: Run, now: datetime) -> Mapping[str, Any]:
+        facts = {"answered": False, "opened": False, "messages": 0, **run.state}
+        question = of_the_question(now, self._zone, None, run.state.get("event_store_id"))
+        return self.vocabulary.told(self._decider.row(run.customer_id, now) or {}, {**question, **facts})
+
+    def _plan(self, run: Run) -> JourneyPlan | None:
+        """The journey as it stood when the run began."""
+        current = self.plans.plans.get(run.journey)
+        if current is not None and current.digest == run.plan:
+            return current
+        if run.plan not in self._earlier and (text := self.runs.plan_text(run.plan)) is not None:
+            self._earlier[run.plan] = JourneyPlan.of_text(text, self.vocabulary)
+        return self._earlier.get(run.plan)
+
+    # --- every day
+
+    def look_daily(self, now: datetime) -> int:
+        """Begin the journeys whose condition is looked at every day, if their time has come; returns how many began.
+
+        After a break it begins anew: whoever began that day does not begin twice.
+        """
+        begun = 0
+        local = now.astimezone(self._zone)
+        for plan in self.plans.daily:
+            day = local.date().isoformat()
+            if local.time() < time.fromisoformat(plan.journey.start.at) or self.runs.last_day(plan.journey.name) == day:
+                continue
+            for customer_id in self._decider.everybody():
+                begun += self._begins_today(plan, customer_id, day, now)
+            self.runs.end_day(plan.journey.name, day)
+        return begun
+
+    def _begins_today(self, plan: JourneyPlan, customer_id: str, day: str, now: datetime) -> bool:
+        row, name, at = self._decider.row(customer_id, now), plan.journey.name, microseconds(now)
+        if row is None or plan.when is None:
+            return False
+        question = of_the_question(now, self._zone, None, None)
+        if not plan.when.holds(self.vocabulary.told(row, question)):
+            return False
+        run = Run(run_id_of(name, customer_id, day), name, plan.digest, customer_id, 0, at, at, at, {"event": day})
+        with self.runs.changing() as change:
+            runs_already = any(each.journey == name for each in change.active([customer_id]))
+            return (
+                not runs_already
+                and _may_begin(change, plan, [customer_id], at)
+                and change.begin(run, plan.text, f"{name} {customer_id} {day}")
+            )
+
+
+def _may_begin(change: Changes, plan: JourneyPlan, ids: Sequence[str], now: int) -> bool:
+    again, last = plan.journey.again_after, change.started_last(ids, plan.journey.name)
+    return last is None or again is None or now - last >= seconds_of(again) * SECOND
+
+
+def _told(plan: JourneyPlan, run: Run, event: SealedEvent, now: int) -> tuple[Run, str | None]:
+    """Where an event takes a run, and why what waits to be sent is called off, if it is; the run itself where it takes it nowhere."""
+    journey, begins = plan.journey, run.state.get("begins", False)
+    if begins and event.name in (*journey.start.unless, *journey.stop_on):
+        return replace(run, due_at=None, since=now, outcome=CALLED_OFF), CALLED_OFF
+    if begins:
+        if event.name not in journey.start.on or journey.start.after is None:
+            return run, None
+        later = max(run.due_at or 0, now + seconds_of(journey.start.after) * SECOND)
+        return replace(run, due_at=later, state={**run.state, **facts_of(event)}), None
+    if event.name in journey.stop_on and run.position < plan.conversion:
+        return replace(run, position=plan.conversion, due_at=now, since=now, outcome=CONVERTED), CONVERTED
+    state, is_about = run.state, _is_about(event, run.state)
+    if state.get("messages") and is_about:
+        state = {**state, "answered": True} if event.name in ANSWERS else {**state, "opened": True} if event.name in OPENED else state
+    at = plan.operations[run.position]
+    if at.kind == "wait" and event.name in at.until and (is_about or event.name not in ANSWERS | OPENED):
+        # a wait that ends is followed by what comes after it
+        return replace(run, state=state, position=run.position + 1, due_at=now, since=now), None
+    return (run if state is run.state else replace(run, state=state)), None
+
+
+def _request(step: OfferStep) -> NextBestOfferRequest:
+    wanted = {"stage": step.stages, "kind": step.kinds, "category": step.categories}
+    include: dict[str, Any] = {name: list(values) for name, values in wanted.items() if values}
+    return NextBestOfferRequest(channels=list(step.channels), include=include, offer_ids=list(step.offer_ids))
+
+
+def _after(run: Run, at: int, told: Mapping[str, Any]) -> Run:
+    state = {name: value for name, value in {**run.state, **told}.items() if name != "tried"}
+    return replace(run, position=run.position + 1, due_at=at, since=at, state=state)
+
+
+def _is_about(event: SealedEvent, state: Mapping[str, Any]) -> bool:
+    """Whether what a customer does is about the journey's last message, as far as it is told."""
+    if event.decision_id is not None:
+        return bool(event.decision_id == state.get("decision"))
+    return event.offer_id is None or event.offer_id == state.get("offer")

@@ -1,0 +1,316 @@
+"""Who is where in which journey, until when they wait, and what is to leave: in one database, so that a step and its message are one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from features.state.ports import State
+from features.state.sql import BIG, put, run_many
+
+_METADATA = sa.MetaData()
+RUNS = sa.Table(
+    "runs",
+    _METADATA,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("journey", sa.Text, nullable=False),
+    sa.Column("plan", sa.Text, nullable=False),
+    sa.Column("customer_id", sa.Text, nullable=False),
+    sa.Column("position", BIG, nullable=False),
+    sa.Column("due_at", BIG),
+    sa.Column("since", BIG, nullable=False),
+    sa.Column("started_at", BIG, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("revision", BIG, nullable=False),
+    sa.Column("outcome", sa.Text),
+    sa.Index("runs_due", "due_at"),
+    sa.Index("runs_of", "customer_id"),
+)
+SEEN = sa.Table(
+    "seen", _METADATA, sa.Column("event", sa.Text, primary_key=True), sa.Column("at", BIG, nullable=False), sa.Index("seen_at", "at")
+)
+"""The events that started a journey, so that none does so twice."""
+PLANS = sa.Table("plans", _METADATA, sa.Column("digest", sa.Text, primary_key=True), sa.Column("text", sa.Text, nullable=False))
+"""The journeys as they stood when runs of them began."""
+OUTBOX = sa.Table(
+    "outbox",
+    _METADATA,
+    sa.Column("decision_id", sa.Text, primary_key=True),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("customer_id", sa.Text, nullable=False),
+    sa.Column("channel", sa.Text, nullable=False),
+    sa.Column("sink", sa.Text),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("created_at", BIG, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Column("attempts", BIG, nullable=False),
+    sa.Column("due_at", BIG),
+    sa.Column("ended_at", BIG),
+    sa.Index("outbox_due", "sink", "due_at"),
+    sa.Index("outbox_of", "customer_id"),
+    sa.Index("outbox_run", "run_id"),
+)
+DAYS = sa.Table("days", _METADATA, sa.Column("journey", sa.Text, primary_key=True), sa.Column("day", sa.Text, nullable=False))
+"""The last day on which each daily journey was looked at to the end."""
+DAY = 86_400_000_000
+KEPT_DAYS = 40
+"""For how long is known what started a journey, and what has ended."""
+_R, _O = RUNS.c, OUTBOX.c
+_IDS: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
+_NOW: sa.BindParameter[Any] = sa.bindparam("now")
+_DUE = sa.select(RUNS).where(_R.due_at <= _NOW).order_by(_R.due_at, _R.run_id).limit(sa.bindparam("most"))
+_ACTIVE = sa.select(RUNS).where(_R.customer_id.in_(_IDS), _R.due_at.is_not(None))
+_LATEST = sa.select(sa.func.max(_R.started_at)).where(_R.customer_id.in_(_IDS), _R.journey == sa.bindparam("journey"))
+_START = put(RUNS).on_conflict_do_nothing()
+_SEE = put(SEEN).on_conflict_do_nothing()
+_MOVE = (
+    sa.update(RUNS)
+    .where(_R.run_id == sa.bindparam("run"), _R.revision == sa.bindparam("known"))
+    .values(
+        customer_id=sa.bindparam("who"), position=sa.bindparam("to"), due_at=sa.bindparam("until"), since=sa.bindparam("from"),
+        state=sa.bindparam("told"), outcome=sa.bindparam("came"), revision=_R.revision + 1,
+    )
+)  # fmt: skip
+_SEND = put(OUTBOX).on_conflict_do_nothing()
+_CALL_OFF = (
+    sa.update(OUTBOX)
+    .where(_O.run_id == sa.bindparam("run"), _O.status == "waiting")
+    .values(status="dropped", reason=sa.bindparam("why"), due_at=None, ended_at=_NOW)
+    .returning(_O.decision_id)
+)
+_PLAN = put(PLANS).on_conflict_do_nothing()
+_TO_SEND = (
+    sa.select(OUTBOX)
+    .where(_O.sink == sa.bindparam("sink"), _O.due_at <= _NOW, _O.status == "waiting")
+    .order_by(_O.due_at)
+    .limit(sa.bindparam("most"))
+)
+_SENT = (
+    sa.update(OUTBOX)
+    .where(_O.decision_id == sa.bindparam("decision"), _O.status == sa.bindparam("was"))
+    .values(
+        status=sa.bindparam("became"), reason=sa.bindparam("why"), attempts=sa.bindparam("tried"), due_at=sa.bindparam("again"),
+        ended_at=sa.bindparam("ended"),
+    )
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """One customer in one journey; moments are microseconds since 1970.
+
+    Attributes:
+        position: which operation is next.
+        due_at: when it is done; None once the journey has ended.
+        since: when the step at hand was begun.
+        state: what conditions may know: the event that started it, messages, what was answered.
+        outcome: how it ended.
+    """
+
+    run_id: str
+    journey: str
+    plan: str
+    customer_id: str
+    position: int
+    due_at: int | None
+    since: int
+    started_at: int
+    state: dict[str, Any] = field(default_factory=dict)
+    revision: int = 0
+    outcome: str | None = None
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """What is to leave."""
+
+    decision_id: str
+    run_id: str
+    customer_id: str
+    channel: str
+    sink: str | None
+    body: str
+    created_at: int
+    status: str = "waiting"
+    reason: str | None = None
+    attempts: int = 0
+    due_at: int | None = None
+    ended_at: int | None = None
+
+    def offer(self) -> dict[str, Any]:
+        """What it offers."""
+        told: dict[str, Any] = json.loads(self.body)["offer"]
+        return told
+
+
+class Changes:
+    """One transaction on the runs: nobody else moves any meanwhile."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def active(self, customer_ids: Sequence[str]) -> list[Run]:
+        """The runs of these customers that have not ended."""
+        return [_run(row) for row in self._connection.execute(_ACTIVE, {"ids": list(customer_ids)}).fetchall()]
+
+    def started_last(self, customer_ids: Sequence[str], journey: str) -> int | None:
+        """When a customer last began a journey."""
+        at = self._connection.execute(_LATEST, {"ids": list(customer_ids), "journey": journey}).scalar()
+        return None if at is None else int(at)
+
+    def begin(self, run: Run, plan_text: str, event: str) -> bool:
+        """Begin a run, unless its *event* has begun one before; returns whether it did."""
+        if not self._connection.execute(_SEE, {"event": event, "at": run.started_at}).rowcount:
+            return False
+        run_many(self._connection, _PLAN, [(run.plan, plan_text)])
+        return self._connection.execute(_START, _row(run)).rowcount == 1
+
+    def see(self, event: str, at: int) -> bool:
+        """Note that an event did what it does; returns whether it had not before."""
+        return self._connection.execute(_SEE, {"event": event, "at": at}).rowcount == 1
+
+    def move(self, run: Run, messages: Sequence[Outgoing] = (), calls_off: str | None = None, now: int = 0) -> list[str] | None:
+        """Put *run*, as it was read but for where it goes, in its new place, with what that sends; None where something else moved it.
+
+        Returns the decisions whose messages it called off, where *calls_off* says why.
+        """
+        where = {"run": run.run_id, "known": run.revision, "who": run.customer_id, "to": run.position, "until": run.due_at}
+        told = {"from": run.since, "told": json.dumps(run.state), "came": run.outcome}
+        if self._connection.execute(_MOVE, {**where, **told}).rowcount != 1:
+            return None
+        run_many(self._connection, _SEND, [tuple(vars(message).values()) for message in messages])
+        if calls_off is None:
+            return []
+        return [d for (d,) in self._connection.execute(_CALL_OFF, {"run": run.run_id, "why": calls_off, "now": now}).fetchall()]
+
+
+class Runs:
+    """The runs and the outbox of one home."""
+
+    def __init__(self, state: State) -> None:
+        self._database = state.database("journeys", RUNS, SEEN, PLANS, OUTBOX, DAYS)
+        self._session = self._database.connect()
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[Changes]:
+        """One transaction; it is on the disk at its end, or undone where it raises."""
+        with self._session.writing() as connection:
+            yield Changes(connection)
+
+    def move(self, run: Run, messages: Sequence[Outgoing] = ()) -> bool:
+        """``Changes.move`` in a transaction of its own; returns whether it was moved."""
+        with self.changing() as change:
+            return change.move(run, messages) is not None
+
+    def active(self, customer_ids: Sequence[str]) -> list[Run]:
+        """The runs of these customers that have not ended."""
+        return [_run(row) for row in self._session.read(_ACTIVE, {"ids": list(customer_ids)})]
+
+    def due(self, now: int, most: int) -> list[Run]:
+        """The runs whose next step is due, the longest overdue first."""
+        return [_run(row) for row in self._session.read(_DUE, {"now": now, "most": most})]
+
+    def plan_text(self, digest: str) -> str | None:
+        """A journey as it stood when a run of it began."""
+        rows = self._session.read(sa.select(PLANS.c.text).where(PLANS.c.digest == digest))
+        return str(rows[0][0]) if rows else None
+
+    def to_send(self, sink: str, now: int, most: int) -> list[Outgoing]:
+        """The messages that are to leave by a sink now."""
+        return [Outgoing(**row._mapping) for row in self._session.read(_TO_SEND, {"sink": sink, "now": now, "most": most})]
+
+    def settle(
+        self, message: Outgoing, status: str, now: int, reason: str | None = None, again: int | None = None, was: str = "waiting"
+    ) -> bool:
+        """Note what became of a message that *was* so: sent, dropped, or waiting until *again*; returns whether it still was so."""
+        ended = None if again is not None else now
+        told = {
+            "decision": message.decision_id,
+            "became": status,
+            "why": reason,
+            "was": was,
+            "tried": message.attempts + 1,
+            "again": again,
+            "ended": ended,
+        }
+        with self._session.writing() as connection:
+            return connection.execute(_SENT, {**told, "again": again, "ended": ended}).rowcount == 1
+
+    def of_sink(self, sink: str | None, statuses: Sequence[str]) -> list[Outgoing]:
+        """The messages for a sink, by when they were decided."""
+        where = sa.and_(_O.sink == sink if sink is not None else _O.sink.is_(None), _O.status.in_(statuses))
+        return [
+            Outgoing(**row._mapping) for row in self._session.read(sa.select(OUTBOX).where(where).order_by(_O.created_at, _O.decision_id))
+        ]
+
+    def counts(self) -> list[tuple[str, str, int]]:
+        """By journey and state (``waiting``, or how it ended) how many runs there are."""
+        state = sa.func.coalesce(_R.outcome, "waiting")
+        query = sa.select(_R.journey, state, sa.func.count()).group_by(_R.journey, state).order_by(_R.journey, state)
+        return [(str(j), str(s), int(n)) for j, s, n in self._session.read(query)]
+
+    def last_day(self, journey: str) -> str | None:
+        """The last day on which a daily journey was looked at to the end."""
+        rows = self._session.read(sa.select(DAYS.c.day).where(DAYS.c.journey == journey))
+        return str(rows[0][0]) if rows else None
+
+    def end_day(self, journey: str, day: str) -> None:
+        """A daily journey was looked at for everybody."""
+        insert = put(DAYS)
+        with self._session.writing() as connection:
+            run_many(connection, insert.on_conflict_do_update(set_={"day": insert.excluded.day}), [(journey, day)])
+
+    def tidy(self, now: int) -> None:
+        """Let go of what ended long ago."""
+        before = now - KEPT_DAYS * DAY
+        with self._session.writing() as connection:
+            connection.execute(sa.delete(SEEN).where(SEEN.c.at < before))
+            ended = sa.and_(_R.due_at.is_(None), _R.since < before)
+            connection.execute(sa.delete(RUNS).where(ended))
+            connection.execute(sa.delete(OUTBOX).where(_O.ended_at < before))
+            connection.execute(sa.delete(PLANS).where(PLANS.c.digest.not_in(sa.select(_R.plan))))
+
+    def find(self, customer_ids: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Everything kept of a customer."""
+        for table in (RUNS, OUTBOX):
+            rows = self._session.read(sa.select(table).where(table.c.customer_id.in_(_IDS)), {"ids": list(customer_ids)})
+            yield from (dict(row._mapping) for row in rows)
+
+    def erase(self, customer_ids: Sequence[str]) -> int:
+        """Let go of everything about a customer, leaving no trace in the file; returns how many rows."""
+        with self._session.writing() as connection:
+            told = {"ids": list(customer_ids)}
+            gone = sum(connection.execute(sa.delete(table).where(table.c.customer_id.in_(_IDS)), told).rowcount for table in (RUNS, OUTBOX))
+        self._session.scrub()
+        return int(gone)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._session.close()
+
+
+def run_id_of(journey: str, customer_id: str, start: str) -> str:
+    """The name of a run: one a journey, a customer and what started it."""
+    return hashlib.blake2b(f"{journey}\0{customer_id}\0{start}".encode(), digest_size=16).hexdigest()
+
+
+def decision_id_of(run: Run, again: int) -> str:
+    """The name of the decision of a run's step: the same however often the step is begun, so that a broken one takes its own place."""
+    return hashlib.blake2b(f"{run.run_id}\0{run.position}\0{run.since}\0{again}".encode(), digest_size=16).hexdigest()
+
+
+def _row(run: Run) -> dict[str, Any]:
+    return {**vars(run), "state": json.dumps(run.state)}
+
+
+def _run(row: Any) -> Run:
+    told = Run(**row._mapping)
+    return replace(told, state=json.loads(row.state))
