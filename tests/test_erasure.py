@@ -53,6 +53,8 @@ def lived_in(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> tuple[H
     home = copy_home(trained, tmp_path_factory.mktemp("lived") / "home")
     card = loyalty_cards(home)[40]
     (home.root / "policy.yaml").write_text("contact: {caps: [{most: 9, per: day}]}")
+    journey = {"name": "welcome", "start": {"on": ["identify"]}, "steps": [{"wait": "1d"}, {"offer": {"channels": ["email"]}}]}
+    (home.root / "journeys.yaml").write_text(json.dumps({"journeys": [journey]}))
     running = start_service(home)
     her = {"loyalty_card": card}
     at = (NEW_YEAR - timedelta(hours=2)).isoformat()

@@ -8,10 +8,8 @@ import hashlib
 import hmac
 import itertools
 import json
-import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -19,7 +17,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scene import NEW_YEAR
+from scene import NEW_YEAR, Webhook
 
 from features.catalogue.yaml_file import WrittenError
 from features.definitions.segments import Vocabulary
@@ -395,48 +393,23 @@ class TestCrashes:
         assert left == [("push", "dropped"), ("email", "waiting")], "one for the cart, called off at the purchase, and one of thanks"
 
 
-class Receiver:
-    """A webhook that answers what it is told to, and notes what it took."""
-
-    def __init__(self) -> None:
-        self.answer, self.took, self.asked = 200, list[tuple[dict[str, str], bytes]](), 0
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                receiver.asked += 1
-                if receiver.answer < 300:
-                    receiver.took.append(({k.lower(): v for k, v in self.headers.items()}, body))
-                self.send_response(receiver.answer)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/hook"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-
 @pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    receiver = Receiver()
+def receiver() -> Iterator[Webhook]:
+    receiver = Webhook()
     yield receiver
-    receiver.server.shutdown()
+    receiver.close()
 
 
 class TestOutbox:
     @pytest.fixture
-    def scene(self, tmp_path: Path, receiver: Receiver) -> Scene:
+    def scene(self, tmp_path: Path, receiver: Webhook) -> Scene:
         scene = Scene(tmp_path, url=receiver.url)
         for who in ("a", "b", "c"):
             scene.happens("add_to_cart", who)
         scene.later(2 * HOUR)
         return scene
 
-    def test_a_webhook_is_signed_and_carries_what_its_receiver_needs(self, scene: Scene, receiver: Receiver) -> None:
+    def test_a_webhook_is_signed_and_carries_what_its_receiver_needs(self, scene: Scene, receiver: Webhook) -> None:
         assert scene.sender.send_due(scene.now) == 3
         assert scene.sender.send_due(scene.now) == 0
         for headers, body in receiver.took:
@@ -450,7 +423,7 @@ class TestOutbox:
         assert sorted(scene.shop.told_sent) == sorted(h["webhook-id"] for h, _ in receiver.took)
         assert scene.left() == [("push", "sent")] * 3
 
-    def test_one_that_fails_for_an_hour_loses_nothing_and_gets_nothing_twice(self, scene: Scene, receiver: Receiver) -> None:
+    def test_one_that_fails_for_an_hour_loses_nothing_and_gets_nothing_twice(self, scene: Scene, receiver: Webhook) -> None:
         receiver.answer = 500
         for _ in range(120):
             scene.sender.send_due(scene.now)
@@ -466,7 +439,7 @@ class TestOutbox:
         assert scene.sender.stuck == {}
 
     def test_a_crash_before_it_is_noted_sends_it_again_under_the_same_key(
-        self, scene: Scene, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+        self, scene: Scene, receiver: Webhook, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         whole = Runs.settle
         monkeypatch.setattr(Runs, "settle", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -479,7 +452,7 @@ class TestOutbox:
         assert len(keys) == 4
         assert len(set(keys)) == 3
 
-    def test_an_unsubscription_between_decision_and_sending_stops_it(self, scene: Scene, receiver: Receiver) -> None:
+    def test_an_unsubscription_between_decision_and_sending_stops_it(self, scene: Scene, receiver: Webhook) -> None:
         scene.shop.forbidden.add(("b", "push"))
         assert scene.sender.send_due(scene.now) == 2
         assert {json.loads(body)["customer_id"] for _, body in receiver.took} == {"a", "c"}
@@ -487,7 +460,7 @@ class TestOutbox:
         assert dropped.reason == WITHDRAWN
         assert scene.shop.released == [dropped.decision_id]
 
-    def test_what_a_receiver_will_never_take_is_given_up_and_so_is_what_is_old(self, scene: Scene, receiver: Receiver) -> None:
+    def test_what_a_receiver_will_never_take_is_given_up_and_so_is_what_is_old(self, scene: Scene, receiver: Webhook) -> None:
         receiver.answer = 422
         scene.sender.send_due(scene.now)
         assert scene.left() == [("push", "failed")] * 3
