@@ -4,6 +4,7 @@ threads and processes.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,7 +53,7 @@ REDEEMED = sa.Table(
     sa.Column("offer_id", sa.Text, nullable=False),
     sa.Index("redeemed_of", "offer_id"),
 )
-"""The redemptions of offers of which there are so many and no more."""
+"""The redemptions of offers of which there are so many and no more: by a hash of the event, which names nobody."""
 WAIT_SECONDS = 2.0
 """How long a decision waits for whoever writes: the answers behind it wait too."""
 TIDIED_AT_ONCE = 200
@@ -197,7 +198,8 @@ class Ledger:
         with self._opened().writing() as connection:
             if decision_ids:
                 connection.execute(_REACHED, {"decisions": list(decision_ids)})
-            run_many(connection, _REDEEM, list(redemptions))
+            hashed = [(hashlib.blake2b(event.encode(), digest_size=16).hexdigest(), offer) for event, offer in redemptions]
+            run_many(connection, _REDEEM, hashed)
 
     def release(self, decision_id: str) -> None:
         """Give back what a decision promised, as nothing will come of it; what is known to have reached somebody stays."""

@@ -36,7 +36,7 @@ RUNS = sa.Table(
 SEEN = sa.Table(
     "seen", _METADATA, sa.Column("event", sa.Text, primary_key=True), sa.Column("at", BIG, nullable=False), sa.Index("seen_at", "at")
 )
-"""The events that started a journey, so that none does so twice."""
+"""The events that started a journey, so that none does so twice: by a hash, so that an erased event leaves nothing to be compared."""
 PLANS = sa.Table("plans", _METADATA, sa.Column("digest", sa.Text, primary_key=True), sa.Column("text", sa.Text, nullable=False))
 """The journeys as they stood when runs of them began."""
 OUTBOX = sa.Table(
@@ -168,14 +168,15 @@ class Changes:
 
     def begin(self, run: Run, plan_text: str, event: str) -> bool:
         """Begin a run, unless its *event* has begun one before; returns whether it did."""
-        if not self._connection.execute(_SEE, {"event": event, "at": run.started_at}).rowcount:
+        if not self.see(event, run.started_at):
             return False
         run_many(self._connection, _PLAN, [(run.plan, plan_text)])
         return self._connection.execute(_START, _row(run)).rowcount == 1
 
     def see(self, event: str, at: int) -> bool:
         """Note that an event did what it does; returns whether it had not before."""
-        return self._connection.execute(_SEE, {"event": event, "at": at}).rowcount == 1
+        name = hashlib.blake2b(event.encode(), digest_size=16).hexdigest()
+        return self._connection.execute(_SEE, {"event": name, "at": at}).rowcount == 1
 
     def move(self, run: Run, messages: Sequence[Outgoing] = (), calls_off: str | None = None, now: int = 0) -> list[str] | None:
         """Put *run*, as it was read but for where it goes, in its new place, with what that sends; None where something else moved it.
