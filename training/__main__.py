@@ -154,6 +154,30 @@ def decisions(
     console.print(f"{out}: {len(found.rows)} rows; {found.unknown} events name a decision that the log does not know", highlight=False)
 
 
+@app.command()
+def sending(as_of: AsOf = None, seed: Seed = 0) -> None:
+    """Learn by which channel and at which hour customers answer messages, and put it in force."""
+    from training.sending import fit_rates
+
+    home = Home.from_environment()
+    with deriving(home):
+        found = fit_rates(home, _moment(home, as_of), seed)
+    days = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+    table = Table("channel", "messages", "answered", "rate", "best hour", "its rate", title="messages and answers")
+    for channel, number in found.messages.items():
+        hours, best = found.rates.hours[channel], int(found.rates.hours[channel].argmax())
+        named = f"{days[best // 24]} {best % 24:02}:00" if found.rates.uses_hours else "no hour is better"
+        rate = found.rates.rates[channel]
+        table.add_row(channel, f"{number}", f"{found.answered[channel]}", f"{rate:.1%}", named, f"{hours[best]:.1%}")
+    console.print(table)
+    if found.gain is None:
+        console.print("hours are not told apart: the last 28 days and what was before do not both hold enough messages")
+    else:
+        gain, low, high = found.gain
+        told = f"hours save {gain:.5f} [{low:.5f}, {high:.5f}] of log loss a message on the last 28 days, by which they were chosen or not"
+        console.print(told, highlight=False)
+
+
 @app.command("judge")
 def judge_policy(
     policy: Annotated[

@@ -132,7 +132,12 @@ CREATE TEMP TABLE decided AS
 WITH each AS (
   SELECT decision_id, kind, model, as_of, n.current AS customer_id, request, assignment,
          unnest(from_json(choices, $shape)) AS choice, generate_subscripts(from_json(choices, $shape), 1) AS place
-  FROM (SELECT NULL::VARCHAR AS assignment WHERE false UNION ALL BY NAME SELECT * FROM read_parquet($files, union_by_name = true)) AS d
+  FROM (
+    -- a step of a journey that was broken off and done again is logged twice
+    SELECT * FROM (
+      SELECT NULL::VARCHAR AS assignment WHERE false UNION ALL BY NAME SELECT * FROM read_parquet($files, union_by_name = true)
+    ) QUALIFY row_number() OVER (PARTITION BY decision_id ORDER BY as_of DESC) = 1
+  ) AS d
        LEFT JOIN current_names AS n ON n.logged = d.customer_id
   WHERE as_of < $until AND coalesce(request ->> '$.dry_run', 'false') <> 'true'
     AND (d.customer_id IS NULL OR n.current IN (SELECT customer_id FROM events WHERE customer_id IS NOT NULL))

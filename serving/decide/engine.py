@@ -33,7 +33,8 @@ from models.next_best_offer import NextBestOffer
 from models.offers import Offer, OfferBook
 from models.recommender.recommender import Recommender
 from models.registry import LoadedModel, ModelSettings, NoChampionError, Registry
-from serving.decide.governor import POLICY, Governor, Matter
+from models.sending import SENDING, SendingRates
+from serving.decide.governor import LAST_TOUCH, MESSAGES, POLICY, Governor, Matter
 from serving.decide.policy import UNASSIGNED, Assignment, Policy
 from serving.decide.questions import (
     Answer,
@@ -51,6 +52,7 @@ from serving.decide.questions import (
     UnknownAttributeError,
 )
 from serving.decide.terms import Terms
+from serving.decide.timing import AHEAD_HOURS, best_time, responses
 from serving.decide.who import NOBODY, Who
 
 logger = logging.getLogger("ubiquo")
@@ -93,13 +95,16 @@ class Engine:
         """The models whose champion cannot be loaded, and files that are not in force, and why."""
         self._offers = self._items = ""
         """Which offers and items the pipelines of the champions were built on."""
+        self._sending: SendingRates | None = None
+        """By which channel and when messages are answered, once that was learnt."""
+        self._sending_read: float | None = None
         self._rng = np.random.default_rng()
         self.governor = Governor(home)
         self.refresh()
 
     def refresh(self) -> list[str]:
         """Load champions that are new since the last call, offers and the policy; returns what was loaded."""
-        news = self._refresh_policy()
+        news = [*self._refresh_policy(), *self._refresh_sending()]
         offers, items = Catalogue(self._home).digest("offers"), Catalogue(self._home).digest("items")
         for name, settings in self.models.items():
             version = self.registry.version_of(name, self.registry.settings.champion)
@@ -148,6 +153,21 @@ class Engine:
         self.broken.pop(POLICY, None)
         return [POLICY]
 
+    def _refresh_sending(self) -> list[str]:
+        path = self._home.root / SENDING
+        changed = path.stat().st_mtime if path.exists() else None
+        if changed == self._sending_read:
+            return []
+        try:
+            self._sending = None if changed is None else SendingRates.load(path)
+        except (ValueError, KeyError, OSError) as error:
+            # the rates before go on
+            self.broken[SENDING] = f"it cannot be read: {error}"[:300]
+            return []
+        self._sending_read = changed
+        self.broken.pop(SENDING, None)
+        return [SENDING]
+
     def _check_inputs(self, model: Any) -> None:
         """See that everything that the model was trained on is still computed: more may be by now.
 
@@ -161,7 +181,11 @@ class Engine:
     def reads(self, name: str, channels: Sequence[str | None]) -> tuple[str, ...]:
         """The folds that must be told of a customer whom an answer of that model is to reach by one of *channels*."""
         held = self._loaded.get(name)
-        return self.governor.reads(channels, held.terms if held is not None else None)
+        folds = self.governor.reads(channels, held.terms if held is not None else None)
+        if self._sending is None or all(channel is None for channel in channels):
+            return folds
+        # how they answered what was sent to them
+        return tuple(sorted({*folds, MESSAGES, LAST_TOUCH}))
 
     def limited(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
         """The budgets and the stocks of the offers in force, by offer."""
@@ -242,9 +266,11 @@ class Engine:
         query = _query(request, who, row, as_of, loaded.attributes, request.exclude_offer_ids, **asked)
         decision_id = decision_id or uuid.uuid4().hex
         decide = partial(loaded.pipeline.decide, rng=self._rng)
+        channels, zone, at = self._open_channels(request, who), self.governor.zone_of(query.row), now or as_of
+        likely = responses(self._sending, channels, query.row, zone) if self._sending is not None and channels else {}
+        later = timedelta(hours=AHEAD_HOURS) if request.best_time else timedelta()
         matter = Matter(
-            who.ids, query, decision_id, "offers", request.dry_run, now or as_of, decide, loaded.terms, request.context,
-            self._open_channels(request, who),
+            who.ids, query, decision_id, "offers", request.dry_run, at, decide, loaded.terms, request.context, channels, likely, later
         )  # fmt: skip
         found = self.governor.decide(matter)
         query = replace(query, channel=found.channel)
@@ -259,6 +285,10 @@ class Engine:
             **about, offers=offers, removed=dict(decision.removed), left_out=_named(decision), channel=found.channel,
             channel_propensity=found.channel_propensity, offers_version=self._offers[:12],
         )  # fmt: skip
+        if request.best_time and offers and found.channel is not None:
+            quiet = self.governor.policy.contact.quiet_hours
+            timed = best_time(self._sending, found.channel, query.row, at, zone, quiet, self._rng)
+            answer.send_at, answer.send_at_propensity = timed
         assigned, held_out = found.assigned, found.held_out
         self._assign(answer, assigned, held_out)
         return answer, self._record(name, request, answer, offers, query.row, held_out)

@@ -62,6 +62,7 @@ class Matter:
         context: what the question tells beside.
         channels: by which it may go out, if that is to be decided too; none is by the query's.
         responses: by channel how much likelier the customer answers there than on average.
+        later: how much later than now it may go out.
     """
 
     customer_ids: Sequence[str]
@@ -75,6 +76,7 @@ class Matter:
     context: Mapping[str, Any] = field(default_factory=dict)
     channels: Sequence[str] = ()
     responses: Mapping[str, float] = field(default_factory=dict)
+    later: timedelta = timedelta()
 
 
 class Governed(NamedTuple):
@@ -128,6 +130,10 @@ class Governor:
             except ConditionError as error:
                 raise wrong(path.read_bytes(), POLICY, f"arbitration.context[{number}].when", str(error)) from None
         return policy, vocabulary
+
+    def zone_of(self, row: Mapping[str, Any]) -> ZoneInfo:
+        """The zone whose hours count for a customer."""
+        return self.policy.contact.zone_of(row, self._zone)
 
     def release(self, decision_id: str) -> None:
         """Nothing will come of a decision: what it promised is free again."""
@@ -199,7 +205,7 @@ class Governor:
 
     def _contact(self, matter: Matter, query: Query, contact: ContactPolicy, channel: str) -> _Plan:
         """What is decided if the customer is contacted by *channel*."""
-        terms, now, zone = matter.terms, matter.now, contact.zone_of(query.row, self._zone)
+        terms, now, zone = matter.terms, matter.now, self.zone_of(query.row)
         sent = sent_to(query.row) if query.customer_id is not None else []
         if sent is None:
             return _Plan(channel, Decision([], 0, {}, COUNTED_ANEW))
@@ -240,7 +246,7 @@ class Governor:
         limits = matter.terms.limits(offers) if matter.terms is not None else {}
         if channel is None and not limits:
             return None
-        held = kept = timedelta(minutes=self.policy.contact.reserved_minutes)
+        held = kept = timedelta(minutes=self.policy.contact.reserved_minutes) + matter.later
         if matter.query.customer_id is None:
             # nothing tells later whether it was sent: it counts as if it was
             kept = max(kept, LONGEST)
@@ -264,7 +270,7 @@ class Governor:
         query = replace(matter.query, channel=channel)
         if matter.terms is None:
             return query
-        zone = self.policy.contact.zone_of(query.row, self._zone)
+        zone = self.zone_of(query.row)
         question = {**matter.context, **of_the_question(matter.now, zone, channel, query.store_id)}
         bound = matter.terms.bound(query, self.vocabulary.told(query.row, question))
         if (response := matter.responses.get(channel or "")) is not None:

@@ -130,6 +130,8 @@ class NextBestOfferRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields
     """The store where the customer is: what holds elsewhere alone is left out."""
     context: Annotated[dict[Text, ContextValue], msgspec.Meta(max_length=MAX_ATTRIBUTES_ASKED)] = {}
     """What else is so, as ``segments.yaml`` declares it, for eligibility and context rules."""
+    best_time: bool = False
+    """Whether it may go out within the next day, at the hour at which the customer is likeliest to answer."""
     without: Annotated[list[Factor], msgspec.Meta(max_length=5)] = []
     """Which parts of a priority are left out."""
     explore: bool = False
@@ -260,6 +262,10 @@ class OffersAnswer(Answer, kw_only=True):
     """Through which it goes out."""
     channel_propensity: float = 1.0
     """The chance with which that channel was chosen."""
+    send_at: datetime | None = None
+    """When it should go out, where ``best_time`` asks."""
+    send_at_propensity: float = 1.0
+    """The chance with which that hour was chosen."""
     offers_version: str = ""
     """Names the table of offers that it was chosen from."""
     left_out: dict[str, list[str]] | None = None

@@ -45,6 +45,8 @@ class OfferStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long to try again where nothing may go out now, such as in quiet hours; unsaid, the next step follows at once."""
     sink: Text | None = None
     """Through which sink; unsaid, the first that takes the channel."""
+    best_time: bool = False
+    """Whether it goes out within the next day, at the hour at which the customer is likeliest to answer."""
 
 
 class Branch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

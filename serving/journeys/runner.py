@@ -189,11 +189,12 @@ class Runner:
             self.runs.move(_after(run, at, {"why": answer.fallback}))
             return True
         sink = self.plans.sink_of(step, answer.channel)
+        goes_at = at if answer.send_at is None else microseconds(answer.send_at)
         offer = answer.offers[0]
         body = {"journey": run.journey, "decision_id": decision_id, "as_of": answer.as_of, "offer": offer, "variants": answer.variants}
         message = Outgoing(
             decision_id, run.run_id, run.customer_id, answer.channel, None if sink is None else sink.name,
-            msgspec.json.encode(body).decode(), at, due_at=at if sink is not None and sink.url is not None else None,
+            msgspec.json.encode(body).decode(), at, due_at=goes_at if sink is not None and sink.url is not None else None,
         )  # fmt: skip
         told = {
             "messages": int(run.state.get("messages", 0)) + 1, "answered": False, "opened": False, "decision": decision_id,
@@ -283,7 +284,7 @@ def _told(plan: JourneyPlan, run: Run, event: SealedEvent, now: int) -> tuple[Ru
 def _request(step: OfferStep) -> NextBestOfferRequest:
     wanted = {"stage": step.stages, "kind": step.kinds, "category": step.categories}
     include: dict[str, Any] = {name: list(values) for name, values in wanted.items() if values}
-    return NextBestOfferRequest(channels=list(step.channels), include=include, offer_ids=list(step.offer_ids))
+    return NextBestOfferRequest(channels=list(step.channels), include=include, offer_ids=list(step.offer_ids), best_time=step.best_time)
 
 
 def _after(run: Run, at: int, told: Mapping[str, Any]) -> Run:
