@@ -147,6 +147,7 @@ class Runtime:
         self.office.resume()
         chores: list[tuple[str, Callable[[], Any], float]] = [
             ("moving events to the log", self.intake.drain_if_due, TICK_SECONDS),
+            ("bringing promises onto the disk", self.engine.governor.sync, TICK_SECONDS),
             ("flushing decisions", self.decisions.flush_if_due, TICK_SECONDS),
             ("recomputing aggregates", self.intake.refresh_if_due, AGGREGATE_SECONDS),
             ("taking up broken erasures", self.office.resume, MODEL_CHECK_SECONDS),

@@ -14,7 +14,7 @@ from features.state.disk import check_room, free_bytes
 from features.state.file_lease import FileLease, FileSecrets
 from features.state.ports import DEAD_LETTERS, DECISIONS, EVENTS, IDENTIFIERS
 from features.state.settings import Settings
-from features.state.sqlite_file import DERIVED, ROLLED_BACK, SHARED, WRITTEN_AHEAD, Keeping, SQLiteFile
+from features.state.sqlite_file import DERIVED, ROLLED_BACK, SHARED, WRITTEN_AHEAD, WRITTEN_SOON, Keeping, SQLiteFile
 from features.state.tables import DeltaFolder
 
 _DATABASES: dict[str, tuple[str, Keeping]] = {
@@ -23,7 +23,7 @@ _DATABASES: dict[str, tuple[str, Keeping]] = {
     "tombstones": ("tombstones.db", ROLLED_BACK),
     "hidden": ("hidden.db", ROLLED_BACK),
     "access": ("access.db", ROLLED_BACK),
-    "reservations": ("reservations.db", WRITTEN_AHEAD),
+    "reservations": ("reservations.db", WRITTEN_SOON),
     "journeys": ("journeys.db", WRITTEN_AHEAD),
     "event_index": ("log/events.index", DERIVED),
     "step_index": ("log/identifiers.index", DERIVED),

@@ -181,6 +181,9 @@ class Database(Protocol):
     def identity(self) -> Hashable | None:
         """What differs once it was deleted and made anew; None where it does not exist."""
 
+    def sync(self) -> None:
+        """Bring onto the disk what is kept so that a commit outlives the process, and not yet a power cut."""
+
     def discard(self) -> None:
         """Delete it: what follows from elsewhere is made anew there."""
 

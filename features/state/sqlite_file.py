@@ -37,6 +37,8 @@ ROLLED_BACK = Keeping(("secure_delete=ON",))
 """No write-ahead log, and what is deleted is overwritten at once."""
 WRITTEN_AHEAD = Keeping(("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"))
 """Readers and a writer do not wait for each other; each commit is synced."""
+WRITTEN_SOON = Keeping(("journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON"))
+"""A commit outlives the process at once, and a power cut from the next ``sync`` on."""
 DERIVED = Keeping(("journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON", "cache_size=-32000"))
 """A power cut may take back the last commits: whoever fills the file notices and fills it again."""
 SHARED = Keeping(("journal_mode=WAL",), replaces=True)
@@ -96,6 +98,13 @@ class SQLiteFile:
         """
         with contextlib.closing(self.connect()) as session, session.writing() as connection:
             yield connection
+
+    def sync(self) -> None:
+        """Bring what was committed onto the disk."""
+        ahead = self._path.with_name(f"{self._path.name}-wal")
+        # SQLite holds no lock on its write-ahead log, so that closing this handle cancels none
+        with contextlib.suppress(FileNotFoundError), open(ahead, "rb") as handle:
+            os.fsync(handle.fileno())
 
     def discard(self) -> None:
         """Delete the file; whoever has it open goes on with what is nowhere any more."""

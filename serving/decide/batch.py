@@ -125,6 +125,7 @@ def score(
             refused = {customer: crowd.who(customer).not_reached(channel) or WITHDRAWN for customer in crowd.silent}
             writer.write([{"customer_id": customer, "as_of": as_of, "rank": 1, "fallback": why} for customer, why in refused.items()])
             written += len(refused)
+        crowd.engine.governor.sync()
         move_into_place(part, out)
     finally:
         part.unlink(missing_ok=True)

@@ -139,6 +139,10 @@ class Governor:
         """Nothing will come of a decision: what it promised is free again."""
         self._ledger.release(decision_id)
 
+    def sync(self) -> None:
+        """Bring every promise onto the disk."""
+        self._ledger.sync()
+
     def reached(self, decision_ids: Sequence[str], redemptions: Sequence[tuple[str, str]]) -> None:
         """Decisions are known to have reached somebody, and offers (by event) to have been redeemed."""
         self._ledger.reached(decision_ids, redemptions)

@@ -57,12 +57,19 @@ REDEEMED = sa.Table(
 WAIT_SECONDS = 2.0
 """How long a decision waits for whoever writes: the answers behind it wait too."""
 TIDIED_AT_ONCE = 200
-"""How many of those that have expired are let go of with each promise: a batch leaves many at once."""
+"""How many of those that have expired are let go of at a time: a batch leaves many at once."""
+TIDIED_EVERY_SECONDS = 0.5
+FREE_SECONDS = 0.2
+"""For how long offers that were all to be had are taken to be so, before a promise looks again."""
 FOREVER = 2**62
 _R, _G = RESERVATIONS.c, GIVEN.c
 # made once: to make a statement costs more than to run it
 _THEIRS = _R.customer_id.in_(sa.bindparam("ids", expanding=True))
 _STANDING = sa.select(_R.at, _R.channel, _R.offer_id, _R.decision_id).where(_THEIRS, _R.expires_at > sa.bindparam("now"))
+# most customers have one id: a list of parameters is put together anew at each use
+_STANDING_OF_ONE = sa.select(_R.at, _R.channel, _R.offer_id, _R.decision_id).where(
+    _R.customer_id == sa.bindparam("id"), _R.expires_at > sa.bindparam("now")
+)
 _SOME_EXPIRED = sa.select(_R.decision_id).where(_R.expires_at <= sa.bindparam("now")).limit(TIDIED_AT_ONCE)
 _EXPIRED = sa.delete(RESERVATIONS).where(_R.decision_id.in_(_SOME_EXPIRED.scalar_subquery()))
 _SAME = sa.delete(RESERVATIONS).where(_R.decision_id == sa.bindparam("decision"))
@@ -71,13 +78,15 @@ _PROMISE = put(RESERVATIONS)
 _OFFERS: sa.BindParameter[Any] = sa.bindparam("offers", expanding=True)
 _TIMES = sa.select(TIMES.c.offer_id, TIMES.c.times).where(TIMES.c.offer_id.in_(_OFFERS))
 # those that do not count: expired and still there, or the decision's own
-_NOT_COUNTED = (
+_COUNTED = _TIMES.union_all(
     sa.select(_G.offer_id, -sa.func.count())
     .where(_G.offer_id.in_(_OFFERS), sa.or_(_G.expires_at <= sa.bindparam("now"), _G.decision_id == sa.bindparam("but")))
     .group_by(_G.offer_id)
 )
 _REDEEMED = sa.select(REDEEMED.c.offer_id, sa.func.count()).where(REDEEMED.c.offer_id.in_(_OFFERS)).group_by(REDEEMED.c.offer_id)
 _GIVE = put(GIVEN)
+# its own of before, which may have expired; what has reached somebody stays for good
+_GIVE = _GIVE.on_conflict_do_update(set_={"expires_at": sa.func.max(_G.expires_at, _GIVE.excluded.expires_at)})
 _HELD = sa.select(_G.offer_id).where(_G.decision_id == sa.bindparam("decision"))
 _TAKE_BACK = (
     sa.delete(GIVEN)
@@ -121,13 +130,17 @@ class Ledger:
     """Reservations by customer, and what is given out of each offer. Each counts until it expires; once its message is sent, the message
     counts in its place.
 
-    Exact among threads and processes: a reservation is checked and written in one transaction, which no other can come into.
+    Exact among threads and processes: a reservation is checked and written in one transaction, which no other can come into. It outlives
+    a kill at once; a power cut may take back what was promised since the last ``sync``.
     """
 
     def __init__(self, state: State) -> None:
         self._database = state.database("reservations", RESERVATIONS, GIVEN, TIMES, REDEEMED)
         self._opening = threading.Lock()
         self._session: DatabaseSession | None = None
+        self._tidied_at = self._free_at = 0.0
+        self._free: int | None = None
+        """Which offers were all to be had when that was last looked at."""
 
     def reserve(self, promise: Promise, allows: Callable[[Sequence[Contacted]], bool] = lambda standing: True) -> bool:
         """Promise a message, and give out what it offers, if *allows* says so of all that is promised already and the limits leave as
@@ -135,10 +148,14 @@ class Ledger:
         """
         at = microseconds(promise.now)
         with self._opened().writing() as connection:
-            if promise.limits:
+            if time.monotonic() - self._tidied_at > TIDIED_EVERY_SECONDS:
+                self._tidied_at = time.monotonic()
+                connection.execute(_EXPIRED, {"now": at})
                 _count(connection, connection.execute(_UNUSED, {"now": at}).fetchall(), -1)
+            if promise.limits:
                 counted = _given(connection.execute, list(promise.limits), at, promise.decision_id)
                 if any(counted.get(offer, 0) >= limit for offer, limit in promise.limits.items()):
+                    self._free = None
                     return False
             if promise.channel is not None and not self._promise(connection, promise, at, allows):
                 return False
@@ -152,14 +169,13 @@ class Ledger:
         # what an earlier answer to the same question held and this one does not
         _count(connection, connection.execute(_TAKE_BACK, {**own, "offers": list(promise.limits)}).fetchall(), -1)
         held = {offer for (offer,) in connection.execute(_HELD, own)}
-        new, until = [offer for offer in promise.limits if offer not in held], microseconds(promise.now + promise.held)
-        run_many(connection, _GIVE, [(promise.decision_id, offer, until) for offer in new])
-        _count(connection, [(offer,) for offer in new], 1)
+        until = microseconds(promise.now + promise.held)
+        run_many(connection, _GIVE, [(promise.decision_id, offer, until) for offer in promise.limits])
+        _count(connection, [(offer,) for offer in promise.limits if offer not in held], 1)
 
     @staticmethod
     def _promise(connection: Connection, promise: Promise, at: int, allows: Callable[[Sequence[Contacted]], bool]) -> bool:
-        connection.execute(_EXPIRED, {"now": at})
-        rows = connection.execute(_STANDING, {"ids": list(promise.customer_ids), "now": at}).fetchall()
+        rows = _standing(connection.execute, promise.customer_ids, at)
         # whoever asks for one decision again, such as a batch that is run anew, takes its own place
         others = [_contact(*row) for row in rows if row[3] != promise.decision_id]
         if not allows(others):
@@ -176,18 +192,24 @@ class Ledger:
         """What is promised to the customer and has not expired, *but* what one decision promised."""
         if not self._database.exists:
             return []
-        rows = self._opened().read(_STANDING, {"ids": list(customer_ids), "now": microseconds(now)})
+        rows = _standing(self._opened().read, customer_ids, microseconds(now))
         return [_contact(*row) for row in rows if row[3] != but]
 
     def used_up(self, budgets: Mapping[str, int], stocks: Mapping[str, int], now: datetime, but: str = "") -> frozenset[str]:
         """The offers that have been given out, or redeemed, as often as they may; what one decision holds itself does *but* not count."""
         if not self._database.exists or not (budgets or stocks):
             return frozenset(offer for offer, limit in (*budgets.items(), *stocks.items()) if limit == 0)
+        asked = hash((frozenset(budgets.items()), frozenset(stocks.items())))
+        if self._free == asked and time.monotonic() - self._free_at < FREE_SECONDS:
+            # a promise looks again, in the transaction that makes it
+            return frozenset()
         read = self._opened().read
         given = _given(read, list(budgets), microseconds(now), but) if budgets else {}
         redeemed = _added(read(_REDEEMED, {"offers": list(stocks)})) if stocks else {}
         gone = {offer for offer, limit in budgets.items() if given.get(offer, 0) >= limit}
-        return frozenset(gone | {offer for offer, limit in stocks.items() if redeemed.get(offer, 0) >= limit})
+        gone |= {offer for offer, limit in stocks.items() if redeemed.get(offer, 0) >= limit}
+        self._free, self._free_at = None if gone else asked, time.monotonic()
+        return frozenset(gone)
 
     def reached(self, decision_ids: Sequence[str], redemptions: Sequence[tuple[str, str]] = ()) -> None:
         """Count for good what decisions gave out, as they are known to have reached somebody, and redemptions (event and offer); each
@@ -200,6 +222,10 @@ class Ledger:
                 connection.execute(_REACHED, {"decisions": list(decision_ids)})
             hashed = [(hashlib.blake2b(event.encode(), digest_size=16).hexdigest(), offer) for event, offer in redemptions]
             run_many(connection, _REDEEM, hashed)
+
+    def sync(self) -> None:
+        """Bring every promise onto the disk: until then one outlives the process, and not a power cut."""
+        self._database.sync()
 
     def release(self, decision_id: str) -> None:
         """Give back what a decision promised, as nothing will come of it; what is known to have reached somebody stays."""
@@ -238,10 +264,16 @@ class Ledger:
             return self._session
 
 
+def _standing(run: Callable[..., Any], customer_ids: Sequence[str], now: int) -> Sequence[Any]:
+    """What is promised to a customer."""
+    if len(customer_ids) == 1:
+        return list(run(_STANDING_OF_ONE, {"id": customer_ids[0], "now": now}))
+    return list(run(_STANDING, {"ids": list(customer_ids), "now": now}))
+
+
 def _given(run: Callable[..., Any], offers: Sequence[str], now: int, but: str) -> dict[str, int]:
     """How often each offer is given out, but by one decision."""
-    counted = run(_TIMES, {"offers": list(offers)})
-    return _added(counted, run(_NOT_COUNTED, {"offers": list(offers), "now": now, "but": but}))
+    return _added(run(_COUNTED, {"offers": list(offers), "now": now, "but": but}))
 
 
 def _count(connection: Connection, rows: Sequence[Any], by: int) -> None:
