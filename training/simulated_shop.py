@@ -173,7 +173,7 @@ class ThresholdFamily:
         taste = traits.taste[:, wares.category]
         price = 0.35 * np.log(wares.margin / 800.0) * (1.0 - wares.depth)
         wish = (
-            -2.05 + 0.4 * traits.warmth[:, None] + 0.3 * taste + 0.2 * wares.appeal - np.maximum(0.6 + traits.thrift, 0.0)[:, None] * price
+            -2.35 + 0.4 * traits.warmth[:, None] + 0.3 * taste + 0.2 * wares.appeal - np.maximum(0.6 + traits.thrift, 0.0)[:, None] * price
         )
         reach = self._channel + 0.25 * traits.reach
         both = 0.15 * np.maximum(taste, 0.0)[:, :, None] * traits.reach[:, None, :]
