@@ -227,8 +227,8 @@ class World:
     hours: Floats
 
     @classmethod
-    def drawn(cls, family: Family, seed: int, customers: int, days: int, offers: int = 30) -> World:
-        """Draw customers and offers; the same seed gives the same, whatever the family."""
+    def drawn(cls, family: Family, seed: int, customers: int, days: int, offers: int = 30, traces: int = 1) -> World:
+        """Draw customers and offers; the same seed gives the same, whatever the family; *traces* times as much is observed."""
         rng = np.random.default_rng([seed, 0])
         n = customers
         traits = Traits(
@@ -238,7 +238,7 @@ class World:
         )  # fmt: skip
         wares, permitted = _wares(rng, offers, days), rng.random((n, len(CHANNELS))) < np.array([0.85, 0.55, 0.5, 0.75, 0.35])
         hours = np.stack([family.by_hour(traits, weekend) for weekend in (False, True)])
-        return cls(seed, family, traits, _observed(rng, traits), wares, permitted, family.at_rest(traits, wares), hours)
+        return cls(seed, family, traits, _observed(rng, traits, traces), wares, permitted, family.at_rest(traits, wares), hours)
 
     def probability(self, customers: Ints, offers: Ints, channels: Ints, cells: Ints, sent: Mask) -> Floats:
         """The true probability of an answer, one for each row of the arguments; *sent* is the customers' last days, yesterday first."""
@@ -280,13 +280,13 @@ def _wares(rng: np.random.Generator, count: int, days: int) -> Wares:
     return Wares(margin, margin * depth, np.ones(count), category, kind, depth, appeal, channels, first, first + length)
 
 
-def _observed(rng: np.random.Generator, traits: Traits) -> Observed:
+def _observed(rng: np.random.Generator, traits: Traits, traces: int) -> Observed:
     n = len(traits.warmth)
-    purchases = rng.poisson(np.exp(1.0 + 0.4 * traits.warmth[:, None] + 0.6 * traits.taste))
-    opens = rng.binomial(20, 1 / (1 + np.exp(1.2 - 0.4 * traits.warmth[:, None] - 0.8 * traits.reach)))
-    bargains = rng.binomial(15, 1 / (1 + np.exp(0.5 - 1.2 * traits.thrift)))
+    purchases = rng.poisson(traces * np.exp(1.0 + 0.4 * traits.warmth[:, None] + 0.6 * traits.taste))
+    opens = rng.binomial(20 * traces, 1 / (1 + np.exp(1.2 - 0.4 * traits.warmth[:, None] - 0.8 * traits.reach)))
+    bargains = rng.binomial(15 * traces, 1 / (1 + np.exp(0.5 - 1.2 * traits.thrift)))
     away = np.concatenate([HOURS - traits.peak[:, None], HOURS - traits.peak[:, None] - 1.5], axis=1)
     often = (0.25 + np.exp(-(away**2) / 14.0)) * np.repeat([5.0, 2.0], len(HOURS))
-    visits = rng.multinomial(rng.poisson(35, n), often / often.sum(axis=1, keepdims=True))
+    visits = rng.multinomial(rng.poisson(35 * traces, n), often / often.sum(axis=1, keepdims=True))
     recency = rng.exponential(25 * np.exp(-0.6 * traits.warmth))
     return Observed(*(np.asarray(each, np.float64) for each in (purchases, opens, bargains, visits, recency)))
