@@ -253,9 +253,8 @@ def simulate(
         seeds = range(seed, seed + worlds)
         pacing, found = compared(seeds, customers, weeks, traces, lambda step: progress.update(task, description=step))
     print(SIMULATED)
-    print(
-        f"simulated: {customers} customers, {worlds} worlds (seeds {seed} to {seed + worlds - 1}), {weeks} weeks after {EXPLORED_WEEKS} explored"
-    )
+    print(f"simulated: {customers} customers in each of {worlds} worlds, seeds from {seed} on; traces {traces}")
+    print(f"simulated: {weeks} weeks, after {EXPLORED_WEEKS} in which offers were drawn")
     print(f"chosen on the tuning family's own seeds: {pacing}")
     for each in found:
         table = Table(

@@ -40,8 +40,8 @@ class Learner:
     """Fits, in three steps, the chance of an answer to what a log holds.
 
     A logistic model of customer, offer and channel; upon it one of the hour and of what was sent lately; upon both, for each offer,
-    customer, customer and channel, customer and category, how many answers there were per answer foretold, shrunk to 1 (gamma-Poisson, empirical
-    Bayes). Nobody's hour is told by a few answers: the inputs are the pooled rates of the hours of the week, and the customer's own visits
+    customer, customer and channel, customer and category, how many answers there were per answer foretold, shrunk to 1 (gamma-Poisson,
+    empirical Bayes). A few answers tell nobody's hour: inputs are the pooled rates of the hours of the week, and the customer's own visits
     by hour, shrunk to everyone's.
     """
 

@@ -91,7 +91,7 @@ class Oracle:
         now = self._world.wares.in_force(day)
         may: Mask = ~view.answered[np.ix_(rows, now)][:, :, None] & self._world.wares.channels[now] & view.open[rows][:, None, :]
         bring: Floats = self._bring[int(is_weekend(day))][np.ix_(rows, now)]
-        return np.asarray(np.where(may, bring, _NEVER).max(axis=1), np.float32)
+        return np.asarray(np.where(may, bring, _NEVER).max(axis=1, initial=_NEVER), np.float32)
 
 
 class Truth:

@@ -269,7 +269,7 @@ def cell_of(day: int, hours: Ints) -> Ints:
 
 def _wares(rng: np.random.Generator, count: int, days: int) -> Wares:
     margin, depth = np.clip(rng.lognormal(np.log(800), 0.5, count), 250, 3_000), rng.uniform(0.05, 0.8, count)
-    length = np.minimum(rng.integers(28, 57, count), days)
+    length = rng.integers(28, 57, count)
     # evenly spread, so that on no day nothing is in force
     first = np.linspace(-14, days - 14, count).astype(np.intp)[rng.permutation(count)]
     channels = rng.random((count, len(CHANNELS))) < 0.65
