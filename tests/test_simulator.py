@@ -30,7 +30,7 @@ from training.simulated_shop import (
     World,
 )  # fmt: skip
 from training.simulation import GOVERNED, INFORMED, ORACLE, POLICIES, TUNING_SEEDS, Past, Standings, stand, tuned
-from training.simulator import Picks, View, first_view, run
+from training.simulator import Picks, ShopView, first_view, run
 
 FAMILIES = (LogitFamily(), ThresholdFamily())
 NAMES = [family.name for family in FAMILIES]
@@ -181,7 +181,7 @@ def test_what_may_not_be_sent_is_refused() -> None:
     class Stubborn:
         name = "stubborn"
 
-        def decide(self, view: View, rng: np.random.Generator) -> Picks:
+        def decide(self, view: ShopView, rng: np.random.Generator) -> Picks:
             one = np.array([who])
             return Picks(one, np.array([now[place]]), np.array([channel]), np.zeros(1, np.intp), np.ones(1))
 
@@ -193,7 +193,7 @@ def test_what_learns_is_given_nothing_but_what_is_observed() -> None:
     """Whatever the traits, the same log and the same observations teach the same; a view has no way to a trait."""
     one = past("tuning")
     assert not {field.name for field in fields(Traits)} & ({field.name for field in fields(Observed)} | set(PAIR_COLUMNS))
-    assert {field.name for field in fields(View)} == {"day", "observed", "wares", "open", "answered", "sent"}
+    assert {field.name for field in fields(ShopView)} == {"day", "observed", "wares", "open", "answered", "sent"}
     assert not {"probability", "strength"} & set(one.log)
     drawn = run(one.world, GovernedOffers(learner := one.learner(), one.log, PACING), one.view, 1)
     # what draws everybody to an offer is a trait of the offer: without it nothing changes

@@ -9,7 +9,7 @@ import numpy as np
 
 from models.slate import chances_of
 from training.simulated_shop import CHANNELS, HOURS, SENDING_MINOR, Floats, Ints, Mask, is_weekend
-from training.simulator import Picks, Record, View, joined
+from training.simulator import Picks, Record, ShopView, joined
 
 ELSEWHERE = 0.05
 """The share of messages that go by a channel drawn from those that are open, as a service does."""
@@ -36,7 +36,7 @@ class Exploring:
 
     name = "exploration"
 
-    def decide(self, view: View, rng: np.random.Generator) -> Picks:
+    def decide(self, view: ShopView, rng: np.random.Generator) -> Picks:
         """One offer to those whose day it is."""
         now, may = view.may()
         # some are sent more than others, and each more in some weeks than in others: so it shows what messages do to the next
@@ -60,7 +60,7 @@ class AtRandom:
 
     name = "random"
 
-    def decide(self, view: View, rng: np.random.Generator) -> Picks:
+    def decide(self, view: ShopView, rng: np.random.Generator) -> Picks:
         """One to each."""
         now, may = view.may()
         flat = may.reshape(len(may), -1)
@@ -118,11 +118,11 @@ class GovernedOffers:
         else:
             self._learner.recount(log)
 
-    def worth(self, probability: Floats, offers: Ints, view: View) -> Floats:
+    def worth(self, probability: Floats, offers: Ints, view: ShopView) -> Floats:
         """What ranks, ``(customers, offers, channels)``."""
         return np.asarray(probability * (view.wares.net * view.wares.lever)[offers, None] - SENDING_MINOR)
 
-    def decide(self, view: View, rng: np.random.Generator) -> Picks:
+    def decide(self, view: ShopView, rng: np.random.Generator) -> Picks:
         """The best offer by the best channel at the customer's hour, to those who may be sent one more and are not too tired."""
         now, may = view.may()
         cells = self._learner.best_cells(is_weekend(view.day))
@@ -137,7 +137,7 @@ class GovernedOffers:
         channels, chances = _by_channel(by_channel[who], rng, ELSEWHERE if self.capped else 0.0)
         return Picks(who, now[offers[who, channels]], channels, cells[who], chances)
 
-    def _may_go(self, view: View, now: Ints, cells: Ints, may: Mask, by_channel: Floats) -> Mask:
+    def _may_go(self, view: ShopView, now: Ints, cells: Ints, may: Mask, by_channel: Floats) -> Mask:
         """Whom the caps and the pacing let have a message today."""
         rested = self._learner.probability(now, cells, np.zeros_like(view.sent))
         fresh = np.where(may, self.worth(rested, now, view), _NEVER).max(axis=1)
@@ -154,7 +154,7 @@ class HighestProbability(GovernedOffers):
 
     name = "highest-probability-first"
 
-    def worth(self, probability: Floats, offers: Ints, view: View) -> Floats:
+    def worth(self, probability: Floats, offers: Ints, view: ShopView) -> Floats:
         """The probability."""
         return probability
 
@@ -165,7 +165,7 @@ class LikeliestCheaply(HighestProbability):
     name = "the same, cheap channels"
     _cheap = SENDING_MINOR < 10.0
 
-    def worth(self, probability: Floats, offers: Ints, view: View) -> Floats:
+    def worth(self, probability: Floats, offers: Ints, view: ShopView) -> Floats:
         """The probability, 0 by a channel that is not cheap."""
         return np.where(self._cheap, probability, 0.0)
 
@@ -176,12 +176,12 @@ class MarginRule(GovernedOffers):
     name = "probability x margin"
     capped = False
 
-    def worth(self, probability: Floats, offers: Ints, view: View) -> Floats:
+    def worth(self, probability: Floats, offers: Ints, view: ShopView) -> Floats:
         """In minor units."""
         return np.asarray(probability * view.wares.margin[offers, None])
 
 
-def _picks(rows: list[tuple[int, int, int, int, float]], view: View) -> Picks:
+def _picks(rows: list[tuple[int, int, int, int, float]], view: ShopView) -> Picks:
     who, what, how, hours, chances = np.array(rows, np.float64).reshape(-1, 5).T
     cells = hours.astype(np.intp) + len(HOURS) * is_weekend(view.day)
     return Picks(who.astype(np.intp), what.astype(np.intp), how.astype(np.intp), cells, chances)

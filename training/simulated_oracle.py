@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.simulated_shop import CHANNELS, HOURS, SENDING_MINOR, WINDOW, Floats, Ints, Mask, World, is_weekend, rows_of
-from training.simulator import Picks, Record, View
+from training.simulator import Picks, Record, ShopView
 
 _Singles = NDArray[np.float32]
 STATES = 1 << WINDOW
@@ -27,7 +27,7 @@ class Oracle:
 
     name = "oracle"
 
-    def __init__(self, world: World, view: View, days: int) -> None:
+    def __init__(self, world: World, view: ShopView, days: int) -> None:
         self._world, self._start, self._end = world, view.day, view.day + days
         self._hours = world.hours.argmax(axis=2)
         best = world.hours.max(axis=2)[:, :, None, None]
@@ -39,7 +39,7 @@ class Oracle:
         self._known = view.open.copy(), view.answered.copy()
         self._plan(np.arange(n), view)
 
-    def decide(self, view: View, rng: np.random.Generator) -> Picks:
+    def decide(self, view: ShopView, rng: np.random.Generator) -> Picks:
         """The best message to each customer for whom it brings more than it takes from the days to come."""
         changed = (view.open != self._known[0]).any(axis=1) | (view.answered != self._known[1]).any(axis=1)
         self._plan(np.flatnonzero(changed), view)
@@ -64,7 +64,7 @@ class Oracle:
         cells = hours[who] + world.hours.shape[2] * is_weekend(view.day)
         return Picks(who, now[what], how, cells, np.ones(len(who)))
 
-    def _plan(self, rows: Ints, view: View) -> None:
+    def _plan(self, rows: Ints, view: ShopView) -> None:
         """Solve for some customers, from the last day back to the view's."""
         if not len(rows):
             return
@@ -86,7 +86,7 @@ class Oracle:
             self._value[day - self._start, rows] = values[0]
             self._loss[day - self._start, rows] = np.maximum(values[0, :, 0] - values[1:, :, 0], 0.0).T
 
-    def _reach(self, day: int, rows: Ints, view: View) -> _Singles:
+    def _reach(self, day: int, rows: Ints, view: ShopView) -> _Singles:
         """What the best offer of a day brings by each channel to a rested customer, ``(rows, channels)``."""
         now = self._world.wares.in_force(day)
         may: Mask = ~view.answered[np.ix_(rows, now)][:, :, None] & self._world.wares.channels[now] & view.open[rows][:, None, :]
@@ -94,7 +94,7 @@ class Oracle:
         return np.asarray(np.where(may, bring, _NEVER).max(axis=1, initial=_NEVER), np.float32)
 
 
-class Truth:
+class TrueKnowledge:
     """The true probabilities, for a policy that would otherwise have to learn them: what is lost beyond them is lost in deciding."""
 
     def __init__(self, world: World) -> None:

@@ -12,9 +12,9 @@ import pandas as pd
 from training.metrics import DRAWS, Estimate, Floats, estimates
 from training.policies import AtRandom, Exploring, GovernedOffers, HighestProbability, LikeliestCheaply, MarginRule, Pacing
 from training.simulated_learner import Learner
-from training.simulated_oracle import Oracle, Truth
+from training.simulated_oracle import Oracle, TrueKnowledge
 from training.simulated_shop import Family, LogitFamily, ThresholdFamily, World
-from training.simulator import OfferPolicy, Record, Run, View, first_view, run
+from training.simulator import OfferPolicy, Record, Run, ShopView, first_view, run
 
 SIMULATED = "SIMULATED customers, offers and answers: nothing here was measured on a real shop"
 EXPLORED_WEEKS = 8
@@ -44,7 +44,7 @@ class Past:
 
     world: World
     log: Record
-    view: View
+    view: ShopView
 
     @classmethod
     def of(cls, family: Family, seed: int, customers: int, weeks: int, traces: int = 1) -> Past:
@@ -65,7 +65,7 @@ class Past:
         if name == ORACLE:
             policy = Oracle(self.world, self.view, 7 * weeks)
         elif name == INFORMED:
-            policy = GovernedOffers(Truth(self.world), self.log, pacing)
+            policy = GovernedOffers(TrueKnowledge(self.world), self.log, pacing)
         elif name == AtRandom.name:
             policy = AtRandom()
         else:

@@ -29,7 +29,7 @@ class Picks(NamedTuple):
 
 
 @dataclass
-class View:
+class ShopView:
     """What a policy is told on a day: nothing of traits, of the true response or of what will be.
 
     Attributes:
@@ -71,7 +71,7 @@ class Run:
     profit: Floats
     sending: Floats
     record: Record
-    view: View
+    view: ShopView
 
 
 class OfferPolicy(Protocol):
@@ -79,20 +79,20 @@ class OfferPolicy(Protocol):
 
     name: str
 
-    def decide(self, view: View, rng: np.random.Generator) -> Picks:
+    def decide(self, view: ShopView, rng: np.random.Generator) -> Picks:
         """What goes out on the view's day."""
         ...
 
 
-def first_view(world: World) -> View:
+def first_view(world: World) -> ShopView:
     """How things stand before the first message."""
     n = len(world.permitted)
-    return View(
+    return ShopView(
         0, world.observed, world.wares, world.permitted.copy(), np.zeros((n, len(world.wares.margin)), bool), np.zeros((n, MEMORY), bool)
     )
 
 
-def run(world: World, policy: OfferPolicy, view: View, days: int, told: Callable[[Record], None] | None = None, draws: int = 0) -> Run:
+def run(world: World, policy: OfferPolicy, view: ShopView, days: int, told: Callable[[Record], None] | None = None, draws: int = 0) -> Run:
     """Let *policy* decide for so many days from *view* on, which is left as it was.
 
     Whether a customer answers, or leaves, on a day is drawn by one number of that customer and day, the same for every policy.
@@ -146,7 +146,7 @@ def joined(records: Sequence[Record]) -> Record:
     return {name: np.concatenate([each[name] for each in records]) for name in COLUMNS if name in records[0]}
 
 
-def _refuse(view: View, picks: Picks) -> None:
+def _refuse(view: ShopView, picks: Picks) -> None:
     """Raise on what may not be sent."""
     if len(np.unique(picks.customers)) < len(picks.customers):
         raise ValueError("a customer is sent two messages on one day")
