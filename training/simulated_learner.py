@@ -39,8 +39,8 @@ def pair_rows(observed: Observed, wares: Wares, customers: Ints, offers: Ints, c
 class Learner:
     """Fits, in three steps, the chance of an answer to what a log holds.
 
-    A logistic model of customer, offer and channel; upon it one of the hour and of what was sent lately; upon both, for each offer,
-    customer, customer and channel, customer and category, how many answers there were per answer foretold, shrunk to 1 (gamma-Poisson,
+    A logistic model of customer, offer and channel; upon it one of the hour and of what was sent lately; upon both, for each count of a week's
+    messages, offer, customer, customer and channel, customer and category, how many answers there were per answer foretold, shrunk to 1 (gamma-Poisson,
     empirical Bayes). A few answers tell nobody's hour: inputs are the pooled rates of the hours of the week, and the customer's own visits
     by hour, shrunk to everyone's.
     """
@@ -73,6 +73,9 @@ class Learner:
         who, what, how, answered = log["customer"], log["offer"], log["channel"], log["answered"]
         n, k, c = self._table.shape
         expected = self._moment.predict_proba(self._moment_rows(self._table[who, what, how], self._hours[who, log["cell"]], log))[:, 1]
+        # nothing says that fatigue grows evenly
+        self._of_sent = _factors(counts := np.minimum(log["sent_7"], MOST_SENT), answered, expected, MOST_SENT + 1)
+        expected = expected * self._of_sent[counts]
         self._of_offer = _factors(what, answered, expected, k)
         expected = expected * self._of_offer[what]
         self._of_customer = _factors(who, answered, expected, n)
@@ -96,6 +99,7 @@ class Learner:
         """The chance of an answer at *cells*, one a customer, after the messages *sent*: ``(customers, offers, channels)``."""
         hours = self._hours[np.arange(len(cells)), cells]
         rest = self._moment_rows(np.zeros(len(cells)), hours, told_of(sent)) @ self._moment.coef_[0] + self._moment.intercept_[0]
+        rest = rest + np.log(self._of_sent[np.minimum(told_of(sent)["sent_7"], MOST_SENT)])
         odds = self._table[:, offers] * self._moment.coef_[0, 0] + rest[:, None, None]
         factor = self._of_offer[offers][:, None] * self._of_customer[:, None, None] * self._of_channel[:, None, :]
         factor = factor * self._of_category[:, self._wares.category[offers], None]
