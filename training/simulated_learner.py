@@ -39,10 +39,10 @@ def pair_rows(observed: Observed, wares: Wares, customers: Ints, offers: Ints, c
 class Learner:
     """Fits, in three steps, the chance of an answer to what a log holds.
 
-    A logistic model of customer, offer and channel; upon it one of the hour and of what was sent lately; upon both, for each count of a week's
-    messages, offer, customer, customer and channel, customer and category, how many answers there were per answer foretold, shrunk to 1 (gamma-Poisson,
-    empirical Bayes). A few answers tell nobody's hour: inputs are the pooled rates of the hours of the week, and the customer's own visits
-    by hour, shrunk to everyone's.
+    A logistic model of customer, offer and channel; upon it one of the hour and of what was sent lately; upon both, how many answers there
+    were per answer foretold, shrunk to 1 (gamma-Poisson, empirical Bayes): for each count of a week's messages, each offer, each customer,
+    and each customer with a channel and with a category. A few answers tell nobody's hour: inputs are the pooled rates of the hours of the
+    week, and the customer's own visits by hour, shrunk to everyone's.
     """
 
     def __init__(self, observed: Observed, wares: Wares) -> None:
