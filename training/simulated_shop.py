@@ -72,7 +72,7 @@ class Wares:
         lever: the shop's own weight.
         category, type: codes.
         depth: the benefit's share of the margin.
-        appeal: how much it draws everybody; no policy but the oracle knows it.
+        appeal: how much it draws everybody; what learns never reads it.
         channels: by which it may go, ``(offers, channels)``.
         first, last: the days on which it is in force, both included.
     """
