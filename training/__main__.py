@@ -260,6 +260,48 @@ def judge_experiment(
 
 
 @app.command()
+def simulate(
+    seed: Seed = 0,
+    customers: Annotated[int, typer.Option(min=50, help="Simulated customers in each world.")] = 2_000,
+    weeks: Annotated[int, typer.Option(min=1, max=52, help="For how many weeks policies are compared.")] = 12,
+    worlds: Annotated[int, typer.Option(min=1, max=100, help="How many worlds, of seeds from --seed on.")] = 5,
+    traces: Annotated[int, typer.Option(min=1, max=100, help="How many times as much is observed of each customer.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="A CSV file to write: one row a family, world and policy.")] = None,
+) -> None:
+    """Policies of offers in SIMULATED shops whose true response is known: shares of an oracle's profit."""
+    from training.simulation import EXPLORED_WEEKS, LIKELIEST, SIMULATED, write
+    from training.simulation import simulate as compared
+
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("simulated", total=None)
+        seeds = range(seed, seed + worlds)
+        pacing, found = compared(seeds, customers, weeks, traces, lambda step: progress.update(task, description=step))
+    print(SIMULATED)
+    print(f"simulated: {customers} customers in each of {worlds} worlds, seeds from {seed} on; traces {traces}")
+    print(f"simulated: {weeks} weeks, after {EXPLORED_WEEKS} in which offers were drawn")
+    print(f"chosen on the tuning family's own seeds: {pacing}")
+    for each in found:
+        table = Table(
+            "policy", "profit", "share of the oracle's", "95% interval", "governed above it", "95% interval", "sending", "messages a week",
+            "answers", "left", title=f"SIMULATED, {each.family} family: a customer, in minor units",
+        )  # fmt: skip
+        for row in each.rows.groupby("policy", sort=False).mean(numeric_only=True).itertuples():
+            share, above = each.shares[row.Index], each.above[row.Index]
+            told = (
+                f"{share.value:.1%}",
+                f"{share.low:.1%} to {share.high:.1%}",
+                f"{above.value:+.0f}",
+                f"{above.low:+.0f} to {above.high:+.0f}",
+            )
+            counts = (f"{row.sending:.0f}", f"{row.messages:.2f}", f"{row.answers:.2f}", f"{row.left:.2f}")
+            table.add_row(row.Index, f"{row.profit:.0f}", *told, *counts)
+        console.print(table)
+        print(f"simulated, {each.family} family: governed above {LIKELIEST} by {each.above[LIKELIEST]}")
+    if out is not None:
+        write(found, out)
+
+
+@app.command()
 def report() -> None:
     """Print the quality tables of the last runs, as Markdown."""
     home = Home.from_environment()
