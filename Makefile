@@ -29,6 +29,7 @@ evaluate: $(VENV)/demo.stamp
 bench: $(VENV)/dev.stamp
 	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_import.py
 	PYTHONPATH=.:tests $(PY) -W ignore tests/bench.py
+	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_offers.py
 	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_intake.py
 	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_linkage.py
 	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_log.py
