@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from scene import TinyShop, command
 
-from features.catalogue.tables import Catalogue
+from features.catalogue.nearest import Stores
+from features.catalogue.tables import STORES, Catalogue
 from features.sources.catalogue_file import CatalogueError, load
 from features.sources.mapping import Files
 from features.state.home import Home
@@ -131,8 +132,39 @@ def test_stores_and_columns_of_other_names(tiny: TinyShop, tmp_path: Path) -> No
         load(tiny.home, "stores", path)
     load(tiny.home, "stores", path, ["Filiale=store_id", "Ort=city"]).save()
     assert Catalogue(tiny.home).read("stores").to_pylist() == [
-        {"store_id": "12", "name": None, "city": "Bonn", "region": None, "country": None}
+        {"store_id": "12", "name": None, "city": "Bonn", "region": None, "country": None, "latitude": None, "longitude": None}
     ]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("1,91,2", "line 2: latitude: '91' is no number between -90 and 90"),
+        ("1,48.8,east", "line 2: longitude: 'east' is no number between -180 and 180"),
+        ("1,48.8,", "line 2: longitude: is empty: a place has both"),
+    ],
+)
+def test_a_place_that_is_none_is_told(tiny: TinyShop, tmp_path: Path, line: str, said: str) -> None:
+    with pytest.raises(CatalogueError, match=said):
+        load(tiny.home, "stores", file(tmp_path, "store_id,latitude,longitude", line))
+
+
+def test_the_nearest_store_is_found_as_the_crow_flies() -> None:
+    places = {"paris": (48.8566, 2.3522), "london": (51.5074, -0.1278), "suva": (-18.1416, 178.4419), "nowhere": (None, None)}
+    rows = [{"store_id": name, "latitude": lat, "longitude": lon} for name, (lat, lon) in places.items()]
+    stores = Stores(pa.Table.from_pylist(rows, STORES))
+    assert stores.ids == ["paris", "london", "suva"]
+    found = stores.nearest(51.5074, -0.1278)
+    assert found is not None
+    assert found == ("london", pytest.approx(0.0, abs=1e-6))
+    # Paris to London is 343.6 km; across the date line is near
+    lille = stores.nearest(50.6292, 3.0573)
+    assert lille is not None
+    assert lille == ("paris", pytest.approx(203.6, abs=1.0))
+    across = stores.nearest(-18.0, -179.5)
+    assert across is not None
+    assert across[0] == "suva"
+    assert Stores(STORES.empty_table()).nearest(0, 0) is None
 
 
 def test_a_csv_from_excel_is_named_and_read(tiny: TinyShop, tmp_path: Path) -> None:

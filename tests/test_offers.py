@@ -34,7 +34,7 @@ from serving.bootstrap import open_engine
 from serving.decide.engine import Engine
 from serving.decide.governor import ITEM_RESTS, POLICY, STAND_IN, USED_UP
 from serving.decide.ledger import Ledger, Promise
-from serving.decide.questions import NextBestOfferRequest, OffersAnswer, UnknownAttributeError
+from serving.decide.questions import NextBestOfferRequest, OffersAnswer, Position, UnknownAttributeError
 from serving.decide.terms import NOT_ELIGIBLE, NOT_HERE
 from serving.decide.who import Who
 
@@ -423,6 +423,19 @@ class TestDecisions:
             self.ask(engine, context={"wether": "rain"})
         with pytest.raises(UnknownAttributeError, match=r"context\.weather: is to be a text"):
             self.ask(engine, context={"weather": 3.0})
+
+    def test_a_place_stands_for_the_nearest_store_and_is_not_kept(self, home: Home) -> None:
+        rows = "store_id,latitude,longitude\n17,40.7,-74.0\n4,34.05,-118.2\n"
+        load(home, "stores", written(home.root / "s.csv", rows)).save()
+        engine = self.policy(home)
+        for lat, lon, store in ((40.8, -74.1, "17"), (34.0, -118.0, "4")):
+            request = NextBestOfferRequest(limit=20, dry_run=True, position=Position(lat, lon))
+            answer, record = engine.next_best_offer("next-best-offer", request, self.WHO, NOTHING_SENT, NEW_YEAR)
+            assert (answer.store_id, ("near" in self.ids(answer))) == (store, store == "17")
+            assert answer.store_km is not None
+            assert 5 < answer.store_km < 25
+            assert record["request"].position is None
+        assert self.ask(engine).store_id is None
 
     def test_what_would_bring_less_than_it_costs_is_not_offered(self, home: Home) -> None:
         engine = self.policy(home, arbitration={"sending_minor": {"mail": 1e6}, "least": 0})

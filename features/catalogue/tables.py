@@ -68,7 +68,12 @@ ITEM_CONTEXT = pa.schema(
         ("display_stores", pa.int64()),
     ]
 )
-STORES = pa.schema([(name, pa.string()) for name in ("store_id", "name", "city", "region", "country")])
+STORES = pa.schema(
+    [
+        *((name, pa.string()) for name in ("store_id", "name", "city", "region", "country")),
+        *((name, pa.float64()) for name in ("latitude", "longitude")),
+    ]
+)
 SCHEMAS = {"items": ITEMS, "offers": OFFERS, "item_context": ITEM_CONTEXT, "stores": STORES}
 
 
@@ -86,7 +91,7 @@ class Catalogue:
         """
         make_folder(self.home.catalogue)
         part = self.home.catalogue / f".{name}.{os.getpid()}.part"
-        whole = _with_all_columns(table) if name == "offers" else table
+        whole = _with_all_columns(table, schema) if name in GROWN else table
         pq.write_table(whole.select(schema.names).cast(schema), part)
         if name == "offers":
             self._keep_offers(part)
@@ -151,16 +156,20 @@ class Catalogue:
         if not self.path(name).exists():
             raise MissingStateError(f"the catalogue has no {name}: import a source first (python -m features import)")
         table = pq.read_table(self.path(name))
-        return _with_all_columns(table) if name == "offers" else table
+        return _with_all_columns(table, SCHEMAS[name]) if name in GROWN else table
 
 
-def _with_all_columns(offers: pa.Table) -> pa.Table:
-    """The offers of a version that knew less of them."""
-    if "channel" in offers.column_names:
+GROWN = ("offers", "stores")
+"""The tables that earlier versions knew less of."""
+
+
+def _with_all_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table of a version that knew less: what it does not tell is unknown."""
+    if "channel" in table.column_names and "channels" in schema.names:
         # it could be one alone
-        one = [None if channel is None else [channel] for channel in offers["channel"].to_pylist()]
-        offers = offers.drop_columns(["channel"]).append_column("channels", pa.array(one, pa.list_(pa.string())))
-    for field in OFFERS:
-        if field.name not in offers.column_names:
-            offers = offers.append_column(field, pa.nulls(len(offers), field.type))
-    return offers.select(OFFERS.names)
+        one = [None if channel is None else [channel] for channel in table["channel"].to_pylist()]
+        table = table.drop_columns(["channel"]).append_column("channels", pa.array(one, pa.list_(pa.string())))
+    for field in schema:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table.select(schema.names)

@@ -219,6 +219,17 @@ def _record(name: str, row: Row, schema: pa.Schema, attributes: Mapping[str, Att
         record["recommendable"] = TRUTHS.get(told)
         if record["recommendable"] is None:
             wrong.append(("recommendable", f"{told!r} is neither true nor false"))
+    for column, most in (("latitude", 90.0), ("longitude", 180.0)) if name == "stores" else ():
+        text = record[column]
+        try:
+            record[column] = None if text is None else float(text)
+        except ValueError:
+            record[column] = math.nan
+        if record[column] is not None and not abs(record[column]) <= most:
+            record[column] = None
+            wrong.append((column, f"{text!r} is no number between -{most:.0f} and {most:.0f}: write degrees like 48.8584"))
+    if name == "stores" and (record["latitude"] is None) != (record["longitude"] is None):
+        wrong.append(("longitude" if record["longitude"] is None else "latitude", "is empty: a place has both"))
     for attribute, kind in attributes.items():
         text = record[attribute]
         if text is None or kind == "text":

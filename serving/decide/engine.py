@@ -14,9 +14,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from features.catalogue.nearest import Stores
 from features.catalogue.offers import offers_in_force
 from features.catalogue.shop import Shop
-from features.catalogue.tables import Catalogue
+from features.catalogue.tables import STORES, Catalogue
 from features.catalogue.yaml_file import WrittenError
 from features.definitions.conditions import ConditionError
 from features.definitions.domain import domain_named
@@ -95,6 +96,7 @@ class Engine:
         """The models whose champion cannot be loaded, and files that are not in force, and why."""
         self._offers = self._items = ""
         """Which offers and items the pipelines of the champions were built on."""
+        self._stores, self._stores_read = Stores(STORES.empty_table()), ""
         self._sending: SendingRates | None = None
         """By which channel and when messages are answered, once that was learnt."""
         self._sending_read: float | None = None
@@ -134,6 +136,12 @@ class Engine:
             self.broken.pop(name, None)
             news.append(loaded.label)
         self._offers, self._items = offers, items
+        if (stores := Catalogue(self._home).digest("stores")) != self._stores_read:
+            place = Catalogue(self._home).path("stores")
+            self._stores, self._stores_read = (
+                Stores(Catalogue(self._home).read("stores") if place.exists() else STORES.empty_table()),
+                stores,
+            )
         return news
 
     def _refresh_policy(self) -> list[str]:
@@ -261,6 +269,9 @@ class Engine:
             raise UnknownAttributeError(error.field, error.reason) from None
         asked: dict[str, Any] = {name: getattr(request, name) for name in ("explore", "explain", "store_id")}
         asked["without"] = frozenset(request.without)
+        found_store = None if request.position is None else self._stores.nearest(request.position.lat, request.position.lon)
+        if found_store is not None:
+            asked["store_id"] = found_store[0]
         if request.offer_ids and loaded.terms is not None:
             asked["barred"] = {NOT_ASKED_FOR: ~loaded.terms.of(request.offer_ids)}
         query = _query(request, who, row, as_of, loaded.attributes, request.exclude_offer_ids, **asked)
@@ -283,6 +294,8 @@ class Engine:
         ]
         answer = OffersAnswer(
             **about, offers=offers, removed=dict(decision.removed), left_out=_named(decision), channel=found.channel,
+            store_id=query.store_id,
+            store_km=None if found_store is None else found_store[1],
             channel_propensity=found.channel_propensity, offers_version=self._offers[:12],
         )  # fmt: skip
         if request.best_time and offers and found.channel is not None:
@@ -408,9 +421,7 @@ class Engine:
             "feature_at": self._oldest(kind, row),
             "fallback": answer.fallback,
             # whom it is about stands in customer_id; identifiers in clear stand nowhere but in the contact table
-            "request": msgspec.structs.replace(request, customer_id=None, identifiers={})
-            if isinstance(request, CustomerRequest)
-            else request,
+            "request": _without_person(request),
             "choices": choices,
             "features": row,
             "assignment": {"group": answer.group, "variants": answer.variants, "held_out": held_out},
@@ -437,6 +448,14 @@ def _describe(model: Any, home: Home) -> None:
         model.customer, model.inputs = told, (*told, *model.inputs[len(told) :])
     else:
         model.inputs = told
+
+
+def _without_person(request: Any) -> Any:
+    """A question without whom it is about and where they are."""
+    if not isinstance(request, CustomerRequest):
+        return request
+    told = msgspec.structs.replace(request, customer_id=None, identifiers={})
+    return msgspec.structs.replace(told, position=None) if isinstance(told, NextBestOfferRequest) else told
 
 
 def _feature_names(home: Home) -> frozenset[str]:

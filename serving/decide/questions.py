@@ -114,6 +114,13 @@ class SimilarItemsRequest(Question, kw_only=True, forbid_unknown_fields=True):
     exclude_item_ids: Ids = []
 
 
+class Position(msgspec.Struct, forbid_unknown_fields=True):
+    """Where the customer is, in degrees."""
+
+    lat: Annotated[float, msgspec.Meta(ge=-90, le=90)]
+    lon: Annotated[float, msgspec.Meta(ge=-180, le=180)]
+
+
 class NextBestOfferRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
     """What should the customer be offered next?"""
 
@@ -128,6 +135,8 @@ class NextBestOfferRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields
     """Through which channels it may go out, if the best of them is to be chosen; ``channel`` is then left out."""
     store_id: Text | None = None
     """The store where the customer is: what holds elsewhere alone is left out."""
+    position: Position | None = None
+    """Where the customer is, instead of ``store_id``: the nearest store counts. It is not logged."""
     context: Annotated[dict[Text, ContextValue], msgspec.Meta(max_length=MAX_ATTRIBUTES_ASKED)] = {}
     """What else is so, as ``segments.yaml`` declares it, for eligibility and context rules."""
     best_time: bool = False
@@ -141,6 +150,8 @@ class NextBestOfferRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields
     def __post_init__(self) -> None:
         """One channel, or several to choose from: not both."""
         super().__post_init__()
+        if self.position is not None and self.store_id is not None:
+            raise RejectedEvent("position", "leave out store_id where the nearest store is to be found")
         if self.channel is not None and self.channels:
             raise RejectedEvent("channels", "leave out channel where the best of several channels is to be chosen")
 
@@ -260,6 +271,10 @@ class OffersAnswer(Answer, kw_only=True):
     removed: dict[str, int]
     channel: str | None = None
     """Through which it goes out."""
+    store_id: str | None = None
+    """The store that it was decided for."""
+    store_km: float | None = None
+    """How far it is from the customer, where ``position`` was told."""
     channel_propensity: float = 1.0
     """The chance with which that channel was chosen."""
     send_at: datetime | None = None
