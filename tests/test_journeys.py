@@ -9,7 +9,7 @@ import hmac
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -17,11 +17,14 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scene import NEW_YEAR, Webhook
+from scene import NEW_YEAR, TinyShop, Webhook, event
 
 from features.catalogue.yaml_file import WrittenError
 from features.definitions.segments import Vocabulary
 from features.events.event import EVENT_NAMES, Item, SealedEvent
+from features.people.contacts import Contacts
+from features.people.identity import Identities
+from features.sources.catalogue_file import load
 from features.state.home import Home
 from serving.decide.questions import NextBestOfferRequest, OfferChoice, OffersAnswer
 from serving.intake.draining import Followed
@@ -30,6 +33,7 @@ from serving.journeys.plan import Plans
 from serving.journeys.replay import Replay
 from serving.journeys.runner import CALLED_OFF, CONVERTED, DONE, Runner
 from serving.journeys.runs import Changes, Outgoing, Runs
+from serving.journeys.today import Today, due_items
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 WORDS = Vocabulary.parse(b"", "segments.yaml", "")
@@ -102,6 +106,9 @@ class Shop:
 
     def everybody(self) -> list[str]:
         return list(self.rows)
+
+    def facts_of_day(self, day: date) -> Callable[[str, Any, datetime], dict[str, Any]]:
+        return lambda customer_id, row, at: {"birthday": row.get("born") == (day.month, day.day), "due_items": due_items(row, at)}
 
     def may_reach(self, customer_id: str, channel: str) -> str | None:
         return WITHDRAWN if (customer_id, channel) in self.forbidden else None
@@ -560,3 +567,62 @@ def test_events_know_what_was_in_the_cart(tmp_path: Path) -> None:
         scene.happens("add_to_cart", who, items=items)
     scene.later(2 * HOUR)
     assert [who for who, _, _ in scene.shop.decided] == ["a"]
+
+
+class TestToday:
+    """What is true of a day."""
+
+    def test_a_birthday_begins_a_journey_on_its_day(self, tmp_path: Path) -> None:
+        text = """
+journeys:
+  - name: birthday
+    start: {every: day, at: "09:00", when: birthday}
+    steps: [{offer: {channels: [email]}}]
+"""
+        scene = Scene(tmp_path, text)
+        scene.shop.rows = {"a": {"born": (1, 3)}, "b": {"born": (2, 3)}, "c": {}}
+        scene.later(5 * DAY, HOUR)
+        assert [who for who, _, _ in scene.shop.decided] == ["a"]
+        with pytest.raises(WrittenError, match="names 'birthday'"):
+            scene.read(text.replace('every: day, at: "09:00"', "on: [purchase]"))
+
+    def test_birthdays_prices_and_stock_are_read_from_what_the_shop_holds(self, tiny: TinyShop, tmp_path: Path) -> None:
+        def items(*lines: str) -> None:
+            path = tmp_path / "i.csv"
+            path.write_text("\n".join(["item_id,price_minor,in_stock", *lines]) + "\n")
+            load(tiny.home, "items", path, own=["price_minor:number", "in_stock:text"]).save()
+
+        born = {"ada": "1990-02-28", "leap": "1992-02-29", "other": "1990-03-01", "odd": "yesterday"}
+        for name, day in born.items():
+            tiny.add(event(name, "identify", NEW_YEAR - DAY, f"card-{name}", traits={"birthday": day}))
+        identities = Identities(tiny.home)
+        contacts = Contacts(tiny.home, identities.vault)
+        who = {name: str(identities.resolve({"loyalty_card": f"card-{name}"}, None)) for name in born}
+
+        def today(day: date) -> dict[str, dict[str, Any]]:
+            at, found = datetime(day.year, day.month, day.day, 12, tzinfo=UTC), Today(tiny.home, identities, contacts, day)
+            row = {"cart_item_ids": ["i1"], "recent_item_ids": ["i2", "i3"]}
+            return {name: found.of(customer, row, at) for name, customer in who.items()}
+
+        items("i1,500,yes", "i2,300,no", "i3,200,no", "i4,100,no")
+        first = today(date(2018, 2, 27))
+        assert first["ada"] == {"birthday": False, "cheaper_items": [], "restocked_items": [], "due_items": []}
+        items("i1,400,yes", "i2,300,yes", "i3,300,no", "i4,50,yes")
+        for _ in range(2):
+            # the same day looked at again is the same
+            second = today(date(2018, 2, 28))
+            assert [name for name, told in second.items() if told["birthday"]] == ["ada", "leap"]
+            assert (second["ada"]["cheaper_items"], second["ada"]["restocked_items"]) == (["i1"], ["i2"])
+        assert today(date(2018, 3, 1))["other"] == {"birthday": True, "cheaper_items": [], "restocked_items": [], "due_items": []}
+        assert [name for name, told in today(date(2020, 2, 28)).items() if told["birthday"]] == ["ada"]
+        assert [name for name, told in today(date(2020, 2, 29)).items() if told["birthday"]] == ["leap"]
+
+    @pytest.mark.parametrize(("days", "due"), [(9.9, []), (10.0, ["milk"]), (19.9, ["milk"]), (20.1, [])])
+    def test_what_is_bought_every_ten_days_is_due_after_ten(self, days: float, due: list[str]) -> None:
+        last = int((NEW_YEAR - days * DAY).timestamp())
+        row = {
+            "bought_item_ids": ["milk", "once"], "bought_counts": [4, 2], "bought_first_at": [last - 30 * 86_400, last - 864_000],
+            "bought_last_at": [last, last],
+        }  # fmt: skip
+        assert due_items(row, NEW_YEAR) == due
+        assert due_items({}, NEW_YEAR) == []

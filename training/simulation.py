@@ -16,7 +16,7 @@ from training.policies import AtRandom, Exploring, GovernedOffers, HighestProbab
 from training.simulated_learner import Learner
 from training.simulated_oracle import Oracle, TrueKnowledge
 from training.simulated_shop import Family, LogitFamily, ThresholdFamily, World
-from training.simulator import OfferPolicy, Record, Run, ShopView, first_view, run
+from training.simulator import OfferPolicy, Record, ShopView, SimulatedRun, first_view, run
 
 SIMULATED = "SIMULATED customers, offers and answers: nothing here was measured on a real shop"
 EXPLORED_WEEKS = 8
@@ -59,7 +59,7 @@ class Past:
         """One to learn on with; what it learns replaces what it has, and changes no other."""
         return copy(self.learnt)
 
-    def run(self, name: str, pacing: Pacing, weeks: int) -> Run:
+    def run(self, name: str, pacing: Pacing, weeks: int) -> SimulatedRun:
         """What becomes of the policy of that name in *weeks* weeks, in the draws that every policy meets."""
         policy: OfferPolicy
         if name == ORACLE:

@@ -59,7 +59,7 @@ Record = dict[str, NDArray[Any]]
 
 
 @dataclass
-class Run:
+class SimulatedRun:
     """What became of one policy.
 
     Attributes:
@@ -92,7 +92,9 @@ def first_view(world: World) -> ShopView:
     )
 
 
-def run(world: World, policy: OfferPolicy, view: ShopView, days: int, told: Callable[[Record], None] | None = None, draws: int = 0) -> Run:
+def run(
+    world: World, policy: OfferPolicy, view: ShopView, days: int, told: Callable[[Record], None] | None = None, draws: int = 0
+) -> SimulatedRun:
     """Let *policy* decide for so many days from *view* on, which is left as it was.
 
     Whether a customer answers, or leaves, on a day is drawn by one number of that customer and day, the same for every policy.
@@ -132,7 +134,7 @@ def run(world: World, policy: OfferPolicy, view: ShopView, days: int, told: Call
         if told is not None and (day + 1 - start) % 7 == 0:
             told({name: values for name, values in joined(kept[-7:]).items() if name != "probability"})
     view.day = start + days
-    return Run(profit, sending, joined(kept), view)
+    return SimulatedRun(profit, sending, joined(kept), view)
 
 
 def told_of(sent: Mask) -> Record:

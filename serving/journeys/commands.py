@@ -109,7 +109,7 @@ def export(
     if chosen is None:
         raise ValueError(f"--format {form!r} is not one of {', '.join(get_args(Format))}")
     identities = Identities(home)
-    desk = JourneyDesk(None, None, None, identities, Consents(home, Shop.load(home).consent), Contacts(home, identities.vault), None)
+    desk = JourneyDesk(home, None, None, None, identities, Consents(home, Shop.load(home).consent), Contacts(home, identities.vault), None)
     with deriving(home):
         rows, dropped = export(Runs(home), desk, home, sink, out, chosen, clock_of(home.settings)())
     console.print(f"{out}: {rows} rows; {dropped} were dropped, as the customer does not permit the channel any more", highlight=False)

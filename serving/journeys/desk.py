@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 from features.definitions.folds.registered import NAMES
@@ -11,6 +11,7 @@ from features.people.consent import Consents
 from features.people.contacts import Contacts
 from features.people.identity import Identities
 from features.people.vault import IDENTIFIER
+from features.state.home import Home
 from features.state.ports import MissingStateError
 from features.store.decision_log import DecisionLog
 from serving.decide.engine import Engine
@@ -19,6 +20,7 @@ from serving.decide.reader import OnlineReader
 from serving.decide.who import who_is
 from serving.journeys.outbox import GONE, WITHDRAWN
 from serving.journeys.runs import Outgoing
+from serving.journeys.today import Today
 
 EXTERNAL = ("loyalty_card", "user_id")
 """The identifiers by which other systems know a customer, the likelier first."""
@@ -39,6 +41,7 @@ class JourneyDesk:
 
     def __init__(
         self,
+        home: Home,
         engine: Engine | None,
         reader: OnlineReader | None,
         decisions: DecisionLog | None,
@@ -47,7 +50,7 @@ class JourneyDesk:
         contacts: Contacts,
         take: Take | None,
     ) -> None:
-        self._engine, self._reader, self._decisions, self._take = engine, reader, decisions, take
+        self._home, self._engine, self._reader, self._decisions, self._take = home, engine, reader, decisions, take
         self._identities, self._consents, self._contacts = identities, consents, contacts
 
     # --- for journeys
@@ -83,6 +86,10 @@ class JourneyDesk:
     def everybody(self) -> Iterable[str]:
         """The ids of all customers."""
         return self._identities.customers()
+
+    def facts_of_day(self, day: date) -> Callable[[str, Mapping[str, Any], datetime], Mapping[str, Any]]:
+        """What tells the facts of that day about a customer with these features."""
+        return Today(self._home, self._identities, self._contacts, day).of
 
     # --- for the outbox
 

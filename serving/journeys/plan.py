@@ -16,6 +16,7 @@ from features.definitions.conditions import CelCondition, ConditionError, Names
 from features.definitions.segments import Vocabulary
 from features.events.event import Channel, Text
 from serving.decide.contact import TimeOfDay
+from serving.journeys.today import OF_THE_DAY
 
 JOURNEYS = "journeys.yaml"
 """The file of a home that declares journeys and sinks."""
@@ -162,7 +163,8 @@ class JourneyPlan:
 
     def __init__(self, journey: Journey, vocabulary: Vocabulary) -> None:
         self.journey, self._vocabulary = journey, vocabulary
-        self.when = None if journey.start.when is None else self._condition(journey.start.when)
+        more = OF_THE_DAY if journey.start.every is not None else {}
+        self.when = None if journey.start.when is None else self._condition(journey.start.when, more)
         self.text = msgspec.json.encode(journey).decode()
         self.digest = hashlib.sha256(self.text.encode()).hexdigest()[:16]
         self.operations: list[Operation] = []
@@ -201,8 +203,8 @@ class JourneyPlan:
         for end in ends:
             self.operations[end] = Operation("go", target=len(self.operations))
 
-    def _condition(self, text: str) -> CelCondition:
-        return CelCondition.parse(text, {**self._vocabulary.names, **OF_THE_JOURNEY})
+    def _condition(self, text: str, more: Names | None = None) -> CelCondition:
+        return CelCondition.parse(text, {**self._vocabulary.names, **OF_THE_JOURNEY, **(more or {})})
 
 
 class Plans:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
 from typing import Any, Protocol
 from zoneinfo import ZoneInfo
 
@@ -29,6 +29,7 @@ AGAIN = timedelta(minutes=15)
 MOST_OPERATIONS = 500
 """As many without a wait are a circle."""
 OPENED = frozenset({"message_open", "offer_view"})
+Facts = Callable[[str, Mapping[str, Any], datetime], Mapping[str, Any]]
 CONVERTED = "converted"
 CALLED_OFF = "called off"
 DONE = "done"
@@ -54,6 +55,9 @@ class Decider(Protocol):
 
     def everybody(self) -> Iterable[str]:
         """The ids of all customers."""
+
+    def facts_of_day(self, day: date) -> Facts:
+        """What tells the facts of that day about a customer with these features."""
 
 
 class Runner:
@@ -232,16 +236,17 @@ class Runner:
             day = local.date().isoformat()
             if local.time() < time.fromisoformat(plan.journey.start.at) or self.runs.last_day(plan.journey.name) == day:
                 continue
+            facts = self._decider.facts_of_day(local.date())
             for customer_id in self._decider.everybody():
-                begun += self._begins_today(plan, customer_id, day, now)
+                begun += self._begins_today(plan, customer_id, day, now, facts)
             self.runs.end_day(plan.journey.name, day)
         return begun
 
-    def _begins_today(self, plan: JourneyPlan, customer_id: str, day: str, now: datetime) -> bool:
+    def _begins_today(self, plan: JourneyPlan, customer_id: str, day: str, now: datetime, facts: Facts) -> bool:
         row, name, at = self._decider.row(customer_id, now), plan.journey.name, microseconds(now)
         if row is None or plan.when is None:
             return False
-        question = of_the_question(now, self._zone, None, None)
+        question = {**of_the_question(now, self._zone, None, None), **facts(customer_id, row, now)}
         if not plan.when.holds(self.vocabulary.told(row, question)):
             return False
         run = Run(run_id_of(name, customer_id, day), name, plan.digest, customer_id, 0, at, at, at, {"event": day})
