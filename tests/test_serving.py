@@ -31,7 +31,8 @@ from features.store.timeline import open_timeline
 from models.inputs import Input
 from models.registry import NoChampionError, Registry, model_names
 from serving.bootstrap import model_settings, open_engine
-from serving.decide.engine import Engine, _describe
+from serving.decide.champions import _describe
+from serving.decide.engine import Engine
 from serving.decide.questions import NextBestOfferRequest, SimilarItemsRequest
 from serving.decide.who import NOBODY
 from serving.http.openapi import CUSTOMER_ROUTES, ROUTES
