@@ -117,6 +117,14 @@ class OfferBook:
         counts[where[known]] = np.asarray(row["bought_counts"], dtype=np.float64)[known]
         return weights, counts, float(faded.sum())
 
+    def coupons_on_items(self, row: Mapping[str, Any]) -> NDArray[np.float64]:
+        """How often the customer has bought each offered item with a coupon."""
+        counts = np.zeros(len(self._item))
+        for item, count in zip(row.get("coupon_item_ids") or (), row.get("coupon_counts") or (), strict=True):
+            if item in self._item:
+                counts[self._item[item]] = count
+        return counts
+
     def _incidence(self, item_sets: Sequence[Sequence[str]]) -> sp.csr_matrix:
         indices = [self._item[item] for items in item_sets for item in items]
         indptr = np.cumsum([0, *(len(items) for items in item_sets)])
