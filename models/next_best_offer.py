@@ -18,10 +18,12 @@ from models.decision import NO_PERMISSION, Pipeline, Positions, Query, may_reach
 from models.inputs import Input, matrix
 from models.kind import ModelKind
 from models.offers import Offer, OfferBook, Worth
-from models.probability import Boosted, Floats, Logistic, ProbabilityModel, load_sealed, save_sealed
+from models.probability import Boosted, Floats, Logistic, ProbabilityModel, load_sealed, save_sealed, shifted
 from models.reasons import strongest
 from models.slate import SlateSelector
 
+STRENGTH = 0.02
+"""The inverse of the logistic model's penalty; chosen on the campaigns before the tests."""
 STOPGAP = "kept for where nothing else may be offered"
 PAIR_INPUTS: tuple[Input, ...] = (
     Input("affinity", "buys the promoted items (weight {:.1f})"),
@@ -36,6 +38,7 @@ PAIR_INPUTS: tuple[Input, ...] = (
     Input("broad", either=("a targeted campaign", "a broad campaign")),
 )
 """What is computed of a customer and a campaign; a model's other inputs are features of the customer."""
+BROAD = next(k for k, each in enumerate(PAIR_INPUTS) if each.name == "broad")
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,22 @@ class OfferContext:
 
 
 class NextBestOffer:
-    """One fitted probability model over features of the customer and of the pair, and what items were worth when it was trained."""
+    """One fitted probability model over features of the customer and of the pair, and what items were worth when it was trained.
+
+    Its log-odds are moved by ``shifts``, one for targeted campaigns and one for broad ones: by how much models have missed those.
+    """
 
     def __init__(
-        self, model: ProbabilityModel, customer: Sequence[Input], worth: Worth, currency: str, broad_types: Sequence[str] = ()
+        self,
+        model: ProbabilityModel,
+        customer: Sequence[Input],
+        worth: Worth,
+        currency: str,
+        broad_types: Sequence[str] = (),
+        shifts: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         self.model, self.worth, self.currency, self.broad_types = model, worth, currency, tuple(broad_types)
+        self.shifts = shifts
         self.customer = tuple(customer)
         self.inputs = (*self.customer, *PAIR_INPUTS)
 
@@ -73,11 +86,12 @@ class NextBestOffer:
         currency: str,
         broad_types: Sequence[str] = (),
         seed: int = 0,
+        shifts: tuple[float, float] = (0.0, 0.0),
     ) -> NextBestOffer:
         """Fit the model of that *kind*: ``logistic`` or ``lightgbm``; *customer* names the inputs before those of the pair."""
         if kind == "logistic":
-            return cls(Logistic.fit(rows, labels), customer, worth, currency, broad_types)
-        return cls(Boosted.fit(rows, labels, seed, leaves=6, trees=150), customer, worth, currency, broad_types)
+            return cls(Logistic.fit(rows, labels, STRENGTH), customer, worth, currency, broad_types, shifts)
+        return cls(Boosted.fit(rows, labels, seed, leaves=6, trees=150), customer, worth, currency, broad_types, shifts)
 
     def book(self, offers: Iterable[Offer]) -> OfferBook:
         """The offers as this model sees them."""
@@ -85,7 +99,8 @@ class NextBestOffer:
 
     def predict(self, rows: Floats) -> Floats:
         """The probability that the campaign of each row is redeemed."""
-        return self.model.predict(rows)
+        broad = rows[:, len(self.customer) + BROAD] > 0
+        return shifted(self.model.predict(rows), np.where(broad, self.shifts[1], self.shifts[0]))
 
     def predict_frame(self, frame: pd.DataFrame, params: Mapping[str, Any]) -> Floats:
         """One probability a row of a frame of customers' and pairs' features."""
@@ -121,7 +136,7 @@ class NextBestOffer:
         probability = np.zeros(len(book.campaign_ids))
         if len(campaigns):
             rows[campaigns] = pair_rows(book, self.customer, query.row, query.as_of, campaigns)
-            probability[campaigns] = self.model.predict(rows[campaigns])
+            probability[campaigns] = self.predict(rows[campaigns])
         return OfferContext(
             query, candidates, coupon_affinity(book, query.row, query.as_of), probability, rows, query.row.get("tenure_days") is not None
         )
@@ -179,7 +194,7 @@ class NextBestOffer:
         write_ids(folder / "item_ids.json", self.worth.item_ids)
         write_arrays(folder / "worth.npz", price_minor=self.worth.price_minor, purchases=self.worth.purchases)
         about = {"currency": self.currency, "margin_rate": self.worth.margin_rate, "broad_types": list(self.broad_types)}
-        save_sealed(folder, KIND.name, self.model, self.inputs, **about)
+        save_sealed(folder, KIND.name, self.model, self.inputs, shifts=self.shifts, **about)
 
     @classmethod
     def load(cls, folder: Path) -> NextBestOffer:
@@ -195,7 +210,8 @@ class NextBestOffer:
             raise ValueError(f"the {KIND.name} model was trained on other features of the pair than this version computes: train again")
         arrays = read_arrays(folder / "worth.npz")
         worth = Worth(read_ids(folder / "item_ids.json"), arrays["price_minor"], arrays["purchases"], about["margin_rate"])
-        return cls(model, customer, worth, about["currency"], about["broad_types"])
+        targeted, broad = about["shifts"]
+        return cls(model, customer, worth, about["currency"], about["broad_types"], (targeted, broad))
 
 
 def pair_rows(

@@ -22,9 +22,9 @@ from models.decision import BrokenStageError, LastSlotExplorer, Pipeline, Query,
 from models.eligibility import Eligibility
 from models.inputs import Input, matrix
 from models.kind import UnknownKindError, kind_named, kind_names
-from models.next_best_offer import PAIR_INPUTS, NextBestOffer
+from models.next_best_offer import BROAD, PAIR_INPUTS, NextBestOffer
 from models.offers import Offer, OfferBook, Worth
-from models.probability import Boosted, Logistic
+from models.probability import Boosted, Logistic, log_odds
 
 RNG = np.random.default_rng(0)
 
@@ -201,6 +201,18 @@ def test_the_best_coupon_of_each_campaign_in_force_is_offered_by_priority(tmp_pa
         assert [c.score for c in decision.choices] == sorted((c.score for c in decision.choices), reverse=True)
         assert decision.removed == {"another coupon of its campaign fits better": 1}
         assert decision.fallback is None
+
+
+def test_what_models_have_missed_by_moves_the_campaigns_of_that_kind_alone(tmp_path: Path) -> None:
+    model, _ = offer_model()
+    rows = np.abs(np.random.default_rng(6).normal(size=(20, len(model.inputs))))
+    rows[:, len(model.customer) + BROAD] = np.arange(20) % 2
+    honest = model.predict(rows)
+    model.shifts = (-0.5, 0.25)
+    model.save(tmp_path)
+    moved = NextBestOffer.load(tmp_path).predict(rows)
+    np.testing.assert_allclose(log_odds(moved) - log_odds(honest), np.where(np.arange(20) % 2, 0.25, -0.5), rtol=1e-9)
+    np.testing.assert_array_equal(moved, model.predict(rows))
 
 
 def test_offers_are_filtered_by_channel_and_an_unknown_customer_is_told() -> None:
