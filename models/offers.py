@@ -117,13 +117,15 @@ class OfferBook:
         counts[where[known]] = np.asarray(row["bought_counts"], dtype=np.float64)[known]
         return weights, counts, float(faded.sum())
 
-    def coupons_on_items(self, row: Mapping[str, Any]) -> NDArray[np.float64]:
-        """How often the customer has bought each offered item with a coupon."""
-        counts = np.zeros(len(self._item))
+    def with_coupons(self, row: Mapping[str, Any], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Which share of her purchases of each offered item the customer made with a coupon; *counts* are those purchases."""
+        shares = np.zeros(len(self._item))
         for item, count in zip(row.get("coupon_item_ids") or (), row.get("coupon_counts") or (), strict=True):
-            if item in self._item:
-                counts[self._item[item]] = count
-        return counts
+            place = self._item.get(item)
+            if place is not None:
+                # what was returned is no purchase, though a coupon was used on it
+                shares[place] = min(count / max(counts[place], 1.0), 1.0)
+        return shares
 
     def _incidence(self, item_sets: Sequence[Sequence[str]]) -> sp.csr_matrix:
         indices = [self._item[item] for items in item_sets for item in items]

@@ -22,7 +22,7 @@ from models.decision import BrokenStageError, LastSlotExplorer, Pipeline, Query,
 from models.eligibility import Eligibility
 from models.inputs import Input, matrix
 from models.kind import UnknownKindError, kind_named, kind_names
-from models.next_best_offer import BROAD, PAIR_INPUTS, NextBestOffer
+from models.next_best_offer import BROAD, PAIR_INPUTS, NextBestOffer, pair_rows
 from models.offers import Offer, OfferBook, Worth
 from models.probability import Boosted, Logistic, log_odds
 
@@ -201,6 +201,16 @@ def test_the_best_coupon_of_each_campaign_in_force_is_offered_by_priority(tmp_pa
         assert [c.score for c in decision.choices] == sorted((c.score for c in decision.choices), reverse=True)
         assert decision.removed == {"another coupon of its campaign fits better": 1}
         assert decision.fallback is None
+
+
+def test_the_weight_of_what_was_bought_with_coupons_is_a_part_of_that_of_what_was_bought() -> None:
+    _, book = offer_model()
+    [row] = histories({"c": ["1", "3"]})
+    row |= {"tenure_days": 9, "bought_counts": [4, 1], "bought_weights": [3.0, 1.0], "coupon_item_ids": ["1", "9"], "coupon_counts": [1, 2]}
+    [(_, *pair)] = pair_rows(book, (Input("tenure_days"),), row, NEW_YEAR, [book.campaign_position("a")])
+    told = {each.name: value for each, value in zip(PAIR_INPUTS, pair, strict=True)}
+    assert told["affinity"] == pytest.approx(3.0, rel=0.01)
+    assert told["affinity_with_coupons"] == pytest.approx(told["affinity"] / 4)
 
 
 def test_what_models_have_missed_by_moves_the_campaigns_of_that_kind_alone(tmp_path: Path) -> None:

@@ -152,7 +152,6 @@ CUSTOMER = (
     ),
     Feature(
         "messages_total", "integer", counted(campaigns, lambda rows, at: rows.count(where=rows.sent)), "{:.0f} campaigns received so far",
-        inputs_of=OFFERS,
     ),
     Feature(
         "messages_91", "integer", counted(campaigns, lambda rows, at: rows.count(where=rows.sent & at.within(rows, 91))),
@@ -188,11 +187,11 @@ CUSTOMER = (
     ),
     Feature(
         "campaigns_sent_broad", "integer", counted(campaigns, lambda rows, at: rows.campaign_id.nunique(where=rows.sent & rows.broad)),
-        "received {:.0f} broad campaigns", inputs_of=OFFERS,
+        "received {:.0f} broad campaigns",
     ),
     Feature(
         "campaigns_sent_targeted", "integer", counted(campaigns, lambda rows, at: rows.campaign_id.nunique(where=rows.sent & ~rows.broad)),
-        "received {:.0f} targeted campaigns", inputs_of=OFFERS,
+        "received {:.0f} targeted campaigns",
     ),
     Feature(
         "days_since_redemption", "integer", Measure(campaigns, lambda rows, at: at.days_since(rows.local_date.max(where=rows.redeemed))),
