@@ -37,8 +37,7 @@ PAIR_INPUTS: tuple[Input, ...] = (
     Input("duration_days", "the campaign runs {:.0f} days"),
     Input("broad", either=("a targeted campaign", "a broad campaign")),
 )
-"""What is computed of a customer and a campaign; a model's other inputs are features of the customer."""
-BROAD = next(k for k, each in enumerate(PAIR_INPUTS) if each.name == "broad")
+"""What is computed of a customer and a campaign; a model's other inputs are features of the customer. A model may take a part of them."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,13 @@ class NextBestOffer:
         currency: str,
         broad_types: Sequence[str] = (),
         shifts: tuple[float, float] = (0.0, 0.0),
+        pair: Sequence[Input] = PAIR_INPUTS,
     ) -> None:
         self.model, self.worth, self.currency, self.broad_types = model, worth, currency, tuple(broad_types)
         self.shifts = shifts
-        self.customer = tuple(customer)
-        self.inputs = (*self.customer, *PAIR_INPUTS)
+        self.customer, self.pair = tuple(customer), tuple(pair)
+        self.inputs = (*self.customer, *self.pair)
+        self._broad = [each.name for each in self.inputs].index("broad")
 
     @classmethod
     def fit(
@@ -99,7 +100,7 @@ class NextBestOffer:
 
     def predict(self, rows: Floats) -> Floats:
         """The probability that the campaign of each row is redeemed."""
-        broad = rows[:, len(self.customer) + BROAD] > 0
+        broad = rows[:, self._broad] > 0
         return shifted(self.model.predict(rows), np.where(broad, self.shifts[1], self.shifts[0]))
 
     def predict_frame(self, frame: pd.DataFrame, params: Mapping[str, Any]) -> Floats:
@@ -135,7 +136,7 @@ class NextBestOffer:
         rows = np.zeros((len(book.campaign_ids), len(self.inputs)))
         probability = np.zeros(len(book.campaign_ids))
         if len(campaigns):
-            rows[campaigns] = pair_rows(book, self.customer, query.row, query.as_of, campaigns)
+            rows[campaigns] = pair_rows(book, self.customer, self.pair, query.row, query.as_of, campaigns)
             probability[campaigns] = self.predict(rows[campaigns])
         return OfferContext(
             query, candidates, coupon_affinity(book, query.row, query.as_of), probability, rows, query.row.get("tenure_days") is not None
@@ -198,26 +199,32 @@ class NextBestOffer:
 
     @classmethod
     def load(cls, folder: Path) -> NextBestOffer:
-        """Read what ``save`` wrote.
+        """Read what ``save`` wrote; what is not computed of the pair is taken for a feature of the customer.
+
+        A model of the time before models were moved stays as it is.
 
         Raises:
             DamagedArtifactError: a file is missing or altered.
-            ValueError: the model was trained on other features of the pair than this version computes.
         """
         model, inputs, about = load_sealed(folder, KIND.name)
-        customer, pair = inputs[: -len(PAIR_INPUTS)], [each.name for each in inputs[-len(PAIR_INPUTS) :]]
-        if pair != [each.name for each in PAIR_INPUTS]:
-            raise ValueError(f"the {KIND.name} model was trained on other features of the pair than this version computes: train again")
+        computed = {each.name for each in PAIR_INPUTS}
+        customer = [each for each in inputs if each.name not in computed]
+        pair = [each for each in inputs if each.name in computed]
         arrays = read_arrays(folder / "worth.npz")
         worth = Worth(read_ids(folder / "item_ids.json"), arrays["price_minor"], arrays["purchases"], about["margin_rate"])
-        targeted, broad = about["shifts"]
-        return cls(model, customer, worth, about["currency"], about["broad_types"], (targeted, broad))
+        targeted, broad = about.get("shifts", (0.0, 0.0))
+        return cls(model, customer, worth, about["currency"], about["broad_types"], (targeted, broad), pair)
 
 
 def pair_rows(
-    book: OfferBook, customer: Sequence[Input], row: Mapping[str, Any], as_of: datetime, campaigns: Sequence[int] | NDArray[np.intp]
+    book: OfferBook,
+    customer: Sequence[Input],
+    pair: Sequence[Input],
+    row: Mapping[str, Any],
+    as_of: datetime,
+    campaigns: Sequence[int] | NDArray[np.intp],
 ) -> Floats:
-    """The model's input for one customer and each of *campaigns* (positions): the *customer* inputs, then ``PAIR_INPUTS``."""
+    """A model's input for one customer and each of *campaigns* (positions): the *customer* inputs, then those of the *pair*."""
     chosen = np.asarray(campaigns, dtype=np.intp)
     weights, counts, everything = book.history_on_items(row, as_of, HISTORY_HALF_LIFE_DAYS)
     incidence = book.by_campaign[chosen]
@@ -237,9 +244,9 @@ def pair_rows(
         "duration_days": book.duration_days[chosen],
         "broad": book.broad[chosen],
     }
-    rows = np.empty((len(chosen), len(customer) + len(PAIR_INPUTS)))
+    rows = np.empty((len(chosen), len(customer) + len(pair)))
     rows[:, : len(customer)] = matrix([{each.name: row.get(each.name) for each in customer}], customer)
-    rows[:, len(customer) :] = np.column_stack([pairs[each.name] for each in PAIR_INPUTS])
+    rows[:, len(customer) :] = np.column_stack([pairs[each.name] for each in pair])
     return rows
 
 

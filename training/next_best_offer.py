@@ -201,7 +201,7 @@ def dataset(
     joined = store.historical(spine, service).to_dict("records")
     by_key = {(row["customer_id"], row["event_timestamp"]): row for row in joined}
     rows = [
-        pair_rows(book, customer, by_key[who, moment], moment.to_pydatetime(), [book.campaign_position(campaign)])
+        pair_rows(book, customer, PAIR_INPUTS, by_key[who, moment], moment.to_pydatetime(), [book.campaign_position(campaign)])
         for who, moment, campaign in zip(frame["customer_id"], frame["event_timestamp"], frame["campaign_id"], strict=True)
     ]
     frame["broad"] = frame["campaign_type"].isin(truth.shop.broad_campaign_types)
@@ -276,7 +276,7 @@ def rescored(
     book, by_key = known
     test = frame[frame["campaign_id"].isin(wanted)]
     theirs = [
-        pair_rows(book, rival.customer, by_key[who, moment], moment.to_pydatetime(), [book.campaign_position(campaign)])
+        pair_rows(book, rival.customer, rival.pair, by_key[who, moment], moment.to_pydatetime(), [book.campaign_position(campaign)])
         for who, moment, campaign in zip(test["customer_id"], test["event_timestamp"], test["campaign_id"], strict=True)
     ]
     asked = _asked(test, rows[test.index.to_numpy()], frame, trainer)
