@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from itertools import compress
 from typing import Any
 
 import msgspec
@@ -108,15 +109,15 @@ class HistoryFold(Fold[History]):
         if back:
             pairs = [(item, entry) for item, entry in zip(items, entries, strict=True) if entry.kept > 0.0]
             items, entries = [item for item, _ in pairs], [entry for _, entry in pairs]
-        coupons = [(item, entry.with_coupon) for item, entry in zip(items, entries, strict=True) if entry.with_coupon]
+        with_coupon = [entry.with_coupon for entry in entries]
         told: dict[str, list[Any]] = {
             "bought_item_ids": items,
             "bought_counts": [entry.purchases for entry in entries],
             "bought_last_at": [entry.last_at for entry in entries],
             "bought_first_at": [entry.first_at for entry in entries],
             "bought_weights": [entry.weight for entry in entries],
-            "coupon_item_ids": [item for item, _ in coupons],
-            "coupon_counts": [count for _, count in coupons],
+            "coupon_item_ids": list(compress(items, with_coupon)),
+            "coupon_counts": list(filter(None, with_coupon)),
             "recent_item_ids": [entry[0] for entry in state.recent],
             "recent_at": [entry[1] for entry in state.recent],
             "recent_weights": [entry[2] for entry in state.recent],
