@@ -18,10 +18,12 @@ from models.decision import NO_PERMISSION, Pipeline, Positions, Query, may_reach
 from models.inputs import Input, matrix
 from models.kind import ModelKind
 from models.offers import Offer, OfferBook, Worth
-from models.probability import Boosted, Floats, Logistic, ProbabilityModel, load_sealed, save_sealed
+from models.probability import Boosted, Floats, Logistic, ProbabilityModel, load_sealed, save_sealed, shifted
 from models.reasons import strongest
 from models.slate import SlateSelector
 
+STRENGTH = 0.02
+"""The inverse of the logistic model's penalty; chosen on the campaigns before the tests."""
 STOPGAP = "kept for where nothing else may be offered"
 PAIR_INPUTS: tuple[Input, ...] = (
     Input("affinity", "buys the promoted items (weight {:.1f})"),
@@ -29,12 +31,13 @@ PAIR_INPUTS: tuple[Input, ...] = (
     Input("best_affinity", "buys the items of the best coupon (weight {:.1f})"),
     Input("items_bought", "has bought {:.0f} of the promoted items"),
     Input("purchases_of_items", "bought promoted items {:.0f} times"),
+    Input("affinity_with_coupons", "buys the promoted items with coupons (weight {:.1f})"),
     Input("items_offered", "{:.0f} items promoted"),
     Input("coupons", "{:.0f} coupons in the campaign"),
     Input("duration_days", "the campaign runs {:.0f} days"),
     Input("broad", either=("a targeted campaign", "a broad campaign")),
 )
-"""What is computed of a customer and a campaign; a model's other inputs are features of the customer."""
+"""What is computed of a customer and a campaign; a model's other inputs are features of the customer. A model may take a part of them."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,26 @@ class OfferContext:
 
 
 class NextBestOffer:
-    """One fitted probability model over features of the customer and of the pair, and what items were worth when it was trained."""
+    """One fitted probability model over features of the customer and of the pair, and what items were worth when it was trained.
+
+    Its log-odds are moved by ``shifts``, one for targeted campaigns and one for broad ones: by how much models have missed those.
+    """
 
     def __init__(
-        self, model: ProbabilityModel, customer: Sequence[Input], worth: Worth, currency: str, broad_types: Sequence[str] = ()
+        self,
+        model: ProbabilityModel,
+        customer: Sequence[Input],
+        worth: Worth,
+        currency: str,
+        broad_types: Sequence[str] = (),
+        shifts: tuple[float, float] = (0.0, 0.0),
+        pair: Sequence[Input] = PAIR_INPUTS,
     ) -> None:
         self.model, self.worth, self.currency, self.broad_types = model, worth, currency, tuple(broad_types)
-        self.customer = tuple(customer)
-        self.inputs = (*self.customer, *PAIR_INPUTS)
+        self.shifts = shifts
+        self.customer, self.pair = tuple(customer), tuple(pair)
+        self.inputs = (*self.customer, *self.pair)
+        self._broad = [each.name for each in self.inputs].index("broad")
 
     @classmethod
     def fit(
@@ -72,11 +87,12 @@ class NextBestOffer:
         currency: str,
         broad_types: Sequence[str] = (),
         seed: int = 0,
+        shifts: tuple[float, float] = (0.0, 0.0),
     ) -> NextBestOffer:
         """Fit the model of that *kind*: ``logistic`` or ``lightgbm``; *customer* names the inputs before those of the pair."""
         if kind == "logistic":
-            return cls(Logistic.fit(rows, labels), customer, worth, currency, broad_types)
-        return cls(Boosted.fit(rows, labels, seed, leaves=6, trees=150), customer, worth, currency, broad_types)
+            return cls(Logistic.fit(rows, labels, STRENGTH), customer, worth, currency, broad_types, shifts)
+        return cls(Boosted.fit(rows, labels, seed, leaves=6, trees=150), customer, worth, currency, broad_types, shifts)
 
     def book(self, offers: Iterable[Offer]) -> OfferBook:
         """The offers as this model sees them."""
@@ -84,7 +100,8 @@ class NextBestOffer:
 
     def predict(self, rows: Floats) -> Floats:
         """The probability that the campaign of each row is redeemed."""
-        return self.model.predict(rows)
+        broad = rows[:, self._broad] > 0
+        return shifted(self.model.predict(rows), np.where(broad, self.shifts[1], self.shifts[0]))
 
     def predict_frame(self, frame: pd.DataFrame, params: Mapping[str, Any]) -> Floats:
         """One probability a row of a frame of customers' and pairs' features."""
@@ -119,8 +136,8 @@ class NextBestOffer:
         rows = np.zeros((len(book.campaign_ids), len(self.inputs)))
         probability = np.zeros(len(book.campaign_ids))
         if len(campaigns):
-            rows[campaigns] = pair_rows(book, self.customer, query.row, query.as_of, campaigns)
-            probability[campaigns] = self.model.predict(rows[campaigns])
+            rows[campaigns] = pair_rows(book, self.customer, self.pair, query.row, query.as_of, campaigns)
+            probability[campaigns] = self.predict(rows[campaigns])
         return OfferContext(
             query, candidates, coupon_affinity(book, query.row, query.as_of), probability, rows, query.row.get("tenure_days") is not None
         )
@@ -178,29 +195,36 @@ class NextBestOffer:
         write_ids(folder / "item_ids.json", self.worth.item_ids)
         write_arrays(folder / "worth.npz", price_minor=self.worth.price_minor, purchases=self.worth.purchases)
         about = {"currency": self.currency, "margin_rate": self.worth.margin_rate, "broad_types": list(self.broad_types)}
-        save_sealed(folder, KIND.name, self.model, self.inputs, **about)
+        save_sealed(folder, KIND.name, self.model, self.inputs, shifts=self.shifts, **about)
 
     @classmethod
     def load(cls, folder: Path) -> NextBestOffer:
-        """Read what ``save`` wrote.
+        """Read what ``save`` wrote; what is not computed of the pair is taken for a feature of the customer.
+
+        A model of the time before models were moved stays as it is.
 
         Raises:
             DamagedArtifactError: a file is missing or altered.
-            ValueError: the model was trained on other features of the pair than this version computes.
         """
         model, inputs, about = load_sealed(folder, KIND.name)
-        customer, pair = inputs[: -len(PAIR_INPUTS)], [each.name for each in inputs[-len(PAIR_INPUTS) :]]
-        if pair != [each.name for each in PAIR_INPUTS]:
-            raise ValueError(f"the {KIND.name} model was trained on other features of the pair than this version computes: train again")
+        computed = {each.name for each in PAIR_INPUTS}
+        customer = [each for each in inputs if each.name not in computed]
+        pair = [each for each in inputs if each.name in computed]
         arrays = read_arrays(folder / "worth.npz")
         worth = Worth(read_ids(folder / "item_ids.json"), arrays["price_minor"], arrays["purchases"], about["margin_rate"])
-        return cls(model, customer, worth, about["currency"], about["broad_types"])
+        targeted, broad = about.get("shifts", (0.0, 0.0))
+        return cls(model, customer, worth, about["currency"], about["broad_types"], (targeted, broad), pair)
 
 
 def pair_rows(
-    book: OfferBook, customer: Sequence[Input], row: Mapping[str, Any], as_of: datetime, campaigns: Sequence[int] | NDArray[np.intp]
+    book: OfferBook,
+    customer: Sequence[Input],
+    pair: Sequence[Input],
+    row: Mapping[str, Any],
+    as_of: datetime,
+    campaigns: Sequence[int] | NDArray[np.intp],
 ) -> Floats:
-    """The model's input for one customer and each of *campaigns* (positions): the *customer* inputs, then ``PAIR_INPUTS``."""
+    """A model's input for one customer and each of *campaigns* (positions): the *customer* inputs, then those of the *pair*."""
     chosen = np.asarray(campaigns, dtype=np.intp)
     weights, counts, everything = book.history_on_items(row, as_of, HISTORY_HALF_LIFE_DAYS)
     incidence = book.by_campaign[chosen]
@@ -214,14 +238,15 @@ def pair_rows(
         "best_affinity": best,
         "items_bought": np.asarray(incidence @ (counts > 0)),
         "purchases_of_items": np.asarray(incidence @ counts),
+        "affinity_with_coupons": np.asarray(incidence @ (weights * book.with_coupons(row, counts))),
         "items_offered": book.items_offered[chosen],
         "coupons": book.coupons[chosen],
         "duration_days": book.duration_days[chosen],
         "broad": book.broad[chosen],
     }
-    rows = np.empty((len(chosen), len(customer) + len(PAIR_INPUTS)))
+    rows = np.empty((len(chosen), len(customer) + len(pair)))
     rows[:, : len(customer)] = matrix([{each.name: row.get(each.name) for each in customer}], customer)
-    rows[:, len(customer) :] = np.column_stack([pairs[each.name] for each in PAIR_INPUTS])
+    rows[:, len(customer) :] = np.column_stack([pairs[each.name] for each in pair])
     return rows
 
 

@@ -117,6 +117,16 @@ class OfferBook:
         counts[where[known]] = np.asarray(row["bought_counts"], dtype=np.float64)[known]
         return weights, counts, float(faded.sum())
 
+    def with_coupons(self, row: Mapping[str, Any], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Which share of her purchases of each offered item the customer made with a coupon; *counts* are those purchases."""
+        shares = np.zeros(len(self._item))
+        for item, count in zip(row.get("coupon_item_ids") or (), row.get("coupon_counts") or (), strict=True):
+            place = self._item.get(item)
+            if place is not None:
+                # what was returned is no purchase, though a coupon was used on it
+                shares[place] = min(count / max(counts[place], 1.0), 1.0)
+        return shares
+
     def _incidence(self, item_sets: Sequence[Sequence[str]]) -> sp.csr_matrix:
         indices = [self._item[item] for items in item_sets for item in items]
         indptr = np.cumsum([0, *(len(items) for items in item_sets)])

@@ -144,6 +144,17 @@ class Boosted:
         return cls([lgb.Booster(model_file=path) for path in sorted(folder.glob("lightgbm-*.txt"))])
 
 
+def log_odds(probabilities: Floats) -> Floats:
+    """The logarithm of the odds; certainty counts as a millionth less."""
+    clipped = np.clip(probabilities, 1e-6, 1.0 - 1e-6)
+    return np.asarray(np.log(clipped / (1.0 - clipped)))
+
+
+def shifted(probabilities: Floats, by: Floats) -> Floats:
+    """Probabilities with *by* added to their log-odds."""
+    return np.asarray(1.0 / (1.0 + np.exp(-(log_odds(probabilities) + by))))
+
+
 def save_sealed(folder: Path, kind: str, model: ProbabilityModel, inputs: Sequence[Input], **about: Any) -> None:
     """Write *model*, its *inputs* and what its reader must know beside whatever *folder* holds already, and seal it as a *kind* model."""
     model.save(folder)

@@ -79,9 +79,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+LINE = ("item_id", "quantity", "amount_minor", "coupon_minor")
+
+
 def event(event_id: str, name: str, at: datetime, card: str | None = "1", items: Any = (), **more: Any) -> dict[str, Any]:
-    """A raw event as a client would send it; items are ids, or (id, quantity, cents)."""
-    lines = [{"item_id": i} if isinstance(i, str) else dict(zip(("item_id", "quantity", "amount_minor"), i, strict=True)) for i in items]
+    """A raw event as a client would send it; items are ids, or (id, quantity, cents), or with a coupon's cents too."""
+    lines = [{"item_id": i} if isinstance(i, str) else dict(zip(LINE, i, strict=False)) for i in items]
     who = {} if card is None else {"identifiers": {"loyalty_card": card}}
     return {"event_id": event_id, "name": name, "occurred_at": at.isoformat(), "items": lines, "currency": "USD", **who, **more}
 

@@ -17,7 +17,7 @@ import pytest
 from scene import NEW_YEAR, TinyShop, command, event
 
 from features.catalogue.tables import ITEMS, OFFERS, Catalogue
-from features.definitions.shopping import POPULARITY_UNITS
+from features.definitions.shopping import FADED_UNITS
 from features.definitions.view import views_of
 from features.people.consent import STATISTICS
 from features.state.home import Home
@@ -185,4 +185,4 @@ def test_popularity_is_a_sum_that_no_order_of_adding_changes(tiny: TinyShop) -> 
     assert compute is not None
     [popularity] = compute(opened, NEW_YEAR).to_pandas()["popularity"]
     assert popularity > 1
-    assert (popularity * POPULARITY_UNITS).is_integer()
+    assert (popularity * FADED_UNITS).is_integer()

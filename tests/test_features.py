@@ -61,7 +61,7 @@ def features_of(tiny: TinyShop, view: str, key: str, as_of: datetime = AS_OF, cu
 def shopped(tiny: TinyShop) -> TinyShop:
     tiny.add(
         event("b1", "purchase", days(100), items=[("i0", 1, 500)], store_id="s1"),
-        event("b2", "purchase", days(20), items=[("i0", 2, 1000), ("i1", 1, 250)], store_id="s1"),
+        event("b2", "purchase", days(20), items=[("i0", 2, 1000, 50), ("i1", 1, 250, 50)], store_id="s1"),
         event("b3", "purchase", days(10), items=[("i1", 1, 250)], store_id="s2"),
         event("b4", "purchase", days(10) + timedelta(hours=2), items=[("i2", 1, 100)], store_id="s2"),
         event("m1", "message_sent", days(30), campaign_id="c1"),
@@ -79,6 +79,7 @@ def test_a_customers_activity_is_what_one_counts_by_hand(shopped: TinyShop) -> N
         "gap_mean_days": 45.0, "gap_max_days": 80, "gap_last_days": 10, "gap_p90_days": pytest.approx(73.0), "stores_91": 2,
         "items_91": 3, "private_lines_91": 2, "messages_total": 1, "messages_91": 1, "redemptions_total": 1,
         "campaigns_redeemed_targeted": 1, "campaigns_redeemed_broad": 0, "campaigns_sent_targeted": 1, "days_since_redemption": 10,
+        "coupon_lines_182": 2, "coupon_baskets_182": 1, "coupon_share_182": 0.25, "redemptions_faded": pytest.approx(2 ** (-(10 - 12.25 / 24) / 120)),
         "private_share_91": 0.5, "basket_minor_91": pytest.approx(1600 / 3), "recency_over_gap_mean": pytest.approx(10 / 45),
         "spend_trend": pytest.approx(1600 * 91 / (1600 * 28)),
     }  # fmt: skip

@@ -74,7 +74,7 @@ TOUCHES = st.lists(
     st.builds(
         lambda number, name, seconds, channel, store, session, items: Touch(
             f"e{number}", name, NEW_YEAR - timedelta(seconds=seconds), (NEW_YEAR - timedelta(seconds=seconds)).date(), channel, store,
-            session, f"words {seconds}", f"o{number % 3}", None, tuple(Line(item, units, 50 * units) for item, units in items),
+            session, f"words {seconds}", f"o{number % 3}", None, tuple(Line(item, units, 50 * units, units // 3) for item, units in items),
         ),
         st.integers(0, 10**9),
         st.sampled_from(NAMES),
@@ -181,6 +181,17 @@ class TestHistory:
     def test_what_was_returned_in_part_counts_in_part(self) -> None:
         row = told("history", touch("purchase", 60, [("a", 4, 400)]), touch("refund", 10, [("a", 1, 100)]))
         assert (row["bought_item_ids"], row["bought_counts"], row["bought_weights"]) == (["a"], [1], [0.75])
+
+    def test_what_was_bought_with_a_coupon_is_told_beside_what_was_bought(self) -> None:
+        row = told(
+            "history",
+            touch("purchase", 60, [("a", 1, 100, 20), ("b", 1, 100)]),
+            touch("purchase", 30, [("a", 1, 100, 20), ("c", 1, 100, 20)]),
+            touch("purchase", 20, ["a"]),
+            touch("refund", 10, ["c"]),
+        )
+        assert (row["bought_item_ids"], row["bought_counts"]) == (["a", "b"], [3, 1])
+        assert (row["coupon_item_ids"], row["coupon_counts"]) == (["a"], [2])
 
     def test_bought_again_after_a_return_it_is_there_again(self) -> None:
         row = told("history", touch("purchase", 60, ["a"]), touch("refund", 50, ["a"]), touch("purchase", 5, ["a"]))

@@ -22,9 +22,9 @@ from models.decision import BrokenStageError, LastSlotExplorer, Pipeline, Query,
 from models.eligibility import Eligibility
 from models.inputs import Input, matrix
 from models.kind import UnknownKindError, kind_named, kind_names
-from models.next_best_offer import PAIR_INPUTS, NextBestOffer
+from models.next_best_offer import PAIR_INPUTS, NextBestOffer, pair_rows
 from models.offers import Offer, OfferBook, Worth
-from models.probability import Boosted, Logistic
+from models.probability import Boosted, Logistic, log_odds
 
 RNG = np.random.default_rng(0)
 
@@ -201,6 +201,42 @@ def test_the_best_coupon_of_each_campaign_in_force_is_offered_by_priority(tmp_pa
         assert [c.score for c in decision.choices] == sorted((c.score for c in decision.choices), reverse=True)
         assert decision.removed == {"another coupon of its campaign fits better": 1}
         assert decision.fallback is None
+
+
+def test_the_weight_of_what_was_bought_with_coupons_is_a_part_of_that_of_what_was_bought() -> None:
+    _, book = offer_model()
+    [row] = histories({"c": ["1", "3"]})
+    row |= {"tenure_days": 9, "bought_counts": [4, 1], "bought_weights": [3.0, 1.0], "coupon_item_ids": ["1", "9"], "coupon_counts": [1, 2]}
+    [(_, *pair)] = pair_rows(book, (Input("tenure_days"),), PAIR_INPUTS, row, NEW_YEAR, [book.campaign_position("a")])
+    told = {each.name: value for each, value in zip(PAIR_INPUTS, pair, strict=True)}
+    assert told["affinity"] == pytest.approx(3.0, rel=0.01)
+    assert told["affinity_with_coupons"] == pytest.approx(told["affinity"] / 4)
+
+
+def test_a_model_that_takes_less_of_the_pair_still_answers(tmp_path: Path) -> None:
+    model, book = offer_model()
+    fewer = [each for each in PAIR_INPUTS if each.name != "affinity_with_coupons"]
+    inputs = (*model.customer, *fewer)
+    rows = np.abs(np.random.default_rng(7).normal(size=(200, len(inputs))))
+    older = NextBestOffer(Logistic.fit(rows, rows[:, 0] > 0.7), model.customer, model.worth, "USD", pair=fewer)
+    older.save(tmp_path)
+    read = NextBestOffer.load(tmp_path)
+    assert [each.name for each in read.inputs] == [each.name for each in inputs]
+    [row] = histories({"c": ["1", "3"]})
+    decision = read.pipeline(book).decide(Query.from_row("c", NEW_YEAR, {**row, "tenure_days": 100.0}, limit=5), RNG)
+    assert {c.id for c in decision.choices} == {"a-1", "b-3"}
+
+
+def test_what_models_have_missed_by_moves_the_campaigns_of_that_kind_alone(tmp_path: Path) -> None:
+    model, _ = offer_model()
+    rows = np.abs(np.random.default_rng(6).normal(size=(20, len(model.inputs))))
+    rows[:, [each.name for each in model.inputs].index("broad")] = np.arange(20) % 2
+    honest = model.predict(rows)
+    model.shifts = (-0.5, 0.25)
+    model.save(tmp_path)
+    moved = NextBestOffer.load(tmp_path).predict(rows)
+    np.testing.assert_allclose(log_odds(moved) - log_odds(honest), np.where(np.arange(20) % 2, 0.25, -0.5), rtol=1e-9)
+    np.testing.assert_array_equal(moved, model.predict(rows))
 
 
 def test_offers_are_filtered_by_channel_and_an_unknown_customer_is_told() -> None:

@@ -24,11 +24,13 @@ from sklearn.metrics import average_precision_score, ndcg_score, roc_auc_score
 from features.state.clock import local_midnight
 from features.state.home import Home
 from models.inputs import matrix
+from models.probability import shifted
 from models.registry import Registry, load_settings
 from training.bootstrap import open_registry
 from training.dataset import Cuts, EmptyWindowError, Truth, days_before, training_cutoffs
 from training.metrics import BinaryScores, bootstrap, calibration, difference, ranking_measures
 from training.run import artifact_frame
+from training.shift import lasting_shift, miss
 
 ZONE = "America/New_York"
 
@@ -91,6 +93,18 @@ def test_calibration_accepts_honest_probabilities_and_rejects_boasts() -> None:
     boast = calibration(labels, p**0.5)
     assert boast.p_value < 1e-6
     assert boast.ece > 3 * boast.ece_floor
+
+
+def test_a_miss_is_found_again_and_one_large_campaign_says_little_of_the_next() -> None:
+    rng = np.random.default_rng(9)
+    foretold = rng.uniform(0.02, 0.4, 20_000)
+    happened = rng.random(len(foretold)) < shifted(foretold, np.full(len(foretold), -0.6))
+    added, told = miss(happened, foretold)
+    assert added == pytest.approx(-0.6, abs=0.08)
+    assert lasting_shift([]) == 0.0
+    assert -0.2 < lasting_shift([(added, told)]) < 0.0
+    assert lasting_shift([(added, told)] * 200) == pytest.approx(added, abs=0.05)
+    assert lasting_shift([(added, told), (-added, told)]) == pytest.approx(0.0)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from features.state.home import Home
 from models.inputs import Input
 from models.next_best_offer import KIND, PAIR_INPUTS, NextBestOffer, coupon_affinity, pair_rows
 from models.offers import Offer, OfferBook, Worth
+from models.probability import shifted
 from training.bootstrap import open_store
 from training.dataset import (
     HORIZON_DAYS,
@@ -43,6 +44,7 @@ from training.metrics import (
 from training.plots import bar_plot, calibration_plot, gain_plot
 from training.report import Outcome, Report
 from training.run import TrackedRun
+from training.shift import lasting_shift, miss
 
 TEST_DAYS = 165
 """Campaigns that start within so many days of the end of the data are judged."""
@@ -109,7 +111,8 @@ def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: Non
         advance("fitting the final model")
         over = (frame["valid_until"] <= cuts.final).to_numpy()
         _, latest_worth = offer_book(home, truth, cuts.final)
-        fitted = replace(trainer, worth=latest_worth).fit(kind, rows[over], frame["label"].to_numpy(dtype=bool)[over])
+        moved = shifts(frame, foretold(frame, rows, kind, cuts.final, trainer), cuts.final)
+        fitted = replace(trainer, worth=latest_worth).fit(kind, rows[over], frame["label"].to_numpy(dtype=bool)[over], moved)
         example = pd.DataFrame([{name: float(k) for k, name in enumerate(names)}])
         starts = frame.drop_duplicates("campaign_id").set_index("campaign_id")["event_timestamp"]
         outcome = Outcome(
@@ -145,9 +148,9 @@ class OfferTrainer:
         """One input of all rows."""
         return np.asarray(rows[:, [each.name for each in self.inputs].index(name)])
 
-    def fit(self, kind: str, rows: np.ndarray, labels: np.ndarray) -> NextBestOffer:
-        """A model of that kind."""
-        return NextBestOffer.fit(kind, rows, labels, self.customer, self.worth, self.currency, self.broad_types, self.seed)
+    def fit(self, kind: str, rows: np.ndarray, labels: np.ndarray, moved: tuple[float, float] = (0.0, 0.0)) -> NextBestOffer:
+        """A model of that kind whose answers for targeted and for broad campaigns are *moved* by so much."""
+        return NextBestOffer.fit(kind, rows, labels, self.customer, self.worth, self.currency, self.broad_types, self.seed, moved)
 
 
 def has_campaigns(home: Home, truth: Truth) -> bool:
@@ -198,7 +201,7 @@ def dataset(
     joined = store.historical(spine, service).to_dict("records")
     by_key = {(row["customer_id"], row["event_timestamp"]): row for row in joined}
     rows = [
-        pair_rows(book, customer, by_key[who, moment], moment.to_pydatetime(), [book.campaign_position(campaign)])
+        pair_rows(book, customer, PAIR_INPUTS, by_key[who, moment], moment.to_pydatetime(), [book.campaign_position(campaign)])
         for who, moment, campaign in zip(frame["customer_id"], frame["event_timestamp"], frame["campaign_id"], strict=True)
     ]
     frame["broad"] = frame["campaign_type"].isin(truth.shop.broad_campaign_types)
@@ -219,19 +222,41 @@ def choose(frame: pd.DataFrame, rows: np.ndarray, tests_from: datetime, trainer:
     return max(MODELS[1:], key=tried)
 
 
+def foretold(frame: pd.DataFrame, rows: np.ndarray, kind: str, end: datetime, trainer: OfferTrainer) -> np.ndarray:
+    """What a model of that kind, fitted on the campaigns that had ended by then, says of each one that starts before *end*; else NaN."""
+    labels, found = frame["label"].to_numpy(dtype=bool), np.full(len(frame), np.nan)
+    for moment, asked in frame[frame["event_timestamp"] < end].groupby("event_timestamp"):
+        past = (frame["valid_until"] <= moment).to_numpy()
+        if len(set(labels[past])) == 2:
+            here = asked.index.to_numpy()
+            found[here] = trainer.fit(kind, rows[past], labels[past]).predict(rows[here])
+    return found
+
+
+def shifts(frame: pd.DataFrame, told: np.ndarray, moment: datetime) -> tuple[float, float]:
+    """By how much to move the log-odds of targeted and of broad campaigns, going by how far those that had ended were missed."""
+    misses: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+    for _, ended in frame[(frame["valid_until"] <= moment) & ~np.isnan(told)].groupby("campaign_id"):
+        misses[bool(ended["broad"].iloc[0])].append(miss(ended["label"].to_numpy(dtype=bool), told[ended.index.to_numpy()]))
+    return lasting_shift(misses[False]), lasting_shift(misses[True])
+
+
 def evaluate(frame: pd.DataFrame, rows: np.ndarray, start: datetime, end: datetime, trainer: OfferTrainer) -> pd.DataFrame:
-    """Every model's answers on the campaigns that start in ``[start, end)``, each fitted on those that had ended by then."""
+    """Every model's answers on the campaigns that start in ``[start, end)``, each fitted and moved by those that had ended by then."""
     parts = []
-    labels = frame["label"].to_numpy(dtype=bool)
+    told = {kind: foretold(frame, rows, kind, end, trainer) for kind in MODELS[1:]}
     judged = frame[(frame["event_timestamp"] >= start) & (frame["event_timestamp"] < end)]
     for moment, test in judged.groupby("event_timestamp"):
-        past = (frame["valid_until"] <= moment).to_numpy()
-        if len(set(labels[past])) < 2:
+        place = test.index.to_numpy()
+        if np.isnan(told[MODELS[1]][place]).any():
             continue
-        here = rows[test.index.to_numpy()]
-        fitted = {k: trainer.fit(k, rows[past], labels[past]).predict(here) for k in MODELS[1:]}
-        redeemed = trainer.column(here, PAST)
-        parts.append(_asked(test, here, frame, trainer).assign(**{"past redemptions": redeemed}, **fitted))
+        here, broad = rows[place], test["broad"].to_numpy(dtype=bool)
+        answers = {}
+        for kind, of_all in told.items():
+            targeted_by, broad_by = shifts(frame, of_all, moment)
+            answers[kind] = shifted(of_all[place], np.where(broad, broad_by, targeted_by))
+        over = (test["valid_until"] <= end).to_numpy()
+        parts.append(_asked(test, here, frame, trainer).assign(over=over, **{"past redemptions": trainer.column(here, PAST)}, **answers))
     if not parts:
         raise EmptyWindowError(
             f"no campaign that starts from {start:%Y-%m-%d} on can be judged: none had ended before it, so choose a later --as-of"
@@ -251,7 +276,7 @@ def rescored(
     book, by_key = known
     test = frame[frame["campaign_id"].isin(wanted)]
     theirs = [
-        pair_rows(book, rival.customer, by_key[who, moment], moment.to_pydatetime(), [book.campaign_position(campaign)])
+        pair_rows(book, rival.customer, rival.pair, by_key[who, moment], moment.to_pydatetime(), [book.campaign_position(campaign)])
         for who, moment, campaign in zip(test["customer_id"], test["event_timestamp"], test["campaign_id"], strict=True)
     ]
     asked = _asked(test, rows[test.index.to_numpy()], frame, trainer)
@@ -301,6 +326,19 @@ def coupon_ndcg(home: Home, truth: Truth, book: OfferBook, scored: pd.DataFrame)
     return f"Coupon order among {len(customers)} redeemers of targeted campaigns, NDCG@5: {better}."
 
 
+def _of_whole_runs(scored: pd.DataFrame, served: str) -> list[str]:
+    """How honest the probabilities are where a campaign had ended: they are of a whole run, and what is cut off is redeemed later."""
+    told = []
+    for group, part in scored[scored["over"]].groupby("group"):
+        labels, foretold_here = part["label"].to_numpy(dtype=bool), part[served].to_numpy(dtype=float)
+        if len(set(labels)) == 2:
+            p_value = calibration(labels, foretold_here).p_value
+            told.append(f"{group} {foretold_here.mean():.3f} / {labels.mean():.3f} (calibration p {p_value:.3f})")
+    if not told or scored["over"].all():
+        return []
+    return [f"Of the campaigns that had ended alone, mean predicted / observed: {'; '.join(told)}."]
+
+
 def judge(scored: pd.DataFrame, served: str, run: TrackedRun, coupons: str, looks: int) -> tuple[Report, Mapping[str, object]]:
     """The table beside its baseline, by campaign type, the lead and the pictures."""
     metric = run.settings.promotion.metric
@@ -331,7 +369,7 @@ def judge(scored: pd.DataFrame, served: str, run: TrackedRun, coupons: str, look
         table=table,
         lead=lead,
         rivals={m: difference(values, drawn, names, f"{served}/{metric}", f"{m}/{metric}") for m in MODELS if m != served},
-        notes=[coupons, f"These campaigns were looked at {looks} times."],
+        notes=[coupons, *_of_whole_runs(scored, served), f"These campaigns were looked at {looks} times."],
         metrics={f"{m}_{k}".replace(" ", "_"): found[f"{m}/{k}"].value for m in MODELS for k in BINARY_MEASURES},
         limits=[
             "a probability is for a campaign as a whole; the coupon within it is chosen by affinity",

@@ -11,8 +11,8 @@ from features.definitions.feature import Base, Derived, Feature, Measure, Moment
 from features.definitions.timeline import Timeline
 
 POPULARITY_HALF_LIFE_DAYS = 7.0
-POPULARITY_UNITS = 2.0**32
-"""Into how many parts a purchase's weight is divided; what is left of one after 32 half-lives is nothing."""
+FADED_UNITS = 2.0**32
+"""Into how many parts the weight of what fades is divided; what is left of it after 32 half-lives is nothing."""
 LEAVING = ("churn", "days-to-next-order")
 """The kinds of models that tell when a customer comes again."""
 LEAVING_AND_OFFERS = (*LEAVING, "next-best-offer")
@@ -79,13 +79,20 @@ def campaigns(past: Timeline, moment: Moment) -> ir.Table:
     )
 
 
+def faded_units(rows: ir.Table, moment: Moment, half_life_days: float) -> ir.IntegerValue:
+    """What each row still weighs at the moment, in parts of which ``FADED_UNITS`` are one.
+
+    They are whole numbers of a fine unit, so that their sum is the same whichever thread adds first.
+    """
+    age_seconds = ibis.timestamp(moment.as_of).epoch_seconds() - rows.occurred_at.epoch_seconds()
+    weight = ibis.literal(2.0) ** (age_seconds.cast("float64") / (-86_400.0 * half_life_days))
+    return (weight * FADED_UNITS).round().cast("int64")
+
+
 def sold(past: Timeline, moment: Moment) -> ir.Table:
     """Every line that was sold, with what it weighs in the item's popularity at the moment."""
     lines = past.lines.filter(past.lines.quantity > 0)
-    age_seconds = ibis.timestamp(moment.as_of).epoch_seconds() - lines.occurred_at.epoch_seconds()
-    weight = ibis.literal(2.0) ** (age_seconds.cast("float64") / (-86_400.0 * POPULARITY_HALF_LIFE_DAYS))
-    # whole numbers of a fine unit, so that the sum is the same whichever thread adds first
-    return lines.mutate(units=(weight * POPULARITY_UNITS).round().cast("int64"))
+    return lines.mutate(units=faded_units(lines, moment, POPULARITY_HALF_LIFE_DAYS))
 
 
 def sold_items(past: Timeline) -> ir.Table:
@@ -188,7 +195,7 @@ ITEM_STATISTICS = (
     Feature("purchases", "integer", Measure(sold, lambda rows, at: rows.count())),
     Feature("on_sale_days", "integer", Measure(sold, lambda rows, at: at.days_since(rows.local_date.min())), is_age=True),
     Feature("purchases_28", "integer", Measure(sold, lambda rows, at: rows.count(where=at.within(rows, 28)))),
-    Feature("popularity", "float", Measure(sold, lambda rows, at: rows.units.sum().cast("float64") / POPULARITY_UNITS)),
+    Feature("popularity", "float", Measure(sold, lambda rows, at: rows.units.sum().cast("float64") / FADED_UNITS)),
     Feature(
         "price_minor", "float",
         Measure(sold, lambda rows, at: ratio(rows.amount_minor.sum().cast("int64"), rows.count())),

@@ -8,6 +8,7 @@ import ibis.expr.types as ir
 from features.definitions.domain import Domain, Leaving
 from features.definitions.feature import Derived, Feature, Measure, Moment, counted, ratio
 from features.definitions.shopping import (
+    FADED_UNITS,
     ITEM_STATISTICS,
     LEAVING,
     LEAVING_AND_OFFERS,
@@ -17,6 +18,7 @@ from features.definitions.shopping import (
     VISIT_DAYS_TOTAL,
     baskets,
     campaigns,
+    faded_units,
     lines_bought,
     paid,
     purchases,
@@ -27,12 +29,18 @@ from features.definitions.shopping import (
 from features.definitions.timeline import Timeline
 
 OFFERS = ("next-best-offer",)
+REDEMPTION_HALF_LIFE_DAYS = 120.0
 
 
 def own_brand_lines(past: Timeline, moment: Moment) -> ir.Table:
     """What was bought of the shop's own brands in the last 91 days."""
     lines = recent_lines(past, moment)
     return lines.filter(lines.brand.isin(past.shop.private_brands))
+
+
+def coupon_lines(past: Timeline, moment: Moment) -> ir.Table:
+    """What was bought with a coupon, one row an item of a purchase."""
+    return past.lines.filter(past.lines.coupon_minor > 0)
 
 
 def planned(past: Timeline, moment: Moment) -> ir.Table:
@@ -89,6 +97,19 @@ CUSTOMER = (
         "used coupons worth {:m} in half a year", inputs_of=LEAVING_AND_OFFERS,
     ),
     Feature(
+        "coupon_lines_182", "integer", counted(coupon_lines, lambda rows, at: rows.count(where=at.within(rows, 182))),
+        "{:.0f} lines bought with a coupon in half a year", inputs_of=OFFERS,
+    ),
+    Feature(
+        "coupon_baskets_182", "integer",
+        counted(baskets, lambda rows, at: rows.count(where=at.within(rows, 182) & (rows.coupon_minor > 0))),
+        "{:.0f} purchases with a coupon in half a year",
+    ),
+    Feature(
+        "coupon_share_182", "float", Derived(lambda row: ratio(row.coupon_baskets_182, row.baskets_182)),
+        "a coupon in {:.0%} of purchases", high=1.0, inputs_of=OFFERS,
+    ),
+    Feature(
         "private_lines_91", "integer", counted(own_brand_lines, lambda rows, at: rows.count()),
         "{:.0f} own-brand lines in the last 13 weeks",
     ),
@@ -131,7 +152,6 @@ CUSTOMER = (
     ),
     Feature(
         "messages_total", "integer", counted(campaigns, lambda rows, at: rows.count(where=rows.sent)), "{:.0f} campaigns received so far",
-        inputs_of=OFFERS,
     ),
     Feature(
         "messages_91", "integer", counted(campaigns, lambda rows, at: rows.count(where=rows.sent & at.within(rows, 91))),
@@ -146,22 +166,32 @@ CUSTOMER = (
         "{:.0f} coupons redeemed in the last half year", inputs_of=LEAVING_AND_OFFERS,
     ),
     Feature(
+        "redemptions_faded", "float",
+        counted(
+            campaigns,
+            lambda rows, at: (
+                faded_units(rows, at, REDEMPTION_HALF_LIFE_DAYS).sum(where=rows.redeemed).fill_null(0).cast("float64") / FADED_UNITS
+            ),
+        ),
+        "{:.1f} coupons redeemed, one of 120 days ago counting half", inputs_of=OFFERS,
+    ),
+    Feature(
         "campaigns_redeemed_broad", "integer",
         counted(campaigns, lambda rows, at: rows.campaign_id.nunique(where=rows.redeemed & rows.broad)),
-        "used {:.0f} of the broad campaigns", inputs_of=OFFERS,
+        "used {:.0f} of the broad campaigns",
     ),
     Feature(
         "campaigns_redeemed_targeted", "integer",
         counted(campaigns, lambda rows, at: rows.campaign_id.nunique(where=rows.redeemed & ~rows.broad)),
-        "used {:.0f} of the targeted campaigns", inputs_of=OFFERS,
+        "used {:.0f} of the targeted campaigns",
     ),
     Feature(
         "campaigns_sent_broad", "integer", counted(campaigns, lambda rows, at: rows.campaign_id.nunique(where=rows.sent & rows.broad)),
-        "received {:.0f} broad campaigns", inputs_of=OFFERS,
+        "received {:.0f} broad campaigns",
     ),
     Feature(
         "campaigns_sent_targeted", "integer", counted(campaigns, lambda rows, at: rows.campaign_id.nunique(where=rows.sent & ~rows.broad)),
-        "received {:.0f} targeted campaigns", inputs_of=OFFERS,
+        "received {:.0f} targeted campaigns",
     ),
     Feature(
         "days_since_redemption", "integer", Measure(campaigns, lambda rows, at: at.days_since(rows.local_date.max(where=rows.redeemed))),

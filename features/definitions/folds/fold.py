@@ -38,6 +38,7 @@ class Line(NamedTuple):
     item_id: str
     quantity: int
     amount_minor: int
+    coupon_minor: int = 0
 
 
 class Touch(NamedTuple):
@@ -76,7 +77,7 @@ class Touch(NamedTuple):
     @classmethod
     def of(cls, event: SealedEvent, zone: ZoneInfo) -> Touch:
         """What folds read of an event of a shop in *zone*."""
-        lines = tuple(Line(item.item_id, item.quantity, item.amount_minor) for item in event.items)
+        lines = tuple(Line(item.item_id, item.quantity, item.amount_minor, item.coupon_minor) for item in event.items)
         day = event.occurred_at.astimezone(zone).date()
         return cls(
             event.event_id, event.name, event.occurred_at, day, event.channel, event.store_id, event.session_id, event.query,

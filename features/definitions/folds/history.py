@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from itertools import compress
 from typing import Any
 
 import msgspec
@@ -21,7 +22,8 @@ INTEREST = {"view_item": 1.0, "select_item": 1.0, "add_to_cart": 2.0}
 class Bought(msgspec.Struct, array_like=True):
     """What is known of one item.
 
-    ``weight`` is the sum over the purchases of ``2 ** (-age / 90 days)``, the age measured at the last of them, in Unix seconds.
+    ``weight`` is the sum over the purchases of ``2 ** (-age / 90 days)``, the age measured at the last of them, in Unix seconds;
+    ``with_coupon`` counts those of them that a coupon paid a part of.
     """
 
     purchases: int = 0
@@ -30,6 +32,7 @@ class Bought(msgspec.Struct, array_like=True):
     last_at: int = 0
     weight: float = 0.0
     first_at: int = 0
+    with_coupon: int = 0
 
     @property
     def kept(self) -> float:
@@ -57,6 +60,8 @@ class HistoryFold(Fold[History]):
         Output("bought_last_at", "integers", "when each was bought last (Unix seconds)"),
         Output("bought_first_at", "integers", "when each was bought first (Unix seconds)"),
         Output("bought_weights", "floats", "the purchases of each, halved every 90 days, at its last purchase"),
+        Output("coupon_item_ids", "texts", "those of them that were ever bought with a coupon"),
+        Output("coupon_counts", "integers", "how many purchases of each were with one"),
         Output("recent_item_ids", "texts", "the items looked at or put into the cart last, oldest first"),
         Output("recent_at", "integers", "when (Unix seconds)"),
         Output("recent_weights", "floats", "how much interest that shows: 1 a look, 2 the cart"),
@@ -70,8 +75,11 @@ class HistoryFold(Fold[History]):
             return
         at = touch.at
         units: dict[str, int] = {}
+        with_coupon: set[str] = set()
         for line in touch.bought():
             units[line.item_id] = units.get(line.item_id, 0) + line.quantity
+            if line.coupon_minor > 0:
+                with_coupon.add(line.item_id)
         for item_id, count in units.items():
             entry = state.bought.get(item_id, Bought())
             if touch.name == "refund":
@@ -79,7 +87,7 @@ class HistoryFold(Fold[History]):
                 entry.returned += count
                 state.bought[item_id] = entry
             else:
-                state.bought[item_id] = _together(entry, Bought(1, count, 0, at, 1.0, at))
+                state.bought[item_id] = _together(entry, Bought(1, count, 0, at, 1.0, at, int(item_id in with_coupon)))
         _bound(state)
 
     def joined(self, one: History, other: History) -> History:
@@ -101,12 +109,15 @@ class HistoryFold(Fold[History]):
         if back:
             pairs = [(item, entry) for item, entry in zip(items, entries, strict=True) if entry.kept > 0.0]
             items, entries = [item for item, _ in pairs], [entry for _, entry in pairs]
+        with_coupon = [entry.with_coupon for entry in entries]
         told: dict[str, list[Any]] = {
             "bought_item_ids": items,
             "bought_counts": [entry.purchases for entry in entries],
             "bought_last_at": [entry.last_at for entry in entries],
             "bought_first_at": [entry.first_at for entry in entries],
             "bought_weights": [entry.weight for entry in entries],
+            "coupon_item_ids": list(compress(items, with_coupon)),
+            "coupon_counts": list(filter(None, with_coupon)),
             "recent_item_ids": [entry[0] for entry in state.recent],
             "recent_at": [entry[1] for entry in state.recent],
             "recent_weights": [entry[2] for entry in state.recent],
@@ -130,6 +141,7 @@ def _together(one: Bought, other: Bought) -> Bought:
     return Bought(
         one.purchases + other.purchases, one.units + other.units, one.returned + other.returned, later.last_at,
         later.weight + earlier.weight * decay, min(each.first_at for each in (one, other) if each.purchases or each is later),
+        one.with_coupon + other.with_coupon,
     )  # fmt: skip
 
 
