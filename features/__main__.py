@@ -134,11 +134,16 @@ def catalogue(
     from features.sources.mapping import Files
 
     if rollback or file is None:
-        if table != "offers" or not rollback or file is not None:
-            raise ValueError("name the FILE to load; only `catalogue offers --rollback` does without one")
+        if table != "offers" or not rollback or file is not None or check_only:
+            raise ValueError("name the FILE to load; only `catalogue offers --rollback` does without one, and it checks nothing")
         from features.catalogue.tables import Catalogue
 
-        console.print(f"offers: {Catalogue(Home.from_environment()).roll_back_offers()} rows in force, as they were before")
+        offers = Catalogue(Home.from_environment())
+        rows = offers.roll_back_offers()
+        version, left = offers.digest("offers")[:12], len(offers.earlier_offers())
+        console.print(
+            f"offers: {rows} rows in force, version {version}, as they were before; {left} earlier tables are left", highlight=False
+        )
         return
     found = load(Home.from_environment(), table, file, column or [], Files(delimiter=delimiter, encoding=encoding), attribute or [])
     if not check_only:
@@ -146,6 +151,8 @@ def catalogue(
             console.print(f"[yellow]no longer there:[/yellow] the attributes {', '.join(lost)} (--attribute NAME:KIND keeps one)")
         found.save()
     console.print(f"{table}: {len(found.rows)} rows {'are in order' if check_only else 'in force'}")
+    for line in found.remarks():
+        console.print(line, highlight=False, markup=False)
 
 
 def show_stage(console: Console, source: MappedFiles, first_events: bool = False) -> None:

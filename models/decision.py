@@ -71,6 +71,8 @@ class Query:
     """What the answer costs whatever comes of it, in minor units."""
     least: float | None = None
     """What scores lower is not chosen."""
+    owed: NDArray[np.bool_] | None = None
+    """Which positions are chosen however little they score."""
     stopgap: bool = False
     """Whether what stands in where nothing else may be chosen is asked for, and that alone."""
     explore: bool = False
@@ -257,6 +259,8 @@ class Pipeline(Generic[C]):
             shares[k] = values
         if query.least is not None:
             enough = shares.sum(axis=0) >= query.least
+            if query.owed is not None:
+                enough |= query.owed[candidates]
             _leave(TOO_LITTLE, enough, candidates, removed, left_out)
             candidates, shares = candidates[enough], shares[:, enough]
         return Scored(context, candidates, shares, removed, considered, left_out)

@@ -179,7 +179,7 @@ class NextBestOffer:
                 "benefit_minor": offer.benefit_minor,
                 "probability": float(context.probability[campaign]),
                 "margin_minor": round(float(book.margin_minor[position])),
-                "cost_minor": offer.cost_minor,
+                "cost_minor": round(float(book.cost_minor[position])),
                 "sending_minor": context.query.costs,
                 "lever": offer.lever,
                 "factors": {name: float(factor[position]) for name, factor in context.query.factors.items()},

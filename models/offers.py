@@ -38,7 +38,7 @@ class Offer:
     store_ids: tuple[str, ...] = ()
     benefit_percent: float | None = None
     benefit_minor: int | None = None
-    cost_minor: int = 0
+    cost_minor: int | None = None
     margin_minor: int | None = None
     budget: int | None = None
     stock: int | None = None
@@ -86,10 +86,10 @@ class OfferBook:
         self.types = [self.offers[k].campaign_type for k in first]
         self.broad = np.array([kind in broad_types for kind in self.types], dtype=np.float64)
         self.starts = [self.offers[k].valid_from for k in first]
-        estimated, self.popularity = self._value(worth)
+        estimated, price, self.popularity = self._value(worth)
         own = np.array([np.nan if offer.margin_minor is None else offer.margin_minor for offer in self.offers], dtype=np.float64)
         self.margin_minor = np.where(np.isnan(own), estimated, own)
-        self.cost_minor = np.array([offer.cost_minor for offer in self.offers], dtype=np.float64)
+        self.cost_minor = np.array([_cost(offer, price[k]) for k, offer in enumerate(self.offers)], dtype=np.float64)
         self.lever = np.array([offer.lever for offer in self.offers], dtype=np.float64)
         self.is_fallback = np.array([offer.fallback for offer in self.offers], dtype=bool)
         self.category_of = codes([offer.category for offer in self.offers])
@@ -136,8 +136,8 @@ class OfferBook:
         offers = len(self.offers)
         return sp.csr_matrix((np.ones(offers), (self.campaign_of, np.arange(offers))), shape=(len(self.campaign_ids), offers))
 
-    def _value(self, worth: Worth) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Margin of one redemption: the margin rate on the mean price of the offer's items, weighted by their sales."""
+    def _value(self, worth: Worth) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Margin of one redemption: the margin rate on the mean price of the items, weighted by their sales; that price; the sales."""
         price, sales = np.zeros(len(self._item)), np.zeros(len(self._item))
         for item_id, item_price, purchases in zip(worth.item_ids, worth.price_minor, worth.purchases, strict=True):
             position = self._item.get(item_id)
@@ -145,7 +145,16 @@ class OfferBook:
                 price[position], sales[position] = item_price, purchases
         sold = np.asarray(self.by_offer @ sales)
         mean_price = np.divide(self.by_offer @ (price * sales), sold, out=np.zeros(len(sold)), where=sold > 0)
-        return mean_price * worth.margin_rate, sold
+        return mean_price * worth.margin_rate, mean_price, sold
+
+
+def _cost(offer: Offer, price: float) -> float:
+    """What one that is taken costs the shop: as it says, or else what the customer gets."""
+    if offer.cost_minor is not None:
+        return float(offer.cost_minor)
+    if offer.benefit_minor is not None:
+        return float(offer.benefit_minor)
+    return price * (offer.benefit_percent or 0.0) / 100.0
 
 
 def codes(words: Sequence[str | None]) -> NDArray[np.intp]:

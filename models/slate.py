@@ -54,11 +54,11 @@ def chances_of(scores: NDArray[Any], temperature: float, uniform: float) -> Scor
 
     Scores are told in shares of the largest, so that one temperature fits money of any size.
     """
-    largest = float(np.abs(scores).max())
-    if largest == 0.0:
+    unit = float(np.abs(scores).max()) * temperature
+    if unit < np.finfo(np.float64).tiny:
         return np.full(len(scores), 1.0 / len(scores))
     # from the best down, so that no exponential overflows, however low the temperature
-    told = np.exp((scores - scores.max()) / (largest * temperature))
+    told = np.exp((scores - scores.max()) / unit)
     chances: Scores = (1.0 - uniform) * told / told.sum() + uniform / len(scores)
     chances /= chances.sum()
     return chances

@@ -64,7 +64,7 @@ def start(home: Home, clock: Clock | None = None) -> Runtime:
     # a connection of its own: a reader must not see, nor wait within, what the intake is writing
     reader = OnlineReader(FeatureStore(home, engine.services()), shop.timezone, intake.recent)
     steps = OnlineReader(FeatureStore(home, engine.services()), shop.timezone, intake.recent)
-    desk = JourneyDesk(home, engine, steps, decisions, identities, consents, intake.contacts, intake.accept)
+    desk = JourneyDesk(home, engine, steps, decisions, identities, consents, intake.contacts, intake.accept, engine.governor.release)
     journeys = Journeys(home, engine, desk, clock, identities.vault)
     intake.followed_by(journeys.follow)
     return Runtime(

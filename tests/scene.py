@@ -219,12 +219,15 @@ class Webhook:
 
     def __init__(self) -> None:
         self.answer, self.took, self.asked = 200, list[tuple[dict[str, str], bytes]](), 0
+        self.meanwhile: Callable[[], None] = lambda: None
+        """What happens while it has a message."""
         webhook = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 webhook.asked += 1
+                webhook.meanwhile()
                 if webhook.answer < 300:
                     webhook.took.append(({k.lower(): v for k, v in self.headers.items()}, body))
                 self.send_response(webhook.answer)

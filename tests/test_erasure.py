@@ -54,7 +54,7 @@ def lived_in(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> tuple[H
     card = loyalty_cards(home)[40]
     (home.root / "policy.yaml").write_text("contact: {caps: [{most: 9, per: day}]}")
     journey = {"name": "welcome", "start": {"on": ["identify"]}, "steps": [{"wait": "1d"}, {"offer": {"channels": ["email"]}}]}
-    (home.root / "journeys.yaml").write_text(json.dumps({"journeys": [journey]}))
+    (home.root / "journeys.yaml").write_text(json.dumps({"journeys": [journey], "sinks": [{"name": "files", "channels": ["email"]}]}))
     running = start_service(home)
     her = {"loyalty_card": card}
     at = (NEW_YEAR - timedelta(hours=2)).isoformat()

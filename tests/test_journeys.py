@@ -15,6 +15,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scene import NEW_YEAR, TinyShop, Webhook, event
@@ -29,11 +30,13 @@ from features.state.home import Home
 from serving.decide.questions import NextBestOfferRequest, OfferChoice, OffersAnswer
 from serving.intake.draining import Followed
 from serving.journeys.outbox import WITHDRAWN, Sender, export
+from serving.journeys.outgoing import Outgoing, Outgoings
 from serving.journeys.plan import Plans
 from serving.journeys.replay import Replay
 from serving.journeys.runner import CALLED_OFF, CONVERTED, DONE, Runner
-from serving.journeys.runs import Changes, Outgoing, Runs
+from serving.journeys.runs import DAYS, PLANS, Changes, Runs
 from serving.journeys.today import Today, due_items
+from serving.privacy.holdings import BatchFiles, Subject
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 WORDS = Vocabulary.parse(b"", "segments.yaml", "")
@@ -84,6 +87,8 @@ class Shop:
         self.decided: list[tuple[str, str, NextBestOfferRequest]] = []
         self.released: list[str] = []
         self.told_sent: list[str] = []
+        self.promised: timedelta | None = None
+        """How long a decision's place is held."""
 
     def present(self, customer_id: str) -> tuple[str, tuple[str, ...]] | None:
         current = self.now_called.get(customer_id, customer_id)
@@ -97,6 +102,7 @@ class Shop:
         channel = request.channels[0]
         common: dict[str, Any] = {"decision_id": decision_id, "as_of": now, "customer_id": customer_id, "model": "m", "feature_at": None}
         common |= {"feature_age_seconds": None, "removed": {}, "channel": channel}
+        common["promised_until"] = None if self.promised is None else now + self.promised
         if why := self.shut.get(channel):
             return OffersAnswer(**common, fallback=why, offers=[])
         return OffersAnswer(**common, fallback=None, offers=[offer(channel=channel)])
@@ -132,7 +138,7 @@ class Scene:
     def open(self) -> None:
         self.runs = Runs(self.home)
         self.runner = Runner(self.runs, self.plans, WORDS, self.shop, ZoneInfo("America/New_York"))
-        self.sender = Sender(self.runs, self.shop, lambda sink: sink.encode(), lambda: self.runner.plans)
+        self.sender = Sender(self.runs.outgoing, self.shop, lambda sink: sink.encode(), lambda: self.runner.plans, lambda: self.now)
 
     def read(self, text: str) -> Plans:
         path = self.home.root / "journeys.yaml"
@@ -154,15 +160,13 @@ class Scene:
         until = self.now + by
         while self.now < until:
             self.now = min(until, self.now + every)
-            self.runner.look_daily(self.now)
-            while self.runner.step_due(self.now):
+            while self.runner.step_due(self.now) or self.runner.look_daily(self.now):
                 pass
 
     def left(self) -> list[tuple[str, str]]:
         """What waits to leave, or has left: channel and how it stands."""
-        messages = [
-            m for sink in ("esp", "files", None) for m in self.runs.of_sink(sink, ("waiting", "sent", "dropped", "failed", "exported"))
-        ]
+        statuses = ("waiting", "sending", "writing", "taken", "written", "sent", "dropped", "failed")
+        messages = [m for sink in ("esp", "files") for m in self.runs.outgoing.of_sink(sink, statuses)]
         return [(m.channel, m.status) for m in sorted(messages, key=lambda m: (m.created_at, m.decision_id))]
 
     def ended(self) -> dict[str, int]:
@@ -267,6 +271,7 @@ class TestSteps:
 
     def test_a_day_is_looked_at_once_and_a_break_in_between_begins_nobody_twice(self, tmp_path: Path) -> None:
         text = """
+sinks: [{name: files, channels: [email]}]
 journeys:
   - name: silence
     start: {every: day, at: "10:00", when: "recency_over_gap_p90 > 1.0"}
@@ -284,16 +289,19 @@ journeys:
         scene.later(9.9 * HOUR)
         assert scene.ended() == {}
         scene.now += HOUR / 5
-        counted, row = itertools.count(), scene.shop.row
+        # one of whom nothing can be told holds up nobody else; whoever began before a break does not begin twice
+        row = scene.shop.row
 
         def broken(customer_id: str, now: datetime) -> Any:
-            if next(counted) == 3:
-                raise OSError("a break")
+            if customer_id == "a":
+                raise OSError("damaged")
             return row(customer_id, now)
 
         scene.shop.row = broken  # type: ignore[method-assign]
-        with pytest.raises(OSError, match="a break"):
-            scene.runner.look_daily(scene.now)
+        assert scene.runner.look_daily(scene.now) == 1
+        scene.shop.row = row  # type: ignore[method-assign]
+        with scene.runs._session.writing() as connection:
+            connection.execute(sa.delete(DAYS))
         assert scene.runner.look_daily(scene.now) == 1
         assert scene.runner.look_daily(scene.now) == 0
         scene.later(29 * DAY, 6 * HOUR)
@@ -327,12 +335,69 @@ journeys:
         scene.later(2 * HOUR)
         assert sorted(scene.left()) == [("email", "waiting"), ("push", "waiting")]
 
+    def test_an_earlier_form_of_a_journey_holds_up_nobody(self, scene: Scene) -> None:
+        scene.happens("add_to_cart", "before")
+        scene.later(2 * HOUR)
+        scene.open()
+        scene.runner.plans = scene.read(CART.replace("URL", "http://h/").replace("wait: 1d", "wait: 3d"))
+        # the clock has not come to the run of the earlier form yet
+        scene.runner.follow([scene.event("message_click", "before"), *(scene.event("add_to_cart", f"other-{k}") for k in range(5))])
+        assert len(scene.runs.active([f"other-{k}" for k in range(5)])) == 5
+        # nor does one that names what is no more
+        words = Vocabulary.parse(b"segments: {gone: recency_days > 1.0}", "segments.yaml", "")
+        scene.runner.plans = Plans.read(scene.home.root / "journeys.yaml", words, EVENTS)
+        text = scene.plans.plans["cart-left"].text.replace("recency_days < 90", "gone")
+        with scene.runs._session.writing() as connection:
+            connection.execute(sa.update(PLANS).values(text=text))
+        scene.open()
+        scene.runner.follow([scene.event("purchase", "before"), scene.event("add_to_cart", "more")])
+        assert len(scene.runs.active(["more"])) == 1
+        scene.later(3 * DAY)
+        assert scene.ended()["no such journey"] >= 1
+
+    def test_events_count_from_when_a_journey_began(self, scene: Scene) -> None:
+        bought = scene.event("purchase")
+        scene.now += HOUR / 60
+        cart = scene.event("add_to_cart")
+        for _ in range(2):
+            # handed in again after a kill
+            scene.runner.follow([bought, cart])
+        assert len(scene.runs.active(["c"])) == 1
+        # what happened before the cart was left, and came late
+        late = SealedEvent(event_id="late", name="purchase", occurred_at=scene.now - 5 * DAY)
+        scene.now += HOUR / 60
+        scene.runner.follow([Followed(late, "c", scene.now, True)])
+        assert len(scene.runs.active(["c"])) == 1
+        own = Scene(scene.home.root / "own", CART.replace("on: [add_to_cart]", "on: [purchase]").replace("after: 1h, ", ""))
+        start = own.event("purchase")
+        for _ in range(2):
+            own.runner.follow([start])
+            own.runner.step_due(own.now)
+        assert CONVERTED not in own.ended()
+
+    def test_of_two_who_prove_to_be_one_one_run_goes_on(self, scene: Scene) -> None:
+        scene.happens("add_to_cart", "visitor")
+        scene.now += HOUR / 60
+        scene.happens("add_to_cart", "known")
+        scene.shop.now_called = {"visitor": "known"}
+        scene.later(2 * HOUR)
+        assert [who for who, _, _ in scene.shop.decided] == ["known"]
+
+    def test_a_long_pause_outlasts_the_tidying(self, tmp_path: Path) -> None:
+        scene = Scene(tmp_path, CART.replace("again_after: 7d", "again_after: 60d"))
+        scene.happens("add_to_cart")
+        scene.later(8 * DAY, 6 * HOUR)
+        scene.now += 45 * DAY
+        scene.runs.tidy(int(scene.now.timestamp() * 1e6), 61 * 86_400_000_000)
+        scene.happens("add_to_cart")
+        assert scene.runs.active(["c"]) == []
+
     def test_long_ended_runs_are_let_go(self, scene: Scene) -> None:
         scene.happens("add_to_cart")
         scene.later(8 * DAY, 3 * HOUR)
         assert scene.ended() == {DONE: 1}
         later = scene.now + 50 * DAY
-        scene.runs.tidy(int(later.timestamp() * 1e6))
+        scene.runs.tidy(int(later.timestamp() * 1e6), 40 * 86_400_000_000)
         assert scene.ended() == {}
 
 
@@ -417,8 +482,8 @@ class TestOutbox:
         return scene
 
     def test_a_webhook_is_signed_and_carries_what_its_receiver_needs(self, scene: Scene, receiver: Webhook) -> None:
-        assert scene.sender.send_due(scene.now) == 3
-        assert scene.sender.send_due(scene.now) == 0
+        assert scene.sender.send_due() == 3
+        assert scene.sender.send_due() == 0
         for headers, body in receiver.took:
             signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
             expected = base64.b64encode(hmac.new(b"esp", signed, hashlib.sha256).digest()).decode()
@@ -427,20 +492,22 @@ class TestOutbox:
             assert told["decision_id"] == headers["idempotency-key"] == headers["webhook-id"]
             assert (told["channel"], told["journey"], told["offer"]["offer_id"]) == ("push", "cart-left", "o")
             assert told["contact"]["email"].strip() == f"{told['customer_id']}@Example.org"
+        assert scene.left() == [("push", "taken")] * 3
+        assert scene.sender.note_left() == 3
         assert sorted(scene.shop.told_sent) == sorted(h["webhook-id"] for h, _ in receiver.took)
         assert scene.left() == [("push", "sent")] * 3
 
     def test_one_that_fails_for_an_hour_loses_nothing_and_gets_nothing_twice(self, scene: Scene, receiver: Webhook) -> None:
         receiver.answer = 500
         for _ in range(120):
-            scene.sender.send_due(scene.now)
+            scene.sender.send_due()
             scene.now += timedelta(seconds=30)
         assert receiver.took == []
         assert receiver.asked < 60, "the pauses grow"
         assert scene.sender.stuck == {"esp": "answered 500"}
         receiver.answer = 204
         for _ in range(240):
-            scene.sender.send_due(scene.now)
+            scene.sender.send_due()
             scene.now += timedelta(seconds=30)
         assert sorted(h["idempotency-key"] for h, _ in receiver.took) == sorted(d for _, d, _ in scene.shop.decided)
         assert scene.sender.stuck == {}
@@ -448,62 +515,163 @@ class TestOutbox:
     def test_a_crash_before_it_is_noted_sends_it_again_under_the_same_key(
         self, scene: Scene, receiver: Webhook, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        whole = Runs.settle
-        monkeypatch.setattr(Runs, "settle", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        whole = Outgoings.become
+
+        def killed(self: Outgoings, message: Outgoing, status: str, *more: Any, **named: Any) -> bool:
+            if status == "taken":
+                raise KeyboardInterrupt
+            return whole(self, message, status, *more, **named)
+
+        monkeypatch.setattr(Outgoings, "become", killed)
         with pytest.raises(KeyboardInterrupt):
-            scene.sender.send_due(scene.now)
-        monkeypatch.setattr(Runs, "settle", whole)
+            scene.sender.send_due()
+        monkeypatch.setattr(Outgoings, "become", whole)
         scene.open()
-        scene.sender.send_due(scene.now)
+        scene.sender.send_due()
         keys = [h["idempotency-key"] for h, _ in receiver.took]
         assert len(keys) == 4
         assert len(set(keys)) == 3
 
     def test_an_unsubscription_between_decision_and_sending_stops_it(self, scene: Scene, receiver: Webhook) -> None:
         scene.shop.forbidden.add(("b", "push"))
-        assert scene.sender.send_due(scene.now) == 2
+        assert scene.sender.send_due() == 2
         assert {json.loads(body)["customer_id"] for _, body in receiver.took} == {"a", "c"}
-        [dropped] = scene.runs.of_sink("esp", ("dropped",))
+        [dropped] = scene.runs.outgoing.of_sink("esp", ("dropped",))
         assert dropped.reason == WITHDRAWN
         assert scene.shop.released == [dropped.decision_id]
 
     def test_what_a_receiver_will_never_take_is_given_up_and_so_is_what_is_old(self, scene: Scene, receiver: Webhook) -> None:
         receiver.answer = 422
-        scene.sender.send_due(scene.now)
+        scene.sender.send_due()
         assert scene.left() == [("push", "failed")] * 3
         scene.happens("add_to_cart", "d")
         scene.later(2 * HOUR)
         receiver.answer = 503
         for _ in range(100):
-            scene.sender.send_due(scene.now)
+            scene.sender.send_due()
             scene.now += HOUR
-        assert [m.reason for m in scene.runs.of_sink("esp", ("failed",))] == ["answered 422"] * 3 + ["answered 503"]
+        assert [m.reason for m in scene.runs.outgoing.of_sink("esp", ("failed",))] == ["answered 422"] * 3 + ["answered 503"]
 
     def test_files_are_what_other_systems_load_and_each_row_leaves_once(self, scene: Scene, tmp_path: Path) -> None:
         scene.later(4 * DAY)
         scene.shop.forbidden.add(("b", "ads"))
-        out = tmp_path / "braze.csv"
-        assert export(scene.runs, scene.shop, scene.home, "files", out, "braze", scene.now) == (2, 1)
+        out, outgoing = tmp_path / "braze.csv", scene.runs.outgoing
+        assert export(outgoing, scene.shop, scene.home, "files", out, "braze", scene.now) == (2, 1)
         rows = list(csv.DictReader(out.open()))
         assert {row["external_id"] for row in rows} == {"a", "c"}
         assert set(rows[0]) > {"external_id", "email", "phone", "ubiquo_offer_id", "ubiquo_decision_id"}
-        again = out.read_bytes()
-        assert export(scene.runs, scene.shop, scene.home, "files", out, "braze", scene.now) == (2, 0)
-        assert out.read_bytes() == again, "the same file holds the same rows"
-        assert scene.sender.note_exported(scene.now) == 2
-        assert export(scene.runs, scene.shop, scene.home, "files", tmp_path / "other.jsonl", "plain", scene.now) == (0, 0)
+        # the next file of that name has what came since, and nobody who has left already, or said no since
+        assert export(outgoing, scene.shop, scene.home, "files", out, "braze", scene.now) == (0, 0)
+        assert scene.sender.note_left() == 2
         assert len(scene.shop.told_sent) == 2
         for form, name in (("plain", "p.csv"), ("braze", "b.jsonl"), ("klaviyo", "k.csv"), ("klaviyo", "k.jsonl"), ("audience", "a.csv")):
             empty = tmp_path / name
-            assert export(scene.runs, scene.shop, scene.home, "files", empty, form, scene.now)[0] == 0  # type: ignore[arg-type]
+            assert export(outgoing, scene.shop, scene.home, "files", empty, form, scene.now)[0] == 0  # type: ignore[arg-type]
             assert empty.exists()
+
+    def test_a_file_that_was_broken_off_is_written_again_whole_and_permissions_are_looked_at_again(
+        self, scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        scene.later(4 * DAY)
+        out, outgoing = tmp_path / "x.csv", scene.runs.outgoing
+        with monkeypatch.context() as patch:
+            patch.setattr("serving.journeys.outbox.write_atomically", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                export(outgoing, scene.shop, scene.home, "files", out, "plain", scene.now)
+        assert scene.sender.note_left() == 0, "nothing has left"
+        with pytest.raises(ValueError, match=r"x\.csv was begun and never ended"):
+            export(outgoing, scene.shop, scene.home, "files", tmp_path / "other.csv", "plain", scene.now)
+        scene.shop.forbidden.add(("b", "ads"))
+        assert export(outgoing, scene.shop, scene.home, "files", out, "plain", scene.now) == (2, 1)
+
+    def test_an_erasure_finds_each_kind_of_file(self, scene: Scene, tmp_path: Path) -> None:
+        for number, (form, suffix) in enumerate(
+            (("plain", "csv"), ("plain", "jsonl"), ("braze", "csv"), ("klaviyo", "jsonl"), ("klaviyo", "csv"), ("audience", "csv"))
+        ):
+            for who in ("a", "b", "c"):
+                scene.happens("add_to_cart", f"{who}{number}")
+            scene.later(5 * DAY, 2 * HOUR)
+            out = tmp_path / f"{form}.{suffix}"
+            rows, _ = export(scene.runs.outgoing, scene.shop, scene.home, "files", out, form, scene.now)  # type: ignore[arg-type]
+            assert rows >= 3
+            before = out.read_bytes()
+            place, subject = BatchFiles(scene.home), Subject([f"b{number}"], [], [])
+            assert len([row for row in place.find(subject) if row["file"] == out.name]) == 1
+            assert place.erase(subject) == 1
+            assert not list(place.find(subject))
+            address = f"b{number}@Example.org"
+            hashed = hashlib.sha256(address.lower().encode()).hexdigest().encode()
+            assert address.encode() in before or hashed in before or f"b{number}".encode() in before
+            after = out.read_bytes()
+            assert address.encode() not in after
+            assert hashed not in after
+            assert out.stat().st_mode & 0o077 == 0
+            assert len(after.splitlines()) == len(before.splitlines()) - 1
+
+    def test_what_waits_longer_than_its_place_is_held_goes_to_nobody(self, scene: Scene, receiver: Webhook) -> None:
+        receiver.answer = 503
+        scene.shop.promised = HOUR * 5
+        scene.happens("add_to_cart", "late")
+        scene.later(2 * HOUR)
+        [mine] = [m for m in scene.runs.outgoing.of_sink("esp", ("waiting",)) if m.customer_id == "late"]
+        scene.now += 6 * HOUR
+        receiver.answer = 200
+        scene.sender.send_due()
+        assert mine.decision_id in scene.shop.released
+        assert mine.decision_id not in [h["idempotency-key"] for h, _ in receiver.took]
+        assert len(receiver.took) == 3
+
+    def test_what_is_called_off_while_a_receiver_has_it_is_neither_given_back_nor_tried_again(
+        self, scene: Scene, receiver: Webhook
+    ) -> None:
+        bought = iter(["a"])
+
+        def meanwhile() -> None:
+            for who in bought:
+                scene.runner.follow([scene.event("purchase", who)])
+
+        receiver.meanwhile = meanwhile
+        waiting = {m.decision_id: m.customer_id for m in scene.runs.outgoing.of_sink("esp", ("waiting",))}
+        first = next(iter(m.customer_id for m in scene.runs.outgoing.to_send("esp", int(scene.now.timestamp() * 1e6), 1)))
+        bought = iter([first])
+        assert scene.sender.send_due() == 3
+        assert scene.shop.released == [], "a receiver has it"
+        # and one that did not get through is not tried again
+        scene.happens("add_to_cart", "d")
+        scene.later(2 * HOUR)
+        receiver.answer, bought = 503, iter(["d"])
+        scene.sender.send_due()
+        receiver.answer = 200
+        for _ in range(20):
+            scene.now += HOUR
+            scene.sender.send_due()
+        assert sorted(h["idempotency-key"] for h, _ in receiver.took) == sorted(waiting)
+        assert len(scene.shop.released) == 1
+
+    def test_each_post_is_signed_at_its_own_time_and_one_that_cannot_be_noted_is_not_sent_again(
+        self, scene: Scene, receiver: Webhook
+    ) -> None:
+        clock = itertools.count()
+        scene.sender._clock = lambda: scene.now + timedelta(seconds=next(clock))
+        scene.sender.send_due()
+        assert len({h["webhook-timestamp"] for h, _ in receiver.took}) == 3
+
+        def full(message: Outgoing, now: datetime) -> None:
+            raise RuntimeError("too many events wait")
+
+        scene.shop.sent = full  # type: ignore[method-assign]
+        for _ in range(3):
+            with pytest.raises(RuntimeError):
+                scene.sender.note_left()
+            scene.sender.send_due()
+        assert len(receiver.took) == 3
 
     @pytest.mark.parametrize("name", ["k.jsonl", "b.jsonl", "a.csv", "k.csv", "p.jsonl"])
     def test_each_shape(self, scene: Scene, tmp_path: Path, name: str) -> None:
         scene.later(4 * DAY)
         form: Any = {"k": "klaviyo", "b": "braze", "a": "audience", "p": "plain"}[name[0]]
         out = tmp_path / name
-        assert export(scene.runs, scene.shop, scene.home, "files", out, form, scene.now) == (3, 0)
+        assert export(scene.runs.outgoing, scene.shop, scene.home, "files", out, form, scene.now) == (3, 0)
         text = out.read_text()
         if name == "k.jsonl":
             told = [json.loads(line)["data"]["attributes"] for line in text.splitlines()]
@@ -522,7 +690,7 @@ class TestOutbox:
 
     def test_an_audience_is_no_json(self, scene: Scene, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="an audience is a CSV"):
-            export(scene.runs, scene.shop, scene.home, "files", tmp_path / "a.jsonl", "audience", scene.now)
+            export(scene.runs.outgoing, scene.shop, scene.home, "files", tmp_path / "a.jsonl", "audience", scene.now)
 
 
 class TestFile:
@@ -574,6 +742,7 @@ class TestToday:
 
     def test_a_birthday_begins_a_journey_on_its_day(self, tmp_path: Path) -> None:
         text = """
+sinks: [{name: files, channels: [email]}]
 journeys:
   - name: birthday
     start: {every: day, at: "09:00", when: birthday}

@@ -102,6 +102,15 @@ class TestConditions:
         with pytest.raises(ConditionError, match=said):
             vocabulary().parse_condition(text)
 
+    def test_a_condition_goes_through_lists_but_not_too_often(self) -> None:
+        names: dict[str, Any] = {"cart_item_ids": "list", "recent_at": "list"}
+        condition = CelCondition.parse("cart_item_ids.exists(i, i == 'i1') && recent_at.all(at, at > 5.0)", names)
+        assert condition.holds({"cart_item_ids": ["i2", "i1"], "recent_at": [6, 7]})
+        assert not condition.holds({"cart_item_ids": ["i2"], "recent_at": [6, 7]})
+        assert not condition.holds({"cart_item_ids": np.array(["i1"], dtype=object), "recent_at": object()})
+        with pytest.raises(ConditionError, match="goes through lists more than 2 times"):
+            CelCondition.parse("cart_item_ids.map(i, i).map(j, j).exists(k, k == 'x')", names)
+
     @given(st.floats(allow_nan=False, allow_infinity=False, width=32), st.floats(allow_nan=False, allow_infinity=False, width=32))
     def test_numbers_compare_as_numbers_do(self, left: float, right: float) -> None:
         condition = CelCondition.parse("recency_days < basket_size", {"recency_days": "number", "basket_size": "number"})
@@ -300,6 +309,35 @@ class TestBudgets:
         assert ledger.reserve(Promise([], "f", None, ["q"], NEW_YEAR, HELD, {"q": 1}, HELD))
         assert ledger.reserve(Promise([], "g", None, ["p"], NEW_YEAR, HELD, {"p": 1}, HELD))
 
+    def test_a_decision_made_again_after_its_promise_expired_is_promised_anew(self, tmp_path: Path) -> None:
+        """A batch that is run again a day later, or a step of a journey."""
+        ledger, later = Ledger(Home(tmp_path)), NEW_YEAR + HELD + HELD
+        for at in (NEW_YEAR, later):
+            for k in range(300):
+                promise = Promise([f"c{k}"], f"d{k}", "email", ["o"], at, HELD, {}, HELD)
+                assert ledger.reserve(promise, lambda standing: not standing)
+        assert len(ledger.promised(["c7"], later)) == 1
+
+    def test_a_decision_that_offers_something_else_now_gives_back_what_it_held(self, tmp_path: Path) -> None:
+        ledger = Ledger(Home(tmp_path))
+        assert ledger.reserve(Promise(["c"], "d", "email", ["o"], NEW_YEAR, HELD, {"o": 1}, HELD, True))
+        assert ledger.used_up({"o": 1}, {}, NEW_YEAR) == {"o"}
+        # without a budget of its own
+        assert ledger.reserve(Promise(["c"], "d", "email", ["free"], NEW_YEAR, HELD, {}, HELD, True))
+        ledger.reached(["d"])
+        assert not ledger.used_up({"o": 1}, {}, NEW_YEAR)
+
+    def test_a_decision_of_which_nothing_comes_is_let_go_and_what_reached_somebody_is_not(self, tmp_path: Path) -> None:
+        ledger = Ledger(Home(tmp_path))
+        for decision in ("gone", "reached"):
+            assert ledger.reserve(Promise([decision], decision, "email", ["o"], NEW_YEAR, HELD, {"o": 9}, HELD))
+        ledger.reached(["reached"])
+        for decision in ("gone", "reached", "nobody"):
+            ledger.release(decision)
+        assert ledger.promised(["gone"], NEW_YEAR) == []
+        assert not ledger.used_up({"o": 2}, {}, NEW_YEAR)
+        assert ledger.used_up({"o": 1}, {}, NEW_YEAR) == {"o"}
+
     def test_stock_counts_each_redemption_once(self, tmp_path: Path) -> None:
         ledger = Ledger(Home(tmp_path))
         for event in ("e1", "e1", "e2"):
@@ -439,7 +477,8 @@ class TestDecisions:
 
     def test_what_would_bring_less_than_it_costs_is_not_offered(self, home: Home) -> None:
         engine = self.policy(home, arbitration={"sending_minor": {"mail": 1e6}, "least": 0})
-        assert self.ids(self.ask(engine, channel="mail")) == ["stopgap"]
+        assert self.ids(self.ask(engine, channel="mail")) == ["receipt"], "what is owed goes out whatever it costs"
+        assert self.ids(self.ask(engine, channel="mail", exclude_offer_ids=["receipt"])) == ["stopgap"]
         assert self.ids(self.ask(engine, channel="web"))[0] != "stopgap"
 
     def test_where_nothing_else_is_left_something_stands_in_and_says_so(self, home: Home) -> None:
@@ -539,6 +578,41 @@ class TestDecisions:
         shut = self.ask(engine, channels=["sms"], who=Who("c", forbidden_channels=frozenset(["sms"])))
         assert self.ids(shut) == []
         assert shut.fallback == "the customer has not permitted contact by sms"
+
+    def test_chances_of_draw_and_channel_multiply(self, home: Home) -> None:
+        """Whatever the channel, each offer comes as often as the log says: weights of 1 on average for whoever would always choose it."""
+        self.offer(home, "- {offer_id: a, kind: service, margin_minor: 1000}\n- {offer_id: b, kind: service, margin_minor: 700}\n")
+        engine = self.policy(home, exploration={"temperature": 0.5, "uniform": 0.2})
+        weights: dict[str, list[float]] = {"a": [], "b": []}
+        for _ in range(1_500):
+            [offer] = self.ask(engine, limit=1, channels=["web", "app"], explore=True).offers
+            for name, each in weights.items():
+                each.append(float(offer.offer_id == name) / offer.propensity)
+        for each in weights.values():
+            spread = np.std(each) / np.sqrt(len(each))
+            assert abs(np.mean(each) - 1.0) < 5 * spread
+        _, record = engine.next_best_offer(
+            "next-best-offer", NextBestOfferRequest(channels=["web", "app"], best_time=True), self.WHO, NOTHING_SENT, NEW_YEAR
+        )
+        assert record["assignment"]["channel"] in ("web", "app")
+        assert {"channel_propensity", "send_at", "send_at_propensity"} <= set(record["assignment"])
+
+    def test_offers_that_could_not_be_taken_are_tried_again(self, home: Home) -> None:
+        engine = self.policy(home)
+        before = self.ask(engine)
+        whole = (home.root / SEGMENTS).read_text()
+        (home.root / SEGMENTS).write_text(whole.replace("lapsing:", "lapsing: recency_days > 30.0, fresh:"))
+        self.offer(home, "- {offer_id: new, kind: service, margin_minor: 10, eligible: fresh || true}\n")
+        (home.root / SEGMENTS).write_text(whole)
+        engine.refresh()
+        assert "fresh" in engine.broken["next-best-offer"]
+        after = self.ask(engine)
+        assert (self.ids(after), after.offers_version) == (self.ids(before), before.offers_version), "those before, under their own name"
+        (home.root / SEGMENTS).write_text(whole.replace("lapsing:", "fresh:"))
+        engine.refresh()
+        engine.refresh()
+        assert self.ids(self.ask(engine)) == ["new"]
+        assert "next-best-offer" not in engine.broken
 
     def test_policy_and_segments_that_do_not_fit_the_offers_stay_out_of_force(self, home: Home) -> None:
         engine = self.policy(home)

@@ -159,12 +159,15 @@ WITH told AS (
          bool_or(n.name IN (SELECT unnest($shown))) AS shown, bool_or(n.name IN (SELECT unnest($clicked))) AS clicked,
          bool_or(n.name IN (SELECT unnest($taken))) AS redeemed
   FROM decided AS d JOIN named AS n USING (decision_id)
-  WHERE n.occurred_at >= d.as_of AND n.occurred_at < d.as_of + $within
+  -- clients tell whole seconds
+  WHERE n.occurred_at >= date_trunc('second', d.as_of) AND n.occurred_at < d.as_of + $within
     AND (n.offer_id = d.id OR list_contains(n.item_ids, d.id) OR (n.offer_id IS NULL AND coalesce(len(n.item_ids), 0) = 0))
   GROUP BY ALL
 ), redeemed AS (
   SELECT DISTINCT d.decision_id, d.place FROM decided AS d JOIN events AS e ON e.customer_id = d.customer_id AND e.offer_id = d.id
-  WHERE e.name IN (SELECT unnest($taken)) AND e.occurred_at >= d.as_of AND e.occurred_at < least(d.as_of + $within, $until)
+  -- one that names a decision counts for that one
+  WHERE (e.decision_id IS NULL OR e.decision_id = d.decision_id)
+    AND e.name IN (SELECT unnest($taken)) AND e.occurred_at >= d.as_of AND e.occurred_at < least(d.as_of + $within, $until)
 ), bought AS (
   SELECT DISTINCT d.decision_id, d.place FROM decided AS d
   JOIN lines AS l ON l.customer_id = d.customer_id AND l.item_id = d.id AND d.is_item

@@ -40,8 +40,8 @@ class OfferTerms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     benefit_percent: Annotated[float, msgspec.Meta(gt=0, le=100)] | None = None
     benefit_minor: Minor | None = None
     """What the customer gets: a share off the price, or an amount."""
-    cost_minor: Minor = 0
-    """What one that is taken costs the shop."""
+    cost_minor: Minor | None = None
+    """What one that is taken costs the shop; unsaid, what the customer gets (of a share, that share of the mean price of its items)."""
     margin_minor: Minor | None = None
     """What one that is taken brings before that cost; unsaid, the margin rate on the mean price of its items."""
     budget: Count | None = None
@@ -66,9 +66,11 @@ def offers_in_force(home: Home) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = catalogue.read("offers").to_pylist()
     if any(row["where"] for row in rows):
         items = catalogue.read("items")
+        # many offers choose alike
+        chosen = {where: _chosen(items, msgspec.json.decode(where)) for where in {row["where"] for row in rows} if where}
         for row in rows:
             if row["where"]:
-                row["item_ids"] = list(dict.fromkeys([*(row["item_ids"] or ()), *_chosen(items, msgspec.json.decode(row["where"]))]))
+                row["item_ids"] = list(dict.fromkeys([*(row["item_ids"] or ()), *chosen[row["where"]]]))
     return rows
 
 

@@ -13,6 +13,15 @@ from features.events.event import explain
 T = TypeVar("T")
 
 
+HINTS = {
+    "[smhd]": "is no duration: write 30s, 5m, 12h or 7d",
+    "^[a-z][a-z0-9-]": "use small letters, digits and hyphens, a letter first",
+    "^([01]": 'is no time of day: write it like "21:00"',
+    "^https?:": "is no address of a web server: write it like https://example.org/hook",
+}
+"""What is to be written in place of what a pattern refuses, by a part of the pattern."""
+
+
 class WrittenError(ValueError):
     """A file that somebody wrote cannot be read, or says something that it may not; the message names line, field and fix."""
 
@@ -31,17 +40,29 @@ def read_yaml(text: bytes, name: str, into: type[T]) -> T:
         return msgspec.convert(said, into)
     except msgspec.ValidationError as error:
         field, reason = explain(error)
+        reason = next((hint for pattern, hint in HINTS.items() if pattern in reason), reason)
         raise wrong(text, name, _with_key(said, into, field), reason) from None
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 in what is true and false: ``on``, ``off``, ``yes`` and ``no`` are words."""
+    """YAML 1.2 in its plain values: ``on``, ``off``, ``yes`` and ``no`` are words, and 21:00 is no number of minutes."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a key that stands twice: which of both was meant?"""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
+_OTHERWISE = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:int")
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:bool"]
+    first: [(tag, pattern) for tag, pattern in found if tag not in _OTHERWISE]
     for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
@@ -51,7 +72,13 @@ def load_yaml(text: bytes) -> Any:
     Raises:
         yaml.YAMLError, UnicodeDecodeError, RecursionError: it is none.
     """
-    return yaml.load(text, _Loader)
+    try:
+        return yaml.load(text, _Loader)
+    except UnicodeDecodeError:
+        raise
+    except ValueError as error:
+        # a date that there is not, such as 2018-02-31: where it stands is not told
+        raise yaml.YAMLError(f"{error}: look for a date that there is not") from None
 
 
 def wrong(text: bytes, name: str, field: str, reason: str) -> WrittenError:

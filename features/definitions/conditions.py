@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +18,9 @@ ValueKind = Literal["number", "text", "truth", "list"]
 Names = Mapping[str, ValueKind]
 """What a condition may name, and what each holds."""
 MAX_LENGTH = 2_000
+MAX_MACROS = 2
+"""How often a condition may go through a list: within each other they cost as much as the lists' product."""
+_MACRO = re.compile(r"\.\s*(?:all|exists|exists_one|map|filter)\s*\(\s*([A-Za-z_]\w*)\s*,")
 _SAMPLES: dict[ValueKind, Any] = {"number": 1.0, "text": "x", "truth": True, "list": ["x"]}
 _KINDS: dict[str, ValueKind] = {
     "integer": "number", "float": "number", "text": "text", "truth": "truth", "integers": "list", "floats": "list", "texts": "list",
@@ -58,7 +62,9 @@ class CelCondition:
             program = cel.compile(text)
         except (ValueError, RuntimeError) as error:
             raise ConditionError(f"is no CEL expression: {_first_line(error)}") from None
-        used = frozenset(program.variables())
+        if len(of_macros := _MACRO.findall(text)) > MAX_MACROS:
+            raise ConditionError(f"goes through lists more than {MAX_MACROS} times: make it simpler")
+        used = frozenset(program.variables()) - frozenset(of_macros)
         if unknown := sorted(used - names.keys()):
             near = difflib.get_close_matches(unknown[0], names, 3)
             known = f"such as {', '.join(near)}" if near else "of which `python -m features list` tells"
@@ -76,8 +82,8 @@ class CelCondition:
 
     def holds(self, values: Mapping[str, Any]) -> bool:
         """Whether it is true of *values*; false where something that decides it is not known."""
-        told = {name: known(values.get(name)) for name in self.names}
         try:
+            told = {name: known(values.get(name)) for name in self.names}
             return self.program.execute(told) is True
         except (TypeError, RuntimeError, KeyError, ValueError):
             return False

@@ -142,13 +142,13 @@ class SealedEvent(Event, frozen=True, forbid_unknown_fields=True, kw_only=True, 
 REQUIRED_FIELDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("select_item", "view_item", "add_to_cart", "remove_from_cart", "purchase", "refund"), ("items",)),
     **dict.fromkeys(("offer_view", "offer_redeem"), ("offer_id",)),
-    **dict.fromkeys(("message_sent", "message_open", "message_click"), ("campaign_id",)),
+    **dict.fromkeys(("message_sent", "message_open", "message_click"), ("campaign_id|offer_id|decision_id",)),
     "search": ("query",),
     "identify": ("identifiers",),
     "alias": ("identifiers", "previous"),
     "consent_update": ("identifiers", "consent"),
 }
-"""What an event of this name must carry to mean anything."""
+"""What an event of this name must carry to mean anything; of names divided by ``|`` one."""
 
 TextClass = Literal["key", "session", "free text", "identifier", "of a person", "fixed form"]
 TEXTS: dict[str, dict[str, TextClass]] = {
@@ -231,8 +231,10 @@ def parse_event(
         raise RejectedEvent("$", f"not valid JSON: {error}") from None
     event = _named(event, own)
     for field in REQUIRED_FIELDS.get(event.name) or own.get(event.name, ()):
-        if not getattr(event, field):
-            raise RejectedEvent(field, f"an event named {event.name} needs it")
+        names = field.split("|")
+        if not any(getattr(event, name) for name in names):
+            more = f", or {' or '.join(names[1:])}" if len(names) > 1 else ""
+            raise RejectedEvent(names[0], f"an event named {event.name} needs it{more}")
     if event.currency is None and any(i.amount_minor or i.discount_minor or i.coupon_minor for i in event.items):
         raise RejectedEvent("currency", "items carry money, so an ISO 4217 currency such as 'USD' is needed")
     if currency is not None and event.currency not in (None, currency):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.catalogue.shop import Shop
@@ -74,6 +76,14 @@ class CatalogueTable:
         path = Catalogue(self.home).path(self.name)
         return [n for n in pq.read_schema(path).names if n not in self.schema.names] if self.name == "items" and path.exists() else []
 
+    def remarks(self) -> list[str]:
+        """What is in order and may surprise."""
+        if self.name != "offers":
+            return []
+        worthless = [r["offer_id"] for r in self.rows if r["margin_minor"] is None and not r["item_ids"] and not r["where"]]
+        told = f"{', '.join(worthless[:5])}{' ...' if len(worthless) > 5 else ''}"
+        return [f"without items and margin_minor, so worth 0 beside others: {told}"] if worthless else []
+
     def save(self) -> None:
         """Replace the table in force."""
         catalogue = Catalogue(self.home)
@@ -103,8 +113,12 @@ def load(
     schema = items_schema({**dict.fromkeys(ITEM_ATTRIBUTES, "text"), **attributes}) if name == "items" else SCHEMAS[name]
     mistakes: list[Mistake] = []
     rows: list[tuple[int, Row]]
+    places: list[dict[str, int]] = []
+    """Of each row the lines of its fields, where they have several."""
     if name == "offers" and path.suffix in (".yaml", ".yml"):
-        rows = [(line, {key: _told(value) for key, value in row.items()}) for line, row in yaml_rows(path)]
+        found = list(yaml_rows(path))
+        rows = [(lines[""], {key: _told(value) for key, value in row.items()}) for lines, row in found]
+        places = [lines for lines, _ in found]
     else:
         file = TabularFile(path, files or Files())
         names = _names(file, name, renamed, schema)
@@ -115,14 +129,15 @@ def load(
     offers = _offer_reader(home) if name == "offers" else None
     records: list[Record] = []
     seen: dict[str, int] = {}
-    for line, row in rows:
+    for number, (line, row) in enumerate(rows):
         record, wrong = offers.record(row, _parts, line) if offers is not None else _record(name, row, schema, attributes)
         wrong += [(c, "is longer than 256 characters") for c, v in record.items() if c.endswith("_id") and v and len(v) > 256]
         key = f"{name[:-1]}_id"
         if (first := seen.setdefault(record.get(key) or f"\0{line}", line)) != line:
             wrong.append((key, f"{record[key]!r} is on line {first} too: each stands once"))
         records.append(record)
-        mistakes += [Mistake(line, field, reason) for field, reason in wrong]
+        at = places[number] if places else {}
+        mistakes += [Mistake(at.get(re.split(r"[.\[]", field)[0], line), field, reason) for field, reason in wrong]
     if not rows:
         mistakes.append(Mistake(1, "$", "the file has no rows: an empty table would take every one away"))
     if mistakes:
@@ -137,9 +152,17 @@ def _offer_reader(home: Home) -> OfferReader:
     shop, catalogue = Shop.load(home), Catalogue(home)
     items = catalogue.read("items")
     stores = catalogue.read("stores")["store_id"].to_pylist() if catalogue.path("stores").exists() else []
-    holds = {field.name: not pa.types.is_floating(field.type) for field in items.schema if field.name not in ("item_id", "recommendable")}
+    holds = {name: _texts(items[name]) for name in items.column_names if name not in ("item_id", "recommendable")}
     known = frozenset(items["item_id"].to_pylist())
     return OfferReader(shop.timezone, known, holds, frozenset(stores), Vocabulary.load(home, shop.domain))
+
+
+def _texts(column: pa.ChunkedArray) -> frozenset[str] | None:
+    """The texts of a column; None of one that holds numbers."""
+    if pa.types.is_floating(column.type):
+        return None
+    flat = pc.list_flatten(column) if pa.types.is_list(column.type) else column
+    return frozenset(text for text in pc.unique(flat).to_pylist() if text is not None)
 
 
 def _own_attributes(table: str, own: Sequence[str]) -> dict[str, AttributeKind]:

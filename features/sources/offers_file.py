@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
@@ -11,7 +12,7 @@ from typing import Any, get_args
 import msgspec
 import yaml
 
-from features.catalogue.offers import OfferTerms
+from features.catalogue.offers import OfferKind, OfferTerms, Stage
 from features.catalogue.tables import OFFERS
 from features.catalogue.yaml_file import load_yaml
 from features.definitions.conditions import ConditionError
@@ -21,6 +22,7 @@ from features.sources.tabular import UnreadableFileError
 from features.state.clock import local_midnight, parse_as_of
 
 Wrong = list[tuple[str, str]]
+CHOICES = {"kind": get_args(OfferKind), "stage": get_args(Stage)}
 LISTS = ("item_ids", "channels", "store_ids")
 OLD_CHANNEL = "channel"
 """What ``channels`` was called while it could be one alone."""
@@ -33,14 +35,14 @@ class OfferReader:
     Attributes:
         zone: of the shop, in which dates without a time are meant.
         items: the ids of the items in force.
-        attributes: of the items in force, by name whether it holds texts.
+        attributes: of the items in force, by name the texts that it holds; None of one that holds numbers.
         stores: the ids of the stores in force; none are known where no stores were loaded, and any is taken then.
         vocabulary: what eligibility may name.
     """
 
     zone: str
     items: frozenset[str]
-    attributes: Mapping[str, bool]
+    attributes: Mapping[str, frozenset[str] | None]
     stores: frozenset[str]
     vocabulary: Vocabulary
     _types: dict[str, tuple[str, int]] = field(default_factory=dict)
@@ -60,14 +62,16 @@ class OfferReader:
         except msgspec.ValidationError as error:
             at, reason = explain(error)
             name = at.partition("[")[0].partition(".")[0]
+            if reason.startswith("Invalid enum value") and name in CHOICES:
+                reason += f": use one of {', '.join(CHOICES[name])}"
             named = OLD_CHANNEL if name == "channels" and row.get(OLD_CHANNEL) else at
             if name == "channels":
                 bad = next((each for each in told["channels"] if each not in get_args(Channel)), "that")
                 reason = f"{bad!r} is not one of {', '.join(get_args(Channel))}"
             wrong.append((named or "$", reason))
             record |= {"item_ids": told.get("item_ids", [])}
-        except msgspec.DecodeError as error:
-            wrong.append(("where", f'{error}: write it as JSON, such as {{"category": ["FROZEN"]}}'))
+        except msgspec.DecodeError:
+            wrong.append(("where", 'is no mapping of attributes to lists: write it like {"category": ["FROZEN"]}'))
         record["item_ids"] = list(record["item_ids"] or [])
         record["campaign_id"] = record["campaign_id"] or record["offer_id"]
         record["kind"] = record["kind"] or "coupon"
@@ -101,11 +105,14 @@ class OfferReader:
         if unknown := [item for item in record["item_ids"] if item not in self.items]:
             yield "item_ids", f"{unknown[0]!r} is not in the items' catalogue: load the items first"
         where = record["where"] if isinstance(record["where"], dict) else {}
-        for name in where:
+        for name, values in where.items():
             if name not in self.attributes:
                 yield "where", f"{name!r} is no attribute of the items in force: use one of {', '.join(self.attributes)}"
-            elif not self.attributes[name]:
+            elif (held := self.attributes[name]) is None:
                 yield "where", f"{name!r} holds numbers: choose by an attribute that holds texts"
+            elif strange := [value for value in values if value not in held]:
+                near = difflib.get_close_matches(strange[0], held, 3)
+                yield "where", f"no item in force has {name} {strange[0]!r}" + (f": is it {', '.join(map(repr, near))}?" if near else "")
         if not is_wrong and record["kind"] in ("coupon", "product") and not record["item_ids"] and not where:
             yield "item_ids", "is empty: name the items, or choose them by their attributes with where"
         if self.stores and (strange := [store for store in record["store_ids"] or () if store not in self.stores]):
@@ -125,8 +132,8 @@ class OfferReader:
                 yield "campaign_type", f"{record['campaign_type']!r}, but line {first} of the same campaign says {kind!r}"
 
 
-def yaml_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The offers of a YAML file, a list of mappings, each with the line where it begins.
+def yaml_rows(path: Path) -> Iterator[tuple[dict[str, int], dict[str, Any]]]:
+    """The offers of a YAML file, a list of mappings, each with the line of each of its fields, and under '' that where it begins.
 
     Raises:
         UnreadableFileError: it is no such list, or says something that no offer has.
@@ -141,9 +148,10 @@ def yaml_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     known = {*OFFERS.names, OLD_CHANNEL}
     for node, row in zip(tree.value, said, strict=True):
         line = node.start_mark.line + 1
+        lines = {"": line, **{key.value: key.start_mark.line + 1 for key, _ in node.value}}
         if strange := [name for name in row if name not in known]:
             raise UnreadableFileError(f"{path}, line {line}: {strange[0]!r} is nothing that an offer has: use {', '.join(OFFERS.names)}")
-        yield line, row
+        yield lines, row
 
 
 def columns_of(names: Sequence[str]) -> list[str]:

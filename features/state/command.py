@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 
 from rich.console import Console
+from rich.text import Text
 
 from features.state.disk import DamagedStateError
 from features.state.home import configure_process
@@ -23,5 +24,6 @@ def run(app: Callable[[], object], console: Console, *mendable: type[Exception])
     try:
         app()
     except told as error:
-        console.print(f"[red]error:[/red] {error}", soft_wrap=True, highlight=False)
+        # its words may hold brackets, which are no markup
+        console.print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True, highlight=False)
         sys.exit(1)

@@ -20,9 +20,19 @@ def outputs(home: Home) -> list[Path]:
     return [path for each in listed if (path := home.root / each).exists()]
 
 
-def remember_output(home: Home, out: Path) -> None:
-    """Note that *out* will hold rows of customers; before it is written, as a crash may come after."""
-    known = {path.resolve() for path in (*outputs(home), out)}
+def owners_of(out: Path) -> Path:
+    """The file beside *out* that tells whose each of its rows is, where the rows themselves do not: a list of customers' ids."""
+    return out.with_name(f"{out.name}.customers")
+
+
+def is_owners(path: Path) -> bool:
+    """Whether a file is one that tells whose another's rows are."""
+    return path.suffix == ".customers"
+
+
+def remember_output(home: Home, *outs: Path) -> None:
+    """Note that *outs* will hold rows of customers; before they are written, as a crash may come after."""
+    known = {path.resolve() for path in (*outputs(home), *outs)}
     # a home may be moved
     named = [str(path.relative_to(home.root) if path.is_relative_to(home.root) else path) for path in sorted(known)]
     write_atomically(home.root / OUTPUTS, msgspec.json.encode(named))

@@ -69,7 +69,13 @@ SCHEMAS: dict[Answers, pa.Schema] = {
     "score": pa.schema(_COMMON),
     "items": pa.schema([*_COMMON, ("name", pa.string()), ("because_of", pa.string()), ("expected_at", _TIME)]),
     "offers": pa.schema(
-        [*_COMMON, ("campaign_id", pa.string()), ("channel", pa.string()), ("probability", pa.float64()), ("margin_minor", pa.int64())]
+        [
+            *_COMMON,
+            *((name, pa.string()) for name in ("offer_id", "campaign_id", "channel", "kind", "stage", "title", "text")),
+            *((name, pa.float64()) for name in ("benefit_percent", "probability", "sending_minor", "lever")),
+            *((name, pa.int64()) for name in ("benefit_minor", "margin_minor", "cost_minor")),
+            ("offers_version", pa.string()),
+        ]
     ),
 }
 
@@ -161,6 +167,8 @@ def lines_of(told: AnyAnswer, customer: str) -> Iterator[dict[str, Any]]:
     for rank, choice in enumerate(found, 1):
         line = msgspec.structs.asdict(choice)
         line["id"] = line.get("item_id") or line.get("offer_id")
+        if isinstance(told, OffersAnswer):
+            line["offers_version"] = told.offers_version
         yield {**common, "rank": rank, **line}
 
 

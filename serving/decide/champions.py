@@ -49,6 +49,9 @@ class Loaded:
     """The offers that it chooses from."""
     terms: Terms | None = None
     """Their terms under the policy in force."""
+    offers_digest: str = ""
+    items_digest: str = ""
+    """Which tables it was built on."""
 
 
 class Champions:
@@ -63,8 +66,6 @@ class Champions:
         self._loaded: dict[str, Loaded] = {}
         self.broken: dict[str, str] = {}
         """The models whose champion cannot be loaded, and files that are not in force, and why."""
-        self._offers = self._items = ""
-        """Which offers and items the pipelines of the champions were built on."""
         self._stores, self._stores_read = Stores(STORES.empty_table()), ""
         self._sending: SendingRates | None = None
         """By which channel and when messages are answered, once that was learnt."""
@@ -85,16 +86,18 @@ class Champions:
             try:
                 if held is not None and held.model.version == version:
                     # offers choose items by their attributes
-                    reads = {"offers": offers != self._offers or items != self._items, "items": items != self._items}
+                    reads = {"offers": (offers, items) != (held.offers_digest, held.items_digest), "items": items != held.items_digest}
                     if reads.get(settings.kind.answers):
-                        self._loaded[name] = self._ready(settings.kind, held.model)
+                        # until that has worked it is tried again
+                        self._loaded[name] = self._ready(settings.kind, held.model, offers, items)
                         self.broken.pop(name, None)
                         news.append(f"{held.model.label} with new {settings.kind.answers}")
+                    self.broken.pop(name, None)
                     continue
                 loaded = self.registry.load(f"{name}@{self.registry.settings.champion}")
                 _describe(loaded.model, self._home)
                 self._check_inputs(loaded.model)
-                self._loaded[name] = self._ready(settings.kind, loaded)
+                self._loaded[name] = self._ready(settings.kind, loaded, offers, items)
             except Exception as error:
                 # the others go on, and so does the champion before, if there was one
                 why = f"version {version} cannot be loaded: {error}"[:300]
@@ -104,13 +107,10 @@ class Champions:
                 continue
             self.broken.pop(name, None)
             news.append(loaded.label)
-        self._offers, self._items = offers, items
         if (stores := Catalogue(self._home).digest("stores")) != self._stores_read:
             place = Catalogue(self._home).path("stores")
-            self._stores, self._stores_read = (
-                Stores(Catalogue(self._home).read("stores") if place.exists() else STORES.empty_table()),
-                stores,
-            )
+            known = Catalogue(self._home).read("stores") if place.exists() else STORES.empty_table()
+            self._stores, self._stores_read = Stores(known), stores
         return news
 
     def _refresh_policy(self) -> list[str]:
@@ -120,7 +120,7 @@ class Champions:
                 self.broken.pop(POLICY, None)
                 return []
             # offers that name what is no more keep the segments that have it
-            ready = {name: replace(held, terms=_terms(held.book, vocabulary, policy)) for name, held in self._loaded.items()}
+            ready = {name: self._with_terms(name, held, vocabulary, policy) for name, held in self._loaded.items()}
         except (WrittenError, ConditionError, OSError) as error:
             if self.broken.get(POLICY) != (why := f"the policy before stays in force: {error}"):
                 logger.error("%s", why)
@@ -129,6 +129,18 @@ class Champions:
         self._loaded, self.governor.policy, self.governor.vocabulary = ready, policy, vocabulary
         self.broken.pop(POLICY, None)
         return [POLICY]
+
+    def _with_terms(self, name: str, held: Loaded, vocabulary: Vocabulary, policy: Policy) -> Loaded:
+        """A champion under another policy: on the tables as they are now, where those and the policy were changed together."""
+        tables = Catalogue(self._home)
+        offers, items = tables.digest("offers"), tables.digest("items")
+        if held.book is not None and (offers, items) != (held.offers_digest, held.items_digest):
+            try:
+                return self._ready(self.models[name].kind, held.model, offers, items, vocabulary, policy)
+            except Exception as error:
+                # it is told, and tried again, with the tables
+                logger.warning("%s cannot take its new tables with the new policy: %s", name, error)
+        return replace(held, terms=_terms(held.book, vocabulary, policy))
 
     def _refresh_sending(self) -> list[str]:
         path = self._home.root / SENDING
@@ -178,17 +190,27 @@ class Champions:
         """The models that have no champion."""
         return [name for name in self.models if name not in self._loaded]
 
-    def _ready(self, kind: ModelKind, loaded: LoadedModel) -> Loaded:
-        """The champion with what serves it."""
+    def _ready(
+        self,
+        kind: ModelKind,
+        loaded: LoadedModel,
+        offers_digest: str,
+        items: str,
+        vocabulary: Vocabulary | None = None,
+        policy: Policy | None = None,
+    ) -> Loaded:
+        """The champion with what serves it, built on the tables of these digests, under the policy in force or another."""
         if kind.answers == "items":
             trained: Recommender = loaded.model
             stocked = trained.stocked(Catalogue(self._home).read("items").to_pydict())
-            return Loaded(loaded, stocked.pipeline, stocked.attributes, stocked.label)
+            return Loaded(loaded, stocked.pipeline, stocked.attributes, stocked.label, items_digest=items)
         if kind.answers == "offers":
             offers: NextBestOffer = loaded.model
             book = offers.book(Offer.from_row(row) for row in offers_in_force(self._home))
-            terms = _terms(book, self.governor.vocabulary, self.governor.policy)
-            return Loaded(loaded, offers.pipeline(book), book.attributes, book=book, terms=terms)
+            terms = _terms(book, vocabulary or self.governor.vocabulary, policy or self.governor.policy)
+            return Loaded(
+                loaded, offers.pipeline(book), book.attributes, book=book, terms=terms, offers_digest=offers_digest, items_digest=items
+            )
         return Loaded(loaded, None)
 
     def champion(self, name: str) -> Loaded:

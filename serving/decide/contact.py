@@ -83,7 +83,7 @@ class ContactPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __bool__(self) -> bool:
         """Whether there is anything to keep of messages."""
-        rests = (self.offer_rest_days, self.item_rest_days, self.answered_rest_days)
+        rests = (self.offer_rest_days, self.item_rest_days, self.answered_rest_days, self.complaint_days)
         return bool(self.caps) or self.quiet_hours is not None or any(rests)
 
     def why_not(self, contacts: Sequence[Contacted], channel: str, now: datetime, zone: ZoneInfo) -> str | None:

@@ -120,13 +120,15 @@ class Engine(Champions):
         if request.offer_ids and loaded.terms is not None:
             asked["barred"] = {NOT_ASKED_FOR: ~loaded.terms.of(request.offer_ids)}
         query = _query(request, who, row, as_of, loaded.attributes, request.exclude_offer_ids, **asked)
-        decision_id = decision_id or uuid.uuid4().hex
+        # whoever names it makes it again where it was broken off
+        is_repeatable, decision_id = bool(decision_id), decision_id or uuid.uuid4().hex
         decide = partial(loaded.pipeline.decide, rng=self._rng)
         channels, zone, at = self._open_channels(request, who), self.governor.zone_of(query.row), now or as_of
         likely = responses(self._sending, channels, query.row, zone) if self._sending is not None and channels else {}
         later = timedelta(hours=AHEAD_HOURS) if request.best_time else timedelta()
         matter = Matter(
-            who.ids, query, decision_id, "offers", request.dry_run, at, decide, loaded.terms, request.context, channels, likely, later
+            who.ids, query, decision_id, "offers", request.dry_run, at, decide, loaded.terms, request.context, channels, likely, later,
+            is_repeatable,
         )  # fmt: skip
         found = self.governor.decide(matter)
         query = replace(query, channel=found.channel)
@@ -141,7 +143,7 @@ class Engine(Champions):
             **about, offers=offers, removed=dict(decision.removed), left_out=_named(decision), channel=found.channel,
             store_id=query.store_id,
             store_km=None if found_store is None else found_store[1],
-            channel_propensity=found.channel_propensity, offers_version=self._offers[:12],
+            channel_propensity=found.channel_propensity, offers_version=loaded.offers_digest[:12], promised_until=found.promised_until,
         )  # fmt: skip
         if request.best_time and offers and found.channel is not None:
             quiet = self.governor.policy.contact.quiet_hours
@@ -247,13 +249,21 @@ class Engine(Champions):
             "request": _without_person(request),
             "choices": choices,
             "features": row,
-            "assignment": {"group": answer.group, "variants": answer.variants, "held_out": held_out},
+            "assignment": {"group": answer.group, "variants": answer.variants, "held_out": held_out, **_ways(answer)},
         }
 
     def _oldest(self, name: str, row: Mapping[str, Any]) -> int | None:
         """The moment (Unix microseconds) of the oldest view that the answer reads, or None if none is known of her."""
         moments = (row.get(f"{view}_at") for view in self.views_of(name))
         return min((int(at) for at in moments if at is not None and not math.isnan(at)), default=None)
+
+
+def _ways(answer: Any) -> dict[str, Any]:
+    """By which channel and when an offer goes out, with the chances of both."""
+    if not isinstance(answer, OffersAnswer):
+        return {}
+    names = ("channel", "channel_propensity", "send_at", "send_at_propensity", "offers_version")
+    return {name: getattr(answer, name) for name in names}
 
 
 def _without_person(request: Any) -> Any:

@@ -63,6 +63,8 @@ class Matter:
         channels: by which it may go out, if that is to be decided too; none is by the query's.
         responses: by channel how much likelier the customer answers there than on average.
         later: how much later than now it may go out.
+        is_repeatable: whether the same decision may be made again, as a batch or a step of a journey is after it was broken off.
+        settled: whether the best is wanted, though the question asks to explore.
     """
 
     customer_ids: Sequence[str]
@@ -77,12 +79,14 @@ class Matter:
     channels: Sequence[str] = ()
     responses: Mapping[str, float] = field(default_factory=dict)
     later: timedelta = timedelta()
+    is_repeatable: bool = False
+    settled: bool = False
 
 
 class Governed(NamedTuple):
     """A decision as the policy lets it stand, what its customer is in, whether they are held out, and through which channel it goes.
 
-    ``channel_propensity`` is the chance of that channel among those that were open.
+    ``channel_propensity`` is the chance of that channel among those that were open; after ``promised_until`` what it holds goes back.
     """
 
     decision: Decision
@@ -90,6 +94,7 @@ class Governed(NamedTuple):
     held_out: bool
     channel: str | None
     channel_propensity: float = 1.0
+    promised_until: datetime | None = None
 
 
 class _Plan(NamedTuple):
@@ -139,6 +144,11 @@ class Governor:
         """Nothing will come of a decision: what it promised is free again."""
         self._ledger.release(decision_id)
 
+    @property
+    def gives(self) -> bool:
+        """Whether anything was ever given out of which there are so many."""
+        return self._ledger.gives
+
     def sync(self) -> None:
         """Bring every promise onto the disk."""
         self._ledger.sync()
@@ -170,16 +180,28 @@ class Governor:
         is_limited = matter.terms is not None and bool(matter.terms.budgets or matter.terms.stocks)
         try:
             for _ in range(TRIES_FOR_A_BUDGET if is_limited else TRIES):
-                plan, chance = self._picked([self._plan(matter, channel) for channel in channels])
+                plan, chance = self._chosen(matter, channels)
                 held = plan.promise is None or matter.dry_run or not plan.decision.choices
                 if held or self._ledger.reserve(plan.promise, plan.allows):  # type: ignore[arg-type]
-                    return Governed(plan.decision, assigned, False, plan.channel, chance)
+                    return Governed(plan.decision, assigned, False, plan.channel, chance, self._until(matter, plan))
             told = Decision([], 0, {}, TAKEN)
         except (DamagedStateError, OSError, SQLAlchemyError) as error:
             # what cannot be counted does not go out; pages and scores go on
             logger.error("nothing goes out by %s: %s", channels, error)
             told = Decision([], 0, {}, UNCOUNTED)
         return Governed(told, assigned, False, channels[0])
+
+    def _chosen(self, matter: Matter, channels: Sequence[str | None]) -> tuple[_Plan, float]:
+        """The plan for the channel of the highest priority, now and then for another, and the chance of that channel.
+
+        The channel is chosen by what is best on each; only then is drawn, so that the chances of draw and channel multiply.
+        """
+        if len(channels) == 1:
+            return self._plan(matter, channels[0]), 1.0
+        settled = replace(matter, settled=True)
+        picked, chance = self._picked([self._plan(settled, channel) for channel in channels])
+        explores = matter.query.explore or self.policy.exploration.always
+        return (self._plan(matter, picked.channel) if explores and picked.decision.choices else picked), chance
 
     def _picked(self, plans: Sequence[_Plan]) -> tuple[_Plan, float]:
         """The plan of the highest priority, now and then one of the others, and the chance of it."""
@@ -244,17 +266,26 @@ class Governor:
 
         return _Plan(channel, decision, self._promise(matter, channel if matter.customer_ids else None, decision), allows)
 
+    @staticmethod
+    def _until(matter: Matter, plan: _Plan) -> datetime | None:
+        promise = plan.promise
+        if promise is None or matter.dry_run or not plan.decision.choices:
+            return None
+        ends = [*([promise.kept] if promise.channel is not None else []), *([promise.held] if promise.limits else [])]
+        return matter.now + min(ends) if ends else None
+
     def _promise(self, matter: Matter, channel: str | None, decision: Decision) -> Promise | None:
         """What has to be written before a decision is given out; None where nothing has."""
         offers = [choice.id for choice in decision.choices] if matter.answers == "offers" else []
         limits = matter.terms.limits(offers) if matter.terms is not None else {}
-        if channel is None and not limits:
+        is_limited = matter.terms is not None and bool(matter.terms.budgets)
+        if channel is None and not limits and not (is_limited and matter.is_repeatable):
             return None
         held = kept = timedelta(minutes=self.policy.contact.reserved_minutes) + matter.later
         if matter.query.customer_id is None:
             # nothing tells later whether it was sent: it counts as if it was
             kept = max(kept, LONGEST)
-        return Promise(matter.customer_ids, matter.decision_id, channel, offers, matter.now, kept, limits, held)
+        return Promise(matter.customer_ids, matter.decision_id, channel, offers, matter.now, kept, limits, held, is_limited)
 
     def _counting(self, matter: Matter, contacts: Sequence[Contacted]) -> Sequence[Contacted]:
         """Those that caps and rests count: not what is owed to the customer."""
@@ -277,6 +308,8 @@ class Governor:
         zone = self.zone_of(query.row)
         question = {**matter.context, **of_the_question(matter.now, zone, channel, query.store_id)}
         bound = matter.terms.bound(query, self.vocabulary.told(query.row, question))
+        if matter.settled:
+            bound = replace(bound, explore=False)
         if (response := matter.responses.get(channel or "")) is not None:
             bound = replace(bound, factors={**bound.factors, "channel": np.full(len(matter.terms.transactional), response)})
         return bound

@@ -45,13 +45,12 @@ GIVEN = sa.Table(
 )
 """What was given out of offers with a budget; it expires unless it is known to have reached somebody. It names no customer."""
 TIMES = sa.Table("times", _METADATA, sa.Column("offer_id", sa.Text, primary_key=True), sa.Column("times", BIG, nullable=False))
-"""How many rows of ``given`` each offer has, those that have expired and are still there among them."""
+"""How many rows of ``given`` each offer has, those that have expired and are still there among them; and how many redemptions."""
 REDEEMED = sa.Table(
     "redeemed",
     _METADATA,
     sa.Column("event_id", sa.Text, primary_key=True),
     sa.Column("offer_id", sa.Text, nullable=False),
-    sa.Index("redeemed_of", "offer_id"),
 )
 """The redemptions of offers of which there are so many and no more: by a hash of the event, which names nobody."""
 WAIT_SECONDS = 2.0
@@ -78,12 +77,12 @@ _PROMISE = put(RESERVATIONS)
 _OFFERS: sa.BindParameter[Any] = sa.bindparam("offers", expanding=True)
 _TIMES = sa.select(TIMES.c.offer_id, TIMES.c.times).where(TIMES.c.offer_id.in_(_OFFERS))
 # those that do not count: expired and still there, or the decision's own
-_COUNTED = _TIMES.union_all(
-    sa.select(_G.offer_id, -sa.func.count())
-    .where(_G.offer_id.in_(_OFFERS), sa.or_(_G.expires_at <= sa.bindparam("now"), _G.decision_id == sa.bindparam("but")))
-    .group_by(_G.offer_id)
+_NO_MORE = sa.select(_G.offer_id, -sa.func.count()).where(_G.offer_id.in_(_OFFERS), _G.expires_at <= sa.bindparam("now"))
+_OWN = sa.select(_G.offer_id, -sa.func.count()).where(
+    _G.decision_id == sa.bindparam("but"), _G.offer_id.in_(_OFFERS), _G.expires_at > sa.bindparam("now")
 )
-_REDEEMED = sa.select(REDEEMED.c.offer_id, sa.func.count()).where(REDEEMED.c.offer_id.in_(_OFFERS)).group_by(REDEEMED.c.offer_id)
+# but those that have expired and are still there, and the decision's own: each by an index
+_COUNTED = _TIMES.union_all(_NO_MORE.group_by(_G.offer_id), _OWN.group_by(_G.offer_id))
 _GIVE = put(GIVEN)
 # its own of before, which may have expired; what has reached somebody stays for good
 _GIVE = _GIVE.on_conflict_do_update(set_={"expires_at": sa.func.max(_G.expires_at, _GIVE.excluded.expires_at)})
@@ -114,6 +113,7 @@ class Promise:
         kept: after how long the promise of the message is no more.
         limits: of the offers on it of which there are so many, how often each may be given out.
         held: after how long what is not known to have reached anybody goes back to the others.
+        is_limited: whether an earlier answer to the same question may hold something of which there are so many.
     """
 
     customer_ids: Sequence[str]
@@ -124,6 +124,7 @@ class Promise:
     kept: timedelta
     limits: Mapping[str, int]
     held: timedelta
+    is_limited: bool = False
 
 
 class Ledger:
@@ -139,6 +140,7 @@ class Ledger:
         self._opening = threading.Lock()
         self._session: DatabaseSession | None = None
         self._tidied_at = self._free_at = 0.0
+        self._gives = False
         self._free: int | None = None
         """Which offers were all to be had when that was last looked at."""
 
@@ -147,11 +149,8 @@ class Ledger:
         much; returns whether it was.
         """
         at = microseconds(promise.now)
+        self._tidy(at)
         with self._opened().writing() as connection:
-            if time.monotonic() - self._tidied_at > TIDIED_EVERY_SECONDS:
-                self._tidied_at = time.monotonic()
-                connection.execute(_EXPIRED, {"now": at})
-                _count(connection, connection.execute(_UNUSED, {"now": at}).fetchall(), -1)
             if promise.limits:
                 counted = _given(connection.execute, list(promise.limits), at, promise.decision_id)
                 if any(counted.get(offer, 0) >= limit for offer, limit in promise.limits.items()):
@@ -159,9 +158,17 @@ class Ledger:
                     return False
             if promise.channel is not None and not self._promise(connection, promise, at, allows):
                 return False
-            if promise.limits:
+            if promise.limits or promise.is_limited:
                 self._give(connection, promise)
         return True
+
+    def _tidy(self, now: int) -> None:
+        """Let go of some that have expired, now and then."""
+        if time.monotonic() - self._tidied_at > TIDIED_EVERY_SECONDS:
+            with self._opened().writing() as connection:
+                connection.execute(_EXPIRED, {"now": now})
+                _count(connection, connection.execute(_UNUSED, {"now": now}).fetchall(), -1)
+            self._tidied_at = time.monotonic()
 
     @staticmethod
     def _give(connection: Connection, promise: Promise) -> None:
@@ -180,9 +187,8 @@ class Ledger:
         others = [_contact(*row) for row in rows if row[3] != promise.decision_id]
         if not allows(others):
             return False
-        if len(others) < len(rows):
-            # its own, which may have other offers now
-            connection.execute(_SAME, {"decision": promise.decision_id})
+        # its own, which may have other offers now, or have expired
+        connection.execute(_SAME, {"decision": promise.decision_id})
         until, who = microseconds(promise.now + promise.kept), promise.customer_ids[0]
         lines = [(promise.decision_id, offer, who, at, promise.channel, until) for offer in promise.offer_ids or [""]]
         run_many(connection, _PROMISE, lines)
@@ -205,9 +211,9 @@ class Ledger:
             return frozenset()
         read = self._opened().read
         given = _given(read, list(budgets), microseconds(now), but) if budgets else {}
-        redeemed = _added(read(_REDEEMED, {"offers": list(stocks)})) if stocks else {}
+        redeemed = _added(read(_TIMES, {"offers": [_redeemed(offer) for offer in stocks]})) if stocks else {}
         gone = {offer for offer, limit in budgets.items() if given.get(offer, 0) >= limit}
-        gone |= {offer for offer, limit in stocks.items() if redeemed.get(offer, 0) >= limit}
+        gone |= {offer for offer, limit in stocks.items() if redeemed.get(_redeemed(offer), 0) >= limit}
         self._free, self._free_at = None if gone else asked, time.monotonic()
         return frozenset(gone)
 
@@ -220,8 +226,17 @@ class Ledger:
         with self._opened().writing() as connection:
             if decision_ids:
                 connection.execute(_REACHED, {"decisions": list(decision_ids)})
-            hashed = [(hashlib.blake2b(event.encode(), digest_size=16).hexdigest(), offer) for event, offer in redemptions]
-            run_many(connection, _REDEEM, hashed)
+            for event, offer in redemptions:
+                name = hashlib.blake2b(event.encode(), digest_size=16).hexdigest()
+                if connection.execute(_REDEEM, {"event_id": name, "offer_id": offer}).rowcount:
+                    _count(connection, [(_redeemed(offer),)], 1)
+
+    @property
+    def gives(self) -> bool:
+        """Whether anything was ever given out of which there are so many."""
+        if not self._gives and self._database.exists:
+            self._gives = bool(self._opened().read(sa.select(TIMES.c.offer_id).limit(1)))
+        return self._gives
 
     def sync(self) -> None:
         """Bring every promise onto the disk: until then one outlives the process, and not a power cut."""
@@ -262,6 +277,11 @@ class Ledger:
                         raise
                     time.sleep(0.01)
             return self._session
+
+
+def _redeemed(offer_id: str) -> str:
+    """Under what the redemptions of an offer are counted."""
+    return f"redeemed {offer_id}"
 
 
 def _standing(run: Callable[..., Any], customer_ids: Sequence[str], now: int) -> Sequence[Any]:

@@ -277,6 +277,8 @@ class OffersAnswer(Answer, kw_only=True):
     """How far it is from the customer, where ``position`` was told."""
     channel_propensity: float = 1.0
     """The chance with which that channel was chosen."""
+    promised_until: datetime | None = None
+    """Until when its place under the caps, and in a budget, is held: what goes out later has to be decided anew."""
     send_at: datetime | None = None
     """When it should go out, where ``best_time`` asks."""
     send_at_propensity: float = 1.0

@@ -86,6 +86,7 @@ class Terms:
             without=query.without | frozenset(arbitration.leave_out),
             costs=arbitration.sending_minor.get(query.channel, 0.0) if query.channel else 0.0,  # type: ignore[call-overload]
             least=arbitration.least,
+            owed=self.transactional,
             explore=query.explore or exploration.always,
             temperature=exploration.temperature,
             uniform=exploration.uniform,

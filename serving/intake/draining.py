@@ -158,8 +158,13 @@ class Drain:
             self._failed_to_follow += 1
             if self._failed_to_follow < FOLLOW_TRIES:
                 raise
-            logger.exception("what follows %d events failed %d times: they leave without it", len(batch), self._failed_to_follow)
-            self.unfollowed += len(batch)
+            # one by one, so that what cannot be followed costs nobody else
+            for each in told:
+                try:
+                    self.follow([each])
+                except Exception:
+                    logger.exception("what follows an event failed again and again: it leaves without it")
+                    self.unfollowed += 1
         self._failed_to_follow = 0
 
     def _oldest(self) -> tuple[list[Accepted], bool]:

@@ -59,10 +59,15 @@ def test(
     """Run the journeys of a file over events that you made up. Conditions are taken to hold, messages to go out."""
     import msgspec
 
+    from features.definitions.domain import domain_named
+    from features.events.event import EVENT_NAMES
+
     told = [msgspec.json.decode(line) for line in events.read_bytes().splitlines() if line.strip()]
     for number, each in enumerate(told, 1):
         if missing := [name for name in ("customer", "occurred_at", "name") if name not in each]:
             raise ValueError(f"{events}, line {number}: {missing[0]}: is missing")
+        if each["name"] not in EVENT_NAMES and each["name"] not in domain_named(Shop.load(Home.from_environment()).domain).events:
+            raise ValueError(f"{events}, line {number}: name: {each['name']!r} is no event that there is")
     rows = sorted((str(e["customer"]), datetime.fromisoformat(e["occurred_at"]), str(e["name"])) for e in told)
     _print_replay(_plans(file), sorted(rows, key=lambda row: row[1]))
 
@@ -79,9 +84,14 @@ def status() -> None:
     """How many customers are where in each journey."""
     from serving.journeys.runs import Runs
 
+    runs = Runs(Home.from_environment())
     table = Table("journey", "state", "runs")
-    for journey, state, runs in Runs(Home.from_environment()).counts():
-        table.add_row(journey, state, f"{runs}")
+    for journey, state, number in runs.counts():
+        table.add_row(journey, state, f"{number}")
+    console.print(table)
+    table = Table("sink", "messages are", "messages")
+    for sink, status, number in runs.outgoing.counts():
+        table.add_row(sink, status, f"{number}")
     console.print(table)
 
 
@@ -96,6 +106,7 @@ def export(
     from features.people.contacts import Contacts
     from features.people.identity import Identities
     from features.state.ports import deriving
+    from serving.decide.ledger import Ledger
     from serving.journeys.desk import JourneyDesk
     from serving.journeys.outbox import Format, export
     from serving.journeys.runs import Runs
@@ -109,9 +120,10 @@ def export(
     if chosen is None:
         raise ValueError(f"--format {form!r} is not one of {', '.join(get_args(Format))}")
     identities = Identities(home)
-    desk = JourneyDesk(home, None, None, None, identities, Consents(home, Shop.load(home).consent), Contacts(home, identities.vault), None)
+    consents, contacts = Consents(home, Shop.load(home).consent), Contacts(home, identities.vault)
+    desk = JourneyDesk(home, None, None, None, identities, consents, contacts, None, Ledger(home).release)
     with deriving(home):
-        rows, dropped = export(Runs(home), desk, home, sink, out, chosen, clock_of(home.settings)())
+        rows, dropped = export(Runs(home).outgoing, desk, home, sink, out, chosen, clock_of(home.settings)())
     console.print(f"{out}: {rows} rows; {dropped} were dropped, as the customer does not permit the channel any more", highlight=False)
 
 

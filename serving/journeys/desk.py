@@ -19,7 +19,7 @@ from serving.decide.questions import NextBestOfferRequest, OffersAnswer
 from serving.decide.reader import OnlineReader
 from serving.decide.who import who_is
 from serving.journeys.outbox import GONE, WITHDRAWN
-from serving.journeys.runs import Outgoing
+from serving.journeys.outgoing import Outgoing
 from serving.journeys.today import Today
 
 EXTERNAL = ("loyalty_card", "user_id")
@@ -37,6 +37,7 @@ class JourneyDesk:
 
     Args:
         take: takes events in; None where no service runs.
+        forget: gives back what a decision held.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class JourneyDesk:
         consents: Consents,
         contacts: Contacts,
         take: Take | None,
+        forget: Callable[[str], None],
     ) -> None:
+        self._forget = forget
         self._home, self._engine, self._reader, self._decisions, self._take = home, engine, reader, decisions, take
         self._identities, self._consents, self._contacts = identities, consents, contacts
 
@@ -80,8 +83,7 @@ class JourneyDesk:
 
     def release(self, decision_id: str) -> None:
         """Nothing will come of that decision."""
-        if self._engine is not None:
-            self._engine.governor.release(decision_id)
+        self._forget(decision_id)
 
     def everybody(self) -> Iterable[str]:
         """The ids of all customers."""
@@ -125,15 +127,11 @@ class JourneyDesk:
         )  # fmt: skip
 
     def _clear(self, customer_id: str) -> dict[str, str]:
-        """The identifiers of a customer in clear, by kind, the strongest first."""
+        """The identifiers of a customer in clear, by kind, the strongest first; of several of a kind the one told last."""
         keys = self._identities.members(self._identities.current(customer_id))
-        newest = {c.identity_key: c.value for c in self._contacts.of(keys) if c.field == IDENTIFIER}
-        told: dict[str, str] = {}
-        for key in keys:
-            kind = key.partition(":")[0]
-            if key in newest:
-                told.setdefault(kind, newest[key])
-        return told
+        # oldest first: the last stays
+        newest = {c.identity_key.partition(":")[0]: c.value for c in self._contacts.of(keys) if c.field == IDENTIFIER}
+        return {kind: newest[kind] for kind in dict.fromkeys(key.partition(":")[0] for key in keys) if kind in newest}
 
     def _parts(self) -> tuple[Engine, OnlineReader]:
         assert self._engine is not None

@@ -17,9 +17,9 @@ from serving.decide.engine import Engine
 from serving.intake.draining import Followed
 from serving.journeys.desk import JourneyDesk
 from serving.journeys.outbox import Sender
-from serving.journeys.plan import JOURNEYS, JourneysFile, Plans
+from serving.journeys.plan import JOURNEYS, JourneysFile, Plans, seconds_of
 from serving.journeys.runner import Runner
-from serving.journeys.runs import Runs
+from serving.journeys.runs import DAY, KEPT_DAYS, Runs
 
 logger = logging.getLogger("ubiquo")
 
@@ -35,7 +35,11 @@ def plans_of(home: Home, engine: Engine) -> Plans:
 
 
 class Journeys:
-    """Starts, moves on and ends journeys, and sends what they decide. A mistake in the file leaves the last good one in force."""
+    """Starts, moves on and ends journeys, and sends what they decide. A mistake in the file leaves the last good one in force.
+
+    Raises:
+        WrittenError: there is a mistake in the file from the beginning.
+    """
 
     def __init__(self, home: Home, engine: Engine, desk: JourneyDesk, clock: Clock, vault: Vault) -> None:
         self._home, self._engine, self._clock = home, engine, clock
@@ -44,8 +48,9 @@ class Journeys:
         """Why the file as it is written is not in force."""
         none = Plans(JourneysFile(), engine.governor.vocabulary)
         self.runner = Runner(self.runs, none, engine.governor.vocabulary, desk, ZoneInfo(Shop.load(home).timezone))
-        self.sender = Sender(self.runs, desk, vault.webhook_key, lambda: self.runner.plans)
-        self.refresh()
+        self.sender = Sender(self.runs.outgoing, desk, vault.webhook_key, lambda: self.runner.plans, clock)
+        # as the policy: with a mistake in the file the service does not start
+        self.runner.plans = plans_of(home, engine)
 
     def refresh(self) -> None:
         """Read the file again."""
@@ -61,8 +66,8 @@ class Journeys:
 
     def follow(self, events: Sequence[Followed]) -> None:
         """Take in events on their way out of the inbox; the same again change nothing."""
-        budgets, stocks = self._engine.limited()
-        if budgets or stocks:
+        _, stocks = self._engine.limited()
+        if stocks or self._engine.governor.gives:
             decisions = sorted({event.event.decision_id for event in events if event.event.decision_id})
             redeemed = [
                 (event.event.event_id, event.event.offer_id)
@@ -75,17 +80,17 @@ class Journeys:
 
     def step(self) -> int:
         """Do what is due; returns how many runs were moved."""
-        now = self._clock()
-        return self.runner.look_daily(now) + self.runner.step_due(now)
+        return self.runner.step_due(self._clock()) + self.runner.look_daily(self._clock())
 
     def send(self) -> int:
         """Send what is due, and note what was written into files; returns how many messages have left."""
-        now = self._clock()
-        return self.sender.note_exported(now) + self.sender.send_due(now)
+        return self.sender.note_left() + self.sender.send_due()
 
     def tidy(self) -> None:
         """Let go of what ended long ago."""
-        self.runs.tidy(microseconds(self._clock()))
+        plans = self.runner.plans.plans.values()
+        again = max((seconds_of(p.journey.again_after) for p in plans if p.journey.again_after), default=0)
+        self.runs.tidy(microseconds(self._clock()), max(KEPT_DAYS * DAY, (again + 86_400) * 1_000_000))
 
     def degraded(self) -> list[str]:
         """What does less than it should."""

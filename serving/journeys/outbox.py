@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import io
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,14 +17,17 @@ from typing import Any, Literal, NamedTuple, Protocol
 import msgspec
 import urllib3
 
-from features.state.clock import microseconds
+from features.state.clock import Clock, microseconds
 from features.state.disk import write_atomically
 from features.state.home import Home
-from features.store.outputs import remember_output
+from features.store.outputs import owners_of, remember_output
+from serving.journeys.outgoing import Outgoing, Outgoings
 from serving.journeys.plan import Plans, Sink, seconds_of
-from serving.journeys.runs import Outgoing, Runs
 
 logger = logging.getLogger("ubiquo")
+SECOND = 1_000_000
+SINK_SECONDS = 10.0
+"""How long one sink is sent to before the others have their turn."""
 AT_ONCE = 100
 """How many messages are sent before anything else has its turn."""
 FIRST_RETRY_SECONDS = 5
@@ -33,6 +37,7 @@ TRY_AGAIN = frozenset({408, 425, 429})
 PATIENCE = urllib3.Timeout(connect=3, read=10)
 Format = Literal["plain", "braze", "klaviyo", "audience"]
 WITHDRAWN = "the customer does not permit contact by this channel any more"
+EXPIRED = "it waited until its place under the caps, or in a budget, went to others"
 GONE = "nobody is known by that id any more"
 
 
@@ -68,78 +73,100 @@ class Sender:
         plans: the sinks in force.
     """
 
-    def __init__(self, runs: Runs, people: People, key_of: Callable[[str], bytes], plans: Callable[[], Plans]) -> None:
-        self._runs, self._people, self._key_of, self._plans = runs, people, key_of, plans
+    def __init__(
+        self, outgoing: Outgoings, people: People, key_of: Callable[[str], bytes], plans: Callable[[], Plans], clock: Clock
+    ) -> None:
+        self._outgoing, self._people, self._key_of, self._plans, self._clock = outgoing, people, key_of, plans, clock
         self._http = urllib3.PoolManager(retries=False, timeout=PATIENCE, maxsize=2)
-        self.stuck: dict[str, str] = {}
+        self._stuck: dict[str, str] = {}
+
+    @property
+    def stuck(self) -> dict[str, str]:
         """The sinks that took nothing at the last try, and why."""
+        known = self._plans().sinks
+        return {name: why for name, why in dict(self._stuck).items() if name in known}
 
-    def send_due(self, now: datetime) -> int:
-        """Send what is due; returns how many messages have left. A sink that does not take one is left alone until the next time."""
-        # each sink by itself: what waits for one that is down holds up no other
-        return sum(self._send(sink, now) for sink in self._plans().said.sinks if sink.url is not None)
+    def send_due(self) -> int:
+        """Send what is due; returns how many messages have left. A sink that does not take one is left alone until the next time, and none
+        keeps the others waiting for long.
+        """
+        self._expire()
+        return sum(self._send(sink) for sink in self._plans().said.sinks if sink.url is not None)
 
-    def _send(self, sink: Sink, now: datetime) -> int:
-        left = 0
-        for message in self._runs.to_send(sink.name, microseconds(now), AT_ONCE):
+    def note_left(self) -> int:
+        """Take in as sent what has left; returns how much."""
+        noted, sinks = 0, self._plans().sinks
+        for message in self._outgoing.left(AT_ONCE):
+            sink = sinks.get(message.sink)
+            if sink is None or sink.counts_as_sent:
+                self._people.sent(message, self._clock())
+            noted += self._outgoing.become(message, "sent", message.status, message.reason, microseconds(self._clock()))
+        return noted
+
+    def _send(self, sink: Sink) -> int:
+        left, until = 0, time.monotonic() + SINK_SECONDS
+        for message in self._outgoing.to_send(sink.name, microseconds(self._clock()), AT_ONCE):
+            if time.monotonic() > until:
+                break
             if (why := self._people.may_reach(message.customer_id, message.channel)) is not None:
-                self._drop(message, "dropped", why, now)
+                self._drop(message, message.status, "dropped", why)
                 continue
-            error = self._post(sink, message, now)
+            if not self._outgoing.claim(message):
+                # it was called off this moment
+                continue
+            error = self._post(sink, message)
             if error is None:
-                self.stuck.pop(sink.name, None)
+                # in the log of events once it is noted as sent
+                self._outgoing.become(message, "taken", "sending")
+                self._stuck.pop(sink.name, None)
                 left += 1
-            elif self._put_off(sink, message, error, now):
-                self.stuck[sink.name] = error.reason
+            elif self._put_off(sink, message, error):
+                self._stuck[sink.name] = error.reason
                 break
         return left
 
-    def note_exported(self, now: datetime) -> int:
-        """Take in as sent what was written into files; returns how much."""
-        noted = 0
-        for sink in self._plans().said.sinks:
-            for message in self._runs.of_sink(sink.name, ("exported",)):
-                if sink.counts_as_sent:
-                    self._people.sent(message, now)
-                noted += self._runs.settle(message, "sent", microseconds(now), message.reason, was="exported")
-        return noted
-
-    def _post(self, sink: Sink, message: Outgoing, now: datetime) -> NotTaken | None:
+    def _post(self, sink: Sink, message: Outgoing) -> NotTaken | None:
         """Send one message: None once it was taken."""
         body = msgspec.json.encode(payload(message, self._people.contact(message.customer_id) if sink.with_contact else {}))
         assert sink.url is not None
         try:
-            answer = self._http.request("POST", sink.url, body=body, headers=self._headers(sink, message, body, now), redirect=False)
+            # what it answers beside its status is not read: it may have no end
+            answer = self._http.request(
+                "POST", sink.url, body=body, headers=self._headers(sink, message, body), redirect=False, preload_content=False
+            )
+            answer.close()
         except urllib3.exceptions.HTTPError as failure:
             return NotTaken(type(failure).__name__, again=True)
-        if not 200 <= answer.status < 300:
-            again = answer.status in TRY_AGAIN or answer.status >= 500
-            wait = answer.headers.get("Retry-After", "")
-            return NotTaken(f"answered {answer.status}", again, int(wait) if wait.isdigit() else 0)
-        if sink.counts_as_sent:
-            # before it is settled: told again after a crash it is taken in once
-            self._people.sent(message, now)
-        self._runs.settle(message, "sent", microseconds(now))
-        return None
+        if 200 <= answer.status < 300:
+            return None
+        wait = answer.headers.get("Retry-After", "")
+        again = answer.status in TRY_AGAIN or answer.status >= 500
+        return NotTaken(f"answered {answer.status}", again, int(wait) if wait.isdigit() else 0)
 
-    def _put_off(self, sink: Sink, message: Outgoing, error: NotTaken, now: datetime) -> bool:
-        """Try again later, or give up; returns whether it is tried again."""
-        age = (microseconds(now) - message.created_at) // 1_000_000
-        if not error.again or age > seconds_of(sink.give_up_after):
+    def _put_off(self, sink: Sink, message: Outgoing, error: NotTaken) -> bool:
+        """Try again later, or give up; returns whether the sink is to be left alone for now."""
+        now = microseconds(self._clock())
+        if not error.again or now - message.created_at > seconds_of(sink.give_up_after) * SECOND:
             logger.error("%s did not take a message: %s", sink.name, error.reason)
-            self._drop(message, "failed", error.reason, now)
-            return False
+            self._drop(message, "sending", "failed", error.reason)
+            return error.again
         wait = min(LONGEST_RETRY_SECONDS, max(error.wait_seconds, FIRST_RETRY_SECONDS * 2 ** min(message.attempts, 20)))
-        self._runs.settle(message, "waiting", microseconds(now), error.reason, again=microseconds(now) + wait * 1_000_000)
+        if not self._outgoing.put_off(message, error.reason, now + wait * SECOND, now):
+            self._people.release(message.decision_id)
         return True
 
-    def _drop(self, message: Outgoing, status: str, why: str, now: datetime) -> None:
-        if self._runs.settle(message, status, microseconds(now), why):
+    def _expire(self) -> None:
+        """Drop what waited so long that its place went to others."""
+        for message in self._outgoing.expired(microseconds(self._clock()), AT_ONCE):
+            self._drop(message, "waiting", "dropped", EXPIRED)
+
+    def _drop(self, message: Outgoing, was: str, status: str, why: str) -> None:
+        if self._outgoing.become(message, status, was, why, microseconds(self._clock())):
             self._people.release(message.decision_id)
 
-    def _headers(self, sink: Sink, message: Outgoing, body: bytes, now: datetime) -> dict[str, str]:
+    def _headers(self, sink: Sink, message: Outgoing, body: bytes) -> dict[str, str]:
         """Those of the Standard Webhooks specification, and the key by which a receiver knows a repetition."""
-        at = str(int(now.timestamp()))
+        at = str(int(self._clock().timestamp()))
         return {
             "Content-Type": "application/json",
             "Idempotency-Key": message.decision_id,
@@ -163,35 +190,40 @@ def payload(message: Outgoing, contact: Mapping[str, str]) -> dict[str, Any]:
     return {**told, **said, "contact": dict(contact)}
 
 
-def export(runs: Runs, people: People, home: Home, sink: str, out: Path, form: Format, now: datetime) -> tuple[int, int]:
-    """Write what waits for a sink into a file, once: returns how many rows it has, and how many were dropped.
+def export(outgoing: Outgoings, people: People, home: Home, sink: str, out: Path, form: Format, now: datetime) -> tuple[int, int]:
+    """Write what waits for a sink into a file: returns how many rows it has, and how many were dropped.
 
-    The same file written again after a crash holds the same rows. Contact data is in it; an erasure finds it.
+    Each row leaves once: until the file is whole its rows belong to it, and the same command writes them again after a crash. Contact data
+    is in the file; beside it lies whose each row is, so that an erasure finds it.
 
     Raises:
-        ValueError: the file is neither CSV nor JSON Lines, or the format is not written so.
+        ValueError: the file is neither CSV nor JSON Lines, the format is not written so, or another file of this sink was begun and never
+            ended.
     """
     if out.suffix not in (".csv", ".jsonl") or (form == "audience" and out.suffix == ".jsonl"):
         raise ValueError(f"--out {out}: end the name in .csv or .jsonl" + (" (an audience is a CSV)" if form == "audience" else ""))
-    name, dropped = str(out.resolve()), 0
-    rows = [
-        message for message in runs.of_sink(sink, ("waiting", "exported", "sent")) if message.status == "waiting" or message.reason == name
-    ]
+    name, at, dropped = str(out.resolve()), microseconds(now), 0
+    begun = outgoing.of_sink(sink, ("writing",))
+    if others := sorted({str(message.reason) for message in begun if message.reason != name}):
+        raise ValueError(f"--out {out}: {others[0]} was begun and never ended: export to it once more first")
     kept = []
-    for message in rows:
-        if message.status == "waiting" and (why := people.may_reach(message.customer_id, message.channel)) is not None:
-            if runs.settle(message, "dropped", microseconds(now), why):
+    for message in [*begun, *outgoing.of_sink(sink, ("waiting",))]:
+        expired = message.expires_at is not None and message.expires_at <= at
+        why = EXPIRED if expired else people.may_reach(message.customer_id, message.channel)
+        if why is not None:
+            if outgoing.become(message, "dropped", message.status, why, at):
                 people.release(message.decision_id)
                 dropped += 1
-        else:
+        elif message.status == "writing" or outgoing.become(message, "writing", "waiting", name):
             kept.append(message)
-    remember_output(home, out)
-    for message in kept:
-        if message.status == "waiting":
-            # before the file: a crash in between leaves rows that the same command writes again
-            runs.settle(message, "exported", microseconds(now), name)
+    owners = owners_of(out)
+    remember_output(home, out, owners)
     told = [(payload(message, {}), people.contact(message.customer_id)) for message in kept]
+    # whose the rows are stands there before the rows do
+    write_atomically(owners, msgspec.json.encode([message.customer_id for message in kept]), mode=0o600)
     write_atomically(out, _written(told, form, out.suffix == ".csv"), mode=0o600)
+    for message in kept:
+        outgoing.become(message, "written", "writing", name)
     return len(kept), dropped
 
 
@@ -205,8 +237,14 @@ def _written(rows: Sequence[tuple[Mapping[str, Any], Mapping[str, str]]], form: 
     nobody: dict[str, Any] = dict.fromkeys(("customer_id", "channel", "journey", "decision_id", "decided_at"))
     writer = csv.DictWriter(text, list(shape({**nobody, "offer": {}}, {})))
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({name: _harmless(value) for name, value in line.items()} for line in lines)
     return text.getvalue().encode()
+
+
+def _harmless(value: Any) -> Any:
+    """A text that no spreadsheet takes for a formula; a phone number keeps its plus."""
+    is_formula = isinstance(value, str) and value[:1] in ("=", "@", "\t", "\r", "+", "-") and not value[1:].replace(" ", "").isdigit()
+    return f"'{value}" if is_formula else value
 
 
 def _properties(said: Mapping[str, Any]) -> dict[str, Any]:

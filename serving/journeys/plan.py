@@ -268,6 +268,10 @@ def _mistakes(said: JourneysFile, events: frozenset[str]) -> Iterator[tuple[str,
                 yield from ((f"{field}.until", f"{n!r} is no event: {_near(n, events)}") for n in step.until if n not in events)
                 if step.offer is not None and step.offer.sink is not None and step.offer.sink not in sinks:
                     yield f"{field}.offer.sink", f"{step.offer.sink!r} is no sink: declare it under sinks"
+                elif step.offer is not None and step.offer.sink is None:
+                    taken = {channel for sink in said.sinks for channel in sink.channels}
+                    for channel in (c for c in step.offer.channels if c not in taken):
+                        yield f"{field}.offer.channels", f"no sink takes {channel!r}: declare one under sinks"
                 if step.branch is not None and any(branch.when is None for branch in step.branch[:-1]):
                     yield f"{field}.branch", "what follows a branch without when is never reached: put that one last"
 

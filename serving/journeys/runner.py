@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime, time, timedelta
 from typing import Any, Protocol
@@ -12,16 +12,20 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
+from features.definitions.conditions import ConditionError
 from features.definitions.folds.messages import ANSWERS
 from features.definitions.segments import Vocabulary, of_the_question
 from features.events.event import SealedEvent
 from features.state.clock import microseconds
 from serving.decide.questions import NextBestOfferRequest, OffersAnswer
 from serving.intake.draining import Followed
+from serving.journeys.outgoing import Outgoing
 from serving.journeys.plan import JourneyPlan, OfferStep, Operation, Plans, facts_of, seconds_of
-from serving.journeys.runs import Changes, Outgoing, Run, Runs, decision_id_of, run_id_of
+from serving.journeys.runs import Changes, Run, Runs, decision_id_of, run_id_of
 
 logger = logging.getLogger("ubiquo")
+LOOKED_AT_ONCE = 500
+"""How many customers are looked at for a daily journey before anything else has its turn."""
 DUE_AT_ONCE = 200
 """How many runs are moved on before anything else has its turn."""
 AGAIN = timedelta(minutes=15)
@@ -71,7 +75,9 @@ class Runner:
     def __init__(self, runs: Runs, plans: Plans, vocabulary: Vocabulary, decider: Decider, zone: ZoneInfo) -> None:
         self.runs, self.plans, self.vocabulary = runs, plans, vocabulary
         self._decider, self._zone = decider, zone
-        self._earlier: dict[str, JourneyPlan] = {}
+        self._earlier: dict[str, JourneyPlan | None] = {}
+        self._sweep: Iterator[str] = iter(())
+        self._swept: tuple[JourneyPlan, str, Facts] | None = None
         self._stepping = threading.Lock()
 
     # --- events
@@ -82,8 +88,12 @@ class Runner:
         """
         known = {event.customer_id: self._decider.present(event.customer_id) for event in events if event.customer_id is not None}
         ids = sorted({each for present in known.values() if present is not None for each in present[1]})
-        if not any(event.event.name in self.plans.starts for event in events) and not (ids and self.runs.active(ids)):
+        standing = self.runs.active(ids) if ids else []
+        if not standing and not any(event.event.name in self.plans.starts for event in events):
             return
+        for run in standing:
+            # an earlier form of a journey is read before the transaction
+            self._plan(run)
         called_off: list[str] = []
         with self.runs.changing() as change:
             active: dict[str, list[Run]] = {}
@@ -100,8 +110,8 @@ class Runner:
 
     def _hears(self, change: Changes, run: Run, followed: Followed, called_off: list[str]) -> Run:
         """The run as it stands once it has heard of an event."""
-        plan, event, now = self._plan(run), followed.event, microseconds(followed.received_at)
-        if plan is None or event.event_id in run.state.get("heard", ()):
+        plan, event, now = self._held_plan(run), followed.event, microseconds(followed.received_at)
+        if plan is None or now < run.started_at or event.event_id in run.state.get("heard", ()):
             return run
         to, why = _told(plan, run, event, now)
         if to is run:
@@ -121,7 +131,8 @@ class Runner:
                 change.see(f"{name} {event.event_id}", at)
                 continue
             due = at + (seconds_of(plan.journey.start.after) * SECOND if plan.journey.start.after else 0)
-            state = {"begins": True, "event": event.event_id, **facts_of(event)}
+            occurred = microseconds(event.occurred_at)
+            state = {"begins": True, "event": event.event_id, "heard": [event.event_id], "occurred_at": occurred, **facts_of(event)}
             run = Run(run_id_of(name, customer_id, event.event_id), name, plan.digest, customer_id, 0, due, at, at, state)
             if change.begin(run, plan.text, f"{name} {event.event_id}"):
                 begun.append(run)
@@ -151,6 +162,10 @@ class Runner:
             )
             return True
         run = replace(run, customer_id=present[0])
+        if len(present[1]) > 1 and self._is_second(run, present[1]):
+            # of two customers who proved to be one, both of whom were in it
+            self.runs.move(replace(run, due_at=None, since=at, outcome="another run of theirs goes on"))
+            return True
         if run.state.get("begins"):
             run = replace(run, state={name: value for name, value in run.state.items() if name != "begins"}, since=at)
             if plan.when is not None and not plan.when.holds(self._told_of(run, now)):
@@ -169,6 +184,10 @@ class Runner:
                 return True
             run = replace(run, position=self._next(run, operation, now), since=at)
         raise RuntimeError(f"the journey {run.journey} goes round in a circle")
+
+    def _is_second(self, run: Run, ids: Sequence[str]) -> bool:
+        others = (each for each in self.runs.active(ids) if each.journey == run.journey and each.run_id != run.run_id)
+        return any((each.started_at, each.run_id) < (run.started_at, run.run_id) for each in others)
 
     def _next(self, run: Run, operation: Operation, now: datetime) -> int:
         if operation.kind == "go":
@@ -193,13 +212,20 @@ class Runner:
             self.runs.move(_after(run, at, {"why": answer.fallback}))
             return True
         sink = self.plans.sink_of(step, answer.channel)
+        if sink is None:
+            # it was taken out of the file since this run began
+            self._decider.release(decision_id)
+            self.runs.move(_after(run, at, {"why": f"no sink takes {answer.channel}"}))
+            return True
         goes_at = at if answer.send_at is None else microseconds(answer.send_at)
         offer = answer.offers[0]
-        body = {"journey": run.journey, "decision_id": decision_id, "as_of": answer.as_of, "offer": offer, "variants": answer.variants}
-        message = Outgoing(
-            decision_id, run.run_id, run.customer_id, answer.channel, None if sink is None else sink.name,
-            msgspec.json.encode(body).decode(), at, due_at=goes_at if sink is not None and sink.url is not None else None,
-        )  # fmt: skip
+        body = {
+            "journey": run.journey, "decision_id": decision_id, "as_of": answer.as_of, "offer": offer, "variants": answer.variants,
+            "send_at": answer.send_at,
+        }  # fmt: skip
+        expires = None if answer.promised_until is None else microseconds(answer.promised_until)
+        said = msgspec.json.encode(body).decode()
+        message = Outgoing(decision_id, run.run_id, run.customer_id, answer.channel, sink.name, said, at, goes_at, expires)
         told = {
             "messages": int(run.state.get("messages", 0)) + 1, "answered": False, "opened": False, "decision": decision_id,
             "offer": offer.offer_id, "why": None,
@@ -220,41 +246,64 @@ class Runner:
         if current is not None and current.digest == run.plan:
             return current
         if run.plan not in self._earlier and (text := self.runs.plan_text(run.plan)) is not None:
-            self._earlier[run.plan] = JourneyPlan.of_text(text, self.vocabulary)
+            try:
+                self._earlier[run.plan] = JourneyPlan.of_text(text, self.vocabulary)
+            except (ConditionError, msgspec.DecodeError) as error:
+                logger.error("an earlier form of the journey %s cannot be read any more, and ends: %s", run.journey, error)
+                self._earlier[run.plan] = None
         return self._earlier.get(run.plan)
+
+    def _held_plan(self, run: Run) -> JourneyPlan | None:
+        """As ``_plan``, of what has been read."""
+        current = self.plans.plans.get(run.journey)
+        return current if current is not None and current.digest == run.plan else self._earlier.get(run.plan)
 
     # --- every day
 
     def look_daily(self, now: datetime) -> int:
-        """Begin the journeys whose condition is looked at every day, if their time has come; returns how many began.
+        """Look at some more customers for the journeys whose condition is looked at every day, if their time has come; returns how many
+        began.
 
         After a break it begins anew: whoever began that day does not begin twice.
         """
-        begun = 0
-        local = now.astimezone(self._zone)
-        for plan in self.plans.daily:
-            day = local.date().isoformat()
-            if local.time() < time.fromisoformat(plan.journey.start.at) or self.runs.last_day(plan.journey.name) == day:
-                continue
+        begun, local = 0, now.astimezone(self._zone)
+        if self._swept is None:
+            plan = next((each for each in self.plans.daily if self._is_due(each, local)), None)
+            if plan is None:
+                return 0
             facts = self._decider.facts_of_day(local.date())
-            for customer_id in self._decider.everybody():
+            self._swept, self._sweep = (plan, local.date().isoformat(), facts), iter(self._decider.everybody())
+        plan, day, facts = self._swept
+        for looked, customer_id in enumerate(self._sweep, 1):
+            try:
                 begun += self._begins_today(plan, customer_id, day, now, facts)
-            self.runs.end_day(plan.journey.name, day)
+            except Exception:
+                # one of whom nothing can be told holds up nobody else
+                logger.exception("a customer cannot be looked at for the journey %s", plan.journey.name)
+            if looked == LOOKED_AT_ONCE:
+                return begun
+        self._swept = None
+        self.runs.end_day(plan.journey.name, day)
         return begun
+
+    def _is_due(self, plan: JourneyPlan, local: datetime) -> bool:
+        due = local.time() >= time.fromisoformat(plan.journey.start.at)
+        return due and self.runs.last_day(plan.journey.name) != local.date().isoformat()
 
     def _begins_today(self, plan: JourneyPlan, customer_id: str, day: str, now: datetime, facts: Facts) -> bool:
         row, name, at = self._decider.row(customer_id, now), plan.journey.name, microseconds(now)
-        if row is None or plan.when is None:
+        present = self._decider.present(customer_id)
+        if row is None or plan.when is None or present is None:
             return False
         question = {**of_the_question(now, self._zone, None, None), **facts(customer_id, row, now)}
         if not plan.when.holds(self.vocabulary.told(row, question)):
             return False
         run = Run(run_id_of(name, customer_id, day), name, plan.digest, customer_id, 0, at, at, at, {"event": day})
         with self.runs.changing() as change:
-            runs_already = any(each.journey == name for each in change.active([customer_id]))
+            runs_already = any(each.journey == name for each in change.active(present[1]))
             return (
                 not runs_already
-                and _may_begin(change, plan, [customer_id], at)
+                and _may_begin(change, plan, present[1], at)
                 and change.begin(run, plan.text, f"{name} {customer_id} {day}")
             )
 
@@ -267,6 +316,9 @@ def _may_begin(change: Changes, plan: JourneyPlan, ids: Sequence[str], now: int)
 def _told(plan: JourneyPlan, run: Run, event: SealedEvent, now: int) -> tuple[Run, str | None]:
     """Where an event takes a run, and why what waits to be sent is called off, if it is; the run itself where it takes it nowhere."""
     journey, begins = plan.journey, run.state.get("begins", False)
+    if microseconds(event.occurred_at) < run.state.get("occurred_at", 0) and event.name in (*journey.stop_on, *journey.start.unless):
+        # it came late: it had happened before
+        return run, None
     if begins and event.name in (*journey.start.unless, *journey.stop_on):
         return replace(run, due_at=None, since=now, outcome=CALLED_OFF), CALLED_OFF
     if begins:

@@ -14,11 +14,11 @@ from sqlalchemy import Connection
 
 from features.state.ports import State
 from features.state.sql import BIG, put, run_many
+from serving.journeys.outgoing import METADATA, OUTBOX, Outgoing, Outgoings, call_off, send
 
-_METADATA = sa.MetaData()
 RUNS = sa.Table(
     "runs",
-    _METADATA,
+    METADATA,
     sa.Column("run_id", sa.Text, primary_key=True),
     sa.Column("journey", sa.Text, nullable=False),
     sa.Column("plan", sa.Text, nullable=False),
@@ -30,40 +30,24 @@ RUNS = sa.Table(
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("revision", BIG, nullable=False),
     sa.Column("outcome", sa.Text),
-    sa.Index("runs_due", "due_at"),
+    sa.Index("runs_due", "due_at", "run_id"),
+    sa.Index("runs_since", "since"),
     sa.Index("runs_of", "customer_id"),
+    sa.Index("runs_plan", "plan"),
 )
 SEEN = sa.Table(
-    "seen", _METADATA, sa.Column("event", sa.Text, primary_key=True), sa.Column("at", BIG, nullable=False), sa.Index("seen_at", "at")
+    "seen", METADATA, sa.Column("event", sa.Text, primary_key=True), sa.Column("at", BIG, nullable=False), sa.Index("seen_at", "at")
 )
 """The events that started a journey, so that none does so twice: by a hash, so that an erased event leaves nothing to be compared."""
-PLANS = sa.Table("plans", _METADATA, sa.Column("digest", sa.Text, primary_key=True), sa.Column("text", sa.Text, nullable=False))
+PLANS = sa.Table("plans", METADATA, sa.Column("digest", sa.Text, primary_key=True), sa.Column("text", sa.Text, nullable=False))
 """The journeys as they stood when runs of them began."""
-OUTBOX = sa.Table(
-    "outbox",
-    _METADATA,
-    sa.Column("decision_id", sa.Text, primary_key=True),
-    sa.Column("run_id", sa.Text, nullable=False),
-    sa.Column("customer_id", sa.Text, nullable=False),
-    sa.Column("channel", sa.Text, nullable=False),
-    sa.Column("sink", sa.Text),
-    sa.Column("body", sa.Text, nullable=False),
-    sa.Column("created_at", BIG, nullable=False),
-    sa.Column("status", sa.Text, nullable=False),
-    sa.Column("reason", sa.Text),
-    sa.Column("attempts", BIG, nullable=False),
-    sa.Column("due_at", BIG),
-    sa.Column("ended_at", BIG),
-    sa.Index("outbox_due", "sink", "due_at"),
-    sa.Index("outbox_of", "customer_id"),
-    sa.Index("outbox_run", "run_id"),
-)
-DAYS = sa.Table("days", _METADATA, sa.Column("journey", sa.Text, primary_key=True), sa.Column("day", sa.Text, nullable=False))
+DAYS = sa.Table("days", METADATA, sa.Column("journey", sa.Text, primary_key=True), sa.Column("day", sa.Text, nullable=False))
 """The last day on which each daily journey was looked at to the end."""
 DAY = 86_400_000_000
+TIDIED_AT_ONCE = 2_000
 KEPT_DAYS = 40
 """For how long is known what started a journey, and what has ended."""
-_R, _O = RUNS.c, OUTBOX.c
+_R = RUNS.c
 _IDS: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
 _NOW: sa.BindParameter[Any] = sa.bindparam("now")
 _DUE = sa.select(RUNS).where(_R.due_at <= _NOW).order_by(_R.due_at, _R.run_id).limit(sa.bindparam("most"))
@@ -79,28 +63,7 @@ _MOVE = (
         state=sa.bindparam("told"), outcome=sa.bindparam("came"), revision=_R.revision + 1,
     )
 )  # fmt: skip
-_SEND = put(OUTBOX).on_conflict_do_nothing()
-_CALL_OFF = (
-    sa.update(OUTBOX)
-    .where(_O.run_id == sa.bindparam("run"), _O.status == "waiting")
-    .values(status="dropped", reason=sa.bindparam("why"), due_at=None, ended_at=_NOW)
-    .returning(_O.decision_id)
-)
 _PLAN = put(PLANS).on_conflict_do_nothing()
-_TO_SEND = (
-    sa.select(OUTBOX)
-    .where(_O.sink == sa.bindparam("sink"), _O.due_at <= _NOW, _O.status == "waiting")
-    .order_by(_O.due_at)
-    .limit(sa.bindparam("most"))
-)
-_SENT = (
-    sa.update(OUTBOX)
-    .where(_O.decision_id == sa.bindparam("decision"), _O.status == sa.bindparam("was"))
-    .values(
-        status=sa.bindparam("became"), reason=sa.bindparam("why"), attempts=sa.bindparam("tried"), due_at=sa.bindparam("again"),
-        ended_at=sa.bindparam("ended"),
-    )
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -126,29 +89,6 @@ class Run:
     state: dict[str, Any] = field(default_factory=dict)
     revision: int = 0
     outcome: str | None = None
-
-
-@dataclass(frozen=True)
-class Outgoing:
-    """What is to leave."""
-
-    decision_id: str
-    run_id: str
-    customer_id: str
-    channel: str
-    sink: str | None
-    body: str
-    created_at: int
-    status: str = "waiting"
-    reason: str | None = None
-    attempts: int = 0
-    due_at: int | None = None
-    ended_at: int | None = None
-
-    def offer(self) -> dict[str, Any]:
-        """What it offers."""
-        told: dict[str, Any] = json.loads(self.body)["offer"]
-        return told
 
 
 class Changes:
@@ -187,10 +127,8 @@ class Changes:
         told = {"from": run.since, "told": json.dumps(run.state), "came": run.outcome}
         if self._connection.execute(_MOVE, {**where, **told}).rowcount != 1:
             return None
-        run_many(self._connection, _SEND, [tuple(vars(message).values()) for message in messages])
-        if calls_off is None:
-            return []
-        return [d for (d,) in self._connection.execute(_CALL_OFF, {"run": run.run_id, "why": calls_off, "now": now}).fetchall()]
+        send(self._connection, messages)
+        return [] if calls_off is None else call_off(self._connection, run.run_id, calls_off, now)
 
 
 class Runs:
@@ -199,6 +137,8 @@ class Runs:
     def __init__(self, state: State) -> None:
         self._database = state.database("journeys", RUNS, SEEN, PLANS, OUTBOX, DAYS)
         self._session = self._database.connect()
+        self.outgoing = Outgoings(self._session)
+        """What waits to leave, and what has left."""
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[Changes]:
@@ -224,34 +164,6 @@ class Runs:
         rows = self._session.read(sa.select(PLANS.c.text).where(PLANS.c.digest == digest))
         return str(rows[0][0]) if rows else None
 
-    def to_send(self, sink: str, now: int, most: int) -> list[Outgoing]:
-        """The messages that are to leave by a sink now."""
-        return [Outgoing(**row._mapping) for row in self._session.read(_TO_SEND, {"sink": sink, "now": now, "most": most})]
-
-    def settle(
-        self, message: Outgoing, status: str, now: int, reason: str | None = None, again: int | None = None, was: str = "waiting"
-    ) -> bool:
-        """Note what became of a message that *was* so: sent, dropped, or waiting until *again*; returns whether it still was so."""
-        ended = None if again is not None else now
-        told = {
-            "decision": message.decision_id,
-            "became": status,
-            "why": reason,
-            "was": was,
-            "tried": message.attempts + 1,
-            "again": again,
-            "ended": ended,
-        }
-        with self._session.writing() as connection:
-            return connection.execute(_SENT, {**told, "again": again, "ended": ended}).rowcount == 1
-
-    def of_sink(self, sink: str | None, statuses: Sequence[str]) -> list[Outgoing]:
-        """The messages for a sink, by when they were decided."""
-        where = sa.and_(_O.sink == sink if sink is not None else _O.sink.is_(None), _O.status.in_(statuses))
-        return [
-            Outgoing(**row._mapping) for row in self._session.read(sa.select(OUTBOX).where(where).order_by(_O.created_at, _O.decision_id))
-        ]
-
     def counts(self) -> list[tuple[str, str, int]]:
         """By journey and state (``waiting``, or how it ended) how many runs there are."""
         state = sa.func.coalesce(_R.outcome, "waiting")
@@ -269,15 +181,18 @@ class Runs:
         with self._session.writing() as connection:
             run_many(connection, insert.on_conflict_do_update(set_={"day": insert.excluded.day}), [(journey, day)])
 
-    def tidy(self, now: int) -> None:
-        """Let go of what ended long ago."""
-        before = now - KEPT_DAYS * DAY
+    def tidy(self, now: int, kept: int) -> None:
+        """Let go of what ended longer than *kept* ago: what has begun a journey, what was sent, and plans that nobody is in."""
+        before, some = now - kept, sa.select(_R.run_id).where(_R.since < now - kept, _R.due_at.is_(None)).limit(TIDIED_AT_ONCE)
+        if not self._session.read(some.limit(1)) and not self._session.read(sa.select(SEEN.c.event).where(SEEN.c.at < before).limit(1)):
+            return
         with self._session.writing() as connection:
-            connection.execute(sa.delete(SEEN).where(SEEN.c.at < before))
-            ended = sa.and_(_R.due_at.is_(None), _R.since < before)
-            connection.execute(sa.delete(RUNS).where(ended))
-            connection.execute(sa.delete(OUTBOX).where(_O.ended_at < before))
-            connection.execute(sa.delete(PLANS).where(PLANS.c.digest.not_in(sa.select(_R.plan))))
+            few = sa.select(SEEN.c.event).where(SEEN.c.at < before).limit(TIDIED_AT_ONCE)
+            connection.execute(sa.delete(SEEN).where(SEEN.c.event.in_(few.scalar_subquery())))
+            connection.execute(sa.delete(RUNS).where(_R.run_id.in_(some.scalar_subquery())))
+            old = sa.select(OUTBOX.c.decision_id).where(OUTBOX.c.ended_at < before).limit(TIDIED_AT_ONCE)
+            connection.execute(sa.delete(OUTBOX).where(OUTBOX.c.decision_id.in_(old.scalar_subquery())))
+            connection.execute(sa.delete(PLANS).where(~sa.exists().where(_R.plan == PLANS.c.digest)))
 
     def find(self, customer_ids: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Everything kept of a customer."""

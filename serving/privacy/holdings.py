@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from features.state.ports import EVENTS, Table
 from features.store.decision_log import DecisionLog
 from features.store.event_log import EventLog, connect
 from features.store.keyed_state import KeyedState
-from features.store.outputs import outputs
+from features.store.outputs import is_owners, outputs, owners_of
 from features.store.profile import events_of
 from models.registry import Registry
 from serving.decide.ledger import Ledger
@@ -298,7 +299,9 @@ class BatchFiles:
         for path in outputs(self._home):
             if path.suffix == ".parquet":
                 yield from _parquet_rows(path, subject)
-            else:
+            elif owners_of(path).exists():
+                yield from ({"file": path.name, "line": line.decode("utf-8", "replace")} for line in OwnedFile(path).of(subject))
+            elif not is_owners(path):
                 yield from (msgspec.json.decode(line) for line in path.read_bytes().splitlines() if _is_hers(line, subject))
 
     def erase(self, subject: Subject) -> int:
@@ -307,12 +310,43 @@ class BatchFiles:
         for path in outputs(self._home):
             if path.suffix == ".parquet":
                 gone += _without(path, subject)
-            else:
+            elif owners_of(path).exists():
+                gone += OwnedFile(path).erase(subject)
+            elif not is_owners(path):
                 lines = path.read_bytes().splitlines(keepends=True)
                 kept = [line for line in lines if not _is_hers(line, subject)]
                 if len(kept) < len(lines):
-                    write_atomically(path, b"".join(kept))
+                    write_atomically(path, b"".join(kept), mode=stat.S_IMODE(path.stat().st_mode))
                 gone += len(lines) - len(kept)
+        return gone
+
+
+class OwnedFile:
+    """A file of which another beside it tells whose each row is (``owners_of``)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._owners: list[str] = msgspec.json.decode(owners_of(path).read_bytes(), type=list[str])
+        rows = path.read_bytes().splitlines(keepends=True) if path.suffix == ".jsonl" else _csv_rows(path.read_bytes())
+        # a CSV has a header
+        self._head, self._rows = (rows[:1], rows[1:]) if path.suffix == ".csv" else ([], rows)
+
+    def of(self, subject: Subject) -> list[bytes]:
+        """The rows of a customer."""
+        return [row for row, owner in zip(self._rows, self._owners, strict=False) if owner in subject.customer_ids]
+
+    def erase(self, subject: Subject) -> int:
+        """Write the file anew without a customer's rows, with the same rights."""
+        if len(self._rows) != len(self._owners):
+            # broken off between the two files: nobody can tell whose a row is, and the file can be made anew
+            kept = []
+        else:
+            kept = [(row, owner) for row, owner in zip(self._rows, self._owners, strict=True) if owner not in subject.customer_ids]
+        gone = len(self._rows) - len(kept)
+        if gone:
+            mode = stat.S_IMODE(self._path.stat().st_mode)
+            write_atomically(self._path, b"".join([*self._head, *(row for row, _ in kept)]), mode=mode)
+            write_atomically(owners_of(self._path), msgspec.json.encode([owner for _, owner in kept]), mode=mode)
         return gone
 
 
@@ -412,6 +446,18 @@ def _without(path: Path, subject: Subject) -> int:
         pq.write_table(table.filter(pc.invert(_mine(table, subject))), part)
         move_into_place(part, path)
     return count
+
+
+def _csv_rows(content: bytes) -> list[bytes]:
+    """The rows of a CSV as they are written; one may go over several lines."""
+    rows: list[bytes] = []
+    for line in content.splitlines(keepends=True):
+        # a row ends where its quotes are closed
+        if rows and rows[-1].count(b'"') % 2:
+            rows[-1] += line
+        else:
+            rows.append(line)
+    return rows
 
 
 def _is_hers(line: bytes, subject: Subject) -> bool:
