@@ -167,9 +167,13 @@ def test_a_left_cart_is_followed_up_until_it_is_bought_and_then_thanked_for(home
         assert len(keys) == len(set(keys)), "nothing came twice"
         status = command("serving", "journeys", "status", home=home.root)
         assert "converted" in status.stdout
+
         # what went out is in the log of events, and counts
-        profile = service.ask("profile", {"identifiers": {"email": ignores.address}})
-        assert sum(event["name"] == "message_sent" for event in profile["events"]) == 2
+        def sent() -> int:
+            profile = service.ask("profile", {"identifiers": {"email": ignores.address}})
+            return sum(event["name"] == "message_sent" for event in profile["events"])
+
+        eventually(lambda: sent() == 2)
     finally:
         stop_service(service)
 

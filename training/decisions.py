@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -45,7 +45,7 @@ def joined(home: Home, until: datetime, within_days: int = WITHIN_DAYS) -> Joine
     """Each choice of each decision before *until*, and what came of it before then.
 
     Columns: ``decision_id, kind, model, as_of, customer_id, group, held_out, variants`` (JSON), ``place`` (from 1), ``id`` (item or offer),
-    ``score, source, propensity``; ``shown, clicked, redeemed``: an event names the decision and this choice, or the decision alone (an
+    ``score, source, propensity, is_item``; ``sent, shown, clicked, redeemed``: an event names this choice, or the decision alone (an
     offer that the customer redeemed counts without that); ``bought``: the customer bought the item; each within *within_days*;
     ``closed``: whether all of that time has passed. What was held out was shown to nobody: its ``bought`` is what happened anyway.
     Left out are dry runs, answers without a choice, and customers from whom no model may learn.
@@ -64,6 +64,16 @@ def joined(home: Home, until: datetime, within_days: int = WITHIN_DAYS) -> Joine
         ).to_arrow_table()
         unknown = con.execute("SELECT count(*) FROM named ANTI JOIN logged USING (decision_id)").fetchone()[0]
         return Joined(rows, int(unknown))
+
+
+def served(home: Home, decision_ids: Sequence[str]) -> dict[str, str]:
+    """The features that were served with these decisions, as JSON, by decision."""
+    if not decision_ids:
+        return {}
+    with open_decisions(home) as opened:
+        query = """SELECT decision_id, any_value(features) FROM read_parquet(?, union_by_name = true)
+                   WHERE decision_id IN (SELECT unnest(?)) GROUP BY decision_id"""
+        return dict(opened.connection.execute(query, [opened.files, list(decision_ids)]).fetchall())
 
 
 class OpenDecisions(NamedTuple):
@@ -157,7 +167,7 @@ _JOINED = """
 WITH told AS (
   SELECT d.decision_id, d.place,
          bool_or(n.name IN (SELECT unnest($shown))) AS shown, bool_or(n.name IN (SELECT unnest($clicked))) AS clicked,
-         bool_or(n.name IN (SELECT unnest($taken))) AS redeemed
+         bool_or(n.name IN (SELECT unnest($taken))) AS redeemed, bool_or(n.name = 'message_sent') AS sent
   FROM decided AS d JOIN named AS n USING (decision_id)
   -- clients tell whole seconds
   WHERE n.occurred_at >= date_trunc('second', d.as_of) AND n.occurred_at < d.as_of + $within
@@ -174,7 +184,7 @@ WITH told AS (
   WHERE l.quantity > 0 AND l.occurred_at >= d.as_of AND l.occurred_at < least(d.as_of + $within, $until)
 )
 SELECT d.decision_id, d.kind, d.model, d.as_of, d.customer_id, d."group", d.held_out, d.variants, d.place, d.id, d.score, d.source,
-       d.propensity,
+       d.propensity, d.is_item, coalesce(t.sent, false) AS sent,
        coalesce(t.shown, false) AS shown, coalesce(t.clicked, false) AS clicked,
        coalesce(t.redeemed, false) OR r.place IS NOT NULL AS redeemed, b.place IS NOT NULL AS bought, d.as_of + $within <= $until AS closed
 FROM decided AS d LEFT JOIN told AS t USING (decision_id, place) LEFT JOIN redeemed AS r USING (decision_id, place)

@@ -31,6 +31,7 @@ from training.dataset import (
     moments,
     open_experiment,
 )
+from training.decided import Decided, read_decided
 from training.evaluation import BINARY_COLUMNS
 from training.metrics import (
     BINARY_MEASURES,
@@ -86,11 +87,12 @@ def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: Non
     tests_from = days_before(cuts.final, TEST_DAYS, cuts.timezone)
     # what items sold for and how well is known to the judged policy only up to the first test
     book, worth = offer_book(home, truth, tests_from)
-    trainer = OfferTrainer(
-        inputs_of(truth.domain, run.settings.kind.name), worth, truth.shop.currency, truth.shop.broad_campaign_types, plan.seed
-    )
+    customer = inputs_of(truth.domain, run.settings.kind.name)
+    decided = read_decided(home, book, customer, cuts.final)
+    trainer = OfferTrainer(customer, worth, truth.shop.currency, truth.shop.broad_campaign_types, plan.seed, decided)
     names = [each.name for each in trainer.inputs]
-    with run.started({"test_days": TEST_DAYS, "features": len(names), "margin_rate": truth.shop.margin_rate}):
+    params = {"test_days": TEST_DAYS, "features": len(names), "margin_rate": truth.shop.margin_rate}
+    with run.started({**params, "decided_offers": len(decided.labels), "decided_redeemed": int(decided.labels.sum())}):
         advance("checking the log")
         run.check_log(truth)
         frame, rows, by_key = dataset(home, truth, cuts, book, trainer.customer, run.settings.feature_service, advance)
@@ -108,11 +110,13 @@ def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: Non
         scored = evaluate(frame, rows, tests_from, cuts.final, trainer)
         looks = run.look(sorted(set(scored["unit"])))
         report, figures = judge(scored, kind, run, coupon_ndcg(home, truth, book, scored), looks)
+        report = replace(report, notes=[*report.notes, decided.told()])
         advance("fitting the final model")
         over = (frame["valid_until"] <= cuts.final).to_numpy()
         _, latest_worth = offer_book(home, truth, cuts.final)
         moved = shifts(frame, foretold(frame, rows, kind, cuts.final, trainer), cuts.final)
-        fitted = replace(trainer, worth=latest_worth).fit(kind, rows[over], frame["label"].to_numpy(dtype=bool)[over], moved)
+        labels = frame["label"].to_numpy(dtype=bool)[over]
+        fitted = replace(trainer, worth=latest_worth).fit(kind, rows[over], labels, cuts.final, moved)
         example = pd.DataFrame([{name: float(k) for k, name in enumerate(names)}])
         starts = frame.drop_duplicates("campaign_id").set_index("campaign_id")["event_timestamp"]
         outcome = Outcome(
@@ -138,6 +142,7 @@ class OfferTrainer:
     currency: str
     broad_types: tuple[str, ...]
     seed: int
+    decided: Decided
 
     @property
     def inputs(self) -> tuple[Input, ...]:
@@ -148,8 +153,13 @@ class OfferTrainer:
         """One input of all rows."""
         return np.asarray(rows[:, [each.name for each in self.inputs].index(name)])
 
-    def fit(self, kind: str, rows: np.ndarray, labels: np.ndarray, moved: tuple[float, float] = (0.0, 0.0)) -> NextBestOffer:
-        """A model of that kind whose answers for targeted and for broad campaigns are *moved* by so much."""
+    def fit(
+        self, kind: str, rows: np.ndarray, labels: np.ndarray, moment: datetime, moved: tuple[float, float] = (0.0, 0.0)
+    ) -> NextBestOffer:
+        """A model of that kind, of campaigns and of what was decided and had shown what came of it by *moment*, whose answers for targeted
+        and for broad campaigns are *moved* by so much.
+        """
+        rows, labels = self.decided.joined_to(rows, labels, moment)
         return NextBestOffer.fit(kind, rows, labels, self.customer, self.worth, self.currency, self.broad_types, self.seed, moved)
 
 
@@ -229,7 +239,7 @@ def foretold(frame: pd.DataFrame, rows: np.ndarray, kind: str, end: datetime, tr
         past = (frame["valid_until"] <= moment).to_numpy()
         if len(set(labels[past])) == 2:
             here = asked.index.to_numpy()
-            found[here] = trainer.fit(kind, rows[past], labels[past]).predict(rows[here])
+            found[here] = trainer.fit(kind, rows[past], labels[past], moment.to_pydatetime()).predict(rows[here])
     return found
 
 
