@@ -5,6 +5,7 @@ Ratios of what is measured alternately in one run, on the home that ``UBIQUO_HOM
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
@@ -17,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scene import NEW_YEAR, ROOT, copy_home
+import psutil
+from bench import measure
+from scene import NEW_YEAR, ROOT, copy_home, loyalty_cards, start_service, stop_service
 
 from features.catalogue.tables import Catalogue
 from features.definitions.segments import SEGMENTS
@@ -27,6 +30,7 @@ from features.state.clock import running_clock
 from features.state.home import Home
 from serving import bootstrap
 from serving.bootstrap import open_engine
+from serving.decide.batch import score
 from serving.decide.governor import POLICY
 from serving.decide.questions import NextBestOfferRequest
 from serving.decide.who import Who
@@ -159,10 +163,75 @@ def intake(home: Home) -> None:
         print(f"| {name} | {np.median(spent):.2f} | {np.median(spent) / base:.3f} |")
 
 
+def batch(home: Home) -> None:
+    """Every customer by mail within the caps: time, memory as it goes, and whether the file keeps the caps."""
+    (home.root / POLICY).write_text(json.dumps({**EVERYTHING, "contact": {"caps": [{"most": 1, "per": "day"}], "reserved_minutes": 1440}}))
+    process, held = psutil.Process(), []
+    out = home.root / "bench-batch.jsonl"
+    engine_of = lambda home: bootstrap.open_engine(home)  # noqa: E731
+    began = time.perf_counter()
+    rows = score(home, engine_of, "next-best-offer", NEW_YEAR, out, 1, lambda done, of: held.append(process.memory_info().rss), "mail")
+    spent = time.perf_counter() - began
+    offered = [line for line in map(json.loads, out.read_text().splitlines()) if line["id"] is not None]
+    twice = len(offered) - len({line["customer_id"] for line in offered})
+    # promised again within the day by another batch: nothing is left
+    other = home.root / "bench-again.jsonl"
+    score(home, engine_of, "next-best-offer", NEW_YEAR, other, 1, channel="email")
+    again = {line["customer_id"] for line in map(json.loads, other.read_text().splitlines()) if line["id"] is not None}
+    print(
+        f"\nBatch by mail within a cap of one a day: {rows} rows in {spent:.1f} s, {spent / rows * 1e6 / 3600:.1f} h a million customers;"
+    )
+    print(
+        f"{len(offered)} offers, {twice} customers with two, {len(again & {line['customer_id'] for line in offered})} of them offered more by e-mail;"
+    )
+    print(f"memory after the first chunk {held[0] / 1e6:.0f} MB, at the end {held[-1] / 1e6:.0f} MB")
+
+
+async def _paced(port: int, body: list[bytes], rate: float, seconds: float) -> list[float]:
+    """The time of each request, sent at an even *rate* whatever the answers take."""
+    taken: list[float] = []
+
+    async def one(number: int, due: float) -> None:
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        data = body[number % len(body)]
+        head = f"POST /v1/next-best-offer HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {len(data)}\r\n\r\n"
+        writer.write(head.encode() + data)
+        answer = await reader.read()
+        # from when it was due: who waits in line has waited too
+        taken.append(time.perf_counter() - due)
+        assert b" 200 " in answer[:20], answer[:300]
+        writer.close()
+
+    begins = time.perf_counter() + 0.2
+    await asyncio.gather(*(one(k, begins + k / rate) for k in range(int(rate * seconds))))
+    return sorted(taken)
+
+
+def load_over_http(home: Home) -> None:
+    """Governed offers over HTTP at half of what the service can do, evenly paced."""
+    (home.root / POLICY).write_text(json.dumps(EVERYTHING))
+    (home.root / JOURNEYS).unlink(missing_ok=True)
+    service = start_service(home, UBIQUO_CLOCK=f"from:{(NEW_YEAR + timedelta(days=40)).isoformat()}", UBIQUO_RATE_LIMIT="1000000/second")
+    try:
+        cards = loyalty_cards(home)[:400]
+        body = [json.dumps({"identifiers": {"loyalty_card": c}, "channel": "mail", "context": {"weather": "rain"}}).encode() for c in cards]
+        _, _, _, most = asyncio.run(measure(service.port, "/v1/next-best-offer", body, 1000, service.process.pid))
+        taken = asyncio.run(_paced(service.port, body, most / 2, 15.0))
+    finally:
+        stop_service(service)
+    p50, p99 = taken[len(taken) // 2] * 1e3, taken[int(len(taken) * 0.99)] * 1e3
+    print(
+        f"\nGoverned offers over HTTP at half of {most:.0f} a second, evenly paced: p50 {p50:.1f} ms, p99 {p99:.1f} ms, {p99 / p50:.1f} times"
+    )
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         home = copy_home(Home.from_environment(), Path(folder) / "home")
         decisions(home)
+        load_over_http(home)
+        batch(home)
         intake(home)
 
 

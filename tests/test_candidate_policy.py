@@ -150,4 +150,4 @@ def test_the_command_tells_what_the_best_alone_would_have_brought(tiny: TinyShop
     assert "doubt" not in told
     refused = command("training", "judge", "--policy", str(tmp_path / "best.csv"), "--reward", "fame", home=tiny.home.root)
     assert refused.returncode == 1
-    assert "--reward fame: give one of shown, clicked, redeemed, bought" in refused.stdout
+    assert "--reward fame: give one of shown, clicked, accepted, redeemed, bought" in refused.stdout

@@ -16,7 +16,7 @@ from scene import NEW_YEAR, SECRET, TinyShop, command, customer, event
 from features.state.ports import DECISIONS, MissingStateError
 from features.store.decision_log import SCHEMA, DecisionLog
 from features.store.outputs import outputs
-from training.decisions import joined, summary, write
+from training.decisions import OUTCOMES, joined, summary, write
 
 AT = NEW_YEAR - timedelta(days=20)
 DAY = timedelta(days=1)
@@ -42,7 +42,30 @@ def rows(shop: TinyShop, *decisions: dict[str, Any], until: datetime = UNTIL, wi
 
 
 def outcomes(row: dict[str, Any]) -> set[str]:
-    return {name for name in ("shown", "clicked", "redeemed", "bought") if row[name]}
+    return {name for name in OUTCOMES if row[name]}
+
+
+def test_what_is_answered_at_once_is_told(shop: TinyShop) -> None:
+    shop.add(
+        event("e1", "offer_accept", AT + DAY, offer_id="o1", decision_id="d1"), event("e2", "offer_decline", AT + DAY, decision_id="d2"),
+        event("e3", "message_sent", AT, decision_id="d2", channel="email"),
+    )  # fmt: skip
+    both = [decided(name, [{"offer_id": "o1"}, {"offer_id": "o2"}], kind="next-best-offer") for name in ("d1", "d2")]
+    found = {(row["decision_id"], row["id"]): row for row in rows(shop, *both)}
+    assert outcomes(found["d1", "o1"]) == {"accepted"}
+    assert outcomes(found["d1", "o2"]) == set()
+    assert outcomes(found["d2", "o1"]) == outcomes(found["d2", "o2"]) == {"declined"}
+    assert [found["d2", "o1"]["sent"], found["d1", "o1"]["sent"]] == [True, False]
+
+
+def test_a_redemption_that_names_its_decision_counts_for_no_other(shop: TinyShop) -> None:
+    # in the same whole second as the decision, as clients tell time
+    at = AT.replace(microsecond=245_000)
+    shop.add(event("r", "offer_redeem", at.replace(microsecond=0) + DAY, offer_id="o1", decision_id="d2"))
+    shop.add(event("c", "message_click", at.replace(microsecond=0), decision_id="d1"))
+    made = [decided(name, [{"offer_id": "o1"}], kind="next-best-offer", at=at) for name in ("d1", "d2", "d3")]
+    found = {row["decision_id"]: outcomes(row) for row in rows(shop, *made)}
+    assert found == {"d1": {"clicked"}, "d2": {"redeemed"}, "d3": set()}
 
 
 @pytest.fixture

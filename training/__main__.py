@@ -183,7 +183,7 @@ def judge_policy(
     policy: Annotated[
         Path, typer.Option(help="Parquet or CSV: decision_id, place, probability of what was logged; also q_logged, q_target.")
     ],
-    reward: Annotated[str, typer.Option(help="What a decision is judged by: shown, clicked, redeemed or bought.")] = "redeemed",
+    reward: Annotated[str, typer.Option(help="What a decision is judged by: shown, clicked, accepted, redeemed or bought.")] = "redeemed",
     as_of: AsOf = None,
     within_days: WithinDays = 14,
     seed: Seed = 0,

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from training.off_policy import Evidence, NotJudgeableError
 
-Reward = Literal["shown", "clicked", "redeemed", "bought"]
+Reward = Literal["shown", "clicked", "accepted", "redeemed", "bought"]
 REWARDS: tuple[Reward, ...] = get_args(Reward)
 COLUMNS = ("decision_id", "place", "probability")
 MODEL_COLUMNS = ("q_logged", "q_target")

@@ -18,6 +18,8 @@ from training.decisions import joined, served
 
 WITHIN_DAYS = 28
 """Within how many days of its decision an offer counts as redeemed."""
+REACHED = ("sent", "shown", "clicked", "accepted", "declined", "redeemed")
+"""What tells that an offer reached its customer."""
 LEAST_OFFERS, LEAST_REDEEMED = 500, 50
 """With fewer offers that reached somebody, or fewer redeemed, nothing is learnt from decisions: campaigns tell more."""
 
@@ -77,7 +79,7 @@ def read_decided(home: Home, book: OfferBook, customer: Sequence[Input], until: 
     except MissingStateError:
         return nothing_decided(inputs)
     offered = [row for row in found.to_pylist() if not row["is_item"] and row["closed"] and not row["held_out"] and row["customer_id"]]
-    reached = [row for row in offered if row["sent"] or row["shown"] or row["clicked"] or row["redeemed"]]
+    reached = [row for row in offered if any(row[name] for name in REACHED)]
     place = {offer_id: int(book.campaign_of[k]) for k, offer_id in enumerate(book.offer_ids)}
     known = [row for row in reached if row["id"] in place]
     features = served(home, sorted({row["decision_id"] for row in known}))

@@ -23,6 +23,9 @@ from features.store.timeline import open_timeline
 SHOWN = ("offer_view", "view_promotion", "view_item_list", "ad_impression", "message_open")
 CLICKED = ("select_promotion", "select_item", "view_item", "message_click", "ad_click")
 TAKEN = ("offer_redeem",)
+ACCEPTED, DECLINED = "offer_accept", "offer_decline"
+"""What an associate, a call or a page tells of an answer that is given at once."""
+OUTCOMES = ("shown", "clicked", "accepted", "declined", "redeemed", "bought")
 EVER = datetime(2200, 1, 1, tzinfo=UTC)
 WITHIN_DAYS = 14
 """Within how many days a purchase counts as what came of a decision."""
@@ -45,9 +48,10 @@ def joined(home: Home, until: datetime, within_days: int = WITHIN_DAYS) -> Joine
     """Each choice of each decision before *until*, and what came of it before then.
 
     Columns: ``decision_id, kind, model, as_of, customer_id, group, held_out, variants`` (JSON), ``place`` (from 1), ``id`` (item or offer),
-    ``score, source, propensity, is_item``; ``sent, shown, clicked, redeemed``: an event names this choice, or the decision alone (an
-    offer that the customer redeemed counts without that); ``bought``: the customer bought the item; each within *within_days*;
-    ``closed``: whether all of that time has passed. What was held out was shown to nobody: its ``bought`` is what happened anyway.
+    ``score, source, propensity, is_item``; ``sent, shown, clicked, accepted, declined, redeemed``: an event names the decision and this
+    choice, or the decision alone (an offer that the customer redeemed counts without naming one); ``bought``: the customer bought the
+    item; each within *within_days*; ``closed``: whether all of that time has passed. What was held out was shown to nobody: its
+    ``bought`` is what happened anyway.
     Left out are dry runs, answers without a choice, and customers from whom no model may learn.
 
     Raises:
@@ -59,9 +63,8 @@ def joined(home: Home, until: datetime, within_days: int = WITHIN_DAYS) -> Joine
         con.execute(_LOGGED, {"files": files})
         con.execute(_DECIDED, {name: told[name] for name in ("files", "until", "shape")})
         con.execute(_NAMED, {"until": until})
-        rows = con.execute(
-            _JOINED, {"until": until, "within": told["within"], "shown": list(SHOWN), "clicked": list(CLICKED), "taken": list(TAKEN)}
-        ).to_arrow_table()
+        names = {"shown": list(SHOWN), "clicked": list(CLICKED), "taken": list(TAKEN), "accepted": ACCEPTED, "declined": DECLINED}
+        rows = con.execute(_JOINED, {"until": until, "within": told["within"], **names}).to_arrow_table()
         unknown = con.execute("SELECT count(*) FROM named ANTI JOIN logged USING (decision_id)").fetchone()[0]
         return Joined(rows, int(unknown))
 
@@ -132,7 +135,7 @@ def summary(rows: pa.Table) -> pd.DataFrame:
             "kind": kind, "held out": "yes" if held_out else "", "decisions": part["decision_id"].nunique(), "choices": len(part),
             "drawn": f"{(part['propensity'] < 1).mean():.1%}", "closed": f"{part['closed'].mean():.1%}",
         }  # fmt: skip
-        lines.append(line | {name: f"{part[name].mean():.1%}" for name in ("shown", "clicked", "redeemed", "bought")})
+        lines.append(line | {name: f"{part[name].mean():.1%}" for name in OUTCOMES})
     return pd.DataFrame(lines)
 
 
@@ -167,7 +170,8 @@ _JOINED = """
 WITH told AS (
   SELECT d.decision_id, d.place,
          bool_or(n.name IN (SELECT unnest($shown))) AS shown, bool_or(n.name IN (SELECT unnest($clicked))) AS clicked,
-         bool_or(n.name IN (SELECT unnest($taken))) AS redeemed, bool_or(n.name = 'message_sent') AS sent
+         bool_or(n.name IN (SELECT unnest($taken))) AS redeemed, bool_or(n.name = 'message_sent') AS sent,
+         bool_or(n.name = $accepted) AS accepted, bool_or(n.name = $declined) AS declined
   FROM decided AS d JOIN named AS n USING (decision_id)
   -- clients tell whole seconds
   WHERE n.occurred_at >= date_trunc('second', d.as_of) AND n.occurred_at < d.as_of + $within
@@ -185,7 +189,8 @@ WITH told AS (
 )
 SELECT d.decision_id, d.kind, d.model, d.as_of, d.customer_id, d."group", d.held_out, d.variants, d.place, d.id, d.score, d.source,
        d.propensity, d.is_item, coalesce(t.sent, false) AS sent,
-       coalesce(t.shown, false) AS shown, coalesce(t.clicked, false) AS clicked,
+       coalesce(t.shown, false) AS shown, coalesce(t.clicked, false) AS clicked, coalesce(t.accepted, false) AS accepted,
+       coalesce(t.declined, false) AS declined,
        coalesce(t.redeemed, false) OR r.place IS NOT NULL AS redeemed, b.place IS NOT NULL AS bought, d.as_of + $within <= $until AS closed
 FROM decided AS d LEFT JOIN told AS t USING (decision_id, place) LEFT JOIN redeemed AS r USING (decision_id, place)
 LEFT JOIN bought AS b USING (decision_id, place)

@@ -19,7 +19,7 @@ from models.sending import HOURS, SENDING, Rates, SendingRates, log_loss
 from training.dataset import NothingToLearnError
 from training.metrics import bootstrap
 
-ANSWERS = ("message_click", "offer_redeem", "select_promotion")
+ANSWERS = ("message_click", "offer_accept", "offer_redeem", "select_promotion")
 WITHIN_DAYS = 7
 """Within how many days an answer counts."""
 TEST_DAYS = 28

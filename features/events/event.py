@@ -24,7 +24,8 @@ EventName = Literal[
     "view_item_list", "select_item", "view_item", "search", "add_to_cart", "remove_from_cart", "view_cart",
     "begin_checkout", "purchase", "refund", "view_promotion", "select_promotion", "sign_up", "login",
     "identify", "alias", "consent_update", "message_sent", "message_open", "message_click", "message_unsubscribe",
-    "ad_impression", "ad_click", "offer_view", "offer_redeem", "store_visit", "booking", "call", "feedback", "complaint", "erasure",
+    "ad_impression", "ad_click", "offer_view", "offer_accept", "offer_decline", "offer_redeem", "store_visit", "booking", "call",
+    "feedback", "complaint", "erasure",
     "page_view", "screen_view", "custom",
 ]  # fmt: skip
 """GA4's names, the omnichannel ones, and ``custom`` for whatever a shop counts beside (its trait ``event`` tells what)."""
@@ -142,6 +143,7 @@ class SealedEvent(Event, frozen=True, forbid_unknown_fields=True, kw_only=True, 
 REQUIRED_FIELDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("select_item", "view_item", "add_to_cart", "remove_from_cart", "purchase", "refund"), ("items",)),
     **dict.fromkeys(("offer_view", "offer_redeem"), ("offer_id",)),
+    **dict.fromkeys(("offer_accept", "offer_decline"), ("offer_id|decision_id",)),
     **dict.fromkeys(("message_sent", "message_open", "message_click"), ("campaign_id|offer_id|decision_id",)),
     "search": ("query",),
     "identify": ("identifiers",),

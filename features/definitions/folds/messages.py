@@ -10,8 +10,8 @@ from features.definitions.feature import Moment
 from features.definitions.folds.fold import Fold, Output, Touch, take_newest
 
 MESSAGE_LIMIT = 1_000
-ANSWERS = frozenset({"message_click", "offer_redeem", "select_promotion"})
-"""What a customer does to a message or an offer that they answer."""
+ANSWERS = frozenset({"message_click", "offer_accept", "offer_decline", "offer_redeem", "select_promotion"})
+"""What a customer does to a message or an offer that they answer, be it with no."""
 COMPLAINT = "complaint"
 MESSAGE_DAYS = 32
 """How far back from the newest messages are kept: a calendar month is no longer."""
