@@ -47,6 +47,7 @@ MAX_FEATURE_AGE = timedelta(days=7)
 DecisionRecord = dict[str, Any]
 
 
+NOTHING_LEFT = "no offer is left for this customer and question: removed tells why"
 NOT_ASKED_FOR = "not among those asked for"
 WITHDRAWN = "the customer does not allow their data to be used for personalization"
 
@@ -133,7 +134,7 @@ class Engine(Champions):
         found = self.governor.decide(matter)
         query = replace(query, channel=found.channel)
         decision = _told(who, query, found.decision)
-        fallback = decision.fallback or self._age_note(name, query.row, as_of)
+        fallback = decision.fallback or (self._age_note(name, query.row, as_of) if decision.choices else NOTHING_LEFT)
         about = self._about(name, loaded, query, fallback, decision_id)
         offers = [
             OfferChoice(offer_id=c.id, score=c.score, source=c.source, reason=c.reason, propensity=c.propensity, **c.details)
