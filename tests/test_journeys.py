@@ -36,7 +36,8 @@ from serving.journeys.replay import Replay
 from serving.journeys.runner import CALLED_OFF, CONVERTED, DONE, Runner
 from serving.journeys.runs import DAYS, PLANS, Changes, Runs
 from serving.journeys.today import Today, due_items
-from serving.privacy.holdings import BatchFiles, Subject
+from serving.privacy.held_files import BatchFiles
+from serving.privacy.holdings import Subject
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 WORDS = Vocabulary.parse(b"", "segments.yaml", "")

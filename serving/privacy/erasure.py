@@ -33,8 +33,8 @@ from models.registry import Registry
 from serving.decide.ledger import Ledger
 from serving.intake.intake import Intake
 from serving.journeys.runs import Runs
+from serving.privacy.held_files import BatchFiles, Snapshots
 from serving.privacy.holdings import (
-    BatchFiles,
     ContactTable,
     DeadLetterTable,
     Decisions,
@@ -45,7 +45,6 @@ from serving.privacy.holdings import (
     Place,
     Promises,
     RunTables,
-    Snapshots,
     Stages,
     Subject,
     Waiting,
