@@ -34,6 +34,8 @@ logger = logging.getLogger("ubiquo")
 TICK_SECONDS = 1.0
 AGGREGATE_SECONDS = 5.0
 """How often the windowed features of the customers just seen are recomputed."""
+SYNC_SECONDS = 0.05
+"""How often promises are brought onto the disk."""
 MODEL_CHECK_SECONDS = 30.0
 TIDY_SECONDS = 60.0
 
@@ -94,10 +96,11 @@ class Worker:
     Args:
         name: of the thread.
         chores: their names, what to do, and every how many seconds.
+        tick: how often it looks what is due, in seconds.
     """
 
-    def __init__(self, name: str, chores: Sequence[tuple[str, Callable[[], Any], float]]) -> None:
-        self._chores = chores
+    def __init__(self, name: str, chores: Sequence[tuple[str, Callable[[], Any], float]], tick: float = TICK_SECONDS) -> None:
+        self._chores, self._tick = chores, tick
         self.failures: dict[str, tuple[int, str]] = {}
         """How often in a row a chore has failed, and why."""
         self._stop = threading.Event()
@@ -116,7 +119,7 @@ class Worker:
 
     def _work(self) -> None:
         due = {name: time.monotonic() for name, _, _ in self._chores}
-        while not self._stop.wait(TICK_SECONDS):
+        while not self._stop.wait(self._tick):
             for name, chore, seconds in self._chores:
                 if time.monotonic() < due[name]:
                     continue
@@ -147,7 +150,6 @@ class Runtime:
         self.office.resume()
         chores: list[tuple[str, Callable[[], Any], float]] = [
             ("moving events to the log", self.intake.drain_if_due, TICK_SECONDS),
-            ("bringing promises onto the disk", self.engine.governor.sync, TICK_SECONDS),
             ("flushing decisions", self.decisions.flush_if_due, TICK_SECONDS),
             ("recomputing aggregates", self.intake.refresh_if_due, AGGREGATE_SECONDS),
             ("taking up broken erasures", self.office.resume, MODEL_CHECK_SECONDS),
@@ -166,7 +168,12 @@ class Runtime:
             ("tidying the journeys", self.journeys.tidy, TIDY_SECONDS),
         ]
         # a receiver that is slow holds up neither steps nor events
-        self._others = [Worker("ubiquo-journeys", steps), Worker("ubiquo-outbox", [("sending messages", self.journeys.send, TICK_SECONDS)])]
+        self._others = [
+            Worker("ubiquo-journeys", steps),
+            Worker("ubiquo-outbox", [("sending messages", self.journeys.send, TICK_SECONDS)]),
+            # little at a time, so that no decision waits long for the disk
+            Worker("ubiquo-promises", [("bringing promises onto the disk", self.engine.governor.sync, SYNC_SECONDS)], SYNC_SECONDS),
+        ]
 
     def close(self) -> None:
         """Stop the background work, having brought everything into the logs."""
@@ -199,7 +206,7 @@ class Runtime:
         for worker in self._others:
             found += [f"{name} has failed {n} times in a row: {why}" for name, (n, why) in dict(worker.failures).items() if n >= 3]
             if not worker.is_alive:
-                found.append("the work on journeys has ended: restart the service")
+                found.append("the work on journeys, messages or promises has ended: restart the service")
         if self.intake.unfollowed:
             found.append(f"{self.intake.unfollowed} events were not seen by the journeys")
         found += [f"{kind}: no champion" for kind in self.engine.missing() if kind not in self.engine.broken]

@@ -5,7 +5,6 @@ Ratios of what is measured alternately in one run, on the home that ``UBIQUO_HOM
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
@@ -19,8 +18,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from bench import measure
-from scene import NEW_YEAR, ROOT, copy_home, loyalty_cards, start_service, stop_service
+from scene import NEW_YEAR, ROOT, copy_home
 
 from features.catalogue.tables import Catalogue
 from features.definitions.segments import SEGMENTS
@@ -154,7 +152,7 @@ def intake(home: Home) -> None:
     for _ in range(5):
         (home.root / JOURNEYS).unlink(missing_ok=True)
         run("no journeys", lambda runtime: None)
-        (home.root / JOURNEYS).write_text(json.dumps({"journeys": [journey]}))
+        (home.root / JOURNEYS).write_text(json.dumps({"journeys": [journey], "sinks": [{"name": "files", "channels": ["mail"]}]}))
         run(f"{JOURNEYS_WAITING:,} waiting", waiting)
     base = float(np.median(rates["no journeys"]))
     print(f"\n| {EVENTS:,} events taken in and folded | CPU seconds | times |")
@@ -187,50 +185,10 @@ def batch(home: Home) -> None:
     print(f"memory after the first chunk {held[0] / 1e6:.0f} MB, at the end {held[-1] / 1e6:.0f} MB")
 
 
-async def _paced(port: int, body: list[bytes], rate: float, seconds: float) -> list[float]:
-    """The time of each request, sent at an even *rate* whatever the answers take."""
-    taken: list[float] = []
-
-    async def one(number: int, due: float) -> None:
-        await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        data = body[number % len(body)]
-        head = f"POST /v1/next-best-offer HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {len(data)}\r\n\r\n"
-        writer.write(head.encode() + data)
-        answer = await reader.read()
-        # from when it was due: who waits in line has waited too
-        taken.append(time.perf_counter() - due)
-        assert b" 200 " in answer[:20], answer[:300]
-        writer.close()
-
-    begins = time.perf_counter() + 0.2
-    await asyncio.gather(*(one(k, begins + k / rate) for k in range(int(rate * seconds))))
-    return sorted(taken)
-
-
-def load_over_http(home: Home) -> None:
-    """Governed offers over HTTP at half of what the service can do, evenly paced."""
-    (home.root / POLICY).write_text(json.dumps(EVERYTHING))
-    (home.root / JOURNEYS).unlink(missing_ok=True)
-    service = start_service(home, UBIQUO_CLOCK=f"from:{(NEW_YEAR + timedelta(days=40)).isoformat()}", UBIQUO_RATE_LIMIT="1000000/second")
-    try:
-        cards = loyalty_cards(home)[:400]
-        body = [json.dumps({"identifiers": {"loyalty_card": c}, "channel": "mail", "context": {"weather": "rain"}}).encode() for c in cards]
-        _, _, _, most = asyncio.run(measure(service.port, "/v1/next-best-offer", body, 1000, service.process.pid))
-        taken = asyncio.run(_paced(service.port, body, most / 2, 15.0))
-    finally:
-        stop_service(service)
-    p50, p99 = taken[len(taken) // 2] * 1e3, taken[int(len(taken) * 0.99)] * 1e3
-    print(
-        f"\nGoverned offers over HTTP at half of {most:.0f} a second, evenly paced: p50 {p50:.1f} ms, p99 {p99:.1f} ms, {p99 / p50:.1f} times"
-    )
-
-
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         home = copy_home(Home.from_environment(), Path(folder) / "home")
         decisions(home)
-        load_over_http(home)
         batch(home)
         intake(home)
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from features.state.disk import PRIVATE_FILE, DamagedStateError, NoSpaceError, m
 from features.state.ports import AnyRow
 
 WAIT_SECONDS = 60.0
+MOVED_EVERY_SECONDS = 10.0
+"""How often what is written ahead goes into a file that does so only when it is told to."""
 
 
 class Keeping(NamedTuple):
@@ -37,8 +40,8 @@ ROLLED_BACK = Keeping(("secure_delete=ON",))
 """No write-ahead log, and what is deleted is overwritten at once."""
 WRITTEN_AHEAD = Keeping(("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"))
 """Readers and a writer do not wait for each other; each commit is synced."""
-WRITTEN_SOON = Keeping(("journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON"))
-"""A commit outlives the process at once, and a power cut from the next ``sync`` on."""
+WRITTEN_SOON = Keeping(("journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON", "wal_autocheckpoint=0"))
+"""A commit outlives the process at once, and a power cut from the next ``sync`` on; it never waits for the disk itself."""
 DERIVED = Keeping(("journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON", "cache_size=-32000"))
 """A power cut may take back the last commits: whoever fills the file notices and fills it again."""
 SHARED = Keeping(("journal_mode=WAL",), replaces=True)
@@ -56,6 +59,10 @@ class SQLiteFile:
             made += [CreateIndex(index, if_not_exists=True) for index in table.indexes]
         self._ddl = made
         self._engines: dict[tuple[float, bool], Engine] = {}
+        self._syncing = threading.Lock()
+        self._synced: tuple[int, int] | None = None
+        self._moved_at = 0.0
+        self._mover: sqlite3.Connection | None = None
 
     @property
     def place(self) -> str:
@@ -100,11 +107,21 @@ class SQLiteFile:
             yield connection
 
     def sync(self) -> None:
-        """Bring what was committed onto the disk."""
+        """Bring what was committed onto the disk, while others go on writing: the more often, the shorter they wait for it."""
         ahead = self._path.with_name(f"{self._path.name}-wal")
-        # SQLite holds no lock on its write-ahead log, so that closing this handle cancels none
-        with contextlib.suppress(FileNotFoundError), open(ahead, "rb") as handle:
-            os.fsync(handle.fileno())
+        with self._syncing, contextlib.suppress(FileNotFoundError):
+            status = ahead.stat()
+            if (written := (status.st_size, status.st_mtime_ns)) != self._synced:
+                # SQLite holds no lock on its write-ahead log, so that closing this handle cancels none
+                with open(ahead, "rb") as handle:
+                    os.fsync(handle.fileno())
+                self._synced = written
+            if status.st_size and time.monotonic() - self._moved_at > MOVED_EVERY_SECONDS:
+                self._moved_at = time.monotonic()
+                if self._mover is None:
+                    self._mover = self._opened(WAIT_SECONDS)
+                # into the file itself, as far as that is possible without waiting for anybody
+                self._mover.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def discard(self) -> None:
         """Delete the file; whoever has it open goes on with what is nowhere any more."""

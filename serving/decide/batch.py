@@ -127,6 +127,7 @@ def score(
                 ]
                 writer.write(rows)
                 written += len(rows)
+                crowd.engine.governor.sync()
                 advance(crowd.asked, len(crowd.customers))
             refused = {customer: crowd.who(customer).not_reached(channel) or WITHDRAWN for customer in crowd.silent}
             writer.write([{"customer_id": customer, "as_of": as_of, "rank": 1, "fallback": why} for customer, why in refused.items()])
