@@ -230,7 +230,9 @@ def pair_rows(
     incidence = book.by_campaign[chosen]
     affinity = np.asarray(incidence @ weights)
     per_offer = np.asarray(book.by_offer @ weights)
-    best = np.array([per_offer[book.campaign_of == c].max() for c in chosen])
+    best_of = np.full(len(book.campaign_ids), -np.inf)
+    np.maximum.at(best_of, book.campaign_of, per_offer)
+    best = best_of[chosen]
     pairs = {
         "affinity": affinity,
         # rounding alone could bring it above 1

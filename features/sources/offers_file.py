@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -152,8 +152,3 @@ def yaml_rows(path: Path) -> Iterator[tuple[dict[str, int], dict[str, Any]]]:
         if strange := [name for name in row if name not in known]:
             raise UnreadableFileError(f"{path}, line {line}: {strange[0]!r} is nothing that an offer has: use {', '.join(OFFERS.names)}")
         yield lines, row
-
-
-def columns_of(names: Sequence[str]) -> list[str]:
-    """The columns that a file of offers may have."""
-    return [*names, OLD_CHANNEL]
