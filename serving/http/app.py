@@ -17,10 +17,13 @@ from features.events.event import EVENT_NAMES, explain
 from features.events.identifiers import IdentifierError
 from features.state.disk import NoSpaceError
 from models.registry import ModelSettings, NoChampionError, RegistrySettings
+from serving.console.address import is_console
+from serving.console.application import Console
 from serving.decide.questions import SHAPES, CustomerRequest, SimilarItemsRequest, UnknownAttributeError
 from serving.decide.who import Who
 from serving.http.access import KEY, MAX_BODY_BYTES, RETRY_SECONDS
 from serving.http.asgi import Message, Receive, Send
+from serving.http.console_port import ConsolePort
 from serving.http.desk import ERASURES, CustomerDesk
 from serving.http.lanes import CrowdedError, Lane, LateError, LongAnswers, Ticket
 from serving.http.openapi import document
@@ -68,6 +71,8 @@ class App:
         self._desks = Lane("profiles, exports and erasures", threads=1, waiting=16, patience_seconds=600.0, deadline_seconds=600.0)
         self._long = LongAnswers(self._desks)
         self._aside = Lane("metrics", threads=1, waiting=4, patience_seconds=1.0, deadline_seconds=3.0)
+        self._port = ConsolePort(self, self._decisions, self._intakes)
+        self._console = Console(self._port)
         self.pulse = Pulse()
         self._pulse_task: asyncio.Task[None] | None = None
         self.metrics = CollectorRegistry()
@@ -92,6 +97,10 @@ class App:
         if self._pulse_task is None:
             self._pulse_task = asyncio.create_task(self.pulse.beat())
         path, started = scope["path"], time.perf_counter()
+        if is_console(path):
+            await self._console(scope, receive, send)
+            self._seconds.labels("console").observe(time.perf_counter() - started)
+            return
         route = path if path in self._routes else "customers" if path.startswith(CUSTOMERS) else "other"
         kind, more = b"application/json", []
         try:
@@ -132,6 +141,7 @@ class App:
 
     def close(self) -> None:
         """Finish what was begun."""
+        self._port.close()
         for lane in (self._decisions, self._intakes, self._desks, self._aside):
             lane.close()
 
