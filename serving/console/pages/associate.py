@@ -113,10 +113,11 @@ async def _answer(visit: Visit, template: str) -> Response:
     items = ShownItems(visit.runtime.engine)
     common = _lines(visit, seen.lived, customer_id, 0)
     clear = {each["kind"]: each["value"] for each in reversed(seen.told["identifiers"]) if each["value"]}
+    rhythm_facts = [fact for fact in seen.facts if "every" in fact or "visit" in fact][:RHYTHM_FACTS]
     return visit.page(
         template, seen=seen, told=seen.told, name=_name(seen.told["person"]) or next(iter(reversed(clear.values())), customer_id),
-        answers=answers, present=_present(seen.row, items), rhythm=_rhythm(visit, seen), rhythm_facts=[f for f in seen.facts if "every" in f or "visit" in f][:RHYTHM_FACTS], favourites=items.favourites(seen.row),
-        channels=AT_THE_COUNTER, can_tell=visit.may("ingest"), known_kinds=len(clear), **common,
+        answers=answers, present=_present(seen.row, items), rhythm=_rhythm(visit, seen), rhythm_facts=rhythm_facts,
+        favourites=items.favourites(seen.row), channels=AT_THE_COUNTER, can_tell=visit.may("ingest"), **common,
     )  # fmt: skip
 
 
