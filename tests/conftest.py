@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, settings
 from playwright.sync_api import Browser, sync_playwright
-from scene import NEW_YEAR, SECRET, SMALL_CUT, Service, TinyShop, command, copy_home, free_port, start_service, stop_service
+from scene import NEW_YEAR, SECRET, SMALL_CUT, Pages, Service, TinyShop, command, copy_home, free_port, start_service, stop_service
 
 from features.catalogue.shop import Shop
 from features.catalogue.tables import ITEM_CONTEXT, ITEMS, OFFERS, Catalogue
@@ -137,11 +137,19 @@ def own_service(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="session")
-def keyed_service(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, dict[str, str]]]:
+def pages() -> Iterator[Pages]:
+    """The web server of a shop whose pages may call ``keyed_service``."""
+    served = Pages()
+    yield served
+    served.close()
+
+
+@pytest.fixture(scope="session")
+def keyed_service(trained: Home, pages: Pages, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, dict[str, str]]]:
     """A service on a home of its own that asks for keys, and one key a scope."""
     home = copy_home(trained, tmp_path_factory.mktemp("keyed") / "home")
     tokens = {scope: Keys(home).create(f"{scope}-key", [scope], NEW_YEAR) for scope in SCOPES}
-    running = start_service(home)
+    running = start_service(home, UBIQUO_CORS_ORIGINS=pages.origin)
     yield running, tokens
     stop_service(running)
 
