@@ -141,7 +141,7 @@ class Consents:
 
         What a source *declared* of its rows stands in for what the customer has not said.
         """
-        return self.judge(keys, purpose)(occurred_at, declared)
+        return self.judge(keys, purpose)(microseconds(occurred_at), declared)
 
     def judge(self, keys: Sequence[str], purpose: Purpose) -> Callable[[int, Sequence[str] | None], bool]:
         """As ``usable``, for many events of one customer; their times are microseconds since 1970."""
