@@ -73,6 +73,13 @@ Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Place = Annotated[int, msgspec.Meta(ge=1, le=100)]
 
 
+class Position(msgspec.Struct, forbid_unknown_fields=True):
+    """Where the customer is, in degrees."""
+
+    lat: Annotated[float, msgspec.Meta(ge=-90, le=90)]
+    lon: Annotated[float, msgspec.Meta(ge=-180, le=180)]
+
+
 class RecommendationsRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
     """What will the customer like? Each ``listing`` is a list of its own; those about items need ``item_ids``.
 
@@ -87,6 +94,8 @@ class RecommendationsRequest(DeliveredRequest, kw_only=True, forbid_unknown_fiel
     item_ids: Annotated[list[Text], msgspec.Meta(max_length=MAX_ITEMS_ASKED)] = []
     """The items that the list is about: on the page, in the basket, looked at."""
     store_id: Text | None = None
+    position: Position | None = None
+    """Where the customer is, instead of ``store_id``: the nearest store counts. It is not logged."""
     include: Values = {}
     """Attribute to allowed values, e.g. ``{"department": ["PRODUCE"]}``; of numbers also ``{"weight_g": {"min": 100}}``."""
     exclude: Values = {}
@@ -103,6 +112,11 @@ class RecommendationsRequest(DeliveredRequest, kw_only=True, forbid_unknown_fiel
     explain: bool = False
     """Whether each item tells what every input of the ranker added to its score, and what was removed is named under its reason."""
 
+    def __post_init__(self) -> None:
+        """A store, or a place to find the nearest: not both."""
+        super().__post_init__()
+        _one_place(self)
+
 
 class SimilarItemsRequest(Question, kw_only=True, forbid_unknown_fields=True):
     """What is like this item?"""
@@ -112,13 +126,6 @@ class SimilarItemsRequest(Question, kw_only=True, forbid_unknown_fields=True):
     include: Values = {}
     exclude: Values = {}
     exclude_item_ids: Ids = []
-
-
-class Position(msgspec.Struct, forbid_unknown_fields=True):
-    """Where the customer is, in degrees."""
-
-    lat: Annotated[float, msgspec.Meta(ge=-90, le=90)]
-    lon: Annotated[float, msgspec.Meta(ge=-180, le=180)]
 
 
 class NextBestOfferRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
@@ -150,8 +157,7 @@ class NextBestOfferRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields
     def __post_init__(self) -> None:
         """One channel, or several to choose from: not both."""
         super().__post_init__()
-        if self.position is not None and self.store_id is not None:
-            raise RejectedEvent("position", "leave out store_id where the nearest store is to be found")
+        _one_place(self)
         if self.channel is not None and self.channels:
             raise RejectedEvent("channels", "leave out channel where the best of several channels is to be chosen")
 
@@ -159,6 +165,11 @@ class NextBestOfferRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields
     def reached_by(self) -> list[Channel | None]:
         """The channels by which the customer may be reached."""
         return [*self.channels] or [self.channel]
+
+
+def _one_place(request: RecommendationsRequest | NextBestOfferRequest) -> None:
+    if request.position is not None and request.store_id is not None:
+        raise RejectedEvent("position", "leave out store_id where the nearest store is to be found")
 
 
 class ScoreRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
