@@ -214,9 +214,10 @@ class App:
             if scope["method"] not in ("GET", "HEAD"):
                 raise HttpProblem(405, "Method not allowed", f"{path} takes GET")
             names = (*EVENT_NAMES, *(self.runtime.intake.own_events if self.runtime else ()))
-            return (
-                (200, self._describe(names), b"application/json") if path != DOCS else (200, self._page(names), b"text/html; charset=utf-8")
-            )
+            # made once, and not on the event loop
+            if path == DOCS:
+                return 200, await self._aside.run(self._page, names), b"text/html; charset=utf-8"
+            return 200, await self._aside.run(self._describe, names), b"application/json"
         if path == "/metrics":
             self._ready.set(self._models - len(self._live().engine.missing()))
             return 200, await self._aside.run(generate_latest, self.metrics), b"text/plain; version=0.0.4"

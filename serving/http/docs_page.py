@@ -17,6 +17,7 @@ TEMPLATE = Path(__file__).with_name("docs.html.j2")
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; margin: 0 auto; max-width: 72rem; padding: 1rem }
 code, pre { font: 14px/1.45 ui-monospace, monospace; background: #f3f3f1 }
+h2 code { font-size: 18px }
 pre { padding: .7rem; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere }
 section { border-top: 1px solid #ddd; margin-top: 1.5rem }
 table { border-collapse: collapse; display: block; overflow-x: auto }

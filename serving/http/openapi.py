@@ -14,6 +14,7 @@ import msgspec
 
 from features.events.event import Event
 from features.events.identifiers import KINDS
+from features.sources import ga4
 from features.sources.segment import SHORT_CALLS
 from models.registry import ModelSettings
 from serving.decide.questions import SHAPES, CustomerRequest, ItemsAnswer, SimilarItemsRequest
@@ -25,11 +26,22 @@ from serving.privacy.erasure import Receipt
 EXAMPLES = Path(__file__).with_name("examples.json")
 _SAME_EXAMPLES = {**{f"/v1/{short}": f"/v1/{call}" for short, call in SHORT_CALLS.items()}, "/v1/b": "/v1/batch", "/v1/import": "/v1/batch"}
 """Addresses that take what another takes."""
+
+
+def _tracking(path: str, source: str) -> str:
+    if path in _SAME_EXAMPLES:
+        return f"The same as {_SAME_EXAMPLES[path]}, as some of Segment's libraries call it."
+    if source == ga4.SOURCE:
+        return "Take events of Google Analytics 4 (measurement protocol); the key stands in the query as api_secret."
+    what = "a batch of messages" if path == "/v1/batch" else f"one message of the kind {path.rpartition('/')[2]}"
+    return f"Take {what} of Segment's libraries."
+
+
 ROUTES: dict[str, tuple[str, Any, Any]] = {
     "/v1/similar-items": ("What is like this item?", SimilarItemsRequest, ItemsAnswer),
     "/v1/events": ('Take one event, or a batch in {"events": [...]}.', Event, EventsAnswer),
     "/v1/profile": ("Who is this customer? The reading is audited.", CustomerRequest, dict[str, Any]),
-    **{path: (f"Take what {tracker.source} clients send.", dict[str, Any], TrackersAnswer) for path, tracker in TRACKERS.items()},
+    **{path: (_tracking(path, tracker.source), dict[str, Any], TrackersAnswer) for path, tracker in TRACKERS.items()},
 }
 """What there is beside the models, each at an address of its own name."""
 CUSTOMER_ROUTES: dict[str, dict[str, tuple[str, Any]]] = {
