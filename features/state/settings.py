@@ -40,6 +40,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     mlflow: Annotated[str, Meta(description="the mlflow.yaml that describes the models; else the one beside the code")] = ""
     tracking_uri: Annotated[str, Meta(description="where MLflow keeps runs and models; else what mlflow.yaml says")] = ""
     commit: Annotated[str, Meta(description="the commit of the code, where there is no checkout")] = "unknown"
+    demo_shop: Annotated[bool, Meta(description="whether the console has a shop to try; what is done in it counts as real")] = False
     loopback: Annotated[bool, Meta(description="only this machine can ask")] = False
     single_process: Annotated[bool, Meta(description="no arbiter watches over the process")] = False
 

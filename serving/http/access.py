@@ -17,6 +17,7 @@ from limits.strategies import FixedWindowRateLimiter
 
 from features.state.home import Home
 from features.state.settings import SettingError
+from serving.console.address import READER, SIGN_IN, STATIC, is_console
 from serving.http.asgi import Application, Message, Receive, Send, application
 from serving.http.browser import (
     BYTES_A_REQUEST,
@@ -32,6 +33,7 @@ from serving.http.browser import (
     network_of,
     trusted_proxies,
 )
+from serving.http.console_gate import cookie_of, not_ours
 from serving.http.rates import Counters
 from serving.privacy.keys import LOCAL, Key, Keys, Scope
 
@@ -186,6 +188,8 @@ class AccessControl:
     def _refusal(self, scope: Message) -> Refusal | None:
         headers = dict(scope["headers"])
         address = scope["client"][0] if scope.get("client") else ""
+        if is_console(scope["path"]):
+            return self._before_the_console(scope, headers, address)
         key = None
         if scope["path"] not in OPEN_PATHS:
             key = self._sent(scope, headers)
@@ -208,6 +212,24 @@ class AccessControl:
             return _too_large(most)
         if scope["method"] in ("POST", "PUT", "PATCH"):
             return _wrong_type(scope["path"], headers, key)
+        return None
+
+    def _before_the_console(self, scope: Message, headers: Mapping[bytes, bytes], address: str) -> Refusal | None:
+        """Whoever has not signed in is let through, to be asked to: what they may see is for the pages to say."""
+        token = cookie_of(headers)
+        key = None if scope["path"].startswith(STATIC) else self._keys.check(token)
+        guesses = (token and key is None) or (scope["path"] == SIGN_IN and scope["method"] == "POST")
+        if guesses and not self._limiter.hit(self._wrong, "wrong", address):
+            return Refusal(429, "Too many wrong keys", "too many wrong keys came from this address", 60)
+        scope[READER], scope[KEY] = key, "nobody" if key is None else key.name
+        if (why := not_ours(scope["method"], headers, key is LOCAL)) is not None:
+            return Refusal(403, "Not allowed", why)
+        who = ("address", address) if key is None or key is LOCAL else ("key", key.name)
+        if not self._limiter.hit(self._rate, *who):
+            return Refusal(429, "Too many requests", f"more than {self._rate} were sent", RETRY_SECONDS)
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or len(length) > 12 or int(length) > MAX_BODY_BYTES:
+            return Refusal(413, "Too large", f"a form may hold {MAX_BODY_BYTES} bytes")
         return None
 
     def _not_allowed(self, scope: Message, key: Key) -> Refusal | None:

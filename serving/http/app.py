@@ -18,12 +18,15 @@ from features.events.identifiers import IdentifierError
 from features.sources import page
 from features.state.disk import NoSpaceError
 from models.registry import ModelSettings, NoChampionError, RegistrySettings
+from serving.console.address import is_console
+from serving.console.application import Console
 from serving.decide.questions import SHAPES, CustomerRequest, SimilarItemsRequest, UnknownAttributeError
 from serving.decide.who import Who
 from serving.http import docs_page
 from serving.http.access import KEY, MAX_BODY_BYTES, RETRY_SECONDS
 from serving.http.asgi import Message, Receive, Send
 from serving.http.browser import PROJECTS, PUBLIC, segment_settings
+from serving.http.console_port import ConsolePort
 from serving.http.desk import ERASURES, CustomerDesk
 from serving.http.lanes import CrowdedError, Lane, LateError, LongAnswers, Ticket
 from serving.http.openapi import document
@@ -77,6 +80,8 @@ class App:
         self._desks = Lane("profiles, exports and erasures", threads=1, waiting=16, patience_seconds=600.0, deadline_seconds=600.0)
         self._long = LongAnswers(self._desks)
         self._aside = Lane("metrics", threads=1, waiting=4, patience_seconds=1.0, deadline_seconds=3.0)
+        self._port = ConsolePort(self, self._decisions, self._intakes)
+        self._console = Console(self._port)
         self.pulse = Pulse()
         self._pulse_task: asyncio.Task[None] | None = None
         self.metrics = CollectorRegistry()
@@ -101,6 +106,10 @@ class App:
         if self._pulse_task is None:
             self._pulse_task = asyncio.create_task(self.pulse.beat())
         path, started = scope["path"], time.perf_counter()
+        if is_console(path):
+            await self._console(scope, receive, send)
+            self._seconds.labels("console").observe(time.perf_counter() - started)
+            return
         route = (
             path
             if path in self._routes
@@ -161,6 +170,7 @@ class App:
 
     def close(self) -> None:
         """Finish what was begun."""
+        self._port.close()
         for lane in (self._decisions, self._intakes, self._desks, self._aside):
             lane.close()
 

@@ -9,7 +9,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
-OWN = ("/v1/", "/mp/", "/metrics", "/openapi.json")
+OWN = ("/v1/", "/mp/", "/metrics", "/openapi.json", "/console")
 """How the addresses begin that are not BentoML's to answer."""
 
 

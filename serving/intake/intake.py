@@ -253,6 +253,11 @@ class Intake:
         """How many events and refused rows wait to be moved on."""
         return self._waiting.rows
 
+    def revision(self, customer_id: str) -> str:
+        """What changes whenever the log has more of a customer, or they have another identifier."""
+        keys = self.identities.members(customer_id)
+        return f"{len(keys)}-{sum(self._log.index.counts(keys).values())}"
+
     def _parse(self, raw: Any, translate: Translate | None, admit: Admit | None) -> Sealed | RejectedEvent:
         now = self._clock()
         # where the machine's clock was set right and is not followed yet, its honest clients are not from the future
