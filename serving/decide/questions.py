@@ -47,7 +47,7 @@ class Question(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class CustomerRequest(Question, kw_only=True, forbid_unknown_fields=True):
-    """Whom a question is about: ubiquo's own id of the customer, or any identifier of hers."""
+    """Whom a question is about: ubiquo's own id of the customer, or any identifier of theirs; neither for a stranger."""
 
     customer_id: Text | None = None
     identifiers: dict[IdentifierKind, Text] = {}
@@ -90,10 +90,12 @@ class RecommendationsRequest(DeliveredRequest, kw_only=True, forbid_unknown_fiel
     """
 
     listing: Listing = "for_you"
+    """Which list."""
     limit: Limit = 10
     item_ids: Annotated[list[Text], msgspec.Meta(max_length=MAX_ITEMS_ASKED)] = []
     """The items that the list is about: on the page, in the basket, looked at."""
     store_id: Text | None = None
+    """The store where the customer is: what sells there counts in ``trending``."""
     position: Position | None = None
     """Where the customer is, instead of ``store_id``: the nearest store counts. It is not logged."""
     include: Values = {}
@@ -173,7 +175,7 @@ def _one_place(request: RecommendationsRequest | NextBestOfferRequest) -> None:
 
 
 class ScoreRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
-    """What number does a model give for her?"""
+    """What number does a model give for the customer?"""
 
 
 QUESTION_TEXTS: dict[str, TextClass] = {
@@ -203,6 +205,7 @@ class Answer(msgspec.Struct, kw_only=True):
     """What every answer tells beside its content."""
 
     decision_id: str
+    """What names this answer: put it on the events that follow from it."""
     as_of: datetime
     customer_id: str | None
     model: str
