@@ -17,9 +17,13 @@ from models.reports import Document, Sheet
 
 GAP = 2
 """Blank columns between two columns of a table."""
-WORDY = 26
-"""A column of longer texts may be wrapped by words, down to this width; what is shorter is never broken."""
+LONGEST_NAME = 26
+"""A column of texts no longer than this is not wrapped."""
+NARROWEST = 15
+"""One of longer texts is wrapped by words, down to this width."""
 _INTERVAL = re.compile(r" (?=\[)")
+_NUMBERS = re.compile(r"(?:[-+]?\d[\d.,e+-]*%?|[\[\]()/ ,;]|to)+")
+"""A cell that holds numbers alone; a column of such is not wrapped."""
 
 
 class Rendering(StrEnum):
@@ -48,8 +52,7 @@ def show(documents: Iterable[Document], rendering: Rendering | None, console: Co
         # it brings the plots' library with it
         from training.page import page
 
-        parts = [part for document in found for part in (document.title, *document.parts)]
-        print(page(found[0].title if len(found) == 1 else "ubiquo", parts[1:] if len(found) == 1 else parts))
+        print(page(found[0].title, found[0].parts) if len(found) == 1 else page("ubiquo: what the models are worth", found))
 
 
 def markdown(document: Document) -> str:
@@ -170,15 +173,10 @@ def _least(sheet: Sheet) -> list[int]:
     for column, head in enumerate(sheet.columns):
         cells = [line for row in sheet.rows for line in row[column].split("\n")]
         widest = max(map(len, cells), default=0)
-        if widest > WORDY and not any(_is_number(cell) for cell in cells):
-            widest = max(WORDY, *(len(word) for cell in cells for word in cell.split()))
+        if widest > LONGEST_NAME and not any(map(_NUMBERS.fullmatch, filter(None, cells))):
+            widest = max([NARROWEST, *(len(word) for cell in cells for word in cell.split())])
         found.append(max([widest, *map(len, head.split())], default=1) or 1)
     return found
-
-
-def _is_number(cell: str) -> bool:
-    """Whether a cell begins with a number and holds little else: it reads worse when it is wrapped."""
-    return len(cell) <= 2 * WORDY and re.match(r"[-+]?\d", cell) is not None
 
 
 def _rich_table(sheet: Sheet, width: int) -> Table:
