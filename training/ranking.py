@@ -19,7 +19,7 @@ from models.recommender.sources import retrieved
 from training.dataset import EmptyWindowError
 from training.evaluation import RANKING_COLUMNS, banded, split_metric
 from training.lessons import LISTING_OF, AtCut, Lessons
-from training.metrics import RANKING_MEASURES, MeansOverUnits, bootstrap, dcg, difference, estimates
+from training.metrics import RANKING_MEASURES, Estimate, MeansOverUnits, bootstrap, dcg, difference, estimates
 from training.plots import bar_plot
 from training.report import Report
 from training.run import TrackedRun
@@ -202,6 +202,11 @@ def judge(scored: pd.DataFrame, modes: Mapping[Objective, Mode], run: TrackedRun
         model: {f"{measure}_{listing}": told[name] for name in names for of, measure, listing in [name.rsplit("/", 2)] if of == model}
         for model in models
     }
+    for model, listing in ((m, each) for m in models for each in LISTINGS if (m, each) not in MEANINGLESS):
+        mine = scored[(scored["model"] == model) & (scored["listing"] == listing)]
+        # of one catalogue and all customers: there is no interval
+        for name, alone in (("coverage", coverage(mine)), ("novelty", float(mine["novelty"].mean()))):
+            quality[model][f"{name}_{listing}"] = Estimate(alone, float("nan"), float("nan"))
     measure, list_name = split_metric(metric)
     lead = difference(value, draws, names, f"{SERVED}/{measure}/{list_name}", f"popularity/{measure}/{list_name}")
     rivals = {
