@@ -271,15 +271,16 @@ def test_a_table_fits_its_terminal_and_loses_no_number(width: int) -> None:
     )
     assert not wanted - Counter(NUMBER.findall(told))
     assert "…" not in told
-    assert "as served (served)" in " ".join(told.split())
+    assert "(served)" in told
 
 
 def test_many_measures_are_turned_round_before_they_are_parted() -> None:
     sheet = wide_document().parts[0]
     assert isinstance(sheet, Sheet)
-    [turned] = fit(sheet, 110)
+    [turned] = fit(sheet, 100)
     assert turned.columns == ["", "popularity", "personal frequency", "EASE", "EASE, lately", "as served (served)"]
     assert [part.title for part in fit(sheet, 80)] == ["for_you", "for_you", "also_like", "also_like"]
+    assert [part.title for part in fit(sheet, 110)] == ["for_you", "also_like"]
     assert fit(sheet, 300)[0].columns[1] == "for_you R@10"
 
 
