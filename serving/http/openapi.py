@@ -10,7 +10,9 @@ import msgspec
 from features.events.event import Event
 from models.registry import ModelSettings
 from serving.decide.questions import SHAPES, CustomerRequest, ItemsAnswer, SimilarItemsRequest
+from serving.decide.rules import NewRule
 from serving.http.problems import Problem
+from serving.http.rules_desk import RULES, WITH_ENDED, ToldRule, ToldRules
 from serving.http.trackers import TRACKERS
 from serving.intake.receipts import EventsAnswer
 from serving.privacy.erasure import Receipt
@@ -36,6 +38,7 @@ def document(models: Mapping[str, ModelSettings], event_names: Sequence[str]) ->
     routes = {**{f"/v1/{name}": (model.kind.question, *SHAPES[model.kind.answers]) for name, model in models.items()}, **ROUTES}
     kinds: list[Any] = [kind for _, request, answer in routes.values() for kind in (request, answer)]
     kinds += [answer for methods in CUSTOMER_ROUTES.values() for _, answer in methods.values()]
+    kinds += [NewRule, ToldRule, ToldRules]
     schemas, components = msgspec.json.schema_components([*kinds, Problem], ref_template="#/components/schemas/{name}")
     refs = dict(zip([*kinds, Problem], schemas, strict=True))
     problem = {"content": {"application/problem+json": {"schema": refs[Problem]}}}
@@ -74,12 +77,49 @@ def document(models: Mapping[str, ModelSettings], event_names: Sequence[str]) ->
                 for method, (summary, answer) in methods.items()
             },
         }
+    paths |= _rule_paths(refs, problem)
     components["Event"]["properties"]["name"] = {"enum": list(event_names)}
     return {
         "openapi": "3.1.0",
         "info": {"title": "ubiquo", "version": "1", "description": "Churn, next best offer and recommendations from one stream of events."},
         "paths": paths,
         "components": {"schemas": components, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+    }
+
+
+def _rule_paths(refs: Mapping[Any, Any], problem: dict[str, Any]) -> dict[str, Any]:
+    """Merchandising rules, which are neither a model's nor a customer's."""
+
+    def answers(shape: Any, **more: Any) -> dict[str, Any]:
+        return {"200": _json("The answer.", refs[shape]), **more, **_mistakes(problem)}
+
+    unknown = {"404": {"description": "There is no such rule.", **problem}, "409": {"description": "It was ended before.", **problem}}
+    with_ended = {"name": WITH_ENDED, "in": "query", "required": False, "schema": {"type": "boolean", "default": False}}
+    rule_id = {"name": "rule_id", "in": "path", "required": True, "schema": {"type": "string"}}
+    body = {"required": True, "content": {"application/json": {"schema": refs[NewRule]}}}
+    return {
+        RULES: {
+            "get": {
+                "summary": "Which merchandising rules are there?",
+                "operationId": "get_rules",
+                "parameters": [with_ended],
+                "responses": answers(ToldRules),
+            },
+            "post": {
+                "summary": "Make a merchandising rule.",
+                "operationId": "add_rule",
+                "requestBody": body,
+                "responses": answers(ToldRule, **unknown),
+            },
+        },
+        f"{RULES}/{{rule_id}}": {
+            "parameters": [rule_id],
+            "delete": {
+                "summary": "End a merchandising rule.",
+                "operationId": "end_rule",
+                "responses": answers(ToldRule, **unknown),
+            },
+        },
     }
 
 
