@@ -35,7 +35,7 @@ class _Listed:
     """The rules of one list for as long as none of them begins or ends.
 
     Attributes:
-        always: those that hold whoever asks.
+        always: those that hold whoever asks; ``rules`` and ``key`` are the same, and their ids.
         on_pages: by item, those that hold on its page alone, whoever asks.
         asked: those with a condition.
     """
@@ -43,6 +43,8 @@ class _Listed:
     since: datetime | None
     until: datetime | None
     always: Sequence[Ranked]
+    rules: Sequence[ShopRule]
+    key: tuple[str, ...]
     on_pages: Mapping[str, Sequence[Ranked]]
     asked: Sequence[tuple[int, ShopRule, CelCondition, frozenset[str]]]
 
@@ -106,7 +108,8 @@ class _Reading:
             else:
                 always.append((rank, rule))
         since, until = max((t for t in turns if t <= at), default=None), min((t for t in turns if t > at), default=None)
-        return _Listed(since, until, always, on_pages, asked)
+        rules = [rule for _, rule in always]
+        return _Listed(since, until, always, rules, tuple([rule.rule_id for rule in rules]), on_pages, asked)
 
 
 class Merchandiser:
@@ -123,9 +126,12 @@ class Merchandiser:
     def bound(self, query: Query, shelf: RuleShelf | None, at: datetime) -> tuple[Query, HeldRules | None]:
         """The question within the rules that hold for it at *at*; None where none does."""
         reading = self._reading()
-        if not reading.live or shelf is None or not (rules := self._holding(reading, query, at)):
+        if not reading.live or shelf is None:
             return query, None
-        effect = shelf.effect(rules)
+        rules, key = self._holding(reading, query, at)
+        if not rules:
+            return query, None
+        effect = shelf.effect(rules, key)
         changed: dict[str, Any] = {"watched": effect.watched, "proposed": effect.proposed}
         if effect.blocked is not None:
             changed["barred"] = {**query.barred, BLOCKED: effect.blocked}
@@ -147,7 +153,7 @@ class Merchandiser:
                 # of several pins of one item the strongest
                 pinned.setdefault(item, rule_id)
         choices = [_told(choice, pinned.get(choice.id), effect, positions) for choice in decision.choices]
-        acted = {*pinned.values(), *effect.acting_on(decision.met)}
+        acted = {*pinned.values(), *(rule_id for position in decision.met for rule_id in effect.at(position))}
         return replace(decision, choices=choices), [rule_id for rule_id in effect.rule_ids if rule_id in acted]
 
     def refresh(self, shelves: Iterable[RuleShelf]) -> str | None:
@@ -169,8 +175,8 @@ class Merchandiser:
             last = self._last = _Reading.of(live, vocabulary)
         return last
 
-    def _holding(self, reading: _Reading, query: Query, at: datetime) -> Sequence[ShopRule]:
-        """The rules that hold for a question, the strongest first."""
+    def _holding(self, reading: _Reading, query: Query, at: datetime) -> tuple[Sequence[ShopRule], tuple[str, ...]]:
+        """The rules that hold for a question, the strongest first, and their ids."""
         listed = reading.at(query.listing, at)
         found: list[Ranked] = []
         for item in dict.fromkeys(query.item_ids) if listed.on_pages else ():
@@ -178,10 +184,11 @@ class Merchandiser:
         if listed.asked:
             found += self._asked(reading.vocabulary, listed, query, at)
         if not found:
-            return [rule for _, rule in listed.always]
+            return listed.rules, listed.key
         # a rule may be of two of the pages
         ranked = dict([*listed.always, *found])
-        return [ranked[rank] for rank in sorted(ranked)]
+        rules = [ranked[rank] for rank in sorted(ranked)]
+        return rules, tuple([rule.rule_id for rule in rules])
 
     def _asked(self, vocabulary: Vocabulary, listed: _Listed, query: Query, at: datetime) -> Iterator[Ranked]:
         question = of_the_question(at, self._governor.zone_of(query.row), query.channel, query.store_id)
@@ -209,5 +216,5 @@ def _told(choice: Choice, pinned_by: str | None, effect: RuleEffect, positions: 
         choice,
         source=f"{choice.source}, {RAISED if is_raised else LOWERED}",
         reason=f"{choice.reason}; {'put forward' if is_raised else 'held back'} by the shop",
-        details={**choice.details, "rule_ids": effect.acting_on([position])},
+        details={**choice.details, "rule_ids": [*effect.at(position)]},
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from serving.decide.questions import UnknownAttributeError
 from serving.decide.rules import ShopRule
 from serving.decide.wishes import wishes_of
 
-PROPOSED = 20
+PROPOSED = 10
 """How many of the raised items are candidates of every list: those that are named, then what sells most."""
 MOST_BYTES = 64_000_000
 """How much is kept of what sets of rules come to, beside one."""
@@ -34,6 +34,7 @@ class RuleEffect:
         proposed: what it makes candidates.
         reached: every blocked or multiplied position once for each of its rules, in order.
         rules_reaching: the rule of each of them, as a place in ``rule_ids``.
+        known: the rules of the positions that were asked about: at most those reached.
     """
 
     blocked: NDArray[np.bool_] | None
@@ -44,16 +45,15 @@ class RuleEffect:
     reached: Positions
     rules_reaching: Positions
     rule_ids: Sequence[str]
+    known: dict[int, Sequence[str]] = field(default_factory=dict)
 
-    def acting_on(self, positions: Sequence[int]) -> list[str]:
-        """The rules that block or multiply any of *positions*."""
-        if not len(positions):
-            return []
-        first, last = np.searchsorted(self.reached, positions, "left"), np.searchsorted(self.reached, positions, "right")
-        sizes = last - first
-        # the pairs of these positions alone, one after the other
-        at = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes) + np.repeat(first, sizes)
-        return [self.rule_ids[k] for k in np.unique(self.rules_reaching[at]).tolist()]
+    def at(self, position: int) -> Sequence[str]:
+        """The rules that block or multiply an item."""
+        found = self.known.get(position)
+        if found is None:
+            first, last = np.searchsorted(self.reached, position, "left"), np.searchsorted(self.reached, position, "right")
+            found = self.known[position] = [self.rule_ids[k] for k in self.rules_reaching[first:last].tolist()]
+        return found
 
 
 class RuleShelf:
@@ -91,9 +91,8 @@ class RuleShelf:
             self._reach.pop(rule_id, None)
             self.lost.pop(rule_id, None)
 
-    def effect(self, rules: Sequence[ShopRule]) -> RuleEffect:
-        """What these rules, the strongest first, come to together."""
-        key = tuple([rule.rule_id for rule in rules])
+    def effect(self, rules: Sequence[ShopRule], key: tuple[str, ...]) -> RuleEffect:
+        """What these rules, the strongest first, come to together; *key* is their ids."""
         with self._lock:
             found = self._effects.get(key)
             if found is not None:

@@ -4,7 +4,6 @@ a change ends one and makes another, so that it can be told which held at any mo
 
 from __future__ import annotations
 
-import difflib
 import logging
 import threading
 import time
@@ -128,7 +127,15 @@ class NewRule(RuleContent, kw_only=True, frozen=True, forbid_unknown_fields=True
         try:
             return msgspec.convert(said, cls)
         except msgspec.ValidationError as error:
-            raise WrongRuleError(*explain(error)) from None
+            raise mistaken(error) from None
+
+
+def mistaken(error: msgspec.ValidationError) -> WrongRuleError:
+    """What is wrong with values that say no rule."""
+    field, reason = explain(error)
+    known = {"action": Action, "listings": Listing}.get(field.partition("[")[0])
+    is_told = known is None or not reason.startswith("Invalid enum value") or "use one of" in reason
+    return WrongRuleError(field, reason if is_told else f"{reason}: use one of {', '.join(get_args(known))}")
 
 
 class ShopRule(RuleContent, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -155,7 +162,7 @@ class ShopRule(RuleContent, kw_only=True, frozen=True, forbid_unknown_fields=Tru
 _RULES = sa.Table(
     "rules",
     sa.MetaData(),
-    sa.Column("number", BIG, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
     sa.Column("said", sa.Text, nullable=False),
     sa.Column("made_by", sa.Text, nullable=False),
     sa.Column("made_at", BIG, nullable=False),
@@ -215,7 +222,7 @@ class Rules:
         """End a rule; it counts in the next answer.
 
         Raises:
-            UnknownRuleError: there is no such rule; the message names the nearest.
+            UnknownRuleError: there is no such rule; the message names the last made.
             EndedRuleError: it was ended before.
         """
         with self._database.begin() as connection:
@@ -292,14 +299,15 @@ def _made(number: int, said: str, made_by: str, made_at: int, ended_by: str | No
 
 
 def _end(connection: sa.Connection, rule_id: str, by: str, at: datetime) -> ShopRule:
-    rows = {f"r{row.number}": row for row in connection.execute(sa.select(_RULES.c.number, _RULES.c.ended_at, _RULES.c.ended_by))}
-    if (found := rows.get(rule_id)) is None:
-        near = difflib.get_close_matches(rule_id, rows, 1)
-        raise UnknownRuleError(f"there is no rule {rule_id!r}" + (f": did you mean {near[0]}?" if near else ": none was ever made"))
+    number = int(rule_id[1:]) if rule_id[:1] == "r" and rule_id[1:].isdecimal() and len(rule_id) <= 10 else -1
+    found = connection.execute(sa.select(_RULES).where(_RULES.c.number == number)).one_or_none()
+    if found is None or f"r{number}" != rule_id:
+        last = connection.execute(sa.select(sa.func.max(_RULES.c.number))).scalar()
+        raise UnknownRuleError("there is no such rule: " + ("none was ever made" if last is None else f"the last made is r{last}"))
     if found.ended_at is not None:
         raise EndedRuleError(f"{rule_id} was ended before, by {found.ended_by}, {_moment(found.ended_at):%Y-%m-%d %H:%M} UTC")
-    connection.execute(sa.update(_RULES).where(_RULES.c.number == found.number).values(ended_by=by, ended_at=microseconds(at)))
-    return _made(*connection.execute(sa.select(_RULES).where(_RULES.c.number == found.number)).one())
+    connection.execute(sa.update(_RULES).where(_RULES.c.number == number).values(ended_by=by, ended_at=microseconds(at)))
+    return _made(*connection.execute(sa.select(_RULES).where(_RULES.c.number == number)).one())
 
 
 def _moment(at: int) -> datetime:

@@ -12,10 +12,10 @@ import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
 from features.catalogue.shop import Shop
-from features.events.event import RejectedEvent, explain
+from features.events.event import RejectedEvent
 from features.state.disk import DamagedStateError, NoSpaceError
 from features.state.ports import MissingStateError
-from serving.decide.rules import EndedRuleError, NewRule, RuleContent, ShopRule, UnknownRuleError
+from serving.decide.rules import EndedRuleError, NewRule, RuleContent, ShopRule, UnknownRuleError, mistaken
 from serving.http.asgi import Message
 from serving.http.problems import HttpProblem
 from serving.runtime import Runtime
@@ -90,8 +90,7 @@ class RulesDesk:
         try:
             wanted = self._decoder.decode(body)
         except msgspec.ValidationError as error:
-            field, reason = explain(error)
-            raise HttpProblem(400, "Bad request", reason, field) from None
+            raise mistaken(error) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise HttpProblem(400, "Bad request", f"the body is not valid JSON: {error}", "$") from None
         made = runtime.engine.rules.add(wanted, key, at)
