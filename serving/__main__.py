@@ -27,7 +27,7 @@ from features.state.home import Home
 from features.state.ports import MissingStateError, deriving
 from serving.decide.rule_commands import rules_app
 from serving.journeys.commands import journeys_app, outbox_app
-from serving.privacy.keys import REFRESH_SECONDS, SCOPES, Audit, Keys
+from serving.privacy.keys import REFRESH_SECONDS, Audit, Keys
 
 if TYPE_CHECKING:
     from models.recommendations import Listing
@@ -131,7 +131,7 @@ def demo(
 @keys_app.command("create")
 def create_key(
     name: Annotated[str, typer.Argument(help="What to call it, e.g. webshop.")],
-    scope: Annotated[list[str], typer.Option(help=f"{', '.join(SCOPES)}; repeat for several.")],
+    scope: Annotated[list[str], typer.Option(help="ingest, decide, read_customer, manage or admin; repeat for several. Or browser.")],
 ) -> None:
     """Make a key and print it, once."""
     token = Keys(Home.from_environment()).create(name, scope, system_clock())
