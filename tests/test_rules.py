@@ -122,14 +122,14 @@ class TestEveryList:
         assert set(shown) <= allowed, "no pin shows what a filter removes"
         assert len(shown) == len(set(shown)) == min(limit, len(allowed))
         claimed: dict[int, str] = {}
+        seen: set[str] = set()
         for number, each in enumerate(rules):
             item, place = each.item_ids[0] if each.item_ids else "", each.place or 0
-            if each.action == "pin" and item in allowed and place <= limit and item not in claimed.values():
-                if place in claimed:
-                    # of two that claim one place the last made has it; the other may stand anywhere behind
-                    break
-                claimed[place] = item
-                assert f"r{number}" in acted
+            if each.action == "pin" and item in allowed and place <= limit and item not in seen:
+                seen.add(item)
+                # of two that claim one place the last made has it; the other stands wherever nobody else does
+                if claimed.setdefault(place, item) == item:
+                    assert f"r{number}" in acted
         for place, item in claimed.items():
             if place <= len(shown):
                 choice = decision.choices[place - 1]

@@ -146,7 +146,7 @@ class Merchandiser:
         if held is None:
             return decision, []
         effect, positions = held.effect, held.shelf.positions
-        standing = set(placed(query, {choice.id for choice in decision.choices}).values())
+        standing = set(placed(query, {choice.id for choice in decision.choices}).values()) if effect.pins else ()
         pinned: dict[str, str] = {}
         for place, item, rule_id in effect.pins:
             if item in standing and place <= query.limit:
