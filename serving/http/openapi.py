@@ -31,6 +31,8 @@ CUSTOMER_ROUTES: dict[str, dict[str, tuple[str, Any]]] = {
     "/v1/results/{result_id}": {"get": ("The answer that took long; 202 while it is under way. It is given once.", dict[str, Any])},
 }
 """What is asked about and done to one customer; each is audited."""
+RULE_ROUTES = (RULES, f"{RULES}/{{rule_id}}")
+"""Where merchandising rules are shown, made and ended; each is audited."""
 
 
 def document(models: Mapping[str, ModelSettings], event_names: Sequence[str]) -> dict[str, Any]:
@@ -98,7 +100,7 @@ def _rule_paths(refs: Mapping[Any, Any], problem: dict[str, Any]) -> dict[str, A
     rule_id = {"name": "rule_id", "in": "path", "required": True, "schema": {"type": "string"}}
     body = {"required": True, "content": {"application/json": {"schema": refs[NewRule]}}}
     return {
-        RULES: {
+        RULE_ROUTES[0]: {
             "get": {
                 "summary": "Which merchandising rules are there?",
                 "operationId": "get_rules",
@@ -112,7 +114,7 @@ def _rule_paths(refs: Mapping[Any, Any], problem: dict[str, Any]) -> dict[str, A
                 "responses": answers(ToldRule, **unknown),
             },
         },
-        f"{RULES}/{{rule_id}}": {
+        RULE_ROUTES[1]: {
             "parameters": [rule_id],
             "delete": {
                 "summary": "End a merchandising rule.",
