@@ -32,12 +32,8 @@ from serving.http.lanes import CrowdedError, Lane, LateError, LongAnswers, Ticke
 from serving.http.openapi import document
 from serving.http.problems import HttpProblem, Problem
 from serving.http.pulse import Pulse
-<<<<<<< HEAD
 from serving.http.rules_desk import RULES, RulesDesk
-from serving.http.trackers import TRACKERS, Tracker
-=======
 from serving.http.trackers import TRACKERS, Tracker, TrackersAnswer
->>>>>>> f738f9f9be9b6026d25e4959af1447b596a7dd89
 from serving.http.visitor import check_question, without_ids
 from serving.intake.intake import SOURCE, InboxFullError, NotStoredError, Translate
 from serving.intake.receipts import EventsAnswer
@@ -47,15 +43,10 @@ logger = logging.getLogger("ubiquo")
 MAX_EVENTS = 1_000
 CUSTOMERS = "/v1/customers/"
 RESULTS = "/v1/results/"
-<<<<<<< HEAD
-RESERVED = frozenset({*TRACKERS, "/v1/events", "/v1/profile", "/v1/customers", "/v1/erasures", "/v1/results", "/v1/projects", "/v1/docs",
-                      RULES, "/metrics", "/openapi.json"})  # fmt: skip
-=======
 DOCS = "/v1/docs"
 """The description as a page to read."""
 RESERVED = frozenset({*TRACKERS, "/v1/events", "/v1/profile", "/v1/customers", "/v1/erasures", "/v1/results", "/v1/projects", DOCS,
-                      "/metrics", "/openapi.json"})  # fmt: skip
->>>>>>> f738f9f9be9b6026d25e4959af1447b596a7dd89
+                      RULES, "/metrics", "/openapi.json"})  # fmt: skip
 """The addresses that are no model's."""
 PATIENCE_SECONDS = 5.0
 """How long a long answer is waited for before the caller is told where to ask for it."""

@@ -20,12 +20,8 @@ from models.registry import ModelSettings
 from serving.decide.questions import SHAPES, CustomerRequest, ItemsAnswer, SimilarItemsRequest
 from serving.decide.rules import NewRule
 from serving.http.problems import Problem
-<<<<<<< HEAD
 from serving.http.rules_desk import RULES, WITH_ENDED, ToldRule, ToldRules
-from serving.http.trackers import TRACKERS
-=======
 from serving.http.trackers import TRACKERS, TrackersAnswer
->>>>>>> f738f9f9be9b6026d25e4959af1447b596a7dd89
 from serving.intake.receipts import EventsAnswer
 from serving.privacy.erasure import Receipt
 
@@ -57,15 +53,12 @@ CUSTOMER_ROUTES: dict[str, dict[str, tuple[str, Any]]] = {
     "/v1/results/{result_id}": {"get": ("The answer that took long; 202 while it is under way. It is given once.", dict[str, Any])},
 }
 """What is asked about and done to one customer; each is audited."""
-<<<<<<< HEAD
 RULE_ROUTES = (RULES, f"{RULES}/{{rule_id}}")
 """Where merchandising rules are shown, made and ended; each is audited."""
-=======
 PAGE_ROUTES: dict[str, dict[str, tuple[str, Any]]] = {
     "/v1/projects/{key}/settings": {"get": ("What Segment's library for browsers asks for first, by a page's key.", dict[str, Any])}
 }
 """What is asked for by pages alone."""
->>>>>>> f738f9f9be9b6026d25e4959af1447b596a7dd89
 
 
 def document(models: Mapping[str, ModelSettings], event_names: Sequence[str]) -> dict[str, Any]:
@@ -74,12 +67,8 @@ def document(models: Mapping[str, ModelSettings], event_names: Sequence[str]) ->
     answers = {f"/v1/{name}": model.kind.answers for name, model in models.items()}
     by_name = {**CUSTOMER_ROUTES, **PAGE_ROUTES}
     kinds: list[Any] = [kind for _, request, answer in routes.values() for kind in (request, answer)]
-<<<<<<< HEAD
-    kinds += [answer for methods in CUSTOMER_ROUTES.values() for _, answer in methods.values()]
-    kinds += [NewRule, ToldRule, ToldRules]
-=======
     kinds += [answer for methods in by_name.values() for _, answer in methods.values()]
->>>>>>> f738f9f9be9b6026d25e4959af1447b596a7dd89
+    kinds += [NewRule, ToldRule, ToldRules]
     schemas, components = msgspec.json.schema_components([*kinds, Problem], ref_template="#/components/schemas/{name}")
     refs = dict(zip([*kinds, Problem], schemas, strict=True))
     problem = {"content": {"application/problem+json": {"schema": refs[Problem], "example": _examples()["problem"]["response"]}}}
@@ -126,10 +115,7 @@ def document(models: Mapping[str, ModelSettings], event_names: Sequence[str]) ->
                 for method, (summary, answer) in methods.items()
             },
         }
-<<<<<<< HEAD
     paths |= _rule_paths(refs, problem)
-    components["Event"]["properties"]["name"] = {"enum": list(event_names)}
-=======
     _tell_fields(components, kinds)
     components["Event"]["properties"]["name"] = {
         "enum": list(event_names),
@@ -139,7 +125,6 @@ def document(models: Mapping[str, ModelSettings], event_names: Sequence[str]) ->
         for name in ("identifiers", "previous"):
             if name in component.get("properties", {}):
                 component["properties"][name]["propertyNames"] = {"enum": list(KINDS)}
->>>>>>> f738f9f9be9b6026d25e4959af1447b596a7dd89
     return {
         "openapi": "3.1.0",
         "info": {"title": "ubiquo", "version": "1", "description": "Churn, next best offer and recommendations from one stream of events."},
@@ -148,50 +133,37 @@ def document(models: Mapping[str, ModelSettings], event_names: Sequence[str]) ->
     }
 
 
-<<<<<<< HEAD
 def _rule_paths(refs: Mapping[Any, Any], problem: dict[str, Any]) -> dict[str, Any]:
     """Merchandising rules, which are neither a model's nor a customer's."""
-
-    def answers(shape: Any, **more: Any) -> dict[str, Any]:
-        return {"200": _json("The answer.", refs[shape]), **more, **_mistakes(problem)}
-
     unknown = {"404": {"description": "There is no such rule.", **problem}, "409": {"description": "It was ended before.", **problem}}
+    every, one = RULE_ROUTES
+
+    def operation(method: str, path: str, summary: str, shape: Any, **more: Any) -> dict[str, Any]:
+        answered = {"200": _json("The answer.", refs[shape], _example(method.upper(), path)["response"])}
+        return {
+            "summary": summary,
+            "operationId": f"{method}_{'rule' if path == one else 'rules'}",
+            "security": [{"key": []}],
+            **more,
+            "responses": {**answered, **({} if method == "get" else unknown), **_mistakes(problem)},
+        }
+
     with_ended = {"name": WITH_ENDED, "in": "query", "required": False, "schema": {"type": "boolean", "default": False}}
     rule_id = {"name": "rule_id", "in": "path", "required": True, "schema": {"type": "string"}}
-    body = {"required": True, "content": {"application/json": {"schema": refs[NewRule]}}}
+    examples = _example("POST", every)["requests"]
+    body = {"required": True, "content": {"application/json": {"schema": refs[NewRule], "examples": examples}}}
     return {
-        RULE_ROUTES[0]: {
-            "get": {
-                "summary": "Which merchandising rules are there?",
-                "operationId": "get_rules",
-                "parameters": [with_ended],
-                "responses": answers(ToldRules),
-            },
-            "post": {
-                "summary": "Make a merchandising rule.",
-                "operationId": "add_rule",
-                "requestBody": body,
-                "responses": answers(ToldRule, **unknown),
-            },
+        every: {
+            "get": operation("get", every, "Which merchandising rules are there?", ToldRules, parameters=[with_ended]),
+            "post": operation("post", every, "Make a merchandising rule.", ToldRule, requestBody=body),
         },
-        RULE_ROUTES[1]: {
-            "parameters": [rule_id],
-            "delete": {
-                "summary": "End a merchandising rule.",
-                "operationId": "end_rule",
-                "responses": answers(ToldRule, **unknown),
-            },
-        },
+        one: {"parameters": [rule_id], "delete": operation("delete", one, "End a merchandising rule.", ToldRule)},
     }
 
 
-def _json(description: str, schema: Any) -> dict[str, Any]:
-    return {"description": description, "content": {"application/json": {"schema": schema}}}
-=======
 @cache
 def _examples() -> dict[str, Any]:
     return dict(msgspec.json.decode(EXAMPLES.read_bytes()))
->>>>>>> f738f9f9be9b6026d25e4959af1447b596a7dd89
 
 
 def _example(method: str, path: str, answers: str | None = None) -> dict[str, Any]:
