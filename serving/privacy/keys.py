@@ -1,4 +1,4 @@
-"""API keys with scopes, hashed at rest, and the audit log of what was read of and done to customers."""
+"""API keys with scopes, hashed at rest, and the audit log of what was read of and done to customers and rules."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from features.state.ports import Database, State
 from features.state.sql import BIG
 
 logger = logging.getLogger("ubiquo")
-Scope = Literal["ingest", "decide", "read_customer", "admin", "browser"]
-"""Send events; ask for answers; open a customer; erase customers (``admin`` holds the others); do what a page may do for its visitor."""
+Scope = Literal["ingest", "decide", "read_customer", "manage", "admin", "browser"]
+"""Send events; ask for answers; open a customer; make and end merchandising rules; erase customers (``admin`` holds the others); do what a
+page may do for its visitor."""
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 REFRESH_SECONDS = 5.0
 """How soon a new or revoked key counts in a running service."""
@@ -179,6 +180,12 @@ class Audit:
         """Write one line; it is on the disk when this returns."""
         subject = self._vault.tombstone(customer_id)
         row = {"at": microseconds(at), "key": key, "action": action, "subject": subject, "outcome": outcome}
+        with self._database.begin() as connection:
+            connection.execute(sa.insert(_AUDIT).values(row))
+
+    def note_rule(self, at: datetime, key: str, action: str, rule_id: str, outcome: str) -> None:
+        """Write one line about merchandising rules, which are nobody's: the subject is the rule's id, or nothing."""
+        row = {"at": microseconds(at), "key": key, "action": action, "subject": rule_id, "outcome": outcome}
         with self._database.begin() as connection:
             connection.execute(sa.insert(_AUDIT).values(row))
 

@@ -1,0 +1,29 @@
+"""From the values that a question or a rule names to what the attributes of a catalogue are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from models.attributes import Attributes, Range, Wish, WrongWishError
+from serving.decide.questions import Between, UnknownAttributeError
+
+
+def wishes_of(field: str, values: Mapping[str, Sequence[str | float] | Between], attributes: Attributes) -> dict[str, Wish]:
+    """By attribute what an item must, or must not, have; *field* is what mistakes are told of.
+
+    Raises:
+        UnknownAttributeError: there is no such attribute, or it holds something else.
+    """
+    wanted: dict[str, Wish] = {}
+    for name, wish in values.items():
+        wanted[name] = Range(wish.min, wish.max) if isinstance(wish, Between) else frozenset(map(plain, wish))
+        try:
+            attributes.check(name, wanted[name])
+        except WrongWishError as error:
+            raise UnknownAttributeError(f"{field}.{name}", str(error)) from None
+    return wanted
+
+
+def plain(value: str | float) -> str:
+    """A value as a catalogue writes it: a whole number without a point."""
+    return value if isinstance(value, str) else f"{int(value)}" if value.is_integer() else f"{value}"
