@@ -131,7 +131,7 @@ def catalogue(
 ) -> None:
     """Replace a table of the catalogue by a file, whole and checked; with any mistake in it the last good one stays."""
     from features.sources.catalogue_file import load
-    from features.sources.mapping import Files
+    from features.sources.mapping_parts import Files
 
     if rollback or file is None:
         if table != "offers" or not rollback or file is not None or check_only:

@@ -36,7 +36,8 @@ from features.sources.complete_journey import CompleteJourney
 from features.sources.guessing import propose
 from features.sources.importing import EventSource, bring_in
 from features.sources.mapped import MappedFiles, RejectedFilesError
-from features.sources.mapping import Mapping, MappingError
+from features.sources.mapping import Mapping
+from features.sources.mapping_parts import MappingError
 from features.sources.tabular import UnreadableFileError
 from features.state.home import Home
 from features.store.event_log import EventLog, connect
@@ -156,6 +157,34 @@ class TestWhatIsTaken:
         assert Catalogue(home).read("items")["type"].to_pylist() == ["Crème brûlée", "Äpfel"]
 
     @pytest.mark.parametrize(
+        ("date", "clock", "format"),
+        [("01.03.2024", "10:00", "%d.%m.%Y %H:%M"), ("2024-03-01", "10:00:00", None), ("20240301", "1000", "%Y%m%d %H%M")],
+    )
+    def test_a_date_and_a_time_of_day_in_two_columns_are_one_moment(
+        self, home: Home, tmp_path: Path, date: str, clock: str, format: str | None
+    ) -> None:
+        header = HEADER.replace("at", "day,clock", 1)
+        rows = [f"1,{date},{clock},a,x,1,1.00,7,n", f"2,{date},,a,x,1,1.00,7,n"]
+        time = {"columns": ["day", "clock"], "timezone": "Europe/Paris"} | ({"format": format} if format else {})
+        source = staged(home, write(tmp_path / "f.csv", rows, header), event__occurred_at=time)
+        assert [e["occurred_at"] for e in taken(source)] == ["2024-03-01T09:00:00.000000Z"]
+        [rejection] = source.rejections()
+        assert (rejection.field, rejection.reason) == ("event.occurred_at", "is empty: clock")
+
+    @pytest.mark.parametrize(
+        ("thousands", "price", "minor"),
+        [(".", "1.234,56", 123456), (".", "€ 1.234,56", 123456), (".", "1.234,56 EUR", 123456), (" ", "1\u202f234,56\u00a0€", 123456)],
+    )
+    def test_money_may_carry_the_sign_of_the_shops_currency_and_no_other(
+        self, home: Home, tmp_path: Path, thousands: str, price: str, minor: int
+    ) -> None:
+        rows = [f"1;2024-03-01 10:00:00;a;x;1;{price};7;n", "2;2024-03-01 10:00:00;a;x;1;$ 5,00;7;n"]
+        files = {"delimiter": ";", "decimal": ",", "thousands": thousands}
+        source = staged(home, write(tmp_path / "f.csv", rows, HEADER.replace(",", ";")), files=files)
+        assert [e["items"][0]["amount_minor"] for e in taken(source)] == [minor]
+        assert [r.field for r in source.rejections()] == ["item.amount"]
+
+    @pytest.mark.parametrize(
         ("currency", "price", "unit", "minor"),
         [("EUR", "1.255", "major", 126), ("JPY", "120", "major", 120), ("KWD", "1.2345", "major", 1235), ("EUR", "125", "minor", 125)],
     )
@@ -272,6 +301,8 @@ class TestEveryMistakeIsToldWithItsMend:
             ({"event__channel": {"value": "shop"}}, "event.channel", "is not one of"),
             ({"event__identifiers": {"member": "customer"}}, "event.identifiers.member", "loyalty_card"),
             ({"event__occurred_at__timezone": None}, "event.occurred_at.timezone", "do not carry a zone"),
+            ({"event__occurred_at__columns": ["at", "at"]}, "event.occurred_at", "either column, or columns"),
+            ({"event__occurred_at__column": None}, "event.occurred_at", "either column, or columns"),
             ({"event__occurred_at__format": "dd/mm/yyyy"}, "event.occurred_at.format", "strptime"),
             ({"event__occurred_at__format": "%Q"}, "event.occurred_at.format", "strptime"),
             ({"item__attributes": {"colour": "name"}}, "item.attributes.colour", "the catalogue knows"),

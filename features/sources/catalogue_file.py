@@ -28,7 +28,7 @@ from features.catalogue.tables import (
     items_schema,
 )
 from features.definitions.segments import Vocabulary
-from features.sources.mapping import Files
+from features.sources.mapping_parts import Files
 from features.sources.offers_file import LISTS, OLD_CHANNEL, OfferReader, yaml_rows
 from features.sources.tabular import LINE, TabularFile
 from features.state.home import Home

@@ -16,7 +16,8 @@ import yaml
 from charset_normalizer import from_bytes
 from rich.table import Table
 
-from features.sources.mapping import UNSAID, Files, Mapping
+from features.sources.mapping import Mapping
+from features.sources.mapping_parts import UNSAID, Files
 from features.sources.tabular import LINE, TabularFile, UnreadableFileError
 
 SAMPLE_ROWS = 50_000

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from features.sources.mapping import Files
+from features.sources.mapping_parts import Files
 
 FileKind = Literal["csv", "jsonl", "parquet"]
 BLOCK_BYTES = 8 << 20
