@@ -28,6 +28,7 @@ from features.catalogue.tables import (
     items_schema,
 )
 from features.definitions.segments import Vocabulary
+from features.events.spelling import meant
 from features.sources.mapping_parts import Files
 from features.sources.offers_file import LISTS, OLD_CHANNEL, OfferReader, yaml_rows
 from features.sources.tabular import LINE, TabularFile
@@ -187,7 +188,8 @@ def _names(file: TabularFile, name: str, renamed: Sequence[str], schema: pa.Sche
     for pair in renamed:
         theirs, _, mine = pair.partition("=")
         if theirs not in present or mine not in ours:
-            raise CatalogueError(f"--column {pair}: {file.path} has {', '.join(present)}; the {name} have {', '.join(ours)}")
+            hint = meant(theirs, tuple(present)) if theirs not in present else meant(mine, tuple(ours))
+            raise CatalogueError(f"--column {pair}: {file.path} has {', '.join(present)}; the {name} have {', '.join(ours)}{hint}")
         names[mine] = theirs
     if missing := [c for c in REQUIRED[name] if c not in names]:
         if len(present) == 1 and (between := next((d for d in ";\t|," if d in present[0]), None)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import msgspec
 
 from features.definitions.domain import domain_named, domain_names
 from features.events.event import EVENT_NAMES, explain
+from features.events.spelling import nearest
 from features.sources.mapping_mistakes import mistakes
 from features.sources.mapping_parts import (
     AttributePart,
@@ -70,8 +70,8 @@ class Mapping(Strict, frozen=True):
         try:
             mapping = msgspec.yaml.decode(text, type=cls)
         except msgspec.ValidationError as error:
-            field, reason = explain(error)
-            raise MappingError(f"{name}: {field}: {reason}{_nearest(field, reason)}") from None
+            field, reason = explain(error, cls)
+            raise MappingError(f"{name}: {field}: {reason}") from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise MappingError(f"{name}: not valid YAML: {error}") from None
         for field, reason in mistakes(mapping):
@@ -149,17 +149,8 @@ class Mapping(Strict, frozen=True):
         """
         for column, place in self.columns().items():
             if column not in present:
-                near = difflib.get_close_matches(column, present, 1, 0.6)
-                hint = f"did you mean {near[0]!r}? " if near else ""
+                near = nearest(column, tuple(present))
+                hint = f"did you mean {near!r}? " if near else ""
                 if len(present) == 1 and (between := next((d for d in ";\t|," if d in present[0]), None)):
                     hint = f"its columns seem to be divided by {between!r}: set files.delimiter. "
                 raise MappingError(f"{name}: {place}: {file} has no column {column!r}; {hint}It has: {', '.join(present)}")
-
-
-def _nearest(field: str, reason: str) -> str:
-    """For an unknown key: the known one that it resembles."""
-    if "unknown field" not in reason:
-        return ""
-    names = {f for kind in Strict.__subclasses__() for f in kind.__struct_fields__}
-    near = difflib.get_close_matches(field.rsplit(".", 1)[-1], sorted(names), 1, 0.6)
-    return f": did you mean {near[0]!r}?" if near else ""

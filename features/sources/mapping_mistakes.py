@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import difflib
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, get_args
@@ -17,6 +16,7 @@ from features.catalogue.tables import ITEM_ATTRIBUTES, MAX_ATTRIBUTES, attribute
 from features.definitions.domain import UnknownDomainError, domain_named
 from features.events.event import Channel
 from features.events.identifiers import KINDS
+from features.events.spelling import meant, nearest
 from features.people.consent import PURPOSES
 from features.sources.mapping_parts import EPOCHS, UNSAID, AttributePart
 
@@ -30,8 +30,8 @@ def _attribute_mistakes(mapping: Mapping, attribute: str) -> Iterator[tuple[str,
         yield place, fault
     said = mapping.item.attributes[attribute] if mapping.item else ""
     if attribute not in ITEM_ATTRIBUTES and isinstance(said, str):
-        near = difflib.get_close_matches(attribute, ITEM_ATTRIBUTES, 1, 0.6)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        near = nearest(attribute, ITEM_ATTRIBUTES)
+        hint = f" (did you mean {near!r}?)" if near else ""
         own = f"one of your own says what it holds, e.g. {{column: {said}, holds: text}}"
         yield place, f"the catalogue knows {', '.join(ITEM_ATTRIBUTES)}{hint}; {own}"
     if attribute in ITEM_ATTRIBUTES and isinstance(said, AttributePart) and said.holds != "text":
@@ -76,11 +76,10 @@ def mistakes(mapping: Mapping) -> Iterator[tuple[str, str]]:
         allowed = _allowed(mapping, place)
         for said in (*text.values.values(), *([text.value] if text.value else [])):
             if allowed and said not in allowed:
-                near = difflib.get_close_matches(said, allowed, 1, 0.5)
-                yield place, f"{said!r} is not one of {', '.join(allowed)}" + (f": did you mean {near[0]!r}?" if near else "")
+                yield place, f"{said!r} is not one of {', '.join(allowed)}{meant(said, allowed)}"
     for kind in mapping.event.identifiers:
         if kind not in KINDS:
-            yield f"event.identifiers.{kind}", f"the kinds of identifiers are {', '.join(KINDS)}"
+            yield f"event.identifiers.{kind}", f"the kinds of identifiers are {', '.join(KINDS)}{meant(kind, KINDS)}"
     for attribute in mapping.item.attributes if mapping.item else ():
         yield from _attribute_mistakes(mapping, attribute)
     for place, condition in mapping.conditions():

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -47,6 +48,8 @@ MAX_FEATURE_AGE = timedelta(days=7)
 DecisionRecord = dict[str, Any]
 
 
+MAX_NOTES = 5
+"""How many values that nothing has are told of one question."""
 NOTHING_LEFT = "no offer is left for this customer and question: removed tells why"
 NOT_ASKED_FOR = "not among those asked for"
 WITHDRAWN = "the customer does not allow their data to be used for personalization"
@@ -145,6 +148,7 @@ class Engine(Champions):
             store_id=query.store_id,
             store_km=None if found_store is None else found_store[1],
             channel_propensity=found.channel_propensity, offers_version=loaded.offers_digest[:12], promised_until=found.promised_until,
+            notes=_notes(request, loaded.attributes),
         )  # fmt: skip
         if request.best_time and offers and found.channel is not None:
             quiet = self.governor.policy.contact.quiet_hours
@@ -198,7 +202,9 @@ class Engine(Champions):
         name = loaded.label
         items = [ItemChoice(c.id, name(c.id), c.score, c.source, c.reason, c.propensity, **c.details) for c in decision.choices]
         about = self._about(kind, loaded, query, fallback, decision_id)
-        answer = ItemsAnswer(**about, items=items, removed=dict(decision.removed), left_out=_named(decision))
+        answer = ItemsAnswer(
+            **about, items=items, removed=dict(decision.removed), left_out=_named(decision), notes=_notes(request, loaded.attributes)
+        )
         self._assign(answer, assigned, held_out)
         return answer, self._record(kind, request, answer, items, query.row, held_out)
 
@@ -327,6 +333,19 @@ def _wanted(field: str, wishes: Mapping[str, Sequence[str | float] | Between], a
         except WrongWishError as error:
             raise UnknownAttributeError(f"{field}.{name}", str(error)) from None
     return wanted
+
+
+def _notes(request: RecommendationsRequest | SimilarItemsRequest | NextBestOfferRequest, attributes: Attributes) -> list[str]:
+    """Which values of a question's filters nothing in the catalogue has: an answer all the same, for tomorrow something may."""
+    notes: list[str] = []
+    for field, wishes in (("include", request.include), ("exclude", request.exclude)):
+        for name, wish in wishes.items():
+            if isinstance(wish, Between):
+                continue
+            for value, near in islice(attributes.unknown(name, frozenset(map(_plain, wish))), MAX_NOTES - len(notes)):
+                hint = f": did you mean {near!r}?" if near is not None else ""
+                notes.append(f"{field}.{name}: nothing in the catalogue has {value!r}{hint}")
+    return notes
 
 
 def _plain(value: str | float) -> str:
