@@ -296,6 +296,8 @@ class TestEveryMistakeIsToldWithItsMend:
             ({"event__occured_at": {"column": "at"}}, "event.occured_at", "did you mean 'occurred_at'"),
             ({"event__occurred_at": None}, "event.occurred_at", "missing required field"),
             ({"shop__timezone": "London"}, "shop.timezone", "Europe/London"),
+            ({"shop__churn_horizon_days": 1}, "shop.churn_horizon_days", ">= 7"),
+            ({"shop__churnHorizonDays": 60}, "shop.churnHorizonDays", "did you mean 'churn_horizon_days'"),
             ({"shop__currency": "EURO"}, "shop.currency", "ISO 4217"),
             ({"event__name": {"value": "purchased"}}, "event.name", "did you mean 'purchase'"),
             ({"event__channel": {"value": "shop"}}, "event.channel", "is not one of"),
@@ -536,10 +538,10 @@ class TestASecondImport:
     """What a shop is described by may be spread over several mappings, and over commands."""
 
     NAMED: ClassVar[dict[str, Any]] = {
-        "margin_rate": 0.4, "phone_region": "FR", "private_brands": ("Ours", "Own"), "broad_campaign_types": ("leaflet",),
+        "margin_rate": 0.4, "phone_region": "FR", "churn_horizon_days": 84, "private_brands": ("Ours", "Own"), "broad_campaign_types": ("leaflet",),
     }  # fmt: skip
     ANEW: ClassVar[dict[str, Any]] = {
-        "margin_rate": 0.3, "phone_region": None, "private_brands": (), "broad_campaign_types": ("mailing", "poster"),
+        "margin_rate": 0.3, "phone_region": None, "churn_horizon_days": None, "private_brands": (), "broad_campaign_types": ("mailing", "poster"),
     }  # fmt: skip
     IDENTITY = ("name", "timezone", "currency", "domain")
     POLICY = ConsentPolicy(purposes={"analytics": "opt-in", "personalization": "opt-in"}, permissions={"email": "opt-out"})

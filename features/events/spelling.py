@@ -39,7 +39,8 @@ def meant_field(said: str, path: str, shape: Any) -> str:
     """The end of a message about *said*, a field at *path* that the type *shape* does not have."""
     fields, words = words_of(shape)
     kinds = words.get("identifiers", ())
-    if path != "identifiers" and (kind := nearest(said, kinds)) is not None and nearest(said, fields) is None:
+    kind, field = nearest(said, kinds), nearest(said, fields)
+    if path != "identifiers" and kind is not None and (field is None or _plain(said) == _plain(kind) != _plain(field)):
         # what names a customer stands one floor below
         return f": did you mean {f'identifiers.{kind}'!r}?"
     return meant(said, fields)

@@ -120,6 +120,7 @@ class ShopPart(Strict, frozen=True):
     margin_rate: Annotated[float, msgspec.Meta(gt=0, le=1)] | msgspec.UnsetType = msgspec.UNSET
     phone_region: Annotated[str, msgspec.Meta(pattern="^[A-Z]{2}$")] | msgspec.UnsetType | None = msgspec.UNSET
     domain: NonEmpty | msgspec.UnsetType = msgspec.UNSET
+    churn_horizon_days: Annotated[int, msgspec.Meta(ge=7, le=365)] | msgspec.UnsetType | None = msgspec.UNSET
     private_brands: tuple[NonEmpty, ...] | msgspec.UnsetType = msgspec.UNSET
     broad_campaign_types: tuple[NonEmpty, ...] | msgspec.UnsetType = msgspec.UNSET
 
