@@ -65,10 +65,26 @@ def _stage(home: Home, sources: list[str], mapping: Path | None, dry_run: bool, 
         show_stage(console, source, first_events=dry_run)
         try:
             source.check()
+            if dry_run:
+                _rehearse(home, source)
         finally:
             if dry_run:
                 source.finish()
     return source
+
+
+def _rehearse(home: Home, source: MappedFiles) -> None:
+    """Tell which events an import would reject, though their rows are in order."""
+    from features.sources.importing import rehearse
+
+    seen, wrong = rehearse(home, source)
+    if wrong:
+        table = Table("events", "field", "reason", title=f"of the first {seen} events {sum(wrong.values())} would be rejected")
+        for (field, reason), count in wrong.most_common(20):
+            table.add_row(f"{count}", field, reason)
+        console.print(table)
+    else:
+        console.print(f"the first {seen} events would be stored; nothing is yet: leave --dry-run out to import")
 
 
 def _bring_in(home: Home, source: EventSource, again: bool) -> None:

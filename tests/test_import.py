@@ -197,6 +197,13 @@ class TestWhatIsTaken:
         )  # fmt: skip
         assert taken(source)[0]["items"][0]["amount_minor"] == minor
 
+    @pytest.mark.parametrize(
+        "written", ["2024-03-01 10:00:00 +0100", "2024-03-01T10:00:00+01", "2024-03-01 09:00:00Z", "2024-03-01T09:00:00 +00:00"]
+    )
+    def test_an_offset_may_be_written_in_any_way(self, home: Home, tmp_path: Path, written: str) -> None:
+        source = staged(home, write(tmp_path / "f.csv", [f"1,{written},a,x,1,1.00,7,n"]), event__occurred_at={"column": "at"})
+        assert [e["occurred_at"] for e in taken(source)] == ["2024-03-01T09:00:00.000000Z"]
+
     def test_a_weight_is_one_piece_paid_by_its_weight(self, home: Home, tmp_path: Path) -> None:
         path = write(tmp_path / "f.csv", ["1,2024-03-01 10:00:00,a,x,0.534,10.00,7,n"])
         [event] = taken(staged(home, path, item__quantity={"column": "qty", "fractions": "round_up"}))
@@ -725,6 +732,15 @@ class TestTheCommand:
         assert re.search(r"1 .*item\.quantity.*is no number", done.stdout)
         assert not list((tmp_path / "home").rglob("*.parquet"))
         assert not list((tmp_path / "home").rglob("*.duckdb"))
+
+    def test_a_dry_run_tells_which_events_the_log_would_reject(self, tmp_path: Path) -> None:
+        rows = [row.replace(",7,", f",{mail},") for row, mail in zip(ROWS[1:], ("ada@example.org", "", "no mail at all"), strict=True)]
+        path = write(tmp_path / "f.csv", [rows[0], rows[2].replace(",8,", ",no mail at all,")])
+        (tmp_path / "mapping.yaml").write_text(yaml.safe_dump(said(event__identifiers={"email": "customer"})))
+        done = command("features", "import", str(path), "--mapping", str(tmp_path / "mapping.yaml"), "--dry-run", home=tmp_path / "home")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "of the first 2 events 1 would be rejected" in done.stdout
+        assert "identifiers.email" in done.stdout
 
     def test_without_a_mapping_it_names_the_command_that_proposes_one(self, tmp_path: Path) -> None:
         done = command("features", "import", str(write(tmp_path / "f.csv")), home=tmp_path / "home")

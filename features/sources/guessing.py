@@ -94,6 +94,10 @@ def find_roles(sample: Sample) -> tuple[dict[str, str], list[str]]:
     if (found := _amount(sample, roles, free)) is not None:
         roles["item.amount"] = found
         del free[found]
+    if (currency := roles.get("event.currency")) is not None and sample.columns[currency].empty_share > 0:
+        # on some lines of an order alone: the shop's own stands for all
+        del roles["event.currency"]
+        doubts.append(f"event.currency: {currency} is empty on some rows, so it is left out and every amount taken for the shop's currency")
     doubts += _without_identity(sample, roles)
     doubts += _of_items(sample, roles, free)
     return roles, doubts

@@ -46,7 +46,7 @@ def proposed(sample: Sample, roles: dict[str, str], standing: Shop | None = None
             inner[rest[-1]] = {"column": column, "is_integer": True} if sample.columns[column].whole_with_point else column
     doubts += _identity(event, sample, roles)
     event["occurred_at"] = _occurred_at(sample, roles, said["shop"]["timezone"], doubts)
-    if (channel := _channel(sample, doubts)) is not None:
+    if (channel := _channel(sample, roles, doubts)) is not None:
         event["channel"] = channel
     _item(said, sample, roles, names, doubts)
     _returns(said, sample, roles, doubts)
@@ -60,7 +60,9 @@ def _shop(sample: Sample, roles: dict[str, str], source: str, tongue: Tongue | N
     zone, currency = ("Europe/Berlin", "EUR") if sample.files.decimal == "," else ("Europe/London", "GBP")
     if tongue is not None:
         zone, currency = tongue.zone, tongue.currency
-    told = sample.values[roles["event.currency"]].dropna().unique() if "event.currency" in roles else []
+    rule = known_headers().rules["event.currency"]
+    named = next((c.name for c in sample.columns.values() if c.kind == "text" and rule.rank(c.header) is not None), None)
+    told = sample.values[named].dropna().unique() if named is not None else []
     if len(told) and re.fullmatch("[A-Z]{3}", told[0]):
         currency = str(told[0])
     doubts.append(
@@ -174,7 +176,7 @@ def _occurred_at(sample: Sample, roles: dict[str, str], zone: str, doubts: list[
     return time
 
 
-def _channel(sample: Sample, doubts: list[str]) -> dict[str, Any] | None:
+def _channel(sample: Sample, roles: dict[str, str], doubts: list[str]) -> dict[str, Any] | None:
     rule, known = known_headers().rules["channel"], known_headers().channels
     for name, column in sample.columns.items():
         if rule.rank(column.header) is None or column.distinct > 30 or column.kind != "text":
@@ -186,6 +188,9 @@ def _channel(sample: Sample, doubts: list[str]) -> dict[str, Any] | None:
         doubts.append(
             f"event.channel: {name} is left out, for {', '.join(strange[:5])} must be translated: {{column: {name}, values: {{...}}}}"
         )
+    if "event.name" in roles and {"event.identifiers.cookie", "event.identifiers.device"} & roles.keys():
+        doubts.append("event.channel: cookies and devices are of the web or an app; it is taken for the web")
+        return {"value": "web"}
     return None
 
 

@@ -15,6 +15,8 @@ from features.sources.mapping_parts import EPOCHS, Condition, MoneyPart, TextPar
 from features.sources.row_problems import ISO, NEEDS_ITEMS, named, problems, quoted, said_time
 
 EVENT_TEXTS = ("channel", "store_id", "session_id", "offer_id", "campaign_id", "query")
+_OFFSET = r"\s?([+-]\d{2}):?(\d{2})$"
+"""Hours and minutes from UTC, as some write them: apart, or without their colon."""
 _ZONED = r"\d{2}:\d{2}.*(Z|[+-]\d{2}(:?\d{2})?)$"
 BLANKS = " \u00a0\u202f"
 """The blank and the two that do not break a line."""
@@ -264,8 +266,9 @@ def _time(time: TimePart) -> str:
     if time.format is not None:
         parsed = f"try_strptime({raw}, {quoted(time.format)})"
         return parsed if "%z" in time.format else f"{parsed} AT TIME ZONE {zone}"
+    zoned = f"regexp_replace({raw}, '{_OFFSET}', '\\1:\\2')"
     return f"""CASE WHEN NOT regexp_matches({raw}, '{ISO}') THEN NULL WHEN regexp_matches({raw}, '{_ZONED}')
-               THEN try_cast({raw} AS TIMESTAMPTZ) ELSE try_cast({raw} AS TIMESTAMP) AT TIME ZONE {zone} END"""
+               THEN try_cast({zoned} AS TIMESTAMPTZ) ELSE try_cast({raw} AS TIMESTAMP) AT TIME ZONE {zone} END"""
 
 
 def _number(mapping: Mapping, column: str, is_money: bool = False) -> str:
