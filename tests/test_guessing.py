@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 import yaml
 from fashion_shop import FashionShop, euros
-from scene import command
+from scene import ROOT, command
 
 from features.catalogue.shop import Shop
 from features.catalogue.tables import Catalogue
+from features.catalogue.yaml_file import load_yaml
+from features.events.spelling import words_of
 from features.sources.guessing import Proposal, propose
 from features.sources.headers import plain_header
 from features.sources.importing import bring_in
@@ -277,3 +280,23 @@ class TestAFashionShop:
             assert (row["name"], row["colour"], row["style"], row["size"], row["price"]) == (
                 each.name, each.colour, each.style, each.size, each.cents / 100,
             )  # fmt: skip
+
+
+class TestTheReference:
+    """docs/import.md tells every key."""
+
+    TEXT = (ROOT / "docs" / "import.md").read_text()
+
+    def test_each_key_of_the_schema_stands_in_it(self) -> None:
+        keys = words_of(Mapping)[0]
+        assert len(keys) > 40
+        assert [key for key in keys if not re.search(rf"`{key}(:[^`]*)?`", self.TEXT)] == []
+
+    def test_the_mapping_that_it_shows_is_one_and_its_examples_are_yaml(self) -> None:
+        [block] = re.findall(r"```yaml\n(.*?)```", self.TEXT, re.S)
+        mapping = Mapping.parse(block.encode(), "docs/import.md")
+        assert {"Negozio", "Data", "Ora", "N. scontrino", "Tessera", "Codice articolo"} <= set(mapping.columns())
+        examples = re.findall(r"^\|.*\| `([a-z_]+: [^`]*)` \|$", self.TEXT, re.M)
+        assert len(examples) > 30
+        for example in examples:
+            assert isinstance(load_yaml(example.encode()), dict), example

@@ -734,8 +734,7 @@ class TestTheCommand:
         assert not list((tmp_path / "home").rglob("*.duckdb"))
 
     def test_a_dry_run_tells_which_events_the_log_would_reject(self, tmp_path: Path) -> None:
-        rows = [row.replace(",7,", f",{mail},") for row, mail in zip(ROWS[1:], ("ada@example.org", "", "no mail at all"), strict=True)]
-        path = write(tmp_path / "f.csv", [rows[0], rows[2].replace(",8,", ",no mail at all,")])
+        path = write(tmp_path / "f.csv", [ROWS[1].replace(",7,", ",ada@example.org,"), ROWS[3].replace(",8,", ",no mail at all,")])
         (tmp_path / "mapping.yaml").write_text(yaml.safe_dump(said(event__identifiers={"email": "customer"})))
         done = command("features", "import", str(path), "--mapping", str(tmp_path / "mapping.yaml"), "--dry-run", home=tmp_path / "home")
         assert done.returncode == 0, done.stdout + done.stderr
@@ -790,9 +789,3 @@ class TestOnlineRetail:
         query = "SELECT count(*) FILTER (identity_key IS NULL), count(*) FROM read_parquet(?)"
         [(anonymous, everyone)] = connect().execute(query, [EventLog(wholesaler, "Europe/London").files()]).fetchall()
         assert 0.05 < anonymous / everyone < 0.15
-
-
-def test_the_mapping_that_the_readme_shows_is_one(tmp_path: Path) -> None:
-    [block] = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    mapping = Mapping.parse(block.encode(), "README.md")
-    assert {"InvoiceNo", "CustomerID", "StockCode", "Quantity", "UnitPrice"} <= set(mapping.columns())

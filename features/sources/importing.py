@@ -25,7 +25,6 @@ from features.store.dead_letters import DeadLetter
 from features.store.event_index import Incoming
 from features.store.event_log import EventLog
 
-
 REHEARSED = 20_000
 """How many events a dry run reads as an import would."""
 
