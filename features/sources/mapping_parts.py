@@ -16,7 +16,7 @@ NonEmpty = Annotated[str, msgspec.Meta(min_length=1)]
 
 
 class MappingError(ValueError):
-    """A mapping that cannot be used; the message names the file, the key and the mend."""
+    """A mapping that cannot be used; the message names the file, the key and the fix."""
 
 
 class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -14,7 +14,7 @@ NEEDS_ITEMS = tuple(name for name, fields in REQUIRED_FIELDS.items() if "items" 
 ISO = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?)?\s?(Z|[+-]\d{2}(:?\d{2})?)?$"
 _SLASHED = r"^\d{1,2}[./-]\d{1,2}[./-]\d{2,4}"
 Problem = tuple[str, str, str, str]
-"""The field in the mapping, when it is wrong, the reason with its mend, and the value to show."""
+"""The field in the mapping, when it is wrong, the reason with its fix, and the value to show."""
 
 
 def quoted(text: str) -> str:

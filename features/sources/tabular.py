@@ -35,7 +35,7 @@ LINE = "_line"
 
 
 class UnreadableFileError(ValueError):
-    """A file that cannot be read as what it is said to be; the message names it and the mend."""
+    """A file that cannot be read as what it is said to be; the message names it and the fix."""
 
 
 @dataclass(frozen=True)
