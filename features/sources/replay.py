@@ -64,7 +64,7 @@ def _replay(log: EventLog, identities: Identities, shop: Shop, letter: Mapping[s
     translate = TRANSLATORS.get(letter["source"])
     name = letter["letter_id"]
     if translate is None:
-        return Replayed(name, "from a file", letter["field"], "mend the file and import it again")
+        return Replayed(name, "from a file", letter["field"], "correct the file and import it again")
     try:
         raw = mended if mended is not None else msgspec.json.decode(letter["raw"])
         said, own = translate(raw, letter["received_at"], shop.currency), domain_named(shop.domain).events

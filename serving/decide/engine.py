@@ -39,7 +39,7 @@ from serving.decide.questions import (
 )
 from serving.decide.timing import AHEAD_HOURS, best_time, responses
 from serving.decide.who import NOBODY, Who
-from serving.decide.wishes import wishes_of
+from serving.decide.wishes import notes_on, wishes_of
 
 logger = logging.getLogger("ubiquo")
 MAX_FEATURE_AGE = timedelta(days=7)
@@ -147,6 +147,7 @@ class Engine(Champions):
             store_id=query.store_id,
             store_km=store_km,
             channel_propensity=found.channel_propensity, offers_version=loaded.offers_digest[:12], promised_until=found.promised_until,
+            notes=notes_on(request.include, request.exclude, loaded.attributes),
         )  # fmt: skip
         if request.best_time and offers and found.channel is not None:
             quiet = self.governor.policy.contact.quiet_hours
@@ -206,7 +207,13 @@ class Engine(Champions):
         name = loaded.label
         items = [ItemChoice(c.id, name(c.id), c.score, c.source, c.reason, c.propensity, **c.details) for c in decision.choices]
         about = self._about(kind, loaded, query, fallback, decision_id)
-        answer = ItemsAnswer(**about, items=items, removed=dict(decision.removed), left_out=_named(decision))
+        answer = ItemsAnswer(
+            **about,
+            items=items,
+            removed=dict(decision.removed),
+            left_out=_named(decision),
+            notes=notes_on(request.include, request.exclude, loaded.attributes),
+        )
         self._assign(answer, assigned, held_out)
         record = self._record(kind, request, answer, items, query.row, held_out)
         if rules:

@@ -278,6 +278,8 @@ class ItemsAnswer(Answer, kw_only=True):
     """How many candidates were removed, by reason."""
     left_out: dict[str, list[str]] | None = None
     """Which they were, where ``explain`` asks: at most 200 a reason."""
+    notes: list[str] = []
+    """What of the question may be a mistake, such as a value to filter by that nothing in the catalogue has."""
 
 
 class OffersAnswer(Answer, kw_only=True):
@@ -302,6 +304,8 @@ class OffersAnswer(Answer, kw_only=True):
     offers_version: str = ""
     """Names the table of offers that it was chosen from."""
     left_out: dict[str, list[str]] | None = None
+    notes: list[str] = []
+    """See ``ItemsAnswer``."""
 
 
 class ScoreAnswer(Answer, kw_only=True):

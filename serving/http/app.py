@@ -346,7 +346,7 @@ def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        field, reason = explain(error)
+        field, reason = explain(error, decoder.type)
         raise HttpProblem(400, "Bad request", reason, field) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise HttpProblem(400, "Bad request", f"the body is not valid JSON: {error}", "$") from None
