@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar
 
+from serving.console.meters import Meters
 from serving.privacy.keys import Key
 from serving.runtime import Runtime
 
@@ -58,6 +59,10 @@ class Port(Protocol):
     @property
     def metrics(self) -> Any:
         """The registry of the service's metrics."""
+
+    @property
+    def meters(self) -> Meters:
+        """What those metrics were in the last hour."""
 
     def state(self) -> tuple[list[str], list[str]]:
         """Why no traffic should come here, and what answers less than it should."""

@@ -74,7 +74,7 @@ class App:
         self._port = ConsolePort(self, self._decisions, self._intakes)
         self._console = Console(self._port)
         self.pulse = Pulse()
-        self._pulse_task: asyncio.Task[None] | None = None
+        self._watches: list[asyncio.Task[None]] = []
         self.metrics = CollectorRegistry()
         self._requests = Counter("ubiquo_requests", "Requests answered", ["route", "status"], registry=self.metrics)
         self._seconds = Histogram("ubiquo_request_seconds", "Time to answer", ["route"], registry=self.metrics)
@@ -94,8 +94,8 @@ class App:
         """Answer one request."""
         if scope["type"] != "http":
             return
-        if self._pulse_task is None:
-            self._pulse_task = asyncio.create_task(self.pulse.beat())
+        if not self._watches:
+            self._watches = [asyncio.create_task(each.beat()) for each in (self.pulse, self._port.meters)]
         path, started = scope["path"], time.perf_counter()
         if is_console(path):
             await self._console(scope, receive, send)

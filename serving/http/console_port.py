@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import msgspec
 
+from serving.console.meters import Meters
 from serving.console.port import RefusedError
 from serving.http.lanes import CrowdedError, Lane, LateError
 from serving.http.problems import HttpProblem
@@ -39,6 +41,11 @@ class ConsolePort:
     def metrics(self) -> Any:
         """The registry of the service's metrics."""
         return self._app.metrics
+
+    @cached_property
+    def meters(self) -> Meters:
+        """What those metrics were in the last hour."""
+        return Meters(self._app.metrics)
 
     async def ask(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """What POST *path* would answer."""
