@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from serving.console.meters import Meters
+from serving.intake.intake import SOURCE, Translate
 from serving.privacy.keys import Key
 from serving.runtime import Runtime
 
@@ -39,8 +40,8 @@ class Port(Protocol):
             RefusedError: it would be refused.
         """
 
-    async def take(self, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Take events in, as POST /v1/events would.
+    async def take(self, events: Sequence[Mapping[str, Any]], source: str = SOURCE, translate: Translate | None = None) -> dict[str, Any]:
+        """Take events in, as POST /v1/events would; what comes from another *source* is messages, which *translate* makes events.
 
         Raises:
             RefusedError: they would be refused.

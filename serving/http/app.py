@@ -163,10 +163,15 @@ class App:
         batch = body.get("events") if isinstance(body, dict) and "events" in body else [body]
         if not isinstance(batch, list) or not batch or len(batch) > MAX_EVENTS:
             raise HttpProblem(400, "Bad batch", f"events must be a list of 1 to {MAX_EVENTS} events", "events")
-        answer = self._accept(batch)
+        answer = self.accept(batch)
         return answer
 
-    def _accept(self, batch: Sequence[Any], source: str = SOURCE, translate: Translate | None = None) -> EventsAnswer:
+    def accept(self, batch: Sequence[Any], source: str = SOURCE, translate: Translate | None = None) -> EventsAnswer:
+        """Take a batch, count what became of it, and say why it was not taken.
+
+        Raises:
+            HttpProblem: nothing of it was.
+        """
         try:
             answer = self._live().intake.accept(batch, source, translate)
         except InboxFullError as error:
@@ -269,7 +274,7 @@ class App:
         def translate(message: Any, received_at: datetime) -> Any:
             return tracker.to_event(message, received_at, runtime.currency)
 
-        self._accept(tracker.messages(headers, body), tracker.source, translate)
+        self.accept(tracker.messages(headers, body), tracker.source, translate)
 
     def _live(self) -> Runtime:
         if self.runtime is None:

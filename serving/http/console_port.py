@@ -12,6 +12,7 @@ from serving.console.meters import Meters
 from serving.console.port import RefusedError
 from serving.http.lanes import CrowdedError, Lane, LateError
 from serving.http.problems import HttpProblem
+from serving.intake.intake import SOURCE, Translate
 from serving.privacy.keys import Key, Keys
 from serving.runtime import Runtime
 
@@ -51,9 +52,10 @@ class ConsolePort:
         """What POST *path* would answer."""
         return await self._run(self._decisions, self._app.call, path, dict(body))
 
-    async def take(self, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    async def take(self, events: Sequence[Mapping[str, Any]], source: str = SOURCE, translate: Translate | None = None) -> dict[str, Any]:
         """Take events in."""
-        told = await self._run(self._intakes, self._app.events, {"events": [dict(each) for each in events]})
+        batch = [dict(each) for each in events] if translate is None else events
+        told = await self._run(self._intakes, self._app.accept, batch, source, translate)
         return dict(msgspec.to_builtins(told))
 
     async def work(self, task: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
