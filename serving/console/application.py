@@ -18,6 +18,7 @@ from features.catalogue.shop import Shop
 from serving.console.address import COOKIE, READER, ROOT, SIGN_IN, STATIC
 from serving.console.pages.access import PAGES as ACCESS
 from serving.console.pages.dead_letters import PAGES as DEAD_LETTERS
+from serving.console.pages.feature_catalogue import PAGES as FEATURES
 from serving.console.pages.home import PAGES as HOME
 from serving.console.pages.operations import PAGES as OPERATIONS
 from serving.console.port import Port, RefusedError
@@ -27,7 +28,7 @@ from serving.privacy.keys import Key
 
 logger = logging.getLogger("ubiquo")
 FILES = Path(__file__).parent / "static"
-PAGES: Sequence[Page] = [*HOME, *OPERATIONS, *DEAD_LETTERS, *ACCESS]
+PAGES: Sequence[Page] = [*HOME, *FEATURES, *OPERATIONS, *DEAD_LETTERS, *ACCESS]
 """Every page, in the order of the menu."""
 COOKIE_SECONDS = 12 * 3600
 """How long one stays signed in: a working day."""

@@ -67,10 +67,10 @@ def _rates(meters: Meters, words: Words) -> list[tuple[str, str]]:
 
 def _totals(meters: Meters, words: Words) -> list[tuple[str, str, str]]:
     says = {
-        "accepted": (words.say("accepted"), "good"),
-        "duplicates": (words.say("sent before"), ""),
-        "rejected": (words.say("not taken: dead letters"), "bad"),
-        "erased": (words.say("of people who were erased: not kept"), ""),
+        "accepted": (words.say("Accepted"), "good"),
+        "duplicates": (words.say("Sent before"), ""),
+        "rejected": (words.say("Not taken: dead letters"), "bad"),
+        "erased": (words.say("Of people who were erased: not kept"), ""),
     }
     totals = meters.totals()
     return [(says[outcome][0], words.number(totals[outcome]), says[outcome][1] if totals[outcome] else "") for outcome in OUTCOMES]
