@@ -15,7 +15,7 @@ import msgspec
 
 from features.catalogue.shop import Shop
 from features.events.event import RejectedEvent
-from features.sources.replay import TRANSLATORS, Replayed, read_again
+from features.sources.replay import AS_SENT, TRANSLATORS, Replayed, read_again
 from serving.console.port import Port, RefusedError
 
 logger = logging.getLogger("ubiquo")
@@ -62,7 +62,7 @@ async def send_again(port: Port, letters: Sequence[Mapping[str, Any]], fixed: An
 def _translation(sent: Sequence[tuple[Mapping[str, Any], Any]], currency: str) -> Any:
     """How the messages become events: each as at the moment of its receipt, as their clients' clocks are corrected by it."""
     source = sent[0][0]["source"]
-    if source == "http":
+    if source in AS_SENT:
         return None
     # the same objects come back one by one
     received: dict[int, datetime] = {id(message): letter["received_at"] for letter, message in sent}

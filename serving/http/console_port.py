@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import msgspec
 
+from features.sources.replay import FROM_PAGES
 from serving.console.meters import Meters
 from serving.console.port import RefusedError
 from serving.http.lanes import CrowdedError, Lane, LateError
@@ -55,7 +56,7 @@ class ConsolePort:
     async def take(self, events: Sequence[Mapping[str, Any]], source: str = SOURCE, translate: Translate | None = None) -> dict[str, Any]:
         """Take events in."""
         batch = [dict(each) for each in events] if translate is None else events
-        told = await self._run(self._intakes, self._app.accept, batch, source, translate)
+        told = await self._run(self._intakes, self._app.accept, batch, source, translate, source in FROM_PAGES)
         return dict(msgspec.to_builtins(told))
 
     async def work(self, task: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:

@@ -33,6 +33,9 @@ async def create(visit: Visit) -> Response:
         return await _keys_page(visit, 422, wrong=wrong, name=name, chosen=scopes)
     if not scopes:
         return await _keys_page(visit, 422, wrong=say("Choose at least one scope: a key without any opens nothing."), name=name)
+    if "browser" in scopes and len(scopes) > 1:
+        wrong = say("A key of the scope browser is read by everybody: make another key for the other scopes.")
+        return await _keys_page(visit, 422, wrong=wrong, name=name, chosen=scopes)
     try:
         token = await visit.port.work(Keys(visit.runtime.home).create, name, scopes, visit.runtime.clock())
     except ValueError:
@@ -66,6 +69,7 @@ async def _keys_page(
         "read_customer": say("open customers: their data and their contacts"),
         "ingest": say("send events"),
         "manage": say("change rules, offers and texts; send dead letters again"),
+        "browser": say("what a page may do for its own visitor; everybody can read such a key, so it goes with no other scope"),
         "admin": say("everything, with keys, the audit log and erasure"),
     }
     known = {scope: scopes.get(scope, scope) for scope in (*scopes, *get_args(Scope)) if scope in get_args(Scope)}
