@@ -73,7 +73,8 @@ async def again(visit: Visit) -> Response:
         try:
             fixed = msgspec.json.decode(text)
         except (msgspec.DecodeError, RecursionError) as error:
-            return _one(visit, letter, text, Replayed("", "rejected", "$", f"{visit.words.say('the text is no JSON:')} {error}"))
+            why = visit.words.say("the text is no JSON:")
+            return _one(visit, letter, text, Replayed("", "rejected", "$", f"{why} {error}"))
         if not isinstance(fixed, dict):
             return _one(visit, letter, text, Replayed("", "rejected", "$", visit.words.say("the text must be one JSON object")))
     [told] = await send_again(visit.port, [letter], fixed)

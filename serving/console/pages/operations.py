@@ -67,7 +67,7 @@ def _rates(meters: Meters, words: Words) -> list[tuple[str, str]]:
 
 def _totals(meters: Meters, words: Words) -> list[tuple[str, str, str]]:
     says = {
-        "accepted": (words.say("Accepted"), "good"),
+        "accepted": (words.say("Taken"), "good"),
         "duplicates": (words.say("Sent before"), ""),
         "rejected": (words.say("Not taken: dead letters"), "bad"),
         "erased": (words.say("Of people who were erased: not kept"), ""),
@@ -108,7 +108,7 @@ def _plot(visit: Visit) -> dict[str, Any] | None:
     if len(minutes) < 2:
         return None
     say = visit.words.say
-    series = [{"label": say("accepted"), "y": rates["accepted"]}, {"label": say("not taken"), "y": rates["rejected"]}]
+    series = [{"label": say("taken"), "y": rates["accepted"]}, {"label": say("not taken"), "y": rates["rejected"]}]
     if any(rates["duplicates"]):
         series.append({"label": say("sent before"), "y": rates["duplicates"]})
     return {"x": minutes, "series": series, "xlabel": say("minutes from now"), "ylabel": say("events a second"), "x_name": say("minutes")}
@@ -124,6 +124,6 @@ def _queue(visit: Visit) -> dict[str, Any] | None:
 
 PAGES = [
     Page("/health", health, "decide", menu="Intake and health", group="Operations"),
-    Page("/health/now", health_now, "decide"),
-    Page("/health/plots", health_plots, "decide"),
+    Page("/health/live", health_now, "decide"),
+    Page("/health/plots/live", health_plots, "decide"),
 ]
