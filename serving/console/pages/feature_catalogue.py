@@ -16,6 +16,7 @@ from features.state.home import Home
 from features.store.snapshots import newest_whole
 from models.registry import ModelSettings
 from serving.console.visit import Page, Visit
+from serving.console.words import Words
 from serving.decide.engine import MAX_FEATURE_AGE
 
 MAX_ASKED = 100
@@ -41,7 +42,7 @@ async def catalogue(visit: Visit) -> Response:
     """Every feature, or those that fit what is searched for, below how fresh the views are."""
     asked = visit.query.get("find", "").strip()[:MAX_ASKED]
     models = visit.runtime.engine.models
-    domain, lines, views = await visit.port.work(_read, visit.runtime.home, models)
+    domain, lines, views = await visit.port.work(_read, visit.runtime.home, models, visit.words)
     words = asked.casefold().split()
     found = [line for line in lines if all(word in _text(line) for word in words)]
     if visit.is_partial:
@@ -55,9 +56,9 @@ def _is_old(view: Mapping[str, Any], now: Any) -> bool:
     return view["as_of"] is not None and now - view["as_of"] > MAX_FEATURE_AGE
 
 
-def _read(home: Home, models: Mapping[str, ModelSettings]) -> tuple[Any, list[Line], list[dict[str, Any]]]:
+def _read(home: Home, models: Mapping[str, ModelSettings], words: Words) -> tuple[Any, list[Line], list[dict[str, Any]]]:
     domain = domain_named(Shop.load(home).domain)
-    lines = [_line(each, models) for each in listed(domain)]
+    lines = [_line(each, models, words) for each in listed(domain)]
     views = []
     for view in views_of(domain.name).values():
         newest = newest_whole(home, view)
@@ -74,11 +75,12 @@ def _read(home: Home, models: Mapping[str, ModelSettings]) -> tuple[Any, list[Li
     return domain, lines, views
 
 
-def _line(each: Listed, models: Mapping[str, ModelSettings]) -> Line:
+def _line(each: Listed, models: Mapping[str, ModelSettings], words: Words) -> Line:
     fold = each.made_of.removeprefix(FOLD) if each.made_of.startswith(FOLD) else ""
     kinds = [kind.strip() for kind in each.inputs_of.split(",") if kind.strip()]
     reads = tuple(name for name, model in models.items() if (fold in model.kind.folds if fold else model.kind.name in kinds))
-    says = _PLACE.sub("…", each.says) or each.name.replace("_", " ")
+    # what was not said in the reader's language is in English; the catalogue of texts holds the phrases of reasons
+    says = _PLACE.sub("…", words.say(each.says)) if each.says else each.name.replace("_", " ")
     view = "customer_state" if fold else VIEW_OF[each.entity]
     return Line(each.name, each.entity, view, each.made_of, each.dtype, each.allowed, says, reads)
 
