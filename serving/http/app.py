@@ -85,7 +85,7 @@ class App:
         self._port = ConsolePort(self, self._decisions, self._intakes)
         self._console = Console(self._port)
         self.pulse = Pulse()
-        self._pulse_task: asyncio.Task[None] | None = None
+        self._watches: list[asyncio.Task[None]] = []
         self.metrics = CollectorRegistry()
         self._requests = Counter("ubiquo_requests", "Requests answered", ["route", "status"], registry=self.metrics)
         self._seconds = Histogram("ubiquo_request_seconds", "Time to answer", ["route"], registry=self.metrics)
@@ -105,8 +105,8 @@ class App:
         """Answer one request."""
         if scope["type"] != "http":
             return
-        if self._pulse_task is None:
-            self._pulse_task = asyncio.create_task(self.pulse.beat())
+        if not self._watches:
+            self._watches = [asyncio.create_task(each.beat()) for each in (self.pulse, self._port.meters)]
         path, started = scope["path"], time.perf_counter()
         if is_console(path):
             await self._console(scope, receive, send)
@@ -187,9 +187,14 @@ class App:
         batch = body.get("events") if isinstance(body, dict) and "events" in body else [body]
         if not isinstance(batch, list) or not batch or len(batch) > MAX_EVENTS:
             raise HttpProblem(400, "Bad batch", f"events must be a list of 1 to {MAX_EVENTS} events", "events")
-        return self._accept(batch, page.SOURCE if is_public else SOURCE, None, is_public)
+        return self.accept(batch, page.SOURCE if is_public else SOURCE, None, is_public)
 
-    def _accept(self, batch: Sequence[Any], source: str, translate: Translate | None, is_public: bool) -> EventsAnswer:
+    def accept(self, batch: Sequence[Any], source: str, translate: Translate | None, is_public: bool) -> EventsAnswer:
+        """Take a batch, count what became of it, and say why it was not taken; *is_public*, as from a page.
+
+        Raises:
+            HttpProblem: nothing of it was.
+        """
         try:
             answer = self._live().intake.accept(batch, source, translate, page.admitted if is_public else None)
         except InboxFullError as error:
@@ -315,7 +320,7 @@ class App:
             return event
 
         source = page.SEGMENT_SOURCE if is_public else tracker.source
-        self._accept(tracker.messages(headers, body), source, translate, is_public)
+        self.accept(tracker.messages(headers, body), source, translate, is_public)
         return list(left_out)
 
     def _live(self) -> Runtime:

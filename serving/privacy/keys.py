@@ -199,6 +199,23 @@ class Audit:
             rows = session.read(query)
         return [{"at": _moment(at), "key": k, "action": a, "subject": s, "outcome": o} for at, k, a, s, o in rows]
 
+    def page(self, limit: int, offset: int = 0, key: str = "", action: str = "", customer_id: str = "") -> tuple[int, list[dict[str, Any]]]:
+        """How many lines there are of a key, an action and a customer (or of every, where none is named), and some, newest first."""
+        wanted = [column == said for column, said in ((_AUDIT.c.key, key), (_AUDIT.c.action, action)) if said]
+        if customer_id:
+            wanted.append(_AUDIT.c.subject == self._vault.tombstone(customer_id))
+        query = sa.select(_AUDIT).where(*wanted).order_by(_AUDIT.c.at.desc()).limit(limit).offset(offset)
+        with contextlib.closing(self._database.connect()) as session:
+            [(count,)] = session.read(sa.select(sa.func.count()).select_from(_AUDIT).where(*wanted))
+            rows = session.read(query)
+        return int(count), [{"at": _moment(at), "key": k, "action": a, "subject": s, "outcome": o} for at, k, a, s, o in rows]
+
+    def named(self) -> tuple[list[str], list[str]]:
+        """The names of keys and the actions that stand in it."""
+        with contextlib.closing(self._database.connect()) as session:
+            keys, actions = (session.read(sa.select(column).distinct().order_by(column)) for column in (_AUDIT.c.key, _AUDIT.c.action))
+        return [name for (name,) in keys], [action for (action,) in actions]
+
 
 def _opened(state: State) -> Database:
     return state.database("access", _KEYS, _AUDIT)
