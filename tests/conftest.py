@@ -14,8 +14,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import scene
 from hypothesis import HealthCheck, settings
 from scene import NEW_YEAR, SECRET, SMALL_CUT, Service, TinyShop, command, copy_home, free_port, start_service, stop_service
+from warm import Forge
 
 from features.catalogue.shop import Shop
 from features.catalogue.tables import ITEM_CONTEXT, ITEMS, OFFERS, Catalogue
@@ -44,6 +46,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         reasons = [str(r.longrepr) for r in reporter.stats.get("skipped", [])]
         if any(not any(allowed in reason for allowed in ALLOWED_SKIPS_IN_CI) for reason in reasons):
             session.exitstatus = 1
+
+
+@pytest.fixture(autouse=True, scope="session")
+def forge() -> Iterator[None]:
+    """Commands and services are forked from one process a worker, which begins to import now."""
+    scene.forge = Forge()
+    yield
+    scene.forge.close()
+    scene.forge = None
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +111,7 @@ def _made_once(folder: Path) -> Home:
                 ("features", "materialize"),
                 ("training", "all"),
             ):
-                done = command(*arguments, home=home.root)
+                done = command(*arguments, home=home.root, fresh=True)
                 assert done.returncode == 0, done.stdout + done.stderr
             (home.root / "complete").touch()
     return home
@@ -108,7 +119,7 @@ def _made_once(folder: Path) -> Home:
 
 @pytest.fixture(scope="session")
 def service(trained: Home) -> Iterator[Service]:
-    running = start_service(trained)
+    running = start_service(trained, fresh=True)
     yield running
     stop_service(running)
 
