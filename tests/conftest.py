@@ -36,9 +36,9 @@ ALLOWED_SKIPS_IN_CI: tuple[str, ...] = ("does not lie beside this checkout", "th
 
 
 LONG = (
-    "test_serving", "test_determinism", "test_import", "test_disk", "test_simulator", "test_contact", "test_promotion", "test_erasure",
-    "test_log", "test_training", "test_stories", "test_policy", "test_offer_stories", "test_intake", "test_attack", "test_moved",
-    "test_notebooks", "test_journeys", "test_trackers",
+    "test_serving", "test_determinism", "test_import", "test_disk", "test_simulator", "test_contact", "test_promotion",
+    "test_erasure", "test_console", "test_web", "test_log", "test_training", "test_stories", "test_policy", "test_offer_stories",
+    "test_intake", "test_attack", "test_moved", "test_notebooks", "test_journeys", "test_trackers",
 )  # fmt: skip
 """What takes long comes first, so that no worker is left with it alone at the end; see ``--durations=0``.
 
