@@ -28,7 +28,8 @@ from features.catalogue.tables import (
     items_schema,
 )
 from features.definitions.segments import Vocabulary
-from features.sources.mapping import Files
+from features.events.spelling import meant
+from features.sources.mapping_parts import Files
 from features.sources.offers_file import LISTS, OLD_CHANNEL, OfferReader, yaml_rows
 from features.sources.tabular import LINE, TabularFile
 from features.state.home import Home
@@ -130,7 +131,7 @@ def load(
     records: list[Record] = []
     seen: dict[str, int] = {}
     for number, (line, row) in enumerate(rows):
-        record, wrong = offers.record(row, _parts, line) if offers is not None else _record(name, row, schema, attributes)
+        record, wrong = offers.record(row, _parts, line) if offers is not None else _record(name, row, schema, attributes, files or Files())
         wrong += [(c, "is longer than 256 characters") for c, v in record.items() if c.endswith("_id") and v and len(v) > 256]
         key = f"{name[:-1]}_id"
         if (first := seen.setdefault(record.get(key) or f"\0{line}", line)) != line:
@@ -187,7 +188,8 @@ def _names(file: TabularFile, name: str, renamed: Sequence[str], schema: pa.Sche
     for pair in renamed:
         theirs, _, mine = pair.partition("=")
         if theirs not in present or mine not in ours:
-            raise CatalogueError(f"--column {pair}: {file.path} has {', '.join(present)}; the {name} have {', '.join(ours)}")
+            hint = meant(theirs, tuple(present)) if theirs not in present else meant(mine, tuple(ours))
+            raise CatalogueError(f"--column {pair}: {file.path} has {', '.join(present)}; the {name} have {', '.join(ours)}{hint}")
         names[mine] = theirs
     if missing := [c for c in REQUIRED[name] if c not in names]:
         if len(present) == 1 and (between := next((d for d in ";\t|," if d in present[0]), None)):
@@ -228,12 +230,30 @@ def _told(value: Any) -> str | None:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def _number(text: str, files: Files) -> float:
+    """A number as the file writes it.
+
+    Raises:
+        ValueError: it is none: thousands stand in groups of three, and before the decimal sign alone.
+    """
+    if files.thousands:
+        grouped = rf"[+-]?(\d+|\d{{1,3}}({re.escape(files.thousands)}\d{{3}})+)({re.escape(files.decimal)}\d*)?"
+        if not re.fullmatch(grouped, text):
+            raise ValueError(text)
+        text = text.replace(files.thousands, "")
+    if files.decimal == "," and "." in text:
+        raise ValueError(text)
+    return float(text.replace(files.decimal, "."))
+
+
 def _parts(text: str) -> list[str]:
     """The parts of a list, as it was or as a CSV writes it."""
     return [part.strip() for part in text.split(LISTED if text.startswith(LISTED) else "|") if part.strip()]
 
 
-def _record(name: str, row: Row, schema: pa.Schema, attributes: Mapping[str, AttributeKind]) -> tuple[Record, list[tuple[str, str]]]:
+def _record(
+    name: str, row: Row, schema: pa.Schema, attributes: Mapping[str, AttributeKind], files: Files
+) -> tuple[Record, list[tuple[str, str]]]:
     """A row in the table's own types, and what is wrong with it."""
     record: Record = {column: row.get(column) for column in schema.names}
     wrong = [(c, "is empty") for c in REQUIRED[name] if not row.get(c)]
@@ -261,10 +281,12 @@ def _record(name: str, row: Row, schema: pa.Schema, attributes: Mapping[str, Att
             record[attribute] = _parts(text)
             continue
         try:
-            record[attribute] = float(text)
+            record[attribute] = _number(text, files)
         except ValueError:
             record[attribute] = float("nan")
         if not math.isfinite(record[attribute]):
             record[attribute] = None
-            wrong.append((attribute, f"{text!r} is no number: write it like 1200.5"))
+            signs = "" if files.decimal == "." and not files.thousands else f", with {files.decimal!r} for the point"
+            hint = "; --decimal , and --thousands . say how it is written" if not signs and "," in text else ""
+            wrong.append((attribute, f"{text!r} is no number: write it like 1200{files.decimal}5{signs}{hint}"))
     return record, wrong
