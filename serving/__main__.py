@@ -25,6 +25,7 @@ from features.state.command import run
 from features.state.disk import DamagedStateError, make_folder, write_atomically
 from features.state.home import Home
 from features.state.ports import MissingStateError, deriving
+from serving.decide.rule_commands import rules_app
 from serving.journeys.commands import journeys_app, outbox_app
 from serving.privacy.keys import REFRESH_SECONDS, Audit, Keys
 
@@ -36,6 +37,7 @@ keys_app = typer.Typer(help="API keys.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 app.add_typer(journeys_app, name="journeys")
 app.add_typer(outbox_app, name="outbox")
+app.add_typer(rules_app, name="rules")
 console = Console()
 
 
@@ -129,7 +131,7 @@ def demo(
 @keys_app.command("create")
 def create_key(
     name: Annotated[str, typer.Argument(help="What to call it, e.g. webshop.")],
-    scope: Annotated[list[str], typer.Option(help="ingest, decide, read_customer or admin; repeat for several. Or browser.")],
+    scope: Annotated[list[str], typer.Option(help="ingest, decide, read_customer, manage or admin; repeat for several. Or browser.")],
 ) -> None:
     """Make a key and print it, once."""
     token = Keys(Home.from_environment()).create(name, scope, system_clock())

@@ -14,11 +14,12 @@ from features.catalogue.offers import offers_in_force
 from features.catalogue.shop import Shop
 from features.catalogue.tables import STORES, Catalogue
 from features.catalogue.yaml_file import WrittenError
-from features.definitions.conditions import ConditionError
+from features.definitions.conditions import ConditionError, folds_of
 from features.definitions.domain import domain_named
 from features.definitions.segments import Vocabulary
 from features.definitions.view import views_of
 from features.state.home import Home
+from features.store.feature_store import SERVICES
 from models.attributes import Attributes
 from models.decision import Pipeline
 from models.inputs import Input
@@ -29,10 +30,17 @@ from models.recommender.recommender import Recommender
 from models.registry import LoadedModel, ModelSettings, NoChampionError, Registry
 from models.sending import SENDING, SendingRates
 from serving.decide.governor import LAST_TOUCH, MESSAGES, POLICY, Governor
+from serving.decide.merchandising import RULES, Merchandiser
 from serving.decide.policy import Policy
+from serving.decide.reader import STATE
+from serving.decide.rule_checks import RuleChecks
+from serving.decide.rule_shelf import RuleShelf
+from serving.decide.rules import Rules
 from serving.decide.terms import Terms
 
 logger = logging.getLogger("ubiquo")
+EVERYTHING = "customer_v1"
+"""The FeatureService of all that is known of a customer."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,8 @@ class Loaded:
     offers_digest: str = ""
     items_digest: str = ""
     """Which tables it was built on."""
+    shelf: RuleShelf | None = None
+    """Its items, as merchandising rules reach them."""
 
 
 class Champions:
@@ -65,6 +75,7 @@ class Champions:
         self.models: Mapping[str, ModelSettings] = self.registry.settings.models
         """The models that there are, by the name under which they are asked."""
         self._features = _feature_names(home)
+        self._windowed = frozenset(views_of(Shop.load(home).domain)["customer_activity"].columns)
         self._loaded: dict[str, Loaded] = {}
         self.broken: dict[str, str] = {}
         """The models whose champion cannot be loaded, and files that are not in force, and why."""
@@ -74,6 +85,9 @@ class Champions:
         self._sending_read: float | None = None
         self._rng = np.random.default_rng()
         self.governor = Governor(home)
+        self.rules = Rules(home, RuleChecks(home, lambda: self.governor.vocabulary))
+        """What the shop pins, boosts and blocks."""
+        self.merchandiser = Merchandiser(self.rules, self.governor)
         self.refresh()
 
     def refresh(self) -> list[str]:
@@ -113,7 +127,16 @@ class Champions:
             place = Catalogue(self._home).path("stores")
             known = Catalogue(self._home).read("stores") if place.exists() else STORES.empty_table()
             self._stores, self._stores_read = Stores(known), stores
+        self._refresh_rules()
         return news
+
+    def _refresh_rules(self) -> None:
+        """Find out what the rules reach before anybody asks, and which of them do not act."""
+        shelves = [held.shelf for held in self._loaded.values() if held.shelf is not None]
+        if (why := self.merchandiser.refresh(shelves)) is None:
+            self.broken.pop(RULES, None)
+        else:
+            self.broken[RULES] = why
 
     def _refresh_policy(self) -> list[str]:
         try:
@@ -178,6 +201,17 @@ class Champions:
         # how they answered what was sent to them
         return tuple(sorted({*folds, MESSAGES, LAST_TOUCH}))
 
+    def reading(self, name: str) -> ModelSettings:
+        """What a question to that model reads of a customer: what the model asks, and what the conditions of merchandising rules do."""
+        settings = self.models[name]
+        if settings.kind.answers != "items" or not (needs := self.merchandiser.needs()):
+            return settings
+        kind, folds = settings.kind, folds_of(needs)
+        if needs & self._windowed or (folds and STATE not in kind.views):
+            settings = replace(settings, feature_service=EVERYTHING)
+            kind = replace(kind, views=tuple(dict.fromkeys((*kind.views, *SERVICES[EVERYTHING]))))
+        return replace(settings, kind=replace(kind, folds=tuple(dict.fromkeys((*kind.folds, *folds)))))
+
     def limited(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
         """The budgets and the stocks of the offers in force, by offer."""
         terms = [held.terms for held in self._loaded.values() if held.terms is not None]
@@ -205,7 +239,8 @@ class Champions:
         if kind.answers == "items":
             trained: Recommender = loaded.model
             stocked = trained.stocked(Catalogue(self._home).read("items").to_pydict())
-            return Loaded(loaded, stocked.pipeline, stocked.attributes, stocked.positions, stocked.label, items_digest=items)
+            shelf = RuleShelf(stocked.shelf.ids, stocked.positions, stocked.attributes, stocked.shelf.popularity_share)
+            return Loaded(loaded, stocked.pipeline, stocked.attributes, stocked.positions, stocked.label, items_digest=items, shelf=shelf)
         if kind.answers == "offers":
             offers: NextBestOffer = loaded.model
             book = offers.book(Offer.from_row(row) for row in offers_in_force(self._home))

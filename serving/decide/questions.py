@@ -237,6 +237,8 @@ class ItemChoice(msgspec.Struct, omit_defaults=True):
     """When the customer will need it again by their own rhythm, in ``buy_again``."""
     contributions: dict[str, float] | None = None
     """What each input of the ranker added to its score, where ``explain`` asks."""
+    rule_ids: list[str] | None = None
+    """The merchandising rules that pinned it or moved its score."""
 
 
 class OfferChoice(msgspec.Struct, kw_only=True):
