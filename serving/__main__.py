@@ -22,6 +22,7 @@ from features.state.command import run
 from features.state.disk import DamagedStateError, make_folder, write_atomically
 from features.state.home import Home
 from features.state.ports import MissingStateError
+from serving.commands.audience import audience_app
 from serving.commands.batch import register as register_batch
 from serving.journeys.commands import journeys_app, outbox_app
 from serving.privacy.keys import REFRESH_SECONDS, Audit, Keys
@@ -34,6 +35,7 @@ keys_app = typer.Typer(help="API keys.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 app.add_typer(journeys_app, name="journeys")
 app.add_typer(outbox_app, name="outbox")
+app.add_typer(audience_app, name="audience")
 register_batch(app)
 console = Console()
 
