@@ -42,7 +42,12 @@ class Vocabulary:
     """
 
     def __init__(
-        self, names: Names, context: Mapping[str, ValueKind], segments: Mapping[str, CelCondition], standing: CustomerStanding
+        self,
+        names: Names,
+        context: Mapping[str, ValueKind],
+        segments: Mapping[str, CelCondition],
+        standing: CustomerStanding,
+    ) -> None:
     ) -> None:
         self.context, self.segments, self.standing = dict(context), dict(segments), standing
         self.names: Names = {**names, **dict.fromkeys(segments, "truth")}
