@@ -48,7 +48,6 @@ class Vocabulary:
         segments: Mapping[str, CelCondition],
         standing: CustomerStanding,
     ) -> None:
-    ) -> None:
         self.context, self.segments, self.standing = dict(context), dict(segments), standing
         self.names: Names = {**names, **dict.fromkeys(segments, "truth")}
 
