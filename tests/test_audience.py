@@ -94,7 +94,7 @@ class TestSegments:
         assert 0.15 < audiences.size("high_value").members / audiences.size("true").members < 0.25
 
     def test_the_risk_of_leaving_is_the_champions(self, audiences: Audiences, engine: Engine) -> None:
-        found = [m for m in audiences.members("high_churn_risk")]
+        found = list(audiences.members("high_churn_risk"))
         [row] = audiences._rows([found[0].customer_id], (), NEW_YEAR, None)
         assert engine.champion("churn").model.model.answer(row).value == pytest.approx(engine.risk.probability(row))
         base = float(engine.champion("churn").model.tags["base_rate"])
@@ -108,7 +108,7 @@ class TestSegments:
         assert 0 < some.members < audiences.size("champions").members
 
     def test_a_name_that_is_none_is_told_with_the_nearest(self, audiences: Audiences) -> None:
-        with pytest.raises(ConditionError, match="'champion' names 'champion'.*such as champions"):
+        with pytest.raises(ConditionError, match=r"'champion' names 'champion'.*such as champions"):
             audiences.size("champion")
 
 
