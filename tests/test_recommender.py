@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scene import NEW_YEAR, histories
 
+from models.attributes import Range
 from models.decision import Decision, Query
 from models.recommendations import Listing
 from models.recommender.arrange import apart

@@ -1,0 +1,1 @@
+"""The console: pages for the people who use ubiquo, rendered by the service itself."""
