@@ -213,7 +213,7 @@ class TestWhatAnswersShow:
             ("name", "x" * 257, "line 2: name: is longer than 256 characters"),
             ("price", "free", "line 2: price: 'free' is no price: write it like 3.99"),
             ("price_minor", "-1", "line 2: price_minor: '-1' is no price: write it like 399"),
-            ("price", "NaN", "line 2: price: 'NaN' is no price"),
+            ("price", "Infinity", "line 2: price: 'Infinity' is no price"),
         ],
     )
     def test_a_mistake_is_told_with_its_line(self, tiny: TinyShop, tmp_path: Path, column: str, value: str, said: str) -> None:
