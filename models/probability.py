@@ -5,13 +5,14 @@ Both take ``(rows, features)`` float arrays in which NaN means unknown, and both
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from models.artifact import seal, verify
 from models.inputs import Input, read_inputs
@@ -64,7 +65,9 @@ class Logistic:
         filled = np.where(np.isnan(logs), medians, logs)
         means, scales = filled.mean(axis=0), filled.std(axis=0)
         scales[scales < 1e-12] = 1.0
-        model = LogisticRegression(C=strength, max_iter=2000).fit((filled - means) / scales, labels)
+        # its products are small: a second thread of BLAS waits ten times longer than it works; the numbers are the same
+        with threadpool_limits(1, "blas"):
+            model = LogisticRegression(C=strength, max_iter=2000).fit((filled - means) / scales, labels)
         return cls(medians, means, scales, model.coef_[0].astype(np.float64), float(model.intercept_[0]))
 
     def predict(self, rows: Floats) -> Floats:
@@ -96,6 +99,11 @@ class Boosted:
     """The mean of LightGBM models that differ only in their seed."""
 
     kind = "lightgbm"
+    DEFAULTS: Mapping[str, float] = {
+        "trees": 250, "num_leaves": 8, "learning_rate": 0.03, "min_data_in_leaf": 50, "lambda_l2": 10.0, "feature_fraction": 0.5,
+        "bagging_fraction": 0.7,
+    }  # fmt: skip
+    """The settings that hold where nobody says otherwise: small, strongly regularised trees."""
 
     def __init__(self, boosters: Sequence[lgb.Booster]) -> None:
         self.boosters = list(boosters)
@@ -107,17 +115,23 @@ class Boosted:
         labels: NDArray[Any],
         seed: int = 0,
         seeds: int = 5,
-        leaves: int = 8,
-        trees: int = 250,
         monotone: Sequence[int] | None = None,
+        settings: Mapping[str, float] | None = None,
     ) -> Boosted:
-        """Fit *seeds* small, strongly regularised forests; *monotone* forces the direction (-1, 0, 1) of a feature."""
+        """Fit *seeds* forests.
+
+        Args:
+            monotone: forces the direction (-1, 0, 1) of a feature.
+            settings: what differs from ``DEFAULTS``.
+        """
         import lightgbm as lgb
 
-        parameters = {
-            "objective": "binary", "num_leaves": leaves, "learning_rate": 0.03, "min_data_in_leaf": 50, "lambda_l2": 10.0,
-            "feature_fraction": 0.5, "bagging_fraction": 0.7, "bagging_freq": 1, "verbosity": -1, "num_threads": 2,
-            "deterministic": True, "force_row_wise": True, "monotone_constraints": list(monotone) if monotone else None,
+        parameters: dict[str, Any] = {**cls.DEFAULTS, **(settings or {})}
+        trees = int(parameters.pop("trees"))
+        whole = {name: int(parameters[name]) for name in ("num_leaves", "min_data_in_leaf")}
+        parameters |= whole | {
+            "objective": "binary", "bagging_freq": 1, "verbosity": -1, "num_threads": 2, "deterministic": True, "force_row_wise": True,
+            "monotone_constraints": list(monotone) if monotone else None,
         }  # fmt: skip
         data = lgb.Dataset(rows, labels, params={"verbosity": -1}, free_raw_data=False)
         return cls([lgb.train({**parameters, "seed": seed + k}, data, trees) for k in range(seeds)])
