@@ -7,11 +7,12 @@ import logging
 import queue
 import threading
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+from urllib.parse import urlencode
 
 import msgspec
 
@@ -47,6 +48,34 @@ class Running:
     def advance(self, done: int, of: int) -> None:
         """Note how much of how much is done."""
         self.done, self.of = done, of
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A task as a page shows it.
+
+    Attributes:
+        name: of the task.
+        address: of the page that starts it and tells how far it is.
+        button: what starts it.
+        kept_at: the moment of the last answer, None where there is none.
+        running: None where it is not at work.
+        failed: why the last one brought nothing.
+        fields: what the form sends along.
+    """
+
+    name: str
+    address: str
+    button: str
+    kept_at: datetime | None
+    running: Running | None
+    failed: str | None
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def query(self) -> str:
+        """What the form sends along, as part of an address."""
+        return urlencode(dict(self.fields))
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -104,6 +133,10 @@ class Jobs:
             file = msgspec.json.decode(self._path(name).read_bytes(), type=_File)
             return Kept(file.at, msgspec.json.decode(file.value, type=kind))
         return None
+
+    def view(self, name: str, address: str, button: str, kept: Kept[Any] | None = None, fields: Mapping[str, str] | None = None) -> JobView:
+        """The task of that name as a page shows it."""
+        return JobView(name, address, button, None if kept is None else kept.at, self.running(name), self.failed(name), dict(fields or {}))
 
     def _work(self) -> None:
         while True:
