@@ -129,7 +129,7 @@ def demo(
 @keys_app.command("create")
 def create_key(
     name: Annotated[str, typer.Argument(help="What to call it, e.g. webshop.")],
-    scope: Annotated[list[str], typer.Option(help="ingest, decide, read_customer or admin; repeat for several.")],
+    scope: Annotated[list[str], typer.Option(help="ingest, decide, read_customer or admin; repeat for several. Or browser.")],
 ) -> None:
     """Make a key and print it, once."""
     token = Keys(Home.from_environment()).create(name, scope, system_clock())

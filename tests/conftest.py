@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import socket
@@ -15,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, settings
-from scene import NEW_YEAR, SECRET, SMALL_CUT, Service, TinyShop, command, copy_home, free_port, start_service, stop_service
+from playwright.sync_api import Browser, sync_playwright
+from scene import NEW_YEAR, SECRET, SMALL_CUT, Pages, Service, TinyShop, command, copy_home, free_port, start_service, stop_service
 
 from features.catalogue.shop import Shop
 from features.catalogue.tables import ITEM_CONTEXT, ITEMS, OFFERS, Catalogue
@@ -53,6 +55,18 @@ def registry_of_the_home() -> Iterator[None]:
     yield
     if before is None:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+@pytest.fixture(autouse=True)
+def no_loop_of_the_browser(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Playwright marks its event loop as running between its calls; a test that opens no page may start a loop of its own."""
+    if "browser" in request.fixturenames:
+        yield
+        return
+    before = asyncio._get_running_loop()
+    asyncio._set_running_loop(None)
+    yield
+    asyncio._set_running_loop(before)
 
 
 @pytest.fixture
@@ -123,13 +137,33 @@ def own_service(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="session")
-def keyed_service(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, dict[str, str]]]:
+def pages() -> Iterator[Pages]:
+    """The web server of a shop whose pages may call ``keyed_service``."""
+    served = Pages()
+    yield served
+    served.close()
+
+
+@pytest.fixture(scope="session")
+def keyed_service(trained: Home, pages: Pages, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, dict[str, str]]]:
     """A service on a home of its own that asks for keys, and one key a scope."""
     home = copy_home(trained, tmp_path_factory.mktemp("keyed") / "home")
     tokens = {scope: Keys(home).create(f"{scope}-key", [scope], NEW_YEAR) for scope in SCOPES}
-    running = start_service(home)
+    running = start_service(home, UBIQUO_CORS_ORIGINS=pages.origin)
     yield running, tokens
     stop_service(running)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium of the system, driven by Playwright; a test opens a page of its own in it."""
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("chromium is not installed (apt-get install chromium)")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield launched
+        launched.close()
 
 
 @pytest.fixture(scope="session")

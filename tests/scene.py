@@ -246,6 +246,35 @@ class Webhook:
         self.server.server_close()
 
 
+class Pages:
+    """A shop's own web server, from an origin of its own: it answers what was put into ``files``, by path."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        pages = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                path = self.path.partition("?")[0]
+                content = pages.files.get(path)
+                self.send_response(404 if content is None else 200)
+                self.send_header("Content-Type", "text/javascript" if path.endswith(".js") else "text/html; charset=utf-8")
+                self.send_header("Content-Length", str(len(content or b"")))
+                self.end_headers()
+                self.wfile.write(content or b"")
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.origin = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
 def histories(bought: dict[str, list[str]], at: datetime = NEW_YEAR) -> list[dict[str, Any]]:
     """Feature rows of customers who bought each of some items once, a day before."""
     when = int((at - timedelta(days=1)).timestamp())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import http.client
 import json
 import time
 import uuid
@@ -13,12 +14,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from scene import NEW_YEAR, SECRET, Service, command, customer, loyalty_cards
+from scene import NEW_YEAR, SECRET, Pages, Service, command, customer, loyalty_cards
 
 from features.people.vault import Vault
 from features.state.home import Home
+from features.state.settings import SettingError
 from serving.http.access import AccessControl
-from serving.http.asgi import Parted
+from serving.http.asgi import Parted, application
+from serving.http.browser import cors_origins
 from serving.http.service import Ubiquo
 from serving.privacy.keys import Audit, Keys
 
@@ -29,6 +32,7 @@ BY_SCOPE: dict[str, list[tuple[str, str]]] = {
     "read_customer": [("POST", "/v1/profile"), ("GET", "/v1/customers/nobody"), ("GET", "/v1/customers/nobody/export")],
     "admin": [("DELETE", "/v1/customers/nobody"), ("GET", "/v1/erasures/none")],
 }  # fmt: skip
+OF_PAGES = ("/v1/events", "/v1/batch", "/v1/identify", "/v1/recommendations", "/v1/similar-items")
 
 
 @pytest.fixture
@@ -51,7 +55,9 @@ def test_a_key_opens_what_its_scope_says_and_nothing_else(keyed: tuple[Service, 
         assert call(service, method, path, "ubq_wrong") == 401, path
         for held, token in tokens.items():
             status = call(service, method, path, token)
-            assert (status == 403) == (held not in (scope, "admin")), (held, path, status)
+            # what a page's key opens of these is a part only: test_web.py
+            allowed = held in (scope, "admin") or (held == "browser" and path in OF_PAGES)
+            assert (status == 403) != allowed, (held, path, status)
             assert status != 401
 
 
@@ -235,3 +241,146 @@ def asked(application: Any, path: str, authorization: str = "") -> tuple[int, by
 
     asyncio.run(application(scope, receive, send))
     return (sent[0]["status"], sent[-1].get("body", b"")) if sent else (0, b"")
+
+
+class TestOrigins:
+    def test_a_preflight_is_answered_without_a_key_for_the_shops_own_pages(
+        self, keyed: tuple[Service, dict[str, str]], pages: Pages
+    ) -> None:
+        for path in ("/v1/events", "/v1/t", "/v1/recommendations", "/v1/similar-items"):
+            status, headers = preflight(keyed[0], path, pages.origin)
+            assert (status, headers["access-control-allow-origin"]) == (200, pages.origin)
+            assert "Origin" in headers["vary"]
+            assert "access-control-allow-credentials" not in headers
+            assert "Authorization" in headers["access-control-allow-headers"]
+            for origin in ("https://evil.example", pages.origin + "0", "null"):
+                status, headers = preflight(keyed[0], path, origin)
+                assert status == 400
+                assert "access-control-allow-origin" not in headers
+
+    def test_what_a_page_may_not_call_has_no_preflight(self, keyed: tuple[Service, dict[str, str]], pages: Pages) -> None:
+        for path in (
+            "/v1/churn",
+            "/v1/next-best-offer",
+            "/v1/profile",
+            "/v1/customers/c_1",
+            "/metrics",
+            "/mp/collect",
+            "/bento/events",
+            "/v1/import",
+        ):
+            status, headers = preflight(keyed[0], path, pages.origin)
+            assert status == 401
+            assert "access-control-allow-origin" not in headers
+
+    def test_a_refusal_too_can_be_read_by_the_page(self, keyed: tuple[Service, dict[str, str]], pages: Pages) -> None:
+        status, headers = headers_of(keyed[0], "POST", "/v1/recommendations", {"origin": pages.origin, "authorization": "Bearer wrong"})
+        assert (status, headers["access-control-allow-origin"], headers["vary"]) == (401, pages.origin, "Origin")
+        assert (
+            "access-control-allow-origin" not in headers_of(keyed[0], "POST", "/v1/recommendations", {"origin": "https://evil.example"})[1]
+        )
+
+    @pytest.mark.parametrize(
+        "origin", ["*", "https://*.example", "shop.example", "https://shop.example/", "https://Shop.example", "null", "https://a b"]
+    )
+    def test_what_is_no_exact_origin_is_told_at_the_start(self, origin: str) -> None:
+        with pytest.raises(SettingError, match="UBIQUO_CORS_ORIGINS names"):
+            cors_origins(f"https://good.example, {origin}")
+
+    def test_exact_origins_are_taken(self) -> None:
+        assert cors_origins("https://shop.example, http://localhost:8080,http://[::1]:3000,") == (
+            "https://shop.example", "http://localhost:8080", "http://[::1]:3000",
+        )  # fmt: skip
+        assert cors_origins("") == ()
+
+    def test_a_wrong_setting_is_told_at_the_start(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("UBIQUO_HOME", str(tmp_path))
+        for variable, wrong in (("UBIQUO_CORS_ORIGINS", "*"), ("UBIQUO_TRUSTED_PROXIES", "0.0.0.0/0"), ("UBIQUO_TRUSTED_PROXIES", "10.0.0.1/8"),
+                                ("UBIQUO_BROWSER_RATE_LIMIT", "often")):  # fmt: skip
+            monkeypatch.setenv(variable, wrong)
+            with pytest.raises(SettingError, match=variable):
+                AccessControl(application)
+            monkeypatch.delenv(variable)
+
+
+def preflight(service: Service, path: str, origin: str) -> tuple[int, dict[str, str]]:
+    asked = {"origin": origin, "access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+    return headers_of(service, "OPTIONS", path, asked)
+
+
+def headers_of(service: Service, method: str, path: str, headers: dict[str, str]) -> tuple[int, dict[str, str]]:
+    """The status and the headers of an answer, their names in small letters."""
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
+    connection.request(method, path, b"{}" if method == "POST" else None, {"content-type": "application/json", **headers})
+    with connection.getresponse() as response:
+        found = response.status, {name.lower(): value for name, value in response.getheaders()}
+    connection.close()
+    return found
+
+
+class TestRates:
+    """At the gate alone, in front of a service that is still starting."""
+
+    @pytest.fixture
+    def home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+        monkeypatch.setenv("UBIQUO_HOME", str(tmp_path))
+        monkeypatch.setenv("UBIQUO_BROWSER_RATE_LIMIT", "3/hour")
+        monkeypatch.delenv("UBIQUO_API_KEY", raising=False)
+        return Home(tmp_path)
+
+    def test_one_address_asks_so_often_and_is_told_when_to_come_again(self, home: Home) -> None:
+        gate, key = AccessControl(application), Keys(home).create("page", ["browser"], NEW_YEAR)
+        other = Keys(home).create("shop", ["decide"], NEW_YEAR)
+        told = [called(gate, key, "198.51.100.7") for _ in range(4)]
+        assert [status for status, _ in told] == [503, 503, 503, 429], "it is starting"
+        assert 3_000 < int(told[-1][1]["retry-after"]) <= 3_600
+        assert called(gate, key, "198.51.100.8")[0] == 503, "another address is not held up"
+        assert called(gate, other, "198.51.100.7")[0] == 503, "nor is a server"
+        assert called(gate, key, "198.51.100.8", b" " * 9_000)[0] == 429, "large bodies count for several"
+
+    def test_a_provider_gives_one_customer_many_addresses(self, home: Home) -> None:
+        gate, key = AccessControl(application), Keys(home).create("page", ["browser"], NEW_YEAR)
+        assert [called(gate, key, f"2001:db8:1:2::{n}")[0] for n in range(4)] == [503, 503, 503, 429]
+        assert called(gate, key, "2001:db8:1:3::1")[0] == 503
+
+    @pytest.mark.parametrize(("trusted", "held_up"), [("", True), ("10.0.0.0/8", False), ("192.0.2.1", True)])
+    def test_who_asks_behind_a_proxy_is_believed_of_a_trusted_one_only(
+        self, home: Home, monkeypatch: pytest.MonkeyPatch, trusted: str, held_up: bool
+    ) -> None:
+        monkeypatch.setenv("UBIQUO_TRUSTED_PROXIES", trusted)
+        gate, key = AccessControl(application), Keys(home).create("page", ["browser"], NEW_YEAR)
+        told = [called(gate, key, "10.0.0.7", forwarded=f"203.0.113.{n}")[0] for n in range(6)]
+        assert (429 in told) == held_up
+        # who stands behind the proxy may claim to be anybody, and is known by what the proxy adds
+        lies = [called(gate, key, "10.0.0.7", forwarded=f"198.51.100.{n}, 203.0.113.99")[0] for n in range(6)]
+        assert 429 in lies
+
+    def test_the_key_as_a_whole_has_its_own_rate(self, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("UBIQUO_RATE_LIMIT", "2/hour")
+        gate, key = AccessControl(application), Keys(home).create("page", ["browser"], NEW_YEAR)
+        assert [called(gate, key, f"198.51.100.{n}")[0] for n in range(3)] == [503, 503, 429]
+
+
+def called(gate: AccessControl, key: str, address: str, body: bytes = b"{}", forwarded: str = "") -> tuple[int, dict[str, str]]:
+    """What the gate answers to a question of a page from this address."""
+    headers = [(b"content-type", b"application/json"), (b"authorization", f"Bearer {key}".encode())]
+    headers += [(b"x-forwarded-for", forwarded.encode())] if forwarded else []
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/similar-items",
+        "query_string": b"",
+        "headers": headers,
+        "client": (address, 1),
+        "scheme": "http",
+    }
+    told: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        told.append(message)
+
+    asyncio.run(gate(scope, receive, send))
+    return told[0]["status"], {name.decode(): value.decode() for name, value in told[0]["headers"]}

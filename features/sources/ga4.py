@@ -21,7 +21,7 @@ MAX_BYTES = 130_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NAMES = frozenset(get_args(EventName))
 _USED = frozenset({"items", "currency", "transaction_id", "search_term", "session_id", "campaign", "campaign_id", "promotion_id",
-                   "affiliation", "value", "coupon", "engagement_time_msec"})  # fmt: skip
+                   "affiliation", "value", "coupon", "engagement_time_msec", "decision_id", "decisionId"})  # fmt: skip
 
 
 def messages(body: Any) -> list[dict[str, Any]]:
@@ -80,6 +80,7 @@ def to_event(message: Any, received_at: datetime, currency: str | None = None) -
         "campaign_id": _text(params.get("campaign_id") or params.get("promotion_id") or params.get("campaign")),
         "offer_id": _text(params.get("coupon")),
         "store_id": _text(params.get("affiliation")),
+        "decision_id": _text(params.get("decision_id") or params.get("decisionId")),
         "consent": _consent(message.get("consent")),
         "traits": {**dict(_rest(params)), "event": name},
     }  # fmt: skip

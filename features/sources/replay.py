@@ -12,7 +12,7 @@ from features.catalogue.shop import Shop
 from features.definitions.domain import domain_named
 from features.events.event import RejectedEvent, parse_event
 from features.people.identity import Identities
-from features.sources import ga4, segment
+from features.sources import ga4, page, segment
 from features.state.home import Home
 from features.store.event_index import Incoming
 from features.store.event_log import EventLog
@@ -22,8 +22,12 @@ TRANSLATORS: Mapping[str, Translate] = {
     "http": lambda raw, received_at, currency: raw,
     segment.SOURCE: segment.to_event,
     ga4.SOURCE: ga4.to_event,
+    page.SOURCE: lambda raw, received_at, currency: raw,
+    page.SEGMENT_SOURCE: lambda raw, received_at, currency: page.left_out_of(segment.to_event(raw, received_at, currency))[0],
 }
 """How what came from each source becomes a canonical event; rows of files are read again by importing the mended file."""
+AS_SENT = ("http", page.SOURCE)
+"""The sources whose events are canonical, so that their time is part of what they say."""
 
 
 class Replayed(NamedTuple):
@@ -65,11 +69,14 @@ def _replay(log: EventLog, identities: Identities, shop: Shop, letter: Mapping[s
         raw = mended if mended is not None else msgspec.json.decode(letter["raw"])
         said, own = translate(raw, letter["received_at"], shop.currency), domain_named(shop.domain).events
         event = parse_event(said, letter["received_at"], shop.currency, shop.phone_region, own)
+        if letter["source"].startswith(page.SOURCE):
+            # what a page may not tell it may not tell by way of a dead letter
+            event = page.admitted(event)
     except RejectedEvent as error:
         return Replayed(name, "rejected", error.field, error.reason)
     except (msgspec.DecodeError, RecursionError):
         return Replayed(name, "rejected", "$", "the letter is no whole JSON: it was cut short, being too long to keep")
-    sealed, content_hash, personal = identities.vault.seal(event, timeless=letter["source"] != "http")
+    sealed, content_hash, personal = identities.vault.seal(event, timeless=letter["source"] not in AS_SENT)
     row = Incoming(sealed, content_hash, known_at, letter["received_at"], letter["source"], personal=log.contacts.news(personal))
     report = log.append([row], identities)
     if report.conflicting:

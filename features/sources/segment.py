@@ -17,6 +17,8 @@ from features.sources.money import minor, number
 SOURCE = "segment"
 CALLS = ("identify", "track", "page", "screen", "alias", "group")
 """The kinds of messages, each with an endpoint of its own beside ``batch``."""
+SHORT_CALLS = {call[0]: call for call in CALLS}
+"""As the library for browsers calls them: ``/v1/t`` is ``/v1/track``."""
 MAX_MESSAGE_BYTES = 32_768
 """What Segment takes of one message; its own libraries send no more."""
 MAX_BATCH_BYTES = 512_000
@@ -44,6 +46,8 @@ _PERSONAL = frozenset(
     }
 )  # fmt: skip
 """Properties that are of a person wherever they stand."""
+_OF_WHAT_IS_SHOWN = frozenset({"name", "title", "description"})
+"""Of these, what a page or a product has too."""
 _DEVICE_CHANNELS: dict[str, Channel] = {"ios": "app", "android": "app", "mobile": "app", "browser": "web", "web": "web"}
 
 
@@ -239,8 +243,10 @@ def _rest(
     """What is left, as texts: of the event, and of the person."""
     person = dict(_flat(traits))
     about: dict[str, str] = {}
+    # a page has a title, a product a name
+    personal = _PERSONAL - _OF_WHAT_IS_SHOWN if call in ("page", "screen") or _name(call, message) in _ITEM_EVENTS else _PERSONAL
     for field, value in _flat(properties):
-        (person if call == "identify" or field.split(".")[0] in _PERSONAL else about)[field] = value
+        (person if call == "identify" or field.split(".")[0] in personal else about)[field] = value
     for kind in ("email", "phone", "loyalty_card"):
         person.pop(kind, None)
     if call == "track":

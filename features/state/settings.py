@@ -31,12 +31,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     api_key: Annotated[str, Meta(description="a key that opens everything, beside those of python -m serving keys")] = ""
     redis: Annotated[str, Meta(description="where online rows are kept, such as localhost:6379; else in SQLite")] = ""
     rate_limit: Annotated[str, Meta(description="how often one key may ask")] = "2000/second"
+    cors_origins: Annotated[str, Meta(description="whose pages may call: origins such as https://shop.example, by commas")] = ""
+    browser_rate_limit: Annotated[str, Meta(description="how often one address may ask with a browser's key")] = "600/minute"
+    trusted_proxies: Annotated[str, Meta(description="whose X-Forwarded-For is believed: addresses or networks, by commas")] = ""
     max_waiting: Annotated[int, Meta(ge=1, description="how many events may wait for the log before callers come again")] = 200_000
     max_decision_bytes: Annotated[int, Meta(ge=1_000_000, description="how much the decision log may hold")] = 5_000_000_000
     purge_at: Annotated[str, Meta(description="when files are purged of who was erased: the shop's time, such as 03:30; else at once")] = ""
     mlflow: Annotated[str, Meta(description="the mlflow.yaml that describes the models; else the one beside the code")] = ""
     tracking_uri: Annotated[str, Meta(description="where MLflow keeps runs and models; else what mlflow.yaml says")] = ""
     commit: Annotated[str, Meta(description="the commit of the code, where there is no checkout")] = "unknown"
+    demo_shop: Annotated[bool, Meta(description="whether the console has a shop to try; what is done in it counts as real")] = False
     loopback: Annotated[bool, Meta(description="only this machine can ask")] = False
     single_process: Annotated[bool, Meta(description="no arbiter watches over the process")] = False
 

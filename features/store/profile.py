@@ -1,10 +1,11 @@
-"""The single customer view: who she is, what she allows, and what happened, in every channel, as one timeline."""
+"""The single customer view: who they are, what they allow, and what happened, in every channel, as one timeline."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -25,15 +26,41 @@ class UnknownCustomerError(LookupError):
     """Nobody is known by that id."""
 
 
+class Lived(NamedTuple):
+    """A part of a customer's timeline.
+
+    Attributes:
+        rows: what happened, the latest first.
+        moments: when each usable event of theirs occurred, the latest first, whether it is among the rows or not.
+        withheld: how many events they do not allow to be used.
+    """
+
+    rows: list[dict[str, Any]]
+    moments: Sequence[datetime]
+    withheld: int
+
+
 def profile(
     home: Home, identities: Identities, consents: Consents, contacts: Contacts, customer_id: str, limit: int = 100
 ) -> dict[str, Any]:
-    """One customer, for whoever has her before him: identifiers, what is personal, consent, and her latest *limit* events.
+    """One customer, for whoever has them before them: identifiers, what is personal, consent, and their latest *limit* events.
 
-    Events that she does not allow to be used are not shown; ``withheld`` counts them.
+    Events that they do not allow to be used are not shown; ``withheld`` counts them.
 
     Raises:
-        UnknownCustomerError: no identifier leads to her.
+        UnknownCustomerError: no identifier leads to them.
+    """
+    told = who_they_are(identities, consents, contacts, customer_id)
+    lived = timeline_of(home, identities, consents, told["customer_id"], limit)
+    story = told.pop("story")
+    return {**told, "events": lived.rows, "withheld": lived.withheld, "story": story}
+
+
+def who_they_are(identities: Identities, consents: Consents, contacts: Contacts, customer_id: str) -> dict[str, Any]:
+    """The customer without what they did: ids, identifiers in clear, what is personal, consent, and how they came to be one customer.
+
+    Raises:
+        UnknownCustomerError: no identifier leads to them.
     """
     customer_id = identities.current(customer_id)
     keys = identities.members(customer_id)
@@ -41,15 +68,12 @@ def profile(
         raise UnknownCustomerError("no customer is known by that id")
     held = contacts.of(keys)
     clear = {each.identity_key: each.value for each in held if each.field == IDENTIFIER}
-    events, withheld = _timeline(home, identities, consents, customer_id, keys, limit)
     return {
         "customer_id": customer_id,
         "formerly": identities.former(customer_id),
         "identifiers": [{"kind": kind_of(key), "value": clear.get(key)} for key in keys],
         "person": {each.field: each.value for each in held if each.field != IDENTIFIER},
         "consent": told(consents, keys),
-        "events": events,
-        "withheld": withheld,
         "story": [
             {"at": step.known_at, "kind": kind_of(step.identity_key), "cause": step.cause, "event_id": step.event_id}
             for step in identities.story(customer_id)
@@ -57,10 +81,9 @@ def profile(
     }
 
 
-def _timeline(
-    home: Home, identities: Identities, consents: Consents, customer_id: str, keys: Sequence[str], limit: int
-) -> tuple[list[dict[str, Any]], int]:
-    """The customer's latest usable events and how many are withheld: looked up by their identifiers."""
+def timeline_of(home: Home, identities: Identities, consents: Consents, customer_id: str, limit: int, start: int = 0) -> Lived:
+    """The customer's usable events from the *start*-th latest on, *limit* of them: looked up by their identifiers."""
+    keys = identities.members(identities.current(customer_id))
     with contextlib.closing(EventLog(home, Shop.load(home).timezone).index) as index:
         occurred = index.occurrences(keys)
         # an event is whose its strongest identifier is, unless that is shared
@@ -68,9 +91,9 @@ def _timeline(
         others = {n for n, row in index.numbered(unsure).items() if identities.customer_of(row.event) != customer_id}
         usable = consents.judge(keys, "personalization")
         theirs = [each for each in occurred if each.number not in others]
-        shown = [each.number for each in theirs if usable(each.occurred_at, each.declared)]
-        rows = [_shown(row.event) for row in index.numbered(shown[:limit]).values()]
-    return rows, len(occurred) - len(shown)
+        shown = [each for each in theirs if usable(each.occurred_at, each.declared)]
+        rows = [_shown(row.event) for row in index.numbered([each.number for each in shown[start : start + limit]]).values()]
+    return Lived(rows, [each.occurred_at for each in shown], len(occurred) - len(shown))
 
 
 def _shown(event: SealedEvent) -> dict[str, Any]:

@@ -16,8 +16,10 @@ from starlette.staticfiles import StaticFiles
 
 from features.catalogue.shop import Shop
 from serving.console.address import COOKIE, READER, ROOT, SIGN_IN, STATIC
+from serving.console.pages.associate import PAGES as ASSOCIATE
 from serving.console.pages.home import PAGES as HOME
 from serving.console.pages.marketing import PAGES as MARKETING
+from serving.console.pages.shop import PAGES as SHOP
 from serving.console.port import Port, RefusedError
 from serving.console.visit import THEMES, Page, Visit
 from serving.console.words import LANGUAGES, Words, language_of
@@ -25,7 +27,7 @@ from serving.privacy.keys import Key
 
 logger = logging.getLogger("ubiquo")
 FILES = Path(__file__).parent / "static"
-PAGES: Sequence[Page] = [*HOME, *MARKETING]
+PAGES: Sequence[Page] = (*HOME, *SHOP, *ASSOCIATE, *MARKETING)
 """Every page, in the order of the menu."""
 COOKIE_SECONDS = 12 * 3600
 """How long one stays signed in: a working day."""

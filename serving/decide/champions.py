@@ -43,6 +43,8 @@ class Loaded:
     pipeline: Pipeline[Any] | None
     attributes: Attributes = field(default_factory=lambda: Attributes({}))
     """Of what its pipeline chooses from."""
+    positions: Mapping[str, int] = field(default_factory=dict)
+    """Where in the attributes each of them stands."""
     label: Callable[[str], str] = str
     """What to call one of them."""
     book: OfferBook | None = None
@@ -203,7 +205,7 @@ class Champions:
         if kind.answers == "items":
             trained: Recommender = loaded.model
             stocked = trained.stocked(Catalogue(self._home).read("items").to_pydict())
-            return Loaded(loaded, stocked.pipeline, stocked.attributes, stocked.label, items_digest=items)
+            return Loaded(loaded, stocked.pipeline, stocked.attributes, stocked.positions, stocked.label, items_digest=items)
         if kind.answers == "offers":
             offers: NextBestOffer = loaded.model
             book = offers.book(Offer.from_row(row) for row in offers_in_force(self._home))

@@ -62,6 +62,10 @@ class OnlineReader:
         """
         return self.features(model.feature_service, model.kind.views, (*model.kind.folds, *more), customer_id, as_of)
 
+    def everything(self, customer_id: str | None, as_of: datetime) -> Mapping[str, Any]:
+        """All that is known of a customer: every view, and what every fold tells."""
+        return self.features("customer_v1", self._store.customer_views(), NAMES, customer_id, as_of)
+
     def present(self, customer_id: str | None, as_of: datetime) -> Mapping[str, Any]:
         """What the customer is at: the visit, the cart, the last touch, the last days."""
         told = self.features("state_v1", (STATE,), AT_HAND, customer_id, as_of)

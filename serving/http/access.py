@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import math
+import time
 from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import parse_qs
@@ -17,15 +19,29 @@ from features.state.home import Home
 from features.state.settings import SettingError
 from serving.console.address import READER, SIGN_IN, STATIC, is_console
 from serving.http.asgi import Application, Message, Receive, Send, application
+from serving.http.browser import (
+    BYTES_A_REQUEST,
+    FOR_PAGES,
+    MAX_PAGE_BYTES,
+    PROJECTS,
+    PUBLIC,
+    SEGMENT,
+    answering_pages,
+    behind,
+    cors_origins,
+    key_in,
+    network_of,
+    trusted_proxies,
+)
 from serving.http.console_gate import cookie_of, not_ours
 from serving.http.rates import Counters
 from serving.privacy.keys import LOCAL, Key, Keys, Scope
 
-OPEN_PATHS = frozenset({"/livez", "/healthz", "/readyz", "/openapi.json"})
+OPEN_PATHS = frozenset({"/livez", "/healthz", "/readyz", "/openapi.json", "/v1/docs"})
 """What a load balancer and a developer may read without a key."""
 KEY = "ubiquo.key"
 """Where in an ASGI scope the name of the caller's key stands."""
-_INGEST = ("events", "identify", "track", "page", "screen", "alias", "group", "batch", "import")
+_INGEST = ("events", "import", *SEGMENT)
 SCOPE_OF: dict[str, Scope] = {
     **{f"/v1/{path}": "ingest" for path in _INGEST},
     "/mp/collect": "ingest",
@@ -88,6 +104,8 @@ def scope_of(path: str, method: str) -> Scope:
         return "admin" if method == "DELETE" else "read_customer"
     if path.startswith("/v1/erasures/"):
         return "admin"
+    if path.startswith(PROJECTS):
+        return "browser"
     if path.startswith("/v1/results/"):
         return "read_customer"
     if path.startswith("/bento/"):
@@ -95,11 +113,11 @@ def scope_of(path: str, method: str) -> Scope:
     return SCOPE_OF.get(path, "decide")
 
 
-def _rate(text: str) -> RateLimitItem:
+def _rate(variable: str, text: str) -> RateLimitItem:
     try:
         return parse(text)
     except ValueError:
-        raise SettingError(f"UBIQUO_RATE_LIMIT={text!r}: give a number and a time, such as 1000/second") from None
+        raise SettingError(f"{variable}={text!r}: give a number and a time, such as 1000/second") from None
 
 
 class AccessControl:
@@ -116,11 +134,15 @@ class AccessControl:
         home = Home.from_environment()
         self._keys = Keys(home)
         self._limiter = FixedWindowRateLimiter(Counters())
-        self._rate: RateLimitItem = _rate(home.settings.rate_limit)
+        self._rate: RateLimitItem = _rate("UBIQUO_RATE_LIMIT", home.settings.rate_limit)
+        self._page_rate: RateLimitItem = _rate("UBIQUO_BROWSER_RATE_LIMIT", home.settings.browser_rate_limit)
         self._wrong: RateLimitItem = parse(WRONG_KEY_RATE)
         self._buffered = 0
         self._at_bento = 0
         """How many requests BentoML's own routes are answering: it would let any number wait."""
+        proxies = trusted_proxies(home.settings.trusted_proxies)
+        self._behind = behind(self._checked, proxies)
+        self._for_pages = behind(answering_pages(self._checked, cors_origins(home.settings.cors_origins)), proxies)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
@@ -134,13 +156,20 @@ class AccessControl:
         if scope["path"] in ("/readyz", "/livez", "/healthz") and scope["method"] in ("GET", "HEAD"):
             await _health(scope, send)
             return
+        is_for_pages = scope["path"] in FOR_PAGES or scope["path"] in application.lists() or key_in(scope["path"]) is not None
+        await (self._for_pages if is_for_pages else self._behind)(scope, receive, send)
+
+    async def _checked(self, scope: Message, receive: Receive, send: Send) -> None:
         request = _Body(receive)
         refused = self._refusal(scope)
         if refused is None:
-            content = await self._whole(request)
+            content = await self._whole(request, _most(scope))
             if isinstance(content, bytes) and self._at_bento >= MAX_AT_BENTO and scope["path"].startswith(BENTO):
                 self._buffered -= len(content)
                 content = Refusal(503, "Busy", "too many questions wait: send again shortly", RETRY_SECONDS)
+            if isinstance(content, bytes) and PUBLIC in scope and (crowd := self._page_too_often(scope, len(content) // BYTES_A_REQUEST)):
+                self._buffered -= len(content)
+                content = crowd
             if isinstance(content, bytes):
                 self._at_bento += scope["path"].startswith(BENTO)
                 try:
@@ -166,19 +195,21 @@ class AccessControl:
             key = self._sent(scope, headers)
             if key is None:
                 # to send none is a mistake, to send many wrong ones is not
-                if (b"authorization" in headers or scope["query_string"]) and not self._limiter.hit(self._wrong, "wrong", address):
+                sent = b"authorization" in headers or scope["query_string"] or key_in(scope["path"]) is not None
+                if sent and not self._limiter.hit(self._wrong, "wrong", address):
                     return Refusal(429, "Too many wrong keys", "too many wrong keys came from this address", 60)
                 return Refusal(401, "No valid key", "send the API key as 'Authorization: Bearer KEY'")
-            needed = scope_of(scope["path"], scope["method"])
-            if not key.may(needed):
-                return Refusal(403, "Not allowed", f"this key does not hold the scope {needed}")
+            if (refused := self._not_allowed(scope, key)) is not None:
+                return refused
             scope[KEY] = key.name
         who = ("address", address) if key is None or key is LOCAL else ("key", key.name)
         if not self._limiter.hit(self._rate, *who):
             return Refusal(429, "Too many requests", f"more than {self._rate} were sent", RETRY_SECONDS)
-        length = headers.get(b"content-length")
-        if length is not None and (not length.isdigit() or len(length) > 12 or int(length) > MAX_BODY_BYTES):
-            return Refusal(413, "Too large", f"a body may hold {MAX_BODY_BYTES} bytes: send fewer events at once")
+        if PUBLIC in scope and (crowd := self._page_too_often(scope, 1)):
+            return crowd
+        length, most = headers.get(b"content-length"), _most(scope)
+        if length is not None and (not length.isdigit() or len(length) > 12 or int(length) > most):
+            return _too_large(most)
         if scope["method"] in ("POST", "PUT", "PATCH"):
             return _wrong_type(scope["path"], headers, key)
         return None
@@ -201,8 +232,35 @@ class AccessControl:
             return Refusal(413, "Too large", f"a form may hold {MAX_BODY_BYTES} bytes")
         return None
 
+    def _not_allowed(self, scope: Message, key: Key) -> Refusal | None:
+        path = scope["path"]
+        if path.startswith(PROJECTS):
+            if key_in(path) is None:
+                return Refusal(404, "Not found", "the settings of Segment's library are at /v1/projects/KEY/settings")
+            # a key that is no page's does not belong in an address
+            if not key.is_public:
+                return Refusal(403, "Not allowed", "a page needs a key of its own: python -m serving keys create NAME --scope browser")
+        elif not key.is_public:
+            needed = scope_of(path, scope["method"])
+            return None if key.may(needed) else Refusal(403, "Not allowed", f"this key does not hold the scope {needed}")
+        elif path not in FOR_PAGES and path not in application.lists():
+            return Refusal(403, "Not allowed", "a page's key sends events of its visitor and asks for lists of items: ask from your server")
+        scope[PUBLIC] = True
+        return None
+
+    def _page_too_often(self, scope: Message, cost: int) -> Refusal | None:
+        """Why an address may ask no more for now with a key that everybody can read."""
+        address = network_of(scope["client"][0] if scope.get("client") else "")
+        if cost == 0 or self._limiter.hit(self._page_rate, "page", address, cost=cost):
+            return None
+        ends = self._limiter.get_window_stats(self._page_rate, "page", address).reset_time
+        detail = f"more than {self._page_rate} were sent from this address, each {BYTES_A_REQUEST} bytes counted as one"
+        return Refusal(429, "Too many requests", detail, max(1, math.ceil(ends - time.time())))
+
     def _sent(self, scope: Message, headers: Mapping[bytes, bytes]) -> Key | None:
         method, _, credentials = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        if (in_path := key_in(scope["path"])) is not None:
+            return self._keys.check(in_path)
         if method.lower() == "basic":
             try:
                 credentials = base64.b64decode(credentials).decode().partition(":")[0]
@@ -213,7 +271,7 @@ class AccessControl:
             credentials = query.get("api_secret", [""])[0]
         return self._keys.check(credentials)
 
-    async def _whole(self, request: _Body) -> bytes | Refusal:
+    async def _whole(self, request: _Body, most: int) -> bytes | Refusal:
         """The whole body, counted as buffered until it is answered."""
         parts, size = [], 0
         try:
@@ -226,9 +284,8 @@ class AccessControl:
                     size += len(part)
                     self._buffered += len(part)
                     parts.append(part)
-                    if size > MAX_BODY_BYTES:
-                        large = Refusal(413, "Too large", f"a body may hold {MAX_BODY_BYTES} bytes: send fewer events at once")
-                        return self._given_up(size, large)
+                    if size > most:
+                        return self._given_up(size, _too_large(most))
                     if self._buffered > MAX_BUFFERED_BYTES:
                         return self._given_up(size, Refusal(503, "Busy", "too many large requests arrive at once", RETRY_SECONDS))
         except TimeoutError:
@@ -238,6 +295,15 @@ class AccessControl:
     def _given_up(self, size: int, refusal: Refusal) -> Refusal:
         self._buffered -= size
         return refusal
+
+
+def _most(scope: Message) -> int:
+    """How many bytes the request's body may hold."""
+    return MAX_PAGE_BYTES if PUBLIC in scope else MAX_BODY_BYTES
+
+
+def _too_large(most: int) -> Refusal:
+    return Refusal(413, "Too large", f"a body may hold {most} bytes: send fewer events at once")
 
 
 def _wrong_type(path: str, headers: Mapping[bytes, bytes], key: Key | None) -> Refusal | None:

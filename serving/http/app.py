@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from features.events.event import EVENT_NAMES, explain
 from features.events.identifiers import IdentifierError
+from features.sources import page
 from features.state.disk import NoSpaceError
 from models.registry import ModelSettings, NoChampionError, RegistrySettings
 from serving.console.address import is_console
@@ -23,6 +24,7 @@ from serving.decide.questions import SHAPES, CustomerRequest, SimilarItemsReques
 from serving.decide.who import Who
 from serving.http.access import KEY, MAX_BODY_BYTES, RETRY_SECONDS
 from serving.http.asgi import Message, Receive, Send
+from serving.http.browser import PROJECTS, PUBLIC, segment_settings
 from serving.http.console_port import ConsolePort
 from serving.http.desk import ERASURES, CustomerDesk
 from serving.http.lanes import CrowdedError, Lane, LateError, LongAnswers, Ticket
@@ -30,6 +32,7 @@ from serving.http.openapi import document
 from serving.http.problems import HttpProblem, Problem
 from serving.http.pulse import Pulse
 from serving.http.trackers import TRACKERS, Tracker
+from serving.http.visitor import check_question, without_ids
 from serving.intake.intake import SOURCE, InboxFullError, NotStoredError, Translate
 from serving.intake.receipts import EventsAnswer
 from serving.runtime import Runtime
@@ -38,7 +41,8 @@ logger = logging.getLogger("ubiquo")
 MAX_EVENTS = 1_000
 CUSTOMERS = "/v1/customers/"
 RESULTS = "/v1/results/"
-RESERVED = frozenset({*TRACKERS, "/v1/events", "/v1/profile", "/v1/customers", "/v1/erasures", "/v1/results", "/metrics", "/openapi.json"})
+RESERVED = frozenset({*TRACKERS, "/v1/events", "/v1/profile", "/v1/customers", "/v1/erasures", "/v1/results", "/v1/projects", "/v1/docs",
+                      "/metrics", "/openapi.json"})  # fmt: skip
 """The addresses that are no model's."""
 PATIENCE_SECONDS = 5.0
 """How long a long answer is waited for before the caller is told where to ask for it."""
@@ -59,6 +63,7 @@ class App:
             if path in RESERVED or path in self._answers:
                 raise ValueError(f"a model may not be called {name!r}: {path} is something else; rename it in mlflow.yaml")
             self._answers[path] = SHAPES[model.kind.answers][0], partial(self._asked, name, model)
+        self._lists = frozenset(f"/v1/{name}" for name, model in models.items() if model.kind.answers == "items")
         self._decoders = {kind: msgspec.json.Decoder(kind) for kind in {request for request, _ in self._answers.values()}}
         self._models = len(models)
         self._describe = cache(lambda names: self._encode(document(models, names)))
@@ -101,7 +106,15 @@ class App:
             await self._console(scope, receive, send)
             self._seconds.labels("console").observe(time.perf_counter() - started)
             return
-        route = path if path in self._routes else "customers" if path.startswith(CUSTOMERS) else "other"
+        route = (
+            path
+            if path in self._routes
+            else "customers"
+            if path.startswith(CUSTOMERS)
+            else "projects"
+            if path.startswith(PROJECTS)
+            else "other"
+        )
         kind, more = b"application/json", []
         try:
             status, body, kind = await self._respond(scope, receive, path)
@@ -125,6 +138,12 @@ class App:
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(time.perf_counter() - started)
 
+    def _route(self, path: str) -> str:
+        """What a request is counted under: its address, unless that names somebody."""
+        if path in self._routes:
+            return path
+        return "customers" if path.startswith(CUSTOMERS) else "projects" if path.startswith(PROJECTS) else "other"
+
     def _unlogged(self) -> float:
         return 0 if self.runtime is None else self.runtime.decisions.unlogged
 
@@ -138,6 +157,10 @@ class App:
     def degraded(self) -> list[str]:
         """What answers less than it should, while everything else goes on."""
         return [] if self.runtime is None else self.runtime.degraded()
+
+    def lists(self) -> frozenset[str]:
+        """The addresses of the models that recommend items."""
+        return self._lists
 
     def close(self) -> None:
         """Finish what was begun."""
@@ -158,17 +181,16 @@ class App:
         runtime = self._live()
         return self._log(runtime, runtime.engine.similar_items(request, as_of))
 
-    def events(self, body: Any) -> EventsAnswer:
-        """Take one event, or a batch in ``{"events": [...]}``."""
+    def events(self, body: Any, is_public: bool = False) -> EventsAnswer:
+        """Take one event, or a batch in ``{"events": [...]}``; with a key that everybody can read (*is_public*) what a page may tell."""
         batch = body.get("events") if isinstance(body, dict) and "events" in body else [body]
         if not isinstance(batch, list) or not batch or len(batch) > MAX_EVENTS:
             raise HttpProblem(400, "Bad batch", f"events must be a list of 1 to {MAX_EVENTS} events", "events")
-        answer = self._accept(batch)
-        return answer
+        return self._accept(batch, page.SOURCE if is_public else SOURCE, None, is_public)
 
-    def _accept(self, batch: Sequence[Any], source: str = SOURCE, translate: Translate | None = None) -> EventsAnswer:
+    def _accept(self, batch: Sequence[Any], source: str, translate: Translate | None, is_public: bool) -> EventsAnswer:
         try:
-            answer = self._live().intake.accept(batch, source, translate)
+            answer = self._live().intake.accept(batch, source, translate, page.admitted if is_public else None)
         except InboxFullError as error:
             raise HttpProblem(429, "Too many events wait", str(error), retry_after=RETRY_SECONDS) from None
         except NoSpaceError:
@@ -177,7 +199,7 @@ class App:
             raise HttpProblem(503, "Not stored", str(error), retry_after=5) from None
         for outcome in ("accepted", "duplicates", "rejected", "erased"):
             self._events.labels(outcome).inc(getattr(answer, outcome))
-        return answer
+        return without_ids(answer) if is_public else answer
 
     def call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Answer *body* as POST *path* would, without HTTP.
@@ -200,6 +222,10 @@ class App:
             return 200, await self._aside.run(generate_latest, self.metrics), b"text/plain; version=0.0.4"
         if path.startswith((CUSTOMERS, ERASURES, RESULTS)) or path == "/v1/profile":
             return await self._answered_by_the_desk(scope, receive, path)
+        if path.startswith(PROJECTS):
+            if scope["method"] != "GET":
+                raise HttpProblem(405, "Method not allowed", "this takes GET")
+            return 200, self._encode(segment_settings(scope, path)), b"application/json"
         if path in TRACKERS:
             return await self._track(TRACKERS[path], scope, receive)
         if path not in self._answers and path != "/v1/events":
@@ -209,28 +235,32 @@ class App:
         body = await _read(receive)
         if path == "/v1/events":
             # the disk is waited for: on a thread, so that others are answered meanwhile
-            answer = await self._intakes.run(self._events_of, body)
+            answer = await self._intakes.run(self._events_of, body, PUBLIC in scope)
             if len(answer.events) == 1 and answer.rejected:
                 [receipt] = answer.events
                 raise HttpProblem(400, "Event rejected", receipt.reason or "", receipt.field)
             return 200, self._encode(answer), b"application/json"
-        fallback, encoded = await self._decisions.run(self._decided, path, body)
+        fallback, encoded = await self._decisions.run(self._decided, path, body, PUBLIC in scope)
         if fallback:
             self._fallbacks.labels(path).inc()
         return 200, encoded, b"application/json"
 
-    def _events_of(self, body: bytes) -> EventsAnswer:
-        return self.events(_decode(msgspec.json.Decoder(), body))
+    def _events_of(self, body: bytes, is_public: bool) -> EventsAnswer:
+        return self.events(_decode(msgspec.json.Decoder(), body), is_public)
 
-    def _decided(self, path: str, body: bytes) -> tuple[bool, bytes]:
+    def _decided(self, path: str, body: bytes, is_public: bool) -> tuple[bool, bytes]:
         """Whether the answer is general, and the answer itself."""
-        answer = self._answer(path, body)
+        answer = self._answer(path, body, is_public)
         return answer.fallback is not None, self._encode(answer)
 
-    def _answer(self, path: str, body: bytes) -> Any:
+    def _answer(self, path: str, body: bytes, is_public: bool = False) -> Any:
         kind, handler = self._answers[path]
+        request = _decode(self._decoders[kind], body)
+        if is_public:
+            check_question(request)
         try:
-            return handler(_decode(self._decoders[kind], body), self._live().clock())
+            answer = handler(request, self._live().clock())
+            return without_ids(answer) if is_public else answer
         except NoChampionError as error:
             raise HttpProblem(503, "No champion", str(error)) from None
         except UnknownAttributeError as error:
@@ -260,16 +290,24 @@ class App:
         if scope["method"] != "POST":
             raise HttpProblem(405, "Method not allowed", "this takes POST")
         body = await _read(receive)
-        await self._intakes.run(self._tracked, tracker, dict(scope["headers"]), body)
-        return tracker.status, tracker.answer, b"application/json"
+        left_out = await self._intakes.run(self._tracked, tracker, dict(scope["headers"]), body, PUBLIC in scope)
+        answer = tracker.answer if not left_out else self._encode({"success": True, "left_out": left_out})
+        return tracker.status, answer, b"application/json"
 
-    def _tracked(self, tracker: Tracker, headers: dict[bytes, bytes], body: bytes) -> None:
-        runtime = self._live()
+    def _tracked(self, tracker: Tracker, headers: dict[bytes, bytes], body: bytes, is_public: bool) -> list[str]:
+        """Take what a client sent; returns which fields were left out of what a page sent."""
+        runtime, left_out = self._live(), dict[str, None]()
 
         def translate(message: Any, received_at: datetime) -> Any:
-            return tracker.to_event(message, received_at, runtime.currency)
+            event = tracker.to_event(message, received_at, runtime.currency)
+            if is_public:
+                event, names = page.left_out_of(event)
+                left_out.update(dict.fromkeys(names))
+            return event
 
-        self._accept(tracker.messages(headers, body), tracker.source, translate)
+        source = page.SEGMENT_SOURCE if is_public else tracker.source
+        self._accept(tracker.messages(headers, body), source, translate, is_public)
+        return list(left_out)
 
     def _live(self) -> Runtime:
         if self.runtime is None:

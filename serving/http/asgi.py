@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any, Protocol
 
 Message = MutableMapping[str, Any]
@@ -28,6 +28,10 @@ class Answering(Protocol):
         """What answers less than it should, while everything else goes on."""
         ...
 
+    def lists(self) -> Collection[str]:
+        """The addresses of the models that recommend items."""
+        ...
+
 
 class Delegating:
     """Hands every request to ``delegate``; 503 until there is one."""
@@ -44,6 +48,10 @@ class Delegating:
     def degraded(self) -> list[str]:
         """What answers less than it should."""
         return [] if self.delegate is None else self.delegate.degraded()
+
+    def lists(self) -> Collection[str]:
+        """The addresses of the models that recommend items; none until they are known."""
+        return () if self.delegate is None else self.delegate.lists()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer or delegate one request."""

@@ -165,6 +165,8 @@ def serve(host: str, port: int) -> int:
         timeout_graceful_shutdown=10,
         access_log=False,
         server_header=False,
+        # the gate believes those that UBIQUO_TRUSTED_PROXIES names, and nobody else
+        proxy_headers=False,
         log_config=None,
         lifespan="on",
     )

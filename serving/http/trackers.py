@@ -101,6 +101,8 @@ def _ga4_messages(headers: Mapping[bytes, bytes], body: bytes) -> list[Any]:
 _SUCCESS = b'{"success":true}'
 TRACKERS: dict[str, Tracker] = {
     **{f"/v1/{call}": Tracker(segment.SOURCE, _one(call), segment.to_event, 200, _SUCCESS) for call in segment.CALLS},
+    **{f"/v1/{short}": Tracker(segment.SOURCE, _one(call), segment.to_event, 200, _SUCCESS) for short, call in segment.SHORT_CALLS.items()},
+    "/v1/b": Tracker(segment.SOURCE, _batch, segment.to_event, 200, _SUCCESS),
     "/v1/batch": Tracker(segment.SOURCE, _batch, segment.to_event, 200, _SUCCESS),
     "/v1/import": Tracker(segment.SOURCE, _batch, segment.to_event, 200, _SUCCESS),
     "/mp/collect": Tracker(ga4.SOURCE, _ga4_messages, ga4.to_event, 204, b""),

@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from features.catalogue.shop import Shop
 from features.definitions.domain import domain_named
 from features.definitions.folds.registered import Touch
-from features.events.event import RejectedEvent, parse_event
+from features.events.event import Event, RejectedEvent, parse_event
 from features.events.identifiers import holds_personal
 from features.people.consent import Consents
 from features.people.contacts import Contacts
@@ -49,6 +49,12 @@ Translate = Callable[[Any, datetime], Any]
 
 Raises:
     RejectedEvent: it means nothing here.
+"""
+Admit = Callable[[Event], Event]
+"""An event as its sender may send it.
+
+Raises:
+    RejectedEvent: this sender may not say that.
 """
 
 
@@ -120,7 +126,9 @@ class Intake:
 
     # --- in
 
-    def accept(self, raw_events: Sequence[Any], source: str = SOURCE, translate: Translate | None = None) -> EventsAnswer:
+    def accept(
+        self, raw_events: Sequence[Any], source: str = SOURCE, translate: Translate | None = None, admit: Admit | None = None
+    ) -> EventsAnswer:
         """Take a batch; good events are on the disk, and count in the next answer, when this returns.
 
         A bad one is kept as a dead letter and told with its field and reason; it does not hold the others up.
@@ -129,7 +137,7 @@ class Intake:
             InboxFullError: too many events wait; none of these was taken.
         """
         self._home.check_room()
-        parsed = [self._parse(raw, translate) for raw in raw_events]
+        parsed = [self._parse(raw, translate, admit) for raw in raw_events]
         stored: Future[None] = Future()
         ids = [p.event.event_id for p in parsed if isinstance(p, Sealed)]
         # the log is looked at before anybody else has to wait
@@ -245,7 +253,12 @@ class Intake:
         """How many events and refused rows wait to be moved on."""
         return self._waiting.rows
 
-    def _parse(self, raw: Any, translate: Translate | None) -> Sealed | RejectedEvent:
+    def revision(self, customer_id: str) -> str:
+        """What changes whenever the log has more of a customer, or they have another identifier."""
+        keys = self.identities.members(customer_id)
+        return f"{len(keys)}-{sum(self._log.index.counts(keys).values())}"
+
+    def _parse(self, raw: Any, translate: Translate | None, admit: Admit | None) -> Sealed | RejectedEvent:
         now = self._clock()
         # where the machine's clock was set right and is not followed yet, its honest clients are not from the future
         latest = now + max(timedelta(), self._clock.leap) if isinstance(self._clock, WatchedClock) else now
@@ -255,7 +268,8 @@ class Intake:
                 return RejectedEvent("$", "an event must be a JSON object")
             # a translated time is corrected by when it was sent: the same message sent again is the same message
             timeless = translate is not None
-            return self._vault.seal(parse_event(said, latest, self._shop.currency, self._shop.phone_region, self.own_events), timeless)
+            event = parse_event(said, latest, self._shop.currency, self._shop.phone_region, self.own_events)
+            return self._vault.seal(event if admit is None else admit(event), timeless)
         except RejectedEvent as error:
             return error
 

@@ -23,8 +23,8 @@ from features.state.ports import Database, State
 from features.state.sql import BIG
 
 logger = logging.getLogger("ubiquo")
-Scope = Literal["ingest", "decide", "read_customer", "admin"]
-"""Send events; ask for answers; open a customer; erase customers. ``admin`` holds the others."""
+Scope = Literal["ingest", "decide", "read_customer", "admin", "browser"]
+"""Send events; ask for answers; open a customer; erase customers (``admin`` holds the others); do what a page may do for its visitor."""
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 REFRESH_SECONDS = 5.0
 """How soon a new or revoked key counts in a running service."""
@@ -63,6 +63,11 @@ class Key(NamedTuple):
         """Whether the key holds *scope*."""
         return scope in self.scopes or "admin" in self.scopes
 
+    @property
+    def is_public(self) -> bool:
+        """Whether it stands in the source of a page, where everybody reads it."""
+        return self.scopes == {"browser"}
+
 
 LOCAL = Key("local", frozenset(SCOPES))
 """Whoever speaks to a service on loopback that has no keys."""
@@ -87,11 +92,13 @@ class Keys:
         """A new key, to be handed over now.
 
         Raises:
-            ValueError: an unknown scope, or the name is taken.
+            ValueError: an unknown scope, one that goes with no other, or the name is taken.
         """
         for scope in scopes:
             if scope not in SCOPES:
                 raise ValueError(f"{scope!r} is no scope: use {', '.join(SCOPES)}")
+        if "browser" in scopes and len(set(scopes)) > 1:
+            raise ValueError("a key of the scope browser is read by everybody: make another key for the other scopes")
         if not scopes:
             raise ValueError(f"a key needs a scope: use {', '.join(SCOPES)}")
         token = "ubq_" + secrets.token_urlsafe(32)
