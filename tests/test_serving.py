@@ -322,9 +322,9 @@ def test_a_moment_that_the_log_does_not_reach_is_refused_by_batch_and_by_materia
 
 
 def test_a_batch_into_a_file_of_unknown_kind_is_refused_and_leaves_nothing(trained: Home, tmp_path: Path) -> None:
-    done = command("serving", "score", "churn", "--out", str(tmp_path / "x.csv"), home=trained.root)
+    done = command("serving", "score", "churn", "--out", str(tmp_path / "x.xlsx"), home=trained.root)
     assert done.returncode == 1
-    assert ".parquet or .jsonl" in done.stdout
+    assert ".csv, .parquet or .jsonl" in done.stdout
     wrong = command("serving", "score", "churns", "--out", str(tmp_path / "x.jsonl"), home=trained.root)
     assert wrong.returncode == 1
     assert "next-best-offer" in wrong.stdout

@@ -18,6 +18,7 @@ from features.definitions.conditions import ConditionError
 from features.definitions.domain import domain_named
 from features.definitions.segments import Vocabulary
 from features.definitions.view import views_of
+from features.state.disk import DamagedStateError
 from features.state.home import Home
 from models.attributes import Attributes
 from models.decision import Pipeline
@@ -30,6 +31,7 @@ from models.registry import LoadedModel, ModelSettings, NoChampionError, Registr
 from models.sending import SENDING, SendingRates
 from serving.decide.governor import LAST_TOUCH, MESSAGES, POLICY, Governor
 from serving.decide.policy import Policy
+from serving.decide.risk import LEAVING, Champion, ChurnRisk
 from serving.decide.terms import Terms
 
 logger = logging.getLogger("ubiquo")
@@ -73,7 +75,9 @@ class Champions:
         """By which channel and when messages are answered, once that was learnt."""
         self._sending_read: float | None = None
         self._rng = np.random.default_rng()
-        self.governor = Governor(home)
+        self.risk = ChurnRisk(self._leaving)
+        """How likely a customer is to leave."""
+        self.governor = Governor(home, self.risk)
         self.refresh()
 
     def refresh(self) -> list[str]:
@@ -123,7 +127,7 @@ class Champions:
                 return []
             # offers that name what is no more keep the segments that have it
             ready = {name: self._with_terms(name, held, vocabulary, policy) for name, held in self._loaded.items()}
-        except (WrittenError, ConditionError, OSError) as error:
+        except (WrittenError, ConditionError, DamagedStateError, OSError) as error:
             if self.broken.get(POLICY) != (why := f"the policy before stays in force: {error}"):
                 logger.error("%s", why)
             self.broken[POLICY] = why
@@ -228,6 +232,14 @@ class Champions:
             if name in self.broken:
                 detail = f"the champion for {name} cannot be loaded: train and promote another, or roll back (python -m training rollback)"
             raise NoChampionError(detail) from None
+
+    def _leaving(self) -> Champion | None:
+        """The champion that tells how likely a customer is to leave, and the base rate that it was trained on."""
+        name = next((name for name, model in self.models.items() if model.kind.name == LEAVING), "")
+        if (held := self._loaded.get(name)) is None:
+            return None
+        rate = held.model.tags.get("base_rate")
+        return held.model.model, None if rate is None else float(rate)
 
     def views_of(self, name: str) -> tuple[str, ...]:
         """The feature views that a model reads."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import uuid
@@ -12,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from features.definitions.segments import WrongContextError
 from features.events.event import Channel
@@ -80,8 +82,8 @@ class Engine(Champions):
             "explain": request.explain,
         }
         query = _query(request, who, row, as_of, loaded.attributes, request.exclude_item_ids, **asked)
+        decide = partial(loaded.pipeline.decide, rng=self._drawing(decision_id))
         decision_id = decision_id or uuid.uuid4().hex
-        decide = partial(loaded.pipeline.decide, rng=self._rng)
         found = self.governor.decide(Matter(who.ids, query, decision_id, "items", request.dry_run, now or as_of, decide))
         return self._list(loaded, name, request, query, _told(who, query, found.decision), decision_id, found.assigned, found.held_out)
 
@@ -122,8 +124,8 @@ class Engine(Champions):
             asked["barred"] = {NOT_ASKED_FOR: ~loaded.terms.of(request.offer_ids)}
         query = _query(request, who, row, as_of, loaded.attributes, request.exclude_offer_ids, **asked)
         # whoever names it makes it again where it was broken off
+        decide = partial(loaded.pipeline.decide, rng=self._drawing(decision_id))
         is_repeatable, decision_id = bool(decision_id), decision_id or uuid.uuid4().hex
-        decide = partial(loaded.pipeline.decide, rng=self._rng)
         channels, zone, at = self._open_channels(request, who), self.governor.zone_of(query.row), now or as_of
         likely = responses(self._sending, channels, query.row, zone) if self._sending is not None and channels else {}
         later = timedelta(hours=AHEAD_HOURS) if request.best_time else timedelta()
@@ -154,20 +156,26 @@ class Engine(Champions):
         self._assign(answer, assigned, held_out)
         return answer, self._record(name, request, answer, offers, query.row, held_out)
 
+    def _drawing(self, decision_id: str) -> np.random.Generator:
+        """What draws: for a decision that may be made again always the same, so that its log stays true."""
+        if not decision_id:
+            return self._rng
+        return np.random.default_rng(int.from_bytes(hashlib.blake2b(decision_id.encode(), digest_size=8).digest()))
+
     @staticmethod
     def _open_channels(request: NextBestOfferRequest, who: Who) -> list[Channel]:
         """Those of the channels asked about by which the customer may be reached; where none is, the first, which will say so."""
         return [c for c in request.channels if c not in who.forbidden_channels] or request.channels[:1]
 
     def score(
-        self, name: str, request: ScoreRequest, who: Who, row: Mapping[str, Any], as_of: datetime
+        self, name: str, request: ScoreRequest, who: Who, row: Mapping[str, Any], as_of: datetime, decision_id: str = ""
     ) -> tuple[ScoreAnswer, DecisionRecord]:
         """A number about her, such as the probability that she is about to leave."""
         loaded = self.champion(name)
         model: ScoreModel = loaded.model.model
         query = Query.from_row(who.customer_id, as_of, row) if who.may_be_used else Query.from_row(None, as_of, {})
         why_not = who.not_reached(request.channel) or (model.why_not(row) if who.may_be_used else WITHDRAWN)
-        about = self._about(name, loaded, query, why_not or self._age_note(name, row, as_of), uuid.uuid4().hex)
+        about = self._about(name, loaded, query, why_not or self._age_note(name, row, as_of), decision_id or uuid.uuid4().hex)
         value, reasons = (None, []) if why_not else model.answer(row)
         said = [str(r["text"]) for r in reasons if r["effect"] == "raises"] or [str(r["text"]) for r in reasons]
         answer = ScoreAnswer(
