@@ -38,12 +38,13 @@ class Churn:
         currency: str,
         seed: int = 0,
         eligibility: Eligibility | None = None,
+        settings: Mapping[str, float] | None = None,
     ) -> Churn:
-        """Fit the model of that *kind*: ``logistic`` or ``lightgbm``."""
+        """Fit the model of that *kind*: ``logistic`` or ``lightgbm``, the trees with *settings* where they are given."""
         if kind == "logistic":
             return cls(Logistic.fit(rows, labels), inputs, horizon_days, currency, eligibility)
         directions = [each.direction for each in inputs]
-        return cls(Boosted.fit(rows, labels, seed, monotone=directions), inputs, horizon_days, currency, eligibility)
+        return cls(Boosted.fit(rows, labels, seed, monotone=directions, settings=settings), inputs, horizon_days, currency, eligibility)
 
     @property
     def source(self) -> str:

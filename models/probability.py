@@ -5,7 +5,7 @@ Both take ``(rows, features)`` float arrays in which NaN means unknown, and both
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -96,6 +96,11 @@ class Boosted:
     """The mean of LightGBM models that differ only in their seed."""
 
     kind = "lightgbm"
+    DEFAULTS: Mapping[str, float] = {
+        "trees": 250, "num_leaves": 8, "learning_rate": 0.03, "min_data_in_leaf": 50, "lambda_l2": 10.0, "feature_fraction": 0.5,
+        "bagging_fraction": 0.7,
+    }  # fmt: skip
+    """The settings that hold where nobody says otherwise: small, strongly regularised trees."""
 
     def __init__(self, boosters: Sequence[lgb.Booster]) -> None:
         self.boosters = list(boosters)
@@ -107,17 +112,23 @@ class Boosted:
         labels: NDArray[Any],
         seed: int = 0,
         seeds: int = 5,
-        leaves: int = 8,
-        trees: int = 250,
         monotone: Sequence[int] | None = None,
+        settings: Mapping[str, float] | None = None,
     ) -> Boosted:
-        """Fit *seeds* small, strongly regularised forests; *monotone* forces the direction (-1, 0, 1) of a feature."""
+        """Fit *seeds* forests.
+
+        Args:
+            monotone: forces the direction (-1, 0, 1) of a feature.
+            settings: what differs from ``DEFAULTS``.
+        """
         import lightgbm as lgb
 
-        parameters = {
-            "objective": "binary", "num_leaves": leaves, "learning_rate": 0.03, "min_data_in_leaf": 50, "lambda_l2": 10.0,
-            "feature_fraction": 0.5, "bagging_fraction": 0.7, "bagging_freq": 1, "verbosity": -1, "num_threads": 2,
-            "deterministic": True, "force_row_wise": True, "monotone_constraints": list(monotone) if monotone else None,
+        parameters: dict[str, Any] = {**cls.DEFAULTS, **(settings or {})}
+        trees = int(parameters.pop("trees"))
+        whole = {name: int(parameters[name]) for name in ("num_leaves", "min_data_in_leaf")}
+        parameters |= whole | {
+            "objective": "binary", "bagging_freq": 1, "verbosity": -1, "num_threads": 2, "deterministic": True, "force_row_wise": True,
+            "monotone_constraints": list(monotone) if monotone else None,
         }  # fmt: skip
         data = lgb.Dataset(rows, labels, params={"verbosity": -1}, free_raw_data=False)
         return cls([lgb.train({**parameters, "seed": seed + k}, data, trees) for k in range(seeds)])

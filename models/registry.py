@@ -95,7 +95,23 @@ DESCRIPTION_LENGTH = 4_900
 """MLflow's databases hold 5,000 characters."""
 OURS = "ubiquo/"
 """How the names of ubiquo's experiments begin."""
-RESERVED = frozenset({"all", "compare", "promote", "rollback", "history", "report", "evaluate"})
+RESERVED = frozenset(
+    {
+        "all",
+        "compare",
+        "promote",
+        "rollback",
+        "history",
+        "report",
+        "evaluate",
+        "drift",
+        "decisions",
+        "sending",
+        "judge",
+        "experiment",
+        "simulate",
+    }
+)
 """What ``python -m training`` calls its other commands."""
 RULE = "paired_bootstrap"
 MAX_HORIZON_DAYS = 365

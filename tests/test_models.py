@@ -39,7 +39,11 @@ class ProbabilityModelContract:
         rows = np.random.default_rng(1).normal(size=(800, self.features))
         rows[::7, 1] = np.nan
         labels = np.random.default_rng(2).random(800) < 1 / (1 + np.exp(-3 * rows[:, 0]))
-        return (Logistic.fit(rows, labels) if self.kind == "logistic" else Boosted.fit(rows, labels, seeds=2, trees=40)), rows, labels
+        return (
+            (Logistic.fit(rows, labels) if self.kind == "logistic" else Boosted.fit(rows, labels, seeds=2, settings={"trees": 40})),
+            rows,
+            labels,
+        )
 
     def test_it_learns_and_stays_within_zero_and_one(self) -> None:
         model, rows, labels = self.fit()

@@ -6,12 +6,11 @@ import importlib
 import warnings
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from features.catalogue.shop import Shop
 from features.state.clock import clock_of, parse_as_of
@@ -20,13 +19,23 @@ from features.state.home import Home
 from features.state.ports import MissingStateError, deriving
 from features.state.settings import Settings
 from models.registry import NoChampionError, Registry, model_names
-
-if TYPE_CHECKING:
-    # what it comes with takes a second to import
-    from training.metrics import Estimate
+from models.reports import Document, read_reports
+from training.documents import (
+    decisions_document,
+    drift_document,
+    experiment_document,
+    experiment_report,
+    history_document,
+    judged_document,
+    sending_document,
+    simulated_documents,
+)
+from training.rendering import Rendering, show
 
 app = typer.Typer(help="Train and judge ubiquo's models.", no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console()
+progress_console = Console(stderr=True)
+"""Where the steps of a job are told, so that its tables can be taken from the output."""
 AsOf = Annotated[str | None, typer.Option(help="Learn only from before this date or time; default: where the data ends.")]
 Horizon = Annotated[
     int | None,
@@ -37,6 +46,13 @@ Seed = Annotated[int, typer.Option(min=0, help="The same seed, data and code giv
 WithinDays = Annotated[int, typer.Option(min=1, max=365, help="Within how many days something counts as what came of a decision.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="As mlflow.yaml names it, e.g. churn.")]
 Version = Annotated[int | None, typer.Option(min=1, help="Which version; default: the challenger.")]
+Trials = Annotated[
+    int, typer.Option(min=0, help="Trials of Optuna for the boosted trees, on the tuning cut; 0 takes the settings that they come with.")
+]
+Format = Annotated[
+    Rendering | None,
+    typer.Option("--format", help="How tables are printed; default: rich on a terminal, fitted to its width, else markdown."),
+]
 Reason = Annotated[str, typer.Option(help="Why; it is recorded.")]
 
 
@@ -44,25 +60,29 @@ def _add_model(name: str) -> None:
     """A command that trains one model that ``mlflow.yaml`` names."""
 
     @app.command(name, help=f"Train, judge and register {name}.")
-    def train(as_of: AsOf = None, horizon: Horizon = None, window: Window = None, seed: Seed = 0) -> None:
-        _run([name], as_of, horizon, window, seed)
+    def train(
+        as_of: AsOf = None, horizon: Horizon = None, window: Window = None, seed: Seed = 0, trials: Trials = 0, form: Format = None
+    ) -> None:
+        _run([name], as_of, Asked(horizon, window, seed, trials), form)
 
 
 @app.command("all")
-def train_all(as_of: AsOf = None, horizon: Horizon = None, window: Window = None, seed: Seed = 0) -> None:
+def train_all(
+    as_of: AsOf = None, horizon: Horizon = None, window: Window = None, seed: Seed = 0, trials: Trials = 0, form: Format = None
+) -> None:
     """All that the shop's data can teach, one after the other."""
-    _run(_names(), as_of, horizon, window, seed)
+    _run(_names(), as_of, Asked(horizon, window, seed, trials), form)
 
 
 @app.command()
-def compare(model: Model, version: Version = None) -> None:
+def compare(model: Model, version: Version = None, form: Format = None) -> None:
     """Challenger against champion on the same customers and cuts: a table, and an HTML page that MLflow keeps too."""
     from training import comparison
 
     registry = _registry()
     found = comparison.compare(registry, _named(model), version)
-    print(found.text())
-    console.print(f"page: {comparison.publish(Home.from_environment(), registry, found)}", soft_wrap=True, highlight=False)
+    told, page = found.document(), comparison.publish(Home.from_environment(), registry, found)
+    show([Document(told.title, [*told.parts, f"page: {page}"])], form, console)
 
 
 @app.command()
@@ -91,7 +111,7 @@ def rollback(model: Model, reason: Reason) -> None:
 
 
 @app.command()
-def history(model: Model) -> None:
+def history(model: Model, form: Format = None) -> None:
     """Every version: what it learnt from, how it was judged, and when and why it served."""
     from training import comparison
 
@@ -99,10 +119,34 @@ def history(model: Model) -> None:
     rows = comparison.history(_registry(), name)
     if rows.empty:
         raise MissingStateError(f"no version of {name} is registered: train one (python -m training {name})")
-    table = Table(*rows.columns, title=name, show_lines=True)
-    for row in rows.itertuples(index=False):
-        table.add_row(*row)
-    console.print(table)
+    show([history_document(name, rows)], form, console)
+
+
+@app.command()
+def drift(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="As mlflow.yaml names it; default: every one with a champion.")
+    ] = None,
+    as_of: AsOf = None,
+    form: Format = None,
+) -> None:
+    """How far the inputs of the champions have moved since they learnt; also kept as JSON in the home's reports."""
+    from training.drift import drift as measure
+    from training.kept import keep_drift
+
+    registry, home = _registry(), Home.from_environment()
+    champion = registry.settings.champion
+    names = [_named(model)] if model else [name for name in _names() if registry.version_of(name, champion) is not None]
+    if not names:
+        raise NoChampionError("no model has a champion: train first (python -m training all)")
+    moment = parse_as_of(as_of, Shop.load(home).timezone) if as_of else None
+    found = []
+    for name in names:
+        with deriving(home):
+            report = measure(home, registry, name, moment)
+            keep_drift(home, report)
+        found.append(drift_document(report))
+    show(found, form, console)
 
 
 @app.command()
@@ -112,6 +156,7 @@ def evaluate(
     cuts: Annotated[int, typer.Option(min=1, max=12, help="How many cuts to judge, a horizon apart; never the tuning cut.")] = 2,
     trials: Annotated[int, typer.Option(min=0, help="Trials of Optuna for each peer and list; 0 leaves the peers out.")] = 12,
     seed: Seed = 0,
+    form: Format = None,
 ) -> None:
     """Judge lists beside their sources, without their parts, and beside implicit's models at defaults and tuned; nothing is registered."""
     from training.bootstrap import model_settings
@@ -124,10 +169,10 @@ def evaluate(
     warnings.filterwarnings("ignore")
     moment = parse_as_of(as_of, Shop.load(home).timezone) if as_of else None
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with deriving(home), Progress(*columns, console=console) as progress:
+    with deriving(home), Progress(*columns, console=progress_console) as progress:
         task = progress.add_task("opening the log", total=None)
-        text = judge(home, model, Plan(moment, seed=seed), cuts, trials, lambda step: progress.update(task, description=step))
-    print(text)
+        document = judge(home, model, Plan(moment, seed=seed), cuts, trials, lambda step: progress.update(task, description=step))
+    show([document], form, console)
 
 
 @app.command()
@@ -135,6 +180,7 @@ def decisions(
     out: Annotated[Path, typer.Option(help="The Parquet file to write: one row a choice.")],
     as_of: AsOf = None,
     within_days: WithinDays = 14,
+    form: Format = None,
 ) -> None:
     """Join what was decided to what came of it, with the chance of each choice: to learn from, and to judge by."""
     from training.decisions import joined, summary, write
@@ -146,36 +192,19 @@ def decisions(
     with deriving(home):
         found = joined(home, moment, within_days)
         write(home, found, out)
-    table = summary(found.rows)
-    shown = Table(*table.columns, title=f"decisions before {moment:%Y-%m-%d %H:%M}, and what came of them within {within_days} days")
-    for row in table.itertuples(index=False):
-        shown.add_row(*map(str, row))
-    console.print(shown)
-    console.print(f"{out}: {len(found.rows)} rows; {found.unknown} events name a decision that the log does not know", highlight=False)
+    note = f"{out}: {len(found.rows)} rows; {found.unknown} events name a decision that the log does not know"
+    show([decisions_document(summary(found.rows), moment, within_days, [note])], form, console)
 
 
 @app.command()
-def sending(as_of: AsOf = None, seed: Seed = 0) -> None:
+def sending(as_of: AsOf = None, seed: Seed = 0, form: Format = None) -> None:
     """Learn by which channel and at which hour customers answer messages, and put it in force."""
     from training.sending import fit_rates
 
     home = Home.from_environment()
     with deriving(home):
         found = fit_rates(home, _moment(home, as_of), seed)
-    days = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-    table = Table("channel", "messages", "answered", "rate", "best hour", "its rate", title="messages and answers")
-    for channel, number in found.messages.items():
-        hours, best = found.rates.hours[channel], int(found.rates.hours[channel].argmax())
-        named = f"{days[best // 24]} {best % 24:02}:00" if found.rates.uses_hours else "no hour is better"
-        rate = found.rates.rates[channel]
-        table.add_row(channel, f"{number}", f"{found.answered[channel]}", f"{rate:.1%}", named, f"{hours[best]:.1%}")
-    console.print(table)
-    if found.gain is None:
-        console.print("hours are not told apart: the last 28 days and what was before do not both hold enough messages")
-    else:
-        gain, low, high = found.gain
-        told = f"hours save {gain:.5f} [{low:.5f}, {high:.5f}] of log loss a message on the last 28 days, by which they were chosen or not"
-        console.print(told, highlight=False)
+    show([sending_document(found)], form, console)
 
 
 @app.command("judge")
@@ -187,6 +216,7 @@ def judge_policy(
     as_of: AsOf = None,
     within_days: WithinDays = 14,
     seed: Seed = 0,
+    form: Format = None,
 ) -> None:
     """What another policy would have brought, from the decisions in which something was left to chance."""
     from training.candidate_policy import REWARDS, read_candidate, weigh
@@ -202,23 +232,7 @@ def judge_policy(
         rows = joined(home, moment, within_days).rows
     weighed = weigh(rows, candidate, chosen)
     found = judge(weighed.evidence, seed=seed)
-    about = f"{found.decisions} decisions of {found.customers} customers ({', '.join(weighed.kinds)}) before {moment:%Y-%m-%d %H:%M}"
-    table = Table(
-        "policy", "estimator", f"{chosen} a decision", "95% interval", "above the logged", "95% interval", "ESS", title=about
-    )  # fmt: skip
-    table.add_row("logged", "mean", *_told(found.logged), "", "", "")
-    for name, value in found.values.items():
-        table.add_row(policy.name, name, *_told(value), *_told(found.differences[name]), f"{found.ess[name]:.0f}")
-    console.print(table)
-    console.print(f"mean weight {found.mean_weight} (1 where everything that the policy does was possible)", highlight=False)
-    if found.tau is None:
-        console.print("DR and SwitchDR are left out: the file has no q_logged and q_target", highlight=False)
-    else:
-        console.print(f"SwitchDR gives up weights above {found.tau:.3g}", highlight=False)
-    for why, count in weighed.left_out.items():
-        console.print(f"left out: {count} decisions: {why}", highlight=False, soft_wrap=True)
-    for doubt in found.doubts:
-        console.print(f"[yellow]doubt:[/yellow] {doubt}", highlight=False, soft_wrap=True)
+    show([judged_document(policy.name, chosen, moment, weighed, found)], form, console)
 
 
 @app.command("experiment")
@@ -232,31 +246,20 @@ def judge_experiment(
     ] = None,
     kind: Annotated[str | None, typer.Option(help="Only decisions of this kind, e.g. next-best-offer.")] = None,
     cuped: Annotated[bool, typer.Option(help="Whether what customers did before is taken into account.")] = True,
+    form: Format = None,
 ) -> None:
-    """What the variants of an experiment, or offering at all, caused: revenue, orders and buyers by customer."""
+    """What the variants of an experiment, or offering at all, caused: revenue, orders and buyers by customer; kept as JSON too."""
     from training.experiment import analyse
+    from training.kept import keep_experiment
     from training.shares import told_shares
 
     home = Home.from_environment()
     shares, moment = told_shares(ratio) if ratio else None, _moment(home, as_of)
     with deriving(home):
         found = analyse(home, name, moment, days, baseline=baseline, shares=shares, kind=kind, cuped=cuped)
-    table = Table(
-        "metric", "variant", "customers", "mean", found.baseline, "lift", "95% interval", "relative", "95% interval", "p",
-        title=f"{name}: {days} days of each customer, {'CUPED' if cuped else 'unadjusted'}, before {moment:%Y-%m-%d %H:%M}",
-    )  # fmt: skip
-    for each in found.effects:
-        share = each.relative
-        relative = ("-", "-") if share is None else (f"{share.value:+.1%}", f"{share.low:+.1%} to {share.high:+.1%}")
-        means = (f"{each.mean:.4g}", f"{each.baseline_mean:.4g}", f"{each.lift.value:+.4g}")
-        interval, p = f"{each.lift.low:+.4g} to {each.lift.high:+.4g}", f"{each.p_value:.3g}"
-        if each.p_value != each.p_value:
-            # where nothing varies there is neither an interval nor a test
-            interval = p = "-"
-        table.add_row(each.metric, each.variant, f"{found.customers[each.variant]}", *means, interval, *relative, p)
-    console.print(table)
-    for line in found.remarks:
-        console.print(line, highlight=False, soft_wrap=True)
+        report = experiment_report(name, found, moment, days, cuped, kind, clock_of(home.settings)())
+        keep_experiment(home, report)
+    show([experiment_document(report)], form, console)
 
 
 @app.command()
@@ -267,12 +270,15 @@ def simulate(
     worlds: Annotated[int, typer.Option(min=1, max=100, help="How many worlds, of seeds from --seed on.")] = 5,
     traces: Annotated[int, typer.Option(min=1, max=100, help="How many times as much is observed of each customer.")] = 1,
     out: Annotated[Path | None, typer.Option(help="A CSV file to write: one row a family, world and policy.")] = None,
+    form: Format = None,
 ) -> None:
     """Policies of offers in SIMULATED shops whose true response is known: shares of an oracle's profit."""
     from training.simulation import EXPLORED_WEEKS, LIKELIEST, SIMULATED, write
     from training.simulation import simulate as compared
 
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True) as progress:
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=progress_console, transient=True
+    ) as progress:
         task = progress.add_task("simulated", total=None)
         seeds = range(seed, seed + worlds)
         pacing, found = compared(seeds, customers, weeks, traces, lambda step: progress.update(task, description=step))
@@ -280,40 +286,21 @@ def simulate(
     print(f"simulated: {customers} customers in each of {worlds} worlds, seeds from {seed} on; traces {traces}")
     print(f"simulated: {weeks} weeks, after {EXPLORED_WEEKS} in which offers were drawn")
     print(f"chosen on the tuning family's own seeds: {pacing}")
-    for each in found:
-        table = Table(
-            "policy", "profit", "share of the oracle's", "95% interval", "governed above it", "95% interval", "sending", "messages a week",
-            "answers", "left", title=f"SIMULATED, {each.family} family: a customer, in minor units",
-        )  # fmt: skip
-        for row in each.rows.groupby("policy", sort=False).mean(numeric_only=True).itertuples():
-            share, above = each.shares[row.Index], each.above[row.Index]
-            told = (
-                f"{share.value:.1%}",
-                f"{share.low:.1%} to {share.high:.1%}",
-                f"{above.value:+.0f}",
-                f"{above.low:+.0f} to {above.high:+.0f}",
-            )
-            counts = (f"{row.sending:.0f}", f"{row.messages:.2f}", f"{row.answers:.2f}", f"{row.left:.2f}")
-            table.add_row(row.Index, f"{row.profit:.0f}", *told, *counts)
-        console.print(table)
-        print(f"simulated, {each.family} family: governed above {LIKELIEST} by {each.above[LIKELIEST]}")
+    show(simulated_documents(found, LIKELIEST), form, console)
     if out is not None:
         write(found, out)
 
 
 @app.command()
-def report() -> None:
-    """Print the quality tables of the last runs, as Markdown."""
+def report(form: Format = None) -> None:
+    """Print the quality tables of the last runs."""
     home = Home.from_environment()
-    found = sorted((home.root / "reports").glob("*.md"))
-    if not found:
+    found = read_reports(home.root)
+    for why in found.unreadable.values():
+        progress_console.print(f"left out: {why}", soft_wrap=True, highlight=False)
+    if not found.models:
         raise MissingStateError(f"no report in {home.root}: train first (python -m training all)")
-    for path in found:
-        print(path.read_text() + "\n")
-
-
-def _told(estimate: Estimate) -> tuple[str, str]:
-    return f"{estimate.value:.4f}", f"{estimate.low:.4f} to {estimate.high:.4f}"
+    show([each.document for each in found.models.values()], form, console)
 
 
 def _moment(home: Home, as_of: str | None) -> datetime:
@@ -339,37 +326,51 @@ def _registry() -> Registry:
     return open_registry(Home.from_environment())
 
 
-def _run(models: list[str], as_of: str | None, horizon: int | None, window: int | None, seed: int) -> None:
+class Asked(NamedTuple):
+    """What a command says of a run besides its moment; see ``training.dataset.Plan``."""
+
+    horizon_days: int | None
+    window_days: int | None
+    seed: int
+    trials: int
+
+
+def _run(models: list[str], as_of: str | None, asked: Asked, form: Rendering | None) -> None:
     from training.bootstrap import model_settings
     from training.dataset import EmptyWindowError, NothingToLearnError, Plan
 
     home = Home.from_environment()
     moment = parse_as_of(as_of, Shop.load(home).timezone) if as_of else None
-    plan = Plan(moment, horizon, window, seed)
-    settings = model_settings(home)
+    plan, settings = Plan(moment, *asked), model_settings(home)
     failed: list[str] = []
+    documents: list[Document] = []
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     for name in models:
         job = importlib.import_module(f"training.{settings.models[name].kind.module}")
         # importing feast turns warnings on again that no user could mend
         warnings.filterwarnings("ignore")
-        with deriving(home), Progress(*columns, console=console) as progress:
+        with deriving(home), Progress(*columns, console=progress_console) as progress:
             task = progress.add_task(f"{name}: opening the log", total=None)
 
             def told(step: str, task: object = task, name: str = name, progress: Progress = progress) -> None:
                 progress.update(task, description=f"{name}: {step}")  # type: ignore[arg-type]
 
             try:
-                text: str = job.main(home, name, plan, told)
+                found = job.main(home, name, plan, told)
+                documents += [found.data, found.document]
             except EmptyWindowError as error:
                 if models == [name]:
                     raise
-                text = f"{name}: left out: {error}."
+                documents.append(Document(f"{name}: left out", [f"{error}."]))
                 # what a shop does not do is no failure
                 failed += [] if isinstance(error, NothingToLearnError) else [name]
             progress.update(task, description=f"{name}: done")
-        data = home.root / "reports" / "data" / f"{name}.md"
-        print((data.read_text() + "\n\n" if data.exists() else "") + text + "\n")
+        if form is not Rendering.HTML:
+            # as they come; a page is made of all
+            show(documents, form, console)
+            documents.clear()
+    if documents:
+        show(documents, form, console)
     if failed:
         raise ValueError(f"not trained: {', '.join(failed)}; the others are")
 

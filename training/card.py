@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from training.evaluation import by_segment, form_of
-
 if TYPE_CHECKING:
     from training.gate import Gate
+    from training.metrics import Estimate
     from training.report import Outcome, Report
 
 
-def model_card(report: Report, outcome: Outcome, tags: Mapping[str, str], gate: Gate) -> str:
+def model_card(
+    report: Report, outcome: Outcome, tags: Mapping[str, str], gate: Gate, metric: str, segments: Mapping[str, tuple[int, Estimate]]
+) -> str:
     """The card as Markdown.
 
     Args:
@@ -20,9 +21,9 @@ def model_card(report: Report, outcome: Outcome, tags: Mapping[str, str], gate: 
         outcome: the evaluation, with the segment of each row.
         tags: what the version is traced to.
         gate: the checks of the data.
+        metric, segments: a measure within each segment, with its number of rows.
     """
-    metric = form_of(outcome.evaluation).by_segment
-    segments = [f"| {name} | {rows} | {found} |" for name, (rows, found) in by_segment(outcome.evaluation, metric).items()]
+    lines = [f"| {name} | {rows} | {found} |" for name, (rows, found) in segments.items()]
     alerts = [f"- {c.name}: {c.found} (allowed: {c.allowed})" for c in gate.checks if c.severity == "warning"] or ["- none"]
     return "\n".join(
         [
@@ -41,7 +42,7 @@ def model_card(report: Report, outcome: Outcome, tags: Mapping[str, str], gate: 
             f"## By segment ({metric})",
             f"| segment | rows | {metric} |",
             "|---|---|---|",
-            *segments,
+            *lines,
             "",
             "## Alerts of the data checks",
             *alerts,

@@ -16,6 +16,7 @@ from models.churn import Churn
 from models.eligibility import Eligibility
 from models.inputs import Input, matrix
 from models.probability import Floats, Logistic
+from models.reports import ModelReport
 from training.dataset import (
     CUTOFF_STEP_DAYS,
     Advance,
@@ -81,7 +82,7 @@ def labels_of(train: pd.DataFrame) -> NDArray[np.bool_]:
     return labels
 
 
-def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: None) -> str:
+def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: None) -> ModelReport:
     """Train, judge and register; returns the report. Inputs already trained on are not trained on again."""
     truth, cuts = open_experiment(home, model, plan)
     run = TrackedRun(home, model, cuts, plan)
@@ -206,6 +207,7 @@ def judge(scored: pd.DataFrame, served: str, run: TrackedRun, eligibility: Eligi
         rivals=rivals,
         notes=[f"Lead in AUC over the RFM logistic, paired: {rivals['rfm logistic']}.", f"These cuts were looked at {looks} times."],
         metrics={f"{m}_{k}".replace(" ", "_"): found[f"{m}/{k}"].value for m in models for k in BINARY_MEASURES},
+        quality={m: {k: found[f"{m}/{k}"] for k in BINARY_MEASURES} for m in models},
         limits=[
             f"answers only for customers with at least {eligibility.min_visit_days} visit days "
             f"and a visit in the last {eligibility.max_recency_days} days",

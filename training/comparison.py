@@ -10,10 +10,12 @@ from matplotlib.figure import Figure
 from features.state.disk import write_atomically
 from features.state.home import Home
 from models.registry import NoChampionError, Registry, VersionInfo
+from models.reports import Document, Sheet
 from training import promotion
 from training.evaluation import BINARY, RANKING, Lead, form_of, leads, leads_by_segment, same_rows
 from training.page import page
 from training.plots import calibration_plot, change_plot, gain_plot, lead_plot
+from training.report import sheet_of
 from training.run import BEATEN, artifact_frame
 
 
@@ -48,12 +50,11 @@ class Comparison:
         rows = [(name, count, f"{x.theirs:.4f}", f"{x.ours:.4f}", str(x.lead)) for name, (count, x) in self.segments.items()]
         return pd.DataFrame(rows, columns=[f"segment ({metric})", "rows", "champion", "challenger", "paired lead"])
 
-    def text(self) -> str:
-        """The comparison as Markdown."""
-        parts = [f"**{self.model}: challenger {self.challenger} against champion {self.champion}, {len(self.both)} rows of "
-                 f"{self.both['customer_id'].nunique()} customers**", "", _markdown(self.table()), "", _markdown(self.segment_table()), "",
-                 self.conclusion()]  # fmt: skip
-        return "\n".join(parts)
+    def document(self) -> Document:
+        """The comparison as it is printed."""
+        title = f"{self.model}: challenger {self.challenger} against champion {self.champion}, {len(self.both)} rows of "
+        parts: list[str | Sheet] = [sheet_of(self.table()), sheet_of(self.segment_table()), self.conclusion()]
+        return Document(f"{title}{self.both['customer_id'].nunique()} customers", parts)
 
     def conclusion(self) -> str:
         """What the rule says."""
@@ -185,8 +186,3 @@ def _champion_rows(registry: Registry, model: str, challenger: int, champion: in
     """The champion beside the challenger: as the challenger's run judged it, else as its own run did."""
     beside = artifact_frame(registry.run_of(model, challenger), f"beside_champion_{champion}.parquet")
     return beside if beside is not None else artifact_frame(registry.run_of(model, champion), "evaluation.parquet")
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    rows = ["| " + " | ".join(map(str, table.columns)) + " |", "|" + "---|" * len(table.columns)]
-    return "\n".join([*rows, *("| " + " | ".join(map(str, row)) + " |" for row in table.itertuples(index=False))])

@@ -46,12 +46,14 @@ class Plan:
         horizon_days: how far ahead a label looks; None is as far as the model's entry in mlflow.yaml, or else the domain, says.
         window_days: how far back from a cut training examples reach; None is to the start of the data.
         seed: the same seed, log and code give the same model.
+        trials: how many settings of boosted trees Optuna tries on the tuning cut; 0 takes those that they come with.
     """
 
     as_of: datetime | None = None
     horizon_days: int | None = None
     window_days: int | None = None
     seed: int = 0
+    trials: int = 0
 
 
 @dataclass(frozen=True)

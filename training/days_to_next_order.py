@@ -14,6 +14,7 @@ from models.days_to_next_order import DaysToNextOrder
 from models.eligibility import Eligibility
 from models.inputs import matrix
 from models.probability import Floats
+from models.reports import ModelReport
 from training.dataset import (
     CUTOFF_STEP_DAYS,
     Advance,
@@ -36,7 +37,7 @@ BASELINES = ("usual interval", "constant")
 SERVED = "logistic"
 
 
-def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: None) -> str:
+def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: None) -> ModelReport:
     """Train, judge and register; returns the report. Inputs already trained on are not trained on again."""
     truth, cuts = open_experiment(home, model, plan)
     run = TrackedRun(home, model, cuts, plan)
@@ -148,6 +149,7 @@ def judge(scored: pd.DataFrame, run: TrackedRun, eligibility: Eligibility, looks
         lead=lead,
         notes=[f"These cuts were looked at {looks} times."],
         metrics={f"{m}_{k}".replace(" ", "_"): found[f"{m}/{k}"].value for m in foretold for k in DURATION_MEASURES},
+        quality={m: {k: found[f"{m}/{k}"] for k in DURATION_MEASURES} for m in foretold},
         limits=[
             f"answers only for customers with at least {eligibility.min_visit_days} visit days "
             f"and a visit in the last {eligibility.max_recency_days} days",

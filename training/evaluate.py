@@ -18,6 +18,7 @@ from models.recommender.owned import COLUMNS
 from models.recommender.ranker import Ranker
 from models.recommender.recommender import Recommender
 from models.recommender.sources import SOURCES, retrieved
+from models.reports import Document
 from training.dataset import Advance, Cuts, Plan, Truth, days_before, open_experiment
 from training.lessons import FEWEST_BOUGHT, LISTING_OF, AtCut, Lessons
 from training.metrics import Estimate, MeansOverUnits, bootstrap, difference, estimates
@@ -26,7 +27,8 @@ from training.peers import PEERS, lists_of, peak_bytes, tuned
 from training.plots import bar_plot
 from training.ranking import SERVED, SHOWN, coverage, measured, own_lists, ranking_tasks, rarity_of
 from training.recommendations import best_modes, ranked
-from training.report import markdown
+from training.rendering import markdown
+from training.report import sheet_of
 from training.run import TrackedRun
 
 MEASURES = ("recall_at_10", "ndcg_at_10", "mrr", "hit_rate", "ndcg_of_kinds", "diversity", "popularity")
@@ -43,8 +45,8 @@ YOUNG_BASKETS = 1_000
 """After so many sales a shop is judged as the beginner that it then was."""
 
 
-def main(home: Home, model: str, plan: Plan, cuts_back: int, trials: int, advance: Advance = lambda step: None) -> str:
-    """Judge the lists of *cuts_back* cuts beside their sources and peers; returns Markdown, and keeps an HTML page in MLflow.
+def main(home: Home, model: str, plan: Plan, cuts_back: int, trials: int, advance: Advance = lambda step: None) -> Document:
+    """Judge the lists of *cuts_back* cuts beside their sources and peers; keeps an HTML page in MLflow.
 
     Peers are tuned by *trials* trials each on the tuning cut, which is not among those that are judged; the ablation is of that cut too.
     """
@@ -101,14 +103,12 @@ def main(home: Home, model: str, plan: Plan, cuts_back: int, trials: int, advanc
     if (young := young_cut(truth, cuts)) is not None:
         tables |= young_shop(lessons, young, cuts.unit(young))
     run.look(list(map(cuts.unit, judged)))
-    text = "\n\n".join(
-        [f"**Recommendations, evaluated** as of {cuts.day(cuts.final)}", *notes, *(f"*{k}*\n\n{markdown(v)}" for k, v in tables.items())]
-    )
+    sheets = [sheet_of(frame, name) for name, frame in tables.items()]
+    document = Document(f"Recommendations, evaluated as of {cuts.day(cuts.final)}", [*notes, *sheets])
     with run.started({"trials": trials}):
-        parts_of_page = [*notes, *(part for name, frame in tables.items() for part in (name, frame)), *figures.items()]
-        mlflow.log_text(page("Recommendations, evaluated", parts_of_page), "evaluation.html")
-    write_atomically(home.root / "reports" / "evaluated" / f"{model}.md", text.encode())
-    return text
+        mlflow.log_text(page(document.title, [*document.parts, *figures.items()]), "evaluation.html")
+    write_atomically(home.root / "reports" / "evaluated" / f"{model}.md", markdown(document).encode())
+    return document
 
 
 def judged_cuts(cuts: Cuts, count: int) -> list[datetime]:

@@ -17,6 +17,7 @@ from scipy.stats import ks_2samp
 from features.definitions.timeline import Timeline
 from models.inputs import Input
 from models.registry import GateLimits
+from models.reports import Document, Sheet
 
 Severity = Literal["ok", "warning", "severe"]
 SPAN = timedelta(days=28)
@@ -51,19 +52,17 @@ class Gate:
         order = {"severe": 0, "warning": 1, "ok": 2}
         rows = sorted(self.checks, key=lambda c: order[c.severity])
         return pd.DataFrame(
-            [(c.severity, c.name, c.found, c.allowed, c.mend) for c in rows], columns=["", "check", "found", "allowed", "what to do"]
+            [(c.name, c.severity, c.found, c.allowed, c.mend) for c in rows], columns=["check", "", "found", "allowed", "what to do"]
         )
 
-    def text(self) -> str:
-        """The table as Markdown, drift that is in order summed up in one row."""
+    def document(self) -> Document:
+        """The table as it is printed, drift that is in order summed up in one row."""
         calm = [c for c in self.checks if c.severity == "ok" and c.name.startswith("drift of ")]
         told = self.table()
-        told = told[~told["check"].isin([c.name for c in calm])]
-        rows = ["| | check | found | allowed | what to do |", "|---|---|---|---|---|"]
-        rows += ["| " + " | ".join(map(str, row)) + " |" for row in told.itertuples(index=False)]
+        rows = told[~told["check"].isin([c.name for c in calm])].to_numpy().tolist()
         if calm:
-            rows.append(f"| ok | drift of {len(calm)} features | within | PSI {self.limits.max_psi}, KS {self.limits.max_ks} | |")
-        return f"**Data quality before training {self.kind}**\n\n" + "\n".join(rows)
+            rows.append([f"drift of {len(calm)} features", "ok", "within", f"PSI {self.limits.max_psi}, KS {self.limits.max_ks}", ""])
+        return Document(f"Data quality before training {self.kind}", [Sheet(columns=list(told.columns), rows=rows)])
 
     def stop_if_severe(self) -> None:
         """Let the run go on only if no check is severe.
@@ -200,15 +199,27 @@ def psi(reference: NDArray[np.float64], now: NDArray[np.float64], bands: int = 1
 
     Sum of (p - q) ln(p / q), shares no smaller than 1e-4 (Siddiqi, Credit Risk Scorecards, 2006). 0 for the same distribution.
     """
+    edges = edges_of(reference, bands)
+    return stability_index(shares_of(reference, edges), shares_of(now, edges))
+
+
+def edges_of(reference: NDArray[np.float64], bands: int = 10) -> NDArray[np.float64]:
+    """The inner limits of bands that each hold the same share of the known values; fewer where values repeat."""
     known = reference[~np.isnan(reference)]
-    edges = np.unique(np.quantile(known, np.linspace(0, 1, bands + 1)[1:-1])) if len(known) else np.array([])
+    return np.unique(np.quantile(known, np.linspace(0, 1, bands + 1)[1:-1])) if len(known) else np.array([])
 
-    def shares(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        there = values[~np.isnan(values)]
-        counts = np.bincount(np.searchsorted(edges, there, side="right"), minlength=len(edges) + 1)
-        return np.maximum(np.append(counts, len(values) - len(there)) / max(len(values), 1), 1e-4)
 
-    p, q = shares(now), shares(reference)
+def shares_of(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The share of the values in each band, then the share that is unknown."""
+    there = values[~np.isnan(values)]
+    counts = np.bincount(np.searchsorted(edges, there, side="right"), minlength=len(edges) + 1)
+    found: NDArray[np.float64] = np.append(counts, len(values) - len(there)) / max(len(values), 1)
+    return found
+
+
+def stability_index(before: NDArray[np.float64], now: NDArray[np.float64]) -> float:
+    """The population stability index of two samples' shares of the same bands; see ``psi``."""
+    p, q = np.maximum(now, 1e-4), np.maximum(before, 1e-4)
     return float(((p - q) * np.log(p / q)).sum())
 
 

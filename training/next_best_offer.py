@@ -17,6 +17,7 @@ from models.inputs import Input
 from models.next_best_offer import KIND, PAIR_INPUTS, NextBestOffer, coupon_affinity, pair_rows
 from models.offers import Offer, OfferBook, Worth
 from models.probability import shifted
+from models.reports import ModelReport
 from training.bootstrap import open_store
 from training.dataset import (
     HORIZON_DAYS,
@@ -70,7 +71,7 @@ class NoCampaignsError(NothingToLearnError):
     """The shop has never sent a campaign: next best offer cannot be learnt, everything else can."""
 
 
-def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: None) -> str:
+def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: None) -> ModelReport:
     """Train, judge and register; returns the report. Inputs already trained on are not trained on again.
 
     The label looks as far ahead as its campaign runs; the plan's horizon does not apply.
@@ -381,6 +382,8 @@ def judge(scored: pd.DataFrame, served: str, run: TrackedRun, coupons: str, look
         rivals={m: difference(values, drawn, names, f"{served}/{metric}", f"{m}/{metric}") for m in MODELS if m != served},
         notes=[coupons, *_of_whole_runs(scored, served), f"These campaigns were looked at {looks} times."],
         metrics={f"{m}_{k}".replace(" ", "_"): found[f"{m}/{k}"].value for m in MODELS for k in BINARY_MEASURES},
+        quality={m: {name.removeprefix(f"{m}/"): each for name, each in found.items() if name.startswith(f"{m}/")} for m in MODELS},
+        groups=kinds,
         limits=[
             "a probability is for a campaign as a whole; the coupon within it is chosen by affinity",
             "the recipients were chosen by the retailer: what a campaign causes cannot be read from it",

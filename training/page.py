@@ -11,18 +11,27 @@ import pandas as pd
 from jinja2 import Environment
 from matplotlib.figure import Figure
 
-Part: TypeAlias = "str | pd.DataFrame | tuple[str, Figure]"
-"""A sentence, a table, or a plot with its name."""
+from models.reports import Document, Sheet
+
+Part: TypeAlias = "str | Sheet | pd.DataFrame | tuple[str, Figure] | Document"
+"""A sentence, a table, a plot with its name, or a document under a heading of its own."""
 _TEMPLATE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title><style>
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
 th, td { border-bottom: 1px solid #ddd; padding: .3rem .6rem; text-align: left; white-space: nowrap; vertical-align: top }
-td:last-child { white-space: normal } img { max-width: 100% }
+td:last-child { white-space: normal } td { white-space: pre-line } img { max-width: 100% }
+caption { text-align: left; font-style: italic } .served td { font-weight: bold }
 </style></head><body><h1>{{ title }}</h1>
 {% for kind, part in parts %}
 {%- if kind == "plot" %}<p><img alt="{{ part[0] }}" src="data:image/png;base64,{{ part[1] }}"></p>
-{%- elif kind == "table" %}{{ part | safe }}
+{%- elif kind == "frame" %}{{ part | safe }}
+{%- elif kind == "heading" %}<h2>{{ part }}</h2>
+{%- elif kind == "sheet" %}<table>{% if part.title %}<caption>{{ part.title }}</caption>{% endif %}
+<thead><tr>{% for cell in part.columns %}<th>{{ cell }}</th>{% endfor %}</tr></thead><tbody>
+{% for row in part.rows %}<tr{% if loop.index0 == part.served %} class="served"{% endif %}>
+{%- for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</tbody></table>
 {%- else %}<p>{{ part }}</p>{% endif %}
 {% endfor %}</body></html>
 """
@@ -31,9 +40,16 @@ td:last-child { white-space: normal } img { max-width: 100% }
 def page(title: str, parts: Sequence[Part]) -> str:
     """The page as text; every sentence and cell is escaped."""
     shown: list[tuple[str, Any]] = []
+    flat: list[Part] = []
     for part in parts:
-        if isinstance(part, pd.DataFrame):
-            shown.append(("table", part.to_html(index=False, border=0, escape=True)))
+        flat += [part, *part.parts] if isinstance(part, Document) else [part]
+    for part in flat:
+        if isinstance(part, Document):
+            shown.append(("heading", part.title))
+        elif isinstance(part, Sheet):
+            shown.append(("sheet", part))
+        elif isinstance(part, pd.DataFrame):
+            shown.append(("frame", part.to_html(index=False, border=0, escape=True)))
         elif isinstance(part, tuple):
             shown.append(("plot", (part[0], png(part[1]))))
         else:

@@ -171,6 +171,10 @@ def judge(scored: pd.DataFrame, modes: Mapping[Objective, Mode], run: TrackedRun
             mine = scored[(scored["model"] == model) & (scored["listing"] == listing)]
             table[model][f"{listing} coverage"] = f"{coverage(mine):.3f}"
             table[model][f"{listing} novelty"] = f"{mine['novelty'].mean():.1f}"
+    quality = {
+        model: {f"{measure}_{listing}": told[name] for name in names for of, measure, listing in [name.rsplit("/", 2)] if of == model}
+        for model in models
+    }
     measure, list_name = split_metric(metric)
     lead = difference(value, draws, names, f"{SERVED}/{measure}/{list_name}", f"popularity/{measure}/{list_name}")
     rivals = {
@@ -197,6 +201,8 @@ def judge(scored: pd.DataFrame, modes: Mapping[Objective, Mode], run: TrackedRun
             f"These cuts were looked at {looks} times.",
         ],
         metrics={name.replace("/", "_").replace(" ", "_").replace(",", ""): float(v) for name, v in zip(names, value, strict=True)},
+        quality=quality,
+        groups=LISTINGS,
         limits=[
             "an item that nobody bought before the cut is not judged; it is shown by its likeness to others",
             "what is bought next is not what a list would cause to be bought",

@@ -15,6 +15,7 @@ from models.inputs import Input
 from models.recommender.config import JOINED, RANKED, SINGLES, Mode, RecommenderConfig
 from models.recommender.ranker import Objective, Ranker
 from models.recommender.recommender import Recommender
+from models.reports import ModelReport
 from training.dataset import Advance, Plan, open_experiment
 from training.evaluation import RANKING_COLUMNS
 from training.lessons import LISTING_OF, Lessons
@@ -23,7 +24,7 @@ from training.report import Outcome
 from training.run import TrackedRun
 
 
-def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: None) -> str:
+def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: None) -> ModelReport:
     """Train, judge and register; returns the report. Inputs already trained on are not trained on again."""
     truth, cuts = open_experiment(home, model, plan)
     run = TrackedRun(home, model, cuts, plan)

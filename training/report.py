@@ -9,7 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from models.reports import Document, Sheet
 from training.metrics import Estimate
+from training.rendering import markdown
 
 Rescore = Callable[[Any, Mapping[str, datetime]], pd.DataFrame]
 """A model that stands as it is, and the cuts to judge it on, to its evaluation."""
@@ -21,6 +23,8 @@ class Report:
 
     Attributes:
         table: one row a model: name, and by column the estimate or text to print.
+        quality: the same and more as numbers: by row and measure; the promotion metric is among them.
+        groups: what columns belong together: their names begin with it.
         lead: the served model's paired lead over its simple baseline on the promotion metric.
         rivals: its paired leads over every other row of the table.
         notes: sentences that belong under the table.
@@ -38,24 +42,26 @@ class Report:
     notes: list[str] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     limits: Sequence[str] = ()
+    quality: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
+    groups: Sequence[str] = ()
+
+    def document(self) -> Document:
+        """The report as it is printed."""
+        # the longest first: "A and B AUC" begins with "A " too
+        names = sorted(self.groups, key=len, reverse=True)
+        groups = [next((group for group in names if column.startswith(f"{group} ")), "") for column in self.columns]
+        sheet = Sheet(
+            columns=["model", *self.columns],
+            rows=[[name, *(row.get(column, "") for column in self.columns)] for name, row in self.table.items()],
+            groups=["", *groups] if self.groups else [],
+            served=list(self.table).index(self.served),
+        )
+        lead = f"Lead of {self.served} over {self.baseline}, paired: {self.lead}."
+        return Document(self.title, [sheet, lead, *self.notes])
 
     def text(self) -> str:
         """The report as Markdown."""
-        head = f"**{self.title}**\n\n| model | " + " | ".join(self.columns) + " |\n|---|" + "---|" * len(self.columns)
-        rows = [
-            f"| {'**' + name + '** (served)' if name == self.served else name} | "
-            + " | ".join(row.get(column, "") for column in self.columns)
-            + " |"
-            for name, row in self.table.items()
-        ]
-        lead = f"Lead of {self.served} over {self.baseline}, paired: {self.lead}."
-        return "\n".join([head, *rows, "", *(f"{note}" for note in [lead, *self.notes])])
-
-    def frame(self) -> pd.DataFrame:
-        """The table as a frame, to be shown in a page."""
-        rows = {model: dict(row) for model, row in self.table.items()}
-        frame = pd.DataFrame.from_dict(rows, orient="index", columns=list(self.columns))
-        return frame.fillna("").rename(index={self.served: f"{self.served} (served)"}).rename_axis("model").reset_index()
+        return markdown(self.document())
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,8 @@ class Outcome:
         rescore: judges another model of the kind on some of these cuts.
         example, output: a row that the model takes and what it answers, for the signature.
         reference: the feature rows that later runs measure drift against.
+        asked: the features of all whom it would be asked about when it learnt, where the reference is a choice of them.
+        settings: what a tuning chose for the trees.
     """
 
     model: Any
@@ -79,9 +87,10 @@ class Outcome:
     output: Any
     plots: Mapping[str, Any]
     reference: pd.DataFrame
+    asked: pd.DataFrame | None = None
+    settings: Mapping[str, float] = field(default_factory=dict)
 
 
-def markdown(frame: pd.DataFrame) -> str:
-    """A frame of texts as a table in Markdown."""
-    lines = ["| " + " | ".join(map(str, frame.columns)) + " |", "|" + "---|" * len(frame.columns)]
-    return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in frame.itertuples(index=False))])
+def sheet_of(frame: pd.DataFrame, title: str = "") -> Sheet:
+    """A frame as a table of texts."""
+    return Sheet(columns=list(map(str, frame.columns)), rows=[list(map(str, row)) for row in frame.itertuples(index=False)], title=title)

@@ -21,13 +21,17 @@ from features.state.disk import sync_tree, write_atomically
 from features.state.home import Home
 from features.store.event_log import EventLog
 from models.artifact import DamagedArtifactError
+from models.reports import ModelReport
 from training import promotion
 from training.bootstrap import open_registry
 from training.card import model_card
 from training.dataset import Cuts, Plan, Truth
-from training.evaluation import same_rows
+from training.evaluation import by_segment, form_of, same_rows
 from training.gate import Gate, reference_rows
+from training.kept import bins_of, calibration_points, judged_cuts, keep_report, measured
+from training.metrics import Estimate
 from training.page import page
+from training.rendering import markdown
 from training.report import Outcome
 
 if TYPE_CHECKING:
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
 
 BEATEN = "beaten_by"
 """The tag that says which model of a version's own table lies above it; empty where none does."""
+REPORT = "report.json"
+"""The report of a run as data, among its artifacts; see ``models.reports``."""
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -52,11 +58,12 @@ class TrackedRun:
         self.log_version = log.version()
         self.inputs = inputs_digest(self.registry.settings.source, home, log.known_before(self.as_of), cuts, plan)
 
-    def standing_report(self) -> str | None:
+    def standing_report(self) -> ModelReport | None:
         """The report of a registered version made from exactly these inputs and judged to the end, if there is one."""
         for version in self.registry.versions(self.model):
             if version.aliases and version.tags.get("inputs") == self.inputs and "verdict" in version.tags:
-                return artifact_text(version.run_id, "report.md")
+                text = artifact_text(version.run_id, REPORT)
+                return None if text is None else msgspec.json.decode(text, type=ModelReport)
         return None
 
     @contextmanager
@@ -110,7 +117,7 @@ class TrackedRun:
         import mlflow
 
         table = self.gate.table()
-        write_atomically(self.home.root / "reports" / "data" / f"{self.model}.md", self.gate.text().encode())
+        write_atomically(self.home.root / "reports" / "data" / f"{self.model}.md", markdown(self.gate.document()).encode())
         mlflow.log_text(page(f"Data quality: {self.model}", [table]), "data_quality.html")
         mlflow.log_table(table, "data_quality.json")
         self.gate.stop_if_severe()
@@ -151,10 +158,9 @@ class TrackedRun:
         lines = [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
         return sum(line["kind"] == self.model and bool(set(line["cuts"]) & set(cuts)) for line in lines)
 
-    def finish(self, outcome: Outcome) -> str:
+    def finish(self, outcome: Outcome) -> ModelReport:
         """Log everything, register the model as challenger, and promote it if it may be; returns the report."""
         import mlflow
-        from mlflow.models import infer_signature
 
         report = outcome.report
         mlflow.log_metrics({k: v for k, v in report.metrics.items() if v == v})
@@ -162,6 +168,30 @@ class TrackedRun:
             mlflow.log_figure(figure, f"plots/{name}.png")
         log_frame(outcome.evaluation, "evaluation.parquet")
         log_frame(reference_rows(outcome.reference, self.plan.seed), "reference.parquet")
+        version = self._register(outcome)
+        beaten = promotion.beaten_by(report.rivals)
+        verdict = self._verdict(outcome, beaten)
+        report.notes.append(self._promote(version, verdict))
+        metric = form_of(outcome.evaluation).by_segment
+        segments = by_segment(outcome.evaluation, metric)
+        card = model_card(report, outcome, self.tags(), self.gate, metric, segments)
+        mlflow.log_text(card, "model_card.md")
+        mlflow.log_text(page(report.title, [*report.document().parts, *outcome.plots.items(), self.gate.table()]), "report.html")
+        write_atomically(self.home.root / "reports" / f"{self.model}.md", report.text().encode())
+        mlflow.log_text(report.text(), "report.md")
+        found = self._as_data(version, outcome, verdict, (metric, segments))
+        keep_report(self.home, found)
+        mlflow.log_text(msgspec.json.encode(found).decode(), REPORT)
+        self.registry.describe(self.model, version, card)
+        self.registry.tag(self.model, version, {BEATEN: beaten or ""})
+        # last: a run that was killed before its verdict has none, and is made again
+        self.registry.tag(self.model, version, {"verdict": verdict.reason})
+        return found
+
+    def _register(self, outcome: Outcome) -> int:
+        """Save the model and register it as the challenger; returns its version."""
+        from mlflow.models import infer_signature
+
         base_rate = {"base_rate": f"{outcome.evaluation['label'].mean():.6f}"} if "label" in outcome.evaluation else {}
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / self.model
@@ -171,21 +201,50 @@ class TrackedRun:
         if self.registry.settings.artifact_location is not None:
             # a champion's files must outlive a power cut before its alias is set
             sync_tree(Path(self.registry.settings.artifact_location))
-        beaten = promotion.beaten_by(report.rivals)
-        verdict = self._verdict(outcome, beaten)
-        report.notes.append(self._promote(version, verdict))
-        card = model_card(report, outcome, self.tags(), self.gate)
-        mlflow.log_text(card, "model_card.md")
-        table = report.frame()
-        plots = list(outcome.plots.items())
-        mlflow.log_text(page(report.title, [table, *report.notes, *plots, self.gate.table()]), "report.html")
-        write_atomically(self.home.root / "reports" / f"{self.model}.md", report.text().encode())
-        mlflow.log_text(report.text(), "report.md")
-        self.registry.describe(self.model, version, card)
-        self.registry.tag(self.model, version, {BEATEN: beaten or ""})
-        # last: a run that was killed before its verdict has none, and is made again
-        self.registry.tag(self.model, version, {"verdict": verdict.reason})
-        return report.text()
+        return version
+
+    def _as_data(
+        self, version: int, outcome: Outcome, verdict: promotion.Verdict, segments: tuple[str, Mapping[str, tuple[int, Estimate]]]
+    ) -> ModelReport:
+        """What the run found, in the form in which others read it."""
+        report, tags, evaluation = outcome.report, self.tags(), outcome.evaluation
+        answers = "label" in evaluation
+        labels = evaluation["label"].to_numpy(dtype=bool) if answers else np.empty(0, bool)
+        sample = outcome.asked if outcome.asked is not None else outcome.reference
+        metric, by_name = segments
+        return ModelReport(
+            model=self.model,
+            kind=self.settings.kind.name,
+            version=version,
+            run_id=self.registry.run_of(self.model, version),
+            trained_at=system_clock(),
+            as_of=self.as_of,
+            horizon_days=self.cuts.horizon_days,
+            log_version=tags["log_version"],
+            commit=tags["commit"],
+            features=tags["feature_service"],
+            metric=self.settings.promotion.metric,
+            served=report.served,
+            baseline=report.baseline,
+            quality={
+                row: {name: measured(each) for name, each in of.items() if each.value == each.value} for row, of in report.quality.items()
+            },
+            lead=measured(report.lead),
+            rivals={name: measured(lead) for name, lead in report.rivals.items()},
+            cuts=judged_cuts(evaluation, outcome.units),
+            base_rate=float(labels.mean()) if answers else None,
+            calibration=calibration_points(labels, evaluation["score"].to_numpy(dtype=float)) if answers else [],
+            segment_metric=metric,
+            segments={name: (rows, measured(each)) for name, (rows, each) in by_name.items()},
+            inputs=bins_of(sample),
+            reference_rows=len(sample),
+            settings=dict(outcome.settings),
+            promoted=verdict.passed,
+            verdict=verdict.reason,
+            limits=list(report.limits),
+            document=report.document(),
+            data=self.gate.document(),
+        )
 
     def _verdict(self, outcome: Outcome, beaten: str | None) -> promotion.Verdict:
         champion = self.registry.version_of(self.model, self.registry.settings.champion)
@@ -261,7 +320,7 @@ def artifact_text(run_id: str, name: str) -> str | None:
 def inputs_digest(models: Path, home: Home, events: int, cuts: Cuts, plan: Plan) -> str:
     """Names everything that a training run's result depends on: events known by then, catalogue, shop, plan, code, settings."""
     catalogue = Catalogue(home).digest("items", "offers", "item_context")
-    asked = f"{cuts.horizon_days} {plan.window_days} {plan.seed}"
+    asked = f"{cuts.horizon_days} {plan.window_days} {plan.seed} {plan.trials}"
     digest = hashlib.sha256(f"{events} {cuts.final.isoformat()} {asked} {catalogue}".encode())
     digest.update(home.shop.read_bytes() + models.read_bytes())
     for package in ("features", "models", "training"):
