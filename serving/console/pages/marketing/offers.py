@@ -137,7 +137,7 @@ def _with_counts(table: OfferTable, kept: Kept[OfferCounts] | None) -> OfferTabl
 async def offers_page(visit: Visit) -> Response:
     """The table."""
     runtime, query = visit.runtime, visit.query
-    shown: Shown = next((each for each in ("now", "not", "all") if each == query.get("shown")), "now")  # type: ignore[assignment]
+    shown: Shown = next((each for each in ("now", "not", "all") if each == query.get("shown")), "now")
     page = int(number) if (number := query.get("page", "1")).isdigit() and 0 < int(number) < 1_000_000 else 1
     wish = OfferWish(query.get("q", "").strip()[:200], shown, query.get("kind", ""), query.get("stage", ""), page)
     jobs = jobs_of(runtime)

@@ -1,0 +1,60 @@
+"""The segments file as pages change it: a segment is added, and everything else in it, its comments too, stays as it was written."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import yaml
+
+from features.catalogue.shop import Shop
+from features.definitions.segments import SEGMENTS, Vocabulary
+from features.state.disk import write_atomically
+from features.state.home import Home
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
+
+
+def add_segment(home: Home, name: str, condition: str) -> None:
+    """Name a condition; the file is written whole or not at all.
+
+    Raises:
+        ValueError: the name is none, or taken; the condition or the file is wrong. The message says which, and the fix.
+    """
+    if not _NAME.match(name):
+        raise ValueError(f"{name!r} is no name of a segment: use small letters, digits and underscores, a letter first")
+    path, domain = home.root / SEGMENTS, Shop.load(home).domain
+    # of two who save at once neither may undo the other
+    with home.lease.hold("segments"):
+        text = path.read_bytes() if path.exists() else b""
+        standing = Vocabulary.parse(text, SEGMENTS, domain)
+        if name in standing.names:
+            raise ValueError(f"{name!r} is the name of something else already: choose another")
+        standing.parse_condition(condition)
+        whole = _with(text.decode(), name, json.dumps(condition, ensure_ascii=False)).encode()
+        # what is not in order is never written
+        Vocabulary.parse(whole, SEGMENTS, domain)
+        write_atomically(path, whole)
+
+
+def _with(text: str, name: str, condition: str) -> str:
+    """The text of the file with one segment more."""
+    root = yaml.compose(text)
+    entries = root.value if isinstance(root, yaml.MappingNode) else []
+    key, segments = next(((key, value) for key, value in entries if key.value == "segments"), (None, None))
+    whole = text if not text or text.endswith("\n") else f"{text}\n"
+    if key is None or segments is None:
+        if isinstance(root, yaml.MappingNode) and root.flow_style:
+            raise ValueError(f"{SEGMENTS} is written in braces: add the segment by hand")
+        return f"{whole}segments:\n  {name}: {condition}\n"
+    if isinstance(segments, yaml.MappingNode) and segments.flow_style:
+        before, after = text[: segments.end_mark.index - 1].rstrip(), text[segments.end_mark.index - 1 :]
+        comma = ", " if segments.value and not before.endswith(",") else ""
+        return f"{before}{comma}{name}: {condition}{after}"
+    nodes = segments.value if isinstance(segments, yaml.MappingNode) else []
+    first = nodes[0][0].start_mark.column if nodes else 2
+    at = nodes[-1][1].end_mark if nodes else key.end_mark
+    lines = whole.splitlines(keepends=True)
+    # the mark of a block text stands at the beginning of the line after it
+    line = at.line if nodes and at.column == 0 else at.line + 1
+    return "".join([*lines[:line], f"{' ' * first}{name}: {condition}\n", *lines[line:]])
