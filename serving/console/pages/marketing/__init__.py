@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serving.console.pages.marketing import audiences, coverage, exports, journeys, offers
+from serving.console.pages.marketing import audiences, coverage, experiments, exports, journeys, offers
 from serving.console.visit import Page
 
-PAGES: Sequence[Page] = [*audiences.PAGES, *offers.PAGES, *journeys.PAGES, *coverage.PAGES, *exports.PAGES]
+PAGES: Sequence[Page] = [*audiences.PAGES, *offers.PAGES, *journeys.PAGES, *experiments.PAGES, *coverage.PAGES, *exports.PAGES]
 """In the order of the menu."""

@@ -27,6 +27,8 @@ from serving.runtime import Runtime
 
 ADDRESS = "/audiences"
 SIZES = "segments"
+RIGHT = {"file": "", "condition": "", "name": ""}
+"""What may be wrong on the page, where nothing is."""
 MOST_CHARACTERS = 2_000
 """Of a condition, as conditions themselves are bounded."""
 
@@ -83,7 +85,7 @@ async def audiences_page(visit: Visit) -> Response:
 
 
 async def _shown(visit: Visit, condition: str, wrong: Mapping[str, str] | None = None, status: int = 200) -> Response:
-    runtime, jobs, wrong = visit.runtime, jobs_of(visit.runtime), dict(wrong or {})
+    runtime, jobs, wrong = visit.runtime, jobs_of(visit.runtime), {**RIGHT, **(wrong or {})}
     in_force = runtime.engine.governor.vocabulary
     try:
         _, written = await visit.port.work(runtime.engine.governor.read)
@@ -91,7 +93,7 @@ async def _shown(visit: Visit, condition: str, wrong: Mapping[str, str] | None =
         written, wrong["file"] = in_force, str(error)
     sizes = await visit.port.work(jobs.found, SIZES, SegmentSizes)
     found = await visit.port.work(jobs.found, _name(condition), AudienceFound) if condition else None
-    if condition and not wrong:
+    if condition and wrong == RIGHT:
         wrong |= _wrong(written, condition)
     own = {name: each.text for name, each in written.segments.items() if BUILT_IN.get(name) != each.text}
     return visit.page(

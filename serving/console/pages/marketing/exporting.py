@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,8 +51,10 @@ def export(runtime: Runtime, audiences: Audiences, condition: str, channel: Cont
     def note(customers: Sequence[str]) -> None:
         runtime.audit.note_all(runtime.clock(), key_name, EXPORTED, customers, "done")
 
-    name = re.sub(r"[^a-z0-9_]+", "-", condition.lower()).strip("-")[:40] or "audience"
-    out = runtime.home.root / FOLDER / f"{name}-{channel}-{form}-{runtime.clock():%Y%m%d-%H%M%S-%f}.csv"
+    name = re.sub(r"[^a-z0-9_]+", "-", condition.lower())[:40].strip("-_") or "audience"
+    # two that begin alike within a second are two files
+    digest = hashlib.blake2b(condition.encode(), digest_size=3).hexdigest()
+    out = runtime.home.root / FOLDER / f"{name}-{channel}-{form}-{runtime.clock():%Y%m%d-%H%M%S}-{digest}.csv"
     found = audiences.export(condition, out, channel, Delivery(form, with_contact=True, note=note))
     for old in files_of(runtime.home)[MOST_FILES:]:
         remove(old)

@@ -64,6 +64,11 @@ class OfferTable:
     all: int
     earlier: int
 
+    @property
+    def has_limits(self) -> bool:
+        """Whether any of the lines has a budget or a stock."""
+        return any(line.given is not None or line.redeemed is not None for line in self.lines)
+
 
 @dataclass(frozen=True)
 class OfferWish:

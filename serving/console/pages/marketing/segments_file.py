@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 
 import yaml
 
 from features.catalogue.shop import Shop
 from features.definitions.segments import SEGMENTS, Vocabulary
+from features.definitions.standing import BUILT_IN
 from features.state.disk import write_atomically
 from features.state.home import Home
 
+_WORD = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?<![\w.])[A-Za-z_]\w*""")
+"""A text in quotes, or a name that is no field of something."""
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
 
 
@@ -31,10 +35,20 @@ def add_segment(home: Home, name: str, condition: str) -> None:
         if name in standing.names:
             raise ValueError(f"{name!r} is the name of something else already: choose another")
         standing.parse_condition(condition)
-        whole = _with(text.decode(), name, json.dumps(condition, ensure_ascii=False)).encode()
+        own = {each: known.text for each, known in standing.segments.items() if BUILT_IN.get(each) != known.text}
+        whole = _with(text.decode(), name, json.dumps(spelled_out(condition, own), ensure_ascii=False)).encode()
         # what is not in order is never written
         Vocabulary.parse(whole, SEGMENTS, domain)
         write_atomically(path, whole)
+
+
+def spelled_out(condition: str, segments: Mapping[str, str]) -> str:
+    """A condition with the conditions of *segments* in place of their names: in the file they do not name each other."""
+
+    def instead(found: re.Match[str]) -> str:
+        return f"({segments[found[0]]})" if found[0] in segments else found[0]
+
+    return _WORD.sub(instead, condition)
 
 
 def _with(text: str, name: str, condition: str) -> str:
