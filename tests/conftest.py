@@ -131,7 +131,7 @@ def service(trained: Home) -> Iterator[Service]:
 def own_service(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service on a copy of the trained home, for tests that change what it holds."""
     home = copy_home(trained, tmp_path_factory.mktemp("own") / "home")
-    running = start_service(home)
+    running = start_service(home, UBIQUO_DEMO_SHOP="1")
     yield running
     stop_service(running)
 
@@ -164,6 +164,18 @@ def browser() -> Iterator[Browser]:
         launched = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield launched
         launched.close()
+
+
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """axe-core, which finds what keeps people out of a page."""
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("npm is not installed (apt-get install npm)")
+    folder = tmp_path_factory.mktemp("axe")
+    done = subprocess.run([npm, "install", "--silent", "--no-audit", "--no-fund", "axe-core@4"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text()
 
 
 @pytest.fixture(scope="session")
