@@ -40,6 +40,10 @@ PAIR_INPUTS: tuple[Input, ...] = (
 """What is computed of a customer and a campaign; a model's other inputs are features of the customer. A model may take a part of them."""
 
 
+TREES: Mapping[str, float] = {"num_leaves": 6, "trees": 150}
+"""In which settings its trees differ from ``Boosted.DEFAULTS``: there are fewer rows to learn from."""
+
+
 @dataclass(frozen=True)
 class OfferContext:
     """A query's context: how well each offer fits, and the model's answer for each campaign in force."""
@@ -88,11 +92,15 @@ class NextBestOffer:
         broad_types: Sequence[str] = (),
         seed: int = 0,
         shifts: tuple[float, float] = (0.0, 0.0),
+        settings: Mapping[str, float] | None = None,
     ) -> NextBestOffer:
-        """Fit the model of that *kind*: ``logistic`` or ``lightgbm``; *customer* names the inputs before those of the pair."""
+        """Fit the model of that *kind*: ``logistic`` or ``lightgbm``; *customer* names the inputs before those of the pair.
+
+        The trees take *settings* in place of those of ``TREES``.
+        """
         if kind == "logistic":
             return cls(Logistic.fit(rows, labels, STRENGTH), customer, worth, currency, broad_types, shifts)
-        return cls(Boosted.fit(rows, labels, seed, leaves=6, trees=150), customer, worth, currency, broad_types, shifts)
+        return cls(Boosted.fit(rows, labels, seed, settings={**TREES, **(settings or {})}), customer, worth, currency, broad_types, shifts)
 
     def book(self, offers: Iterable[Offer]) -> OfferBook:
         """The offers as this model sees them."""

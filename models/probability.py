@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from models.artifact import seal, verify
 from models.inputs import Input, read_inputs
@@ -64,7 +65,9 @@ class Logistic:
         filled = np.where(np.isnan(logs), medians, logs)
         means, scales = filled.mean(axis=0), filled.std(axis=0)
         scales[scales < 1e-12] = 1.0
-        model = LogisticRegression(C=strength, max_iter=2000).fit((filled - means) / scales, labels)
+        # its products are small: a second thread of BLAS waits ten times longer than it works; the numbers are the same
+        with threadpool_limits(1, "blas"):
+            model = LogisticRegression(C=strength, max_iter=2000).fit((filled - means) / scales, labels)
         return cls(medians, means, scales, model.coef_[0].astype(np.float64), float(model.intercept_[0]))
 
     def predict(self, rows: Floats) -> Floats:

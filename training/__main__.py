@@ -63,7 +63,7 @@ def _add_model(name: str) -> None:
     def train(
         as_of: AsOf = None, horizon: Horizon = None, window: Window = None, seed: Seed = 0, trials: Trials = 0, form: Format = None
     ) -> None:
-        _run([name], as_of, Asked(horizon, window, seed, trials), form)
+        _run([name], as_of, RunOptions(horizon, window, seed, trials), form)
 
 
 @app.command("all")
@@ -71,7 +71,7 @@ def train_all(
     as_of: AsOf = None, horizon: Horizon = None, window: Window = None, seed: Seed = 0, trials: Trials = 0, form: Format = None
 ) -> None:
     """All that the shop's data can teach, one after the other."""
-    _run(_names(), as_of, Asked(horizon, window, seed, trials), form)
+    _run(_names(), as_of, RunOptions(horizon, window, seed, trials), form)
 
 
 @app.command()
@@ -326,7 +326,7 @@ def _registry() -> Registry:
     return open_registry(Home.from_environment())
 
 
-class Asked(NamedTuple):
+class RunOptions(NamedTuple):
     """What a command says of a run besides its moment; see ``training.dataset.Plan``."""
 
     horizon_days: int | None
@@ -335,7 +335,7 @@ class Asked(NamedTuple):
     trials: int
 
 
-def _run(models: list[str], as_of: str | None, asked: Asked, form: Rendering | None) -> None:
+def _run(models: list[str], as_of: str | None, asked: RunOptions, form: Rendering | None) -> None:
     from training.bootstrap import model_settings
     from training.dataset import EmptyWindowError, NothingToLearnError, Plan
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import numpy as np
@@ -15,7 +15,7 @@ from features.state.home import Home
 from models.churn import Churn
 from models.eligibility import Eligibility
 from models.inputs import Input, matrix
-from models.probability import Floats, Logistic
+from models.probability import Boosted, Floats, Logistic
 from models.reports import ModelReport
 from training.dataset import (
     CUTOFF_STEP_DAYS,
@@ -42,6 +42,7 @@ from training.metrics import (
 from training.plots import bar_plot, calibration_plot, gain_plot
 from training.report import Outcome, Report
 from training.run import TrackedRun
+from training.tuning import Settings, of_probabilities, tuned, tuning_note
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class ChurnTrainer:
     currency: str
     seed: int
     rfm: tuple[str, ...]
+    settings: Settings = field(default_factory=dict)
 
     def fit(self, kind: str, train: pd.DataFrame) -> Churn:
         """A model of that kind, ``logistic`` or ``lightgbm``.
@@ -63,7 +65,7 @@ class ChurnTrainer:
         """
         labels = labels_of(train)
         rows = matrix(train.to_dict("records"), self.inputs)
-        return Churn.fit(kind, rows, labels, self.inputs, self.horizon_days, self.currency, self.seed, self.eligibility)
+        return Churn.fit(kind, rows, labels, self.inputs, self.horizon_days, self.currency, self.seed, self.eligibility, self.settings)
 
     def predict(self, kind: str, train: pd.DataFrame, test: pd.DataFrame) -> Floats:
         """What a model of that kind, fitted on *train*, says of *test*."""
@@ -102,12 +104,17 @@ def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: Non
         run.gate.look_at_drift(latest, reference, inputs)
         run.check_data()
         run.trained_on(frame, model, "label")
+        if plan.trials:
+            advance(f"tuning, {plan.trials} trials")
+            trainer = replace(trainer, settings=tune(frame, cuts, trainer, run, plan.trials))
         advance("choosing")
         kind = choose(frame, cuts, trainer, run)
         advance("evaluating")
         scored = evaluate(frame, cuts, trainer, leaving)
         units = {cuts.unit(cut): cut for cut in cuts.tests}
         report, figures = judge(scored, kind, run, trainer.eligibility, run.look(list(units)))
+        if plan.trials:
+            report.notes.append(tuning_note("lightgbm", trainer.settings, plan.trials))
         advance("fitting the final model")
         fitted = trainer.fit(kind, cuts.closed_before(frame, cuts.final))
         example = pd.DataFrame([{name: float(k) for k, name in enumerate(names)}])
@@ -121,6 +128,7 @@ def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: Non
             output=fitted.predict(matrix(example.to_dict("records"), inputs)),
             plots=figures,
             reference=latest,
+            settings=trainer.settings,
         )
         return run.finish(outcome)
 
@@ -136,16 +144,32 @@ def dataset(home: Home, truth: Truth, cuts: Cuts, eligibility: Eligibility, serv
 
 
 def choose(frame: pd.DataFrame, cuts: Cuts, trainer: ChurnTrainer, run: TrackedRun) -> str:
-    """The kind of model with the better average precision on the tuning cut, which no report shows."""
-    test, train = frame[frame["event_timestamp"] == pd.Timestamp(cuts.tuning)], cuts.closed_before(frame, cuts.tuning)
-    labels = test["label"].to_numpy(dtype=bool)
-    group = np.zeros(len(labels), dtype=str)
+    """The kind of model with the better average precision on the tuning cut, which no report shows.
+
+    There are two: a search would bring nothing.
+    """
 
     def tried(kind: str) -> float:
-        value = mean_average_precision(labels, trainer.predict(kind, train, test), group)
+        value = precision_at_tuning(frame, cuts, trainer, kind)
         return run.trial(kind, {"model": kind, "cut": cuts.day(cuts.tuning)}, "average_precision", value)
 
     return max(("logistic", "lightgbm"), key=tried)
+
+
+def tune(frame: pd.DataFrame, cuts: Cuts, trainer: ChurnTrainer, run: TrackedRun, trials: int) -> Settings:
+    """The settings of the trees with the best average precision on the tuning cut."""
+
+    def score(settings: Settings) -> float:
+        return precision_at_tuning(frame, cuts, replace(trainer, settings=settings), "lightgbm")
+
+    return tuned(run, "lightgbm", of_probabilities, Boosted.DEFAULTS, "average_precision", score, trials, trainer.seed)
+
+
+def precision_at_tuning(frame: pd.DataFrame, cuts: Cuts, trainer: ChurnTrainer, kind: str) -> float:
+    """The average precision on the tuning cut of a model that knows only what was before."""
+    test, train = frame[frame["event_timestamp"] == pd.Timestamp(cuts.tuning)], cuts.closed_before(frame, cuts.tuning)
+    labels = test["label"].to_numpy(dtype=bool)
+    return mean_average_precision(labels, trainer.predict(kind, train, test), np.zeros(len(labels), dtype=str))
 
 
 def evaluate(frame: pd.DataFrame, cuts: Cuts, trainer: ChurnTrainer, leaving: Leaving) -> pd.DataFrame:

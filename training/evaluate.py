@@ -17,7 +17,7 @@ from models.recommender.config import RANKED, RecommenderConfig
 from models.recommender.owned import COLUMNS
 from models.recommender.ranker import Ranker
 from models.recommender.recommender import Recommender
-from models.recommender.sources import SOURCES, retrieved
+from models.recommender.sources import SOURCES
 from models.reports import Document
 from training.dataset import Advance, Cuts, Plan, Truth, days_before, open_experiment
 from training.lessons import FEWEST_BOUGHT, LISTING_OF, AtCut, Lessons
@@ -25,7 +25,7 @@ from training.metrics import Estimate, MeansOverUnits, bootstrap, difference, es
 from training.page import page
 from training.peers import PEERS, lists_of, peak_bytes, tuned
 from training.plots import bar_plot
-from training.ranking import SERVED, SHOWN, coverage, measured, own_lists, ranking_tasks, rarity_of
+from training.ranking import SERVED, SHOWN, asked_of, coverage, measured, ndcg_of, own_lists, ranking_tasks, rarity_of
 from training.recommendations import best_modes, ranked
 from training.rendering import markdown
 from training.report import sheet_of
@@ -57,6 +57,7 @@ def main(home: Home, model: str, plan: Plan, cuts_back: int, trials: int, advanc
     config = RecommenderConfig(seed=plan.seed + 1)
     lessons = Lessons(home, truth, cuts, run.settings.feature_service, config, advance)
     judged = judged_cuts(cuts, cuts_back)
+    lessons.prepare([cuts.tuning, *judged])
     modes, _ = best_modes(lessons, cuts.tuning)
     parts, spent = [], {"ours": 0.0}
     for cut in judged:
@@ -222,13 +223,7 @@ def ablation(lessons: Lessons, cut: datetime, seed: int) -> pd.DataFrame:
         if sum(int(labels.sum()) for _, labels, _ in lessons_of) < FEWEST_BOUGHT:
             continue
         rows, labels, groups = (np.concatenate(each) for each in zip(*lessons_of, strict=True))
-        asked = []
-        for task in ranking_tasks(moment):
-            if task.listing == listing:
-                profile = model.profile(moment.query(task.number, listing))
-                places = retrieved(profile).astype(np.int32)
-                places = places[~np.isin(places, task.hidden)]
-                asked.append((task, places, model.rows(profile, places)))
+        asked = asked_of(model, moment, listing)
         values = {}
         for part, left_out in {"nothing": (), **PARTS}.items():
             keep = [
@@ -237,10 +232,8 @@ def ablation(lessons: Lessons, cut: datetime, seed: int) -> pd.DataFrame:
                 if not any(name == out or (out.endswith("_") and name.startswith(out)) for out in left_out)
             ]
             ranker = Ranker.fit(rows[:, keep], labels, groups, [model.ranker_inputs[k] for k in keep], objective, seed)
-            values[part] = np.array(
-                [measured(places[np.argsort(-ranker.predict(told[:, keep]), kind="stable")], task.truth)[1] for task, places, told in asked]
-            )
-        customers = [task.customer_id for task, _, _ in asked]
+            values[part] = ndcg_of(ranker, asked, keep)
+        customers = [each.task.customer_id for each in asked]
         for part, value in values.items():
             gap = values["nothing"] - value
             found, drawn = bootstrap(customers, MeansOverUnits(np.array(["cut"] * len(gap)), np.column_stack([value, gap])), 300)

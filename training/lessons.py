@@ -85,6 +85,14 @@ class Lessons:
         self._at: dict[datetime, AtCut] = {}
         self._rows: dict[tuple[datetime, Objective], tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]] = {}
         self._fitted: dict[datetime, Recommender] = {}
+        self.settings: dict[Objective, Mapping[str, float]] = {}
+        """What a tuning chose for the trees of each ranker."""
+
+    def prepare(self, cuts: Sequence[datetime]) -> None:
+        """Make the snapshots of these cuts and of all that is learnt from at each, in one pass over the log rather than one a moment."""
+        wanted = {moment for cut in cuts for moment in (cut, *self.before(cut))}
+        for view in ("customer_state", "item_stats"):
+            self._store.backfill(view, moments(wanted), lambda n: self._advance("backfilling features"))
 
     def before(self, cut: datetime) -> list[datetime]:
         """The moments whose horizon had closed by *cut*, latest first."""
@@ -114,16 +122,18 @@ class Lessons:
 
     def rankers(self, cut: datetime) -> dict[Objective, Ranker]:
         """The rankers as they would have been learnt at a moment, from moments whose horizon had closed by then; none from too little."""
-        found: dict[Objective, Ranker] = {}
+        told = {objective: self.ranker(cut, objective, self.settings.get(objective, {})) for objective in LISTING_OF}
+        return {objective: ranker for objective, ranker in told.items() if ranker is not None}
+
+    def ranker(self, cut: datetime, objective: Objective, settings: Mapping[str, float]) -> Ranker | None:
+        """One of them, its trees with these settings."""
         when = self.before(cut)
-        for objective in LISTING_OF:
-            parts = [self.lesson(moment, objective) for moment in when]
-            if not parts or sum(int(labels.sum()) for _, labels, _ in parts) < FEWEST_BOUGHT:
-                continue
-            self._advance("learning to rank")
-            rows, labels, groups = (np.concatenate(each) for each in zip(*parts, strict=True))
-            found[objective] = Ranker.fit(rows, labels, groups, self.sources(when[0]).ranker_inputs, objective, self._config.seed)
-        return found
+        parts = [self.lesson(moment, objective) for moment in when]
+        if not parts or sum(int(labels.sum()) for _, labels, _ in parts) < FEWEST_BOUGHT:
+            return None
+        self._advance("learning to rank")
+        rows, labels, groups = (np.concatenate(each) for each in zip(*parts, strict=True))
+        return Ranker.fit(rows, labels, groups, self.sources(when[0]).ranker_inputs, objective, self._config.seed, settings)
 
     def judged(self, cut: datetime) -> Recommender:
         """The sources to judge lists by: with all that looks lead to, where customers looked at anything."""

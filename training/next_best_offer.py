@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,9 +14,9 @@ from features.catalogue.offers import offers_in_force
 from features.catalogue.tables import Catalogue
 from features.state.home import Home
 from models.inputs import Input
-from models.next_best_offer import KIND, PAIR_INPUTS, NextBestOffer, coupon_affinity, pair_rows
+from models.next_best_offer import KIND, PAIR_INPUTS, TREES, NextBestOffer, coupon_affinity, pair_rows
 from models.offers import Offer, OfferBook, Worth
-from models.probability import shifted
+from models.probability import Boosted, shifted
 from models.reports import ModelReport
 from training.bootstrap import open_store
 from training.dataset import (
@@ -33,6 +33,7 @@ from training.dataset import (
     open_experiment,
 )
 from training.decided import Decided, read_decided
+from training.drift import asked_at
 from training.evaluation import BINARY_COLUMNS
 from training.metrics import (
     BINARY_MEASURES,
@@ -47,6 +48,7 @@ from training.plots import bar_plot, calibration_plot, gain_plot
 from training.report import Outcome, Report
 from training.run import TrackedRun
 from training.shift import lasting_shift, miss
+from training.tuning import Settings, of_probabilities, tuned, tuning_note
 
 TEST_DAYS = 165
 """Campaigns that start within so many days of the end of the data are judged."""
@@ -105,13 +107,17 @@ def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: Non
         run.gate.look_at_drift(table.loc[judged, names], reference, trainer.inputs)
         run.check_data()
         run.trained_on(table, "campaigns sent", "label")
+        if plan.trials:
+            advance(f"tuning, {plan.trials} trials")
+            trainer = replace(trainer, settings=tune(frame, rows, tests_from, trainer, run, plan.trials))
         advance("choosing")
         kind = choose(frame, rows, tests_from, trainer, run)
         advance("evaluating")
         scored = evaluate(frame, rows, tests_from, cuts.final, trainer)
         looks = run.look(sorted(set(scored["unit"])))
         report, figures = judge(scored, kind, run, coupon_ndcg(home, truth, book, scored), looks)
-        report = replace(report, notes=[*report.notes, decided.told()])
+        tuning = [tuning_note("lightgbm", trainer.settings, plan.trials)] if plan.trials else []
+        report = replace(report, notes=[*report.notes, decided.told(), *tuning])
         advance("fitting the final model")
         over = (frame["valid_until"] <= cuts.final).to_numpy()
         _, latest_worth = offer_book(home, truth, cuts.final)
@@ -130,6 +136,8 @@ def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: Non
             output=fitted.predict(example.to_numpy(dtype=float)),
             plots=figures,
             reference=table.loc[judged, names],
+            asked=asked_at(home, truth.timeline.before(cuts.final), cuts.final)[[each.name for each in trainer.customer]],
+            settings=trainer.settings,
         )
         return run.finish(outcome)
 
@@ -144,6 +152,7 @@ class OfferTrainer:
     broad_types: tuple[str, ...]
     seed: int
     decided: Decided
+    settings: Settings = field(default_factory=dict)
 
     @property
     def inputs(self) -> tuple[Input, ...]:
@@ -161,7 +170,9 @@ class OfferTrainer:
         and for broad campaigns are *moved* by so much.
         """
         rows, labels = self.decided.joined_to(rows, labels, moment)
-        return NextBestOffer.fit(kind, rows, labels, self.customer, self.worth, self.currency, self.broad_types, self.seed, moved)
+        return NextBestOffer.fit(
+            kind, rows, labels, self.customer, self.worth, self.currency, self.broad_types, self.seed, moved, self.settings
+        )  # fmt: skip
 
 
 def has_campaigns(home: Home, truth: Truth) -> bool:
@@ -220,17 +231,36 @@ def dataset(
 
 
 def choose(frame: pd.DataFrame, rows: np.ndarray, tests_from: datetime, trainer: OfferTrainer, run: TrackedRun) -> str:
-    """The kind of model with the better average precision on campaigns before the tests, which no report shows."""
-    closed = (frame["valid_until"] <= tests_from).to_numpy()
-    before = frame[closed].reset_index(drop=True)
-    tuned = evaluate(before, rows[closed], tests_from - timedelta(days=TUNING_DAYS), tests_from, trainer)
-    labels, groups = tuned["label"].to_numpy(dtype=bool), tuned["group"].to_numpy(dtype=str)
+    """The kind of model with the better average precision on campaigns before the tests, which no report shows.
+
+    There are two: a search would bring nothing.
+    """
+    found = precisions_before(frame, rows, tests_from, trainer, MODELS[1:])
 
     def tried(kind: str) -> float:
-        value = mean_average_precision(labels, tuned[kind].to_numpy(dtype=float), groups)
-        return run.trial(kind, {"model": kind, "before": f"{tests_from:%Y-%m-%d}"}, "average_precision", value)
+        return run.trial(kind, {"model": kind, "before": f"{tests_from:%Y-%m-%d}"}, "average_precision", found[kind])
 
-    return max(MODELS[1:], key=tried)
+    return max(found, key=tried)
+
+
+def tune(frame: pd.DataFrame, rows: np.ndarray, tests_from: datetime, trainer: OfferTrainer, run: TrackedRun, trials: int) -> Settings:
+    """The settings of the trees with the best average precision on campaigns before the tests."""
+
+    def score(settings: Settings) -> float:
+        return precisions_before(frame, rows, tests_from, replace(trainer, settings=settings), ["lightgbm"])["lightgbm"]
+
+    return tuned(run, "lightgbm", of_probabilities, {**Boosted.DEFAULTS, **TREES}, "average_precision", score, trials, trainer.seed)
+
+
+def precisions_before(
+    frame: pd.DataFrame, rows: np.ndarray, tests_from: datetime, trainer: OfferTrainer, kinds: Sequence[str]
+) -> dict[str, float]:
+    """The average precision of each kind of model on the campaigns before the tests."""
+    closed = (frame["valid_until"] <= tests_from).to_numpy()
+    before = frame[closed].reset_index(drop=True)
+    scored = evaluate(before, rows[closed], tests_from - timedelta(days=TUNING_DAYS), tests_from, trainer, kinds)
+    labels, groups = scored["label"].to_numpy(dtype=bool), scored["group"].to_numpy(dtype=str)
+    return {kind: mean_average_precision(labels, scored[kind].to_numpy(dtype=float), groups) for kind in kinds}
 
 
 def foretold(frame: pd.DataFrame, rows: np.ndarray, kind: str, end: datetime, trainer: OfferTrainer) -> np.ndarray:
@@ -252,14 +282,16 @@ def shifts(frame: pd.DataFrame, told: np.ndarray, moment: datetime) -> tuple[flo
     return lasting_shift(misses[False]), lasting_shift(misses[True])
 
 
-def evaluate(frame: pd.DataFrame, rows: np.ndarray, start: datetime, end: datetime, trainer: OfferTrainer) -> pd.DataFrame:
+def evaluate(
+    frame: pd.DataFrame, rows: np.ndarray, start: datetime, end: datetime, trainer: OfferTrainer, kinds: Sequence[str] = MODELS[1:]
+) -> pd.DataFrame:
     """Every model's answers on the campaigns that start in ``[start, end)``, each fitted and moved by those that had ended by then."""
     parts = []
-    told = {kind: foretold(frame, rows, kind, end, trainer) for kind in MODELS[1:]}
+    told = {kind: foretold(frame, rows, kind, end, trainer) for kind in kinds}
     judged = frame[(frame["event_timestamp"] >= start) & (frame["event_timestamp"] < end)]
     for moment, test in judged.groupby("event_timestamp"):
         place = test.index.to_numpy()
-        if np.isnan(told[MODELS[1]][place]).any():
+        if np.isnan(told[kinds[0]][place]).any():
             continue
         here, broad = rows[place], test["broad"].to_numpy(dtype=bool)
         answers = {}

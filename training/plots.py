@@ -81,11 +81,6 @@ def change_plot(before: Sequence[float], after: Sequence[float], what: str) -> F
     return figure
 
 
-def segment_plot(title: str, segments: Mapping[str, tuple[int, Estimate]]) -> Figure:
-    """A measure by segment with its interval: where does the model fail?"""
-    return bar_plot(title, {f"{name} ({rows})": estimate for name, (rows, estimate) in segments.items()})
-
-
 def threshold_plot(labels: NDArray[np.bool_], probabilities: Floats, value_minor: float, cost_minor: float, currency: str) -> Figure:
     """What addressing everyone above a threshold would bring, were each positive reached worth *value_minor* at *cost_minor* a contact."""
     figure = Figure(figsize=(6.5, 4.5), layout="constrained")
@@ -102,23 +97,13 @@ def threshold_plot(labels: NDArray[np.bool_], probabilities: Floats, value_minor
     return figure
 
 
-def histogram(values: Sequence[float], title: str, label: str, bins: int = 40) -> Figure:
-    """How a number is spread over the customers."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    known = np.asarray(values, dtype=float)
-    axes.hist(known[~np.isnan(known)], bins=bins, color="tab:blue")
-    axes.set(title=title, xlabel=label, ylabel="customers")
-    return figure
-
-
-def line_plot(series: Mapping[str, tuple[Sequence[Any], Sequence[float]]], title: str, label: str) -> Figure:
-    """One line a name over time."""
+def line_plot(series: Mapping[str, tuple[Sequence[Any], Sequence[float]]], title: str, label: str, along: str = "week") -> Figure:
+    """One line a name over what it runs *along*."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     for name, (at, values) in series.items():
         axes.plot(at, values, label=name)
-    axes.set(title=title, ylabel=label)
+    axes.set(title=title, xlabel=along, ylabel=label)
     axes.tick_params(axis="x", rotation=30)
     axes.legend()
     return figure

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from models.decision import top
 from models.recommendations import LISTINGS
 from models.recommender.config import SINGLES, Mode
-from models.recommender.ranker import Objective
+from models.recommender.ranker import Objective, Ranker
 from models.recommender.recommender import Recommender
+from models.recommender.sources import retrieved
 from training.dataset import EmptyWindowError
 from training.evaluation import RANKING_COLUMNS, banded, split_metric
 from training.lessons import LISTING_OF, AtCut, Lessons
-from training.metrics import RANKING_MEASURES, MeansOverUnits, bootstrap, dcg, difference, estimates
+from training.metrics import RANKING_MEASURES, Estimate, MeansOverUnits, bootstrap, dcg, difference, estimates
 from training.plots import bar_plot
 from training.report import Report
 from training.run import TrackedRun
@@ -65,6 +66,32 @@ def ranking_tasks(moment: AtCut) -> Iterator[RankingTask]:
         new = truth[~np.isin(truth, before)]
         if len(new):
             yield RankingTask(number, customer, "also_like", new, before, segment)
+
+
+class AskedCandidates(NamedTuple):
+    """One task with its candidates, and what a ranker is told of each."""
+
+    task: RankingTask
+    places: NDArray[np.int32]
+    rows: NDArray[np.float32]
+
+
+def asked_of(model: Recommender, moment: AtCut, listing: str) -> list[AskedCandidates]:
+    """Every task of a list at a cut, as a ranker would meet it."""
+    found = []
+    for task in ranking_tasks(moment):
+        if task.listing == listing:
+            profile = model.profile(moment.query(task.number, listing))
+            places = retrieved(profile).astype(np.int32)
+            places = places[~np.isin(places, task.hidden)]
+            found.append(AskedCandidates(task, places, model.rows(profile, places)))
+    return found
+
+
+def ndcg_of(ranker: Ranker, asked: Sequence[AskedCandidates], inputs: Sequence[int] | slice = slice(None)) -> NDArray[np.float64]:
+    """NDCG@10 of each task ordered by the ranker alone, which takes only some *inputs*."""
+    ordered = ((each, np.argsort(-ranker.predict(each.rows[:, inputs]), kind="stable")) for each in asked)
+    return np.array([measured(each.places[order], each.task.truth)[1] for each, order in ordered])
 
 
 def own_lists(model: Recommender, moment: AtCut) -> dict[str, dict[tuple[int, str], NDArray[np.intp]]]:
@@ -175,6 +202,11 @@ def judge(scored: pd.DataFrame, modes: Mapping[Objective, Mode], run: TrackedRun
         model: {f"{measure}_{listing}": told[name] for name in names for of, measure, listing in [name.rsplit("/", 2)] if of == model}
         for model in models
     }
+    for model, listing in ((m, each) for m in models for each in LISTINGS if (m, each) not in MEANINGLESS):
+        mine = scored[(scored["model"] == model) & (scored["listing"] == listing)]
+        # of one catalogue and all customers: there is no interval
+        for name, alone in (("coverage", coverage(mine)), ("novelty", float(mine["novelty"].mean()))):
+            quality[model][f"{name}_{listing}"] = Estimate(alone, float("nan"), float("nan"))
     measure, list_name = split_metric(metric)
     lead = difference(value, draws, names, f"{SERVED}/{measure}/{list_name}", f"popularity/{measure}/{list_name}")
     rivals = {

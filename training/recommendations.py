@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 
@@ -13,15 +13,16 @@ from features.state.home import Home
 from models.decision import Query
 from models.inputs import Input
 from models.recommender.config import JOINED, RANKED, SINGLES, Mode, RecommenderConfig
-from models.recommender.ranker import Objective, Ranker
+from models.recommender.ranker import DEFAULTS, Objective, Ranker
 from models.recommender.recommender import Recommender
 from models.reports import ModelReport
 from training.dataset import Advance, Plan, open_experiment
 from training.evaluation import RANKING_COLUMNS
 from training.lessons import LISTING_OF, Lessons
-from training.ranking import SERVED, evaluate, judge, rescored
+from training.ranking import SERVED, AskedCandidates, asked_of, evaluate, judge, ndcg_of, rescored
 from training.report import Outcome
 from training.run import TrackedRun
+from training.tuning import Settings, of_rankers, tuned, tuning_note
 
 
 def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: None) -> ModelReport:
@@ -35,6 +36,7 @@ def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: Non
         advance("checking the log")
         run.check_log(truth)
         lessons = Lessons(home, truth, cuts, run.settings.feature_service, config, advance)
+        lessons.prepare([cuts.tuning, *cuts.tests, cuts.final])
         final = lessons.at(cuts.final)
         reference, _ = run.champion_reference()
         breadth = final.breadth.drop(columns="customer_id")
@@ -42,6 +44,9 @@ def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: Non
         run.gate.look_at_drift(breadth, reference)
         run.check_data()
         run.trained_on(final.breadth, "purchase histories")
+        if plan.trials:
+            advance(f"tuning, {plan.trials} trials a list")
+            tune(lessons, cuts.tuning, run, plan)
         modes = choose(lessons, cuts.tuning, run, advance)
         scored, items = [], {}
         for cut in cuts.tests:
@@ -52,6 +57,7 @@ def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: Non
         units = {cuts.unit(cut): cut for cut in cuts.tests}
         frame = pd.concat(scored, ignore_index=True)
         report, figures = judge(frame, modes, run, run.look(list(units)))
+        report.notes += [tuning_note(LISTING_OF[objective], settings, plan.trials) for objective, settings in lessons.settings.items()]
         fitted = lessons.whole(cuts.final)
         fitted = ranked(fitted, lessons.rankers(cuts.final), modes)
         example = synthetic_example(fitted)
@@ -67,6 +73,7 @@ def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: Non
             output=pd.Series(picks),
             plots=figures,
             reference=breadth,
+            settings={f"{LISTING_OF[objective]}/{name}": value for objective, of in lessons.settings.items() for name, value in of.items()},
         )
         return run.finish(outcome)
 
@@ -75,6 +82,21 @@ def ranked(sources: Recommender, rankers: Mapping[Objective, Ranker], modes: Map
     """The sources with their rankers; where there is none that was chosen, frequency and EASE are added up."""
     held = {objective: mode if mode != RANKED or objective in rankers else JOINED for objective, mode in modes.items()}
     return sources.ranked_by(rankers, held)
+
+
+def tune(lessons: Lessons, cut: datetime, run: TrackedRun, plan: Plan) -> None:
+    """Give the lessons the settings of each ranker's trees with the best NDCG@10 on the tuning cut, where there is a ranker."""
+    for objective, listing in LISTING_OF.items():
+        if lessons.ranker(cut, objective, {}) is None:
+            continue
+        asked = asked_of(lessons.sources(cut), lessons.at(cut), listing)
+
+        def score(settings: Settings, objective: Objective = objective, asked: Sequence[AskedCandidates] = asked) -> float:
+            ranker = lessons.ranker(cut, objective, settings)
+            assert ranker is not None
+            return float(ndcg_of(ranker, asked).mean())
+
+        lessons.settings[objective] = tuned(run, listing, of_rankers, DEFAULTS, "ndcg_at_10", score, plan.trials, plan.seed)
 
 
 def choose(lessons: Lessons, cut: datetime, run: TrackedRun, advance: Advance) -> dict[Objective, Mode]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +34,10 @@ PAIR_INPUTS = (
     Input("interval_days", "at what intervals the customer buys it"),
     Input("due", "how much of that interval has passed"),
 )
-TREES, LEAVES, RATE = 60, 15, 0.1
+DEFAULTS: Mapping[str, float] = {
+    "trees": 60, "num_leaves": 15, "learning_rate": 0.1, "lambda_l2": 0.0, "feature_fraction": 0.7, "bagging_fraction": 0.7,
+}  # fmt: skip
+"""The settings that hold where nobody says otherwise."""
 FITS: dict[Objective, int] = {"any": 1, "new": 3}
 """Of how many fits the mean is taken: where little is bought, one alone moves by more than most inputs bring."""
 Matrix = NDArray[np.float32]
@@ -48,7 +51,14 @@ class Ranker:
 
     @classmethod
     def fit(
-        cls, rows: Matrix, labels: NDArray[np.bool_], groups: NDArray[np.int64], inputs: Sequence[Input], objective: Objective, seed: int
+        cls,
+        rows: Matrix,
+        labels: NDArray[np.bool_],
+        groups: NDArray[np.int64],
+        inputs: Sequence[Input],
+        objective: Objective,
+        seed: int,
+        settings: Mapping[str, float] | None = None,
     ) -> Ranker:
         """Learn from candidates of customers at past moments.
 
@@ -56,14 +66,14 @@ class Ranker:
             rows: ``(candidates, inputs)``.
             labels: whether the customer then bought it.
             groups: how many candidates each customer has, in order.
+            settings: what differs from ``DEFAULTS``.
         """
-        settings = {
+        chosen: dict[str, Any] = {**DEFAULTS, **(settings or {})}
+        trees, leaves = int(chosen.pop("trees")), int(chosen.pop("num_leaves"))
+        parameters = chosen | {
             "objective": LOSS[objective],
-            "num_leaves": LEAVES,
-            "learning_rate": RATE,
+            "num_leaves": leaves,
             "min_data_in_leaf": int(np.clip(len(rows) // 400, 5, 500)),
-            "feature_fraction": 0.7,
-            "bagging_fraction": 0.7,
             "bagging_freq": 1,
             "lambdarank_truncation_level": 15,
             "num_threads": 2,
@@ -75,7 +85,7 @@ class Ranker:
         boosters = []
         for number in range(FITS[objective]):
             data = lgb.Dataset(rows, truth, group=groups if objective == "new" else None, feature_name=names)
-            boosters.append(lgb.train({**settings, "seed": 10 * seed + number}, data, TREES))
+            boosters.append(lgb.train({**parameters, "seed": 10 * seed + number}, data, trees))
         return cls(boosters, inputs, objective)
 
     def predict(self, rows: Matrix) -> NDArray[np.float64]:
