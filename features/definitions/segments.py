@@ -13,7 +13,7 @@ import msgspec
 from features.catalogue.yaml_file import WrittenError, read_yaml, wrong
 from features.definitions.conditions import CelCondition, ConditionError, Names, ValueKind, names_of
 from features.definitions.domain import domain_named
-from features.definitions.standing import BUILT_IN, STANDING, Borders, Risk, Standing
+from features.definitions.standing import BUILT_IN, STANDING, Borders, CustomerStanding, Risk
 from features.state.home import Home
 
 SEGMENTS = "segments.yaml"
@@ -41,7 +41,13 @@ class Vocabulary:
         standing: what tells where a customer stands.
     """
 
-    def __init__(self, names: Names, context: Mapping[str, ValueKind], segments: Mapping[str, CelCondition], standing: Standing) -> None:
+    def __init__(
+        self,
+        names: Names,
+        context: Mapping[str, ValueKind],
+        segments: Mapping[str, CelCondition],
+        standing: CustomerStanding,
+    ) -> None:
         self.context, self.segments, self.standing = dict(context), dict(segments), standing
         self.names: Names = {**names, **dict.fromkeys(segments, "truth")}
 
@@ -61,11 +67,11 @@ class Vocabulary:
             DamagedStateError: the borders between fifths are damaged.
         """
         path: Path = home.root / SEGMENTS
-        standing = Standing(domain_named(domain).leaving, Borders.load(home), risk)
+        standing = CustomerStanding(domain_named(domain).leaving, Borders.load(home), risk)
         return cls.parse(path.read_bytes() if path.exists() else b"", path.name, domain, standing)
 
     @classmethod
-    def parse(cls, text: bytes, name: str, domain: str, standing: Standing | None = None) -> Vocabulary:
+    def parse(cls, text: bytes, name: str, domain: str, standing: CustomerStanding | None = None) -> Vocabulary:
         """Read and check a segments file. Its conditions may name the segments that every shop has, and not each other.
 
         Raises:
@@ -86,7 +92,7 @@ class Vocabulary:
                 segments[each] = CelCondition.parse(condition, names)
             except ConditionError as error:
                 raise wrong(text, name, f"segments.{each}", str(error)) from None
-        return cls(names, said.context, segments, standing or Standing(domain_named(domain).leaving))
+        return cls(names, said.context, segments, standing or CustomerStanding(domain_named(domain).leaving))
 
     def parse_condition(self, text: str) -> CelCondition:
         """A condition in these words.

@@ -79,7 +79,7 @@ class Risk(Protocol):
 
 
 @dataclass(frozen=True)
-class Standing:
+class CustomerStanding:
     """What tells where customers of one shop stand.
 
     Attributes:

@@ -19,7 +19,7 @@ _THEIRS: dict[str, str] = {
 """What other systems call a column."""
 
 
-class Listed(NamedTuple):
+class NamedCustomers(NamedTuple):
     """Who stands in a file.
 
     Attributes:
@@ -35,7 +35,7 @@ class ListError(ValueError):
     """A list that cannot be read; the message names the file, the line and the fix."""
 
 
-def read_list(path: Path, identities: Identities, region: str | None) -> Listed:
+def read_list(path: Path, identities: Identities, region: str | None) -> NamedCustomers:
     """Read a list: a CSV with a column ``customer_id``, ``email``, ``phone`` or another kind of identifier, or a text file of one
     customer a line, as an id or as KIND:VALUE. Phone numbers without a country code are read in *region*.
 
@@ -62,7 +62,7 @@ def read_list(path: Path, identities: Identities, region: str | None) -> Listed:
             unknown += 1
         else:
             found[customer] = None
-    return Listed(list(found), unknown)
+    return NamedCustomers(list(found), unknown)
 
 
 def _columns(first: str) -> tuple[str, dict[str, str]] | None:

@@ -14,7 +14,7 @@ import duckdb
 import msgspec
 from iso4217 import Currency
 
-from features.catalogue.tables import ITEM_ATTRIBUTES, MAX_ATTRIBUTES, AttributeKind, attribute_fault
+from features.catalogue.tables import ITEM_ATTRIBUTES, MAX_ATTRIBUTES, SHOWN, AttributeKind, attribute_fault
 from features.definitions.domain import UnknownDomainError, domain_named, domain_names
 from features.events.event import EVENT_NAMES, Channel, explain
 from features.events.identifiers import KINDS
@@ -184,7 +184,7 @@ class ItemPart(_Strict, frozen=True):
     """Lines that are no items (postage, fees): any of these conditions leaves the line out of its event."""
     attributes: dict[str, str | AttributePart] = {}
     """Attributes for the catalogue, where it does not know the item yet; of several the most frequent. One that the domain does not
-    know is the shop's own, and says what it ``holds``."""
+    know is the shop's own, and says what it ``holds``. ``name``, ``price_minor``, ``image_url`` and ``url`` are shown in answers."""
 
 
 class Mapping(_Strict, frozen=True):
@@ -253,7 +253,11 @@ class Mapping(_Strict, frozen=True):
     def attributes(self) -> dict[str, AttributePart]:
         """The attributes of items in their long form."""
         named = self.item.attributes if self.item is not None else {}
-        return {name: AttributePart(column=said) if isinstance(said, str) else said for name, said in named.items()}
+
+        def whole(name: str, said: str | AttributePart) -> AttributePart:
+            return AttributePart(column=said, holds=SHOWN.get(name, "text")) if isinstance(said, str) else said
+
+        return {name: whole(name, said) for name, said in named.items()}
 
     def conditions(self) -> Iterator[tuple[str, Condition]]:
         """Every condition with its place in the file."""
@@ -314,13 +318,15 @@ def _attribute_mistakes(mapping: Mapping, attribute: str) -> Iterator[tuple[str,
     if (fault := attribute_fault(attribute)) is not None:
         yield place, fault
     said = mapping.item.attributes[attribute] if mapping.item else ""
-    if attribute not in ITEM_ATTRIBUTES and isinstance(said, str):
+    if attribute not in ITEM_ATTRIBUTES and attribute not in SHOWN and isinstance(said, str):
         near = difflib.get_close_matches(attribute, ITEM_ATTRIBUTES, 1, 0.6)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         own = f"one of your own says what it holds, e.g. {{column: {said}, holds: text}}"
-        yield place, f"the catalogue knows {', '.join(ITEM_ATTRIBUTES)}{hint}; {own}"
+        yield place, f"the catalogue knows {', '.join((*ITEM_ATTRIBUTES, *SHOWN))}{hint}; {own}"
     if attribute in ITEM_ATTRIBUTES and isinstance(said, AttributePart) and said.holds != "text":
         yield f"{place}.holds", f"{attribute} is a text in every catalogue: give an attribute of your own another name"
+    if attribute in SHOWN and isinstance(said, AttributePart) and said.holds != SHOWN[attribute]:
+        yield f"{place}.holds", f"answers show {attribute}, and it holds {SHOWN[attribute]}: say so, or give yours another name"
     if mapping.item and len(mapping.item.attributes) > MAX_ATTRIBUTES:
         yield "item.attributes", f"more than {MAX_ATTRIBUTES} attributes"
 

@@ -54,7 +54,15 @@ _COMMON = [
 ]
 SCHEMAS: dict[Answers, pa.Schema] = {
     "score": pa.schema(_COMMON),
-    "items": pa.schema([*_COMMON, ("name", pa.string()), ("because_of", pa.string()), ("expected_at", _TIME)]),
+    "items": pa.schema(
+        [
+            *_COMMON,
+            *((name, pa.string()) for name in ("name", "because_of")),
+            ("expected_at", _TIME),
+            ("price_minor", pa.int64()),
+            *((name, pa.string()) for name in ("image_url", "url")),
+        ]
+    ),
     "offers": pa.schema(
         [
             *_COMMON,

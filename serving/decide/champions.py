@@ -49,6 +49,8 @@ class Loaded:
     """Where in the attributes each of them stands."""
     label: Callable[[str], str] = str
     """What to call one of them."""
+    shown: Callable[[str], Mapping[str, Any]] = lambda item_id: {}
+    """What is shown of an item beside."""
     book: OfferBook | None = None
     """The offers that it chooses from."""
     terms: Terms | None = None
@@ -209,7 +211,7 @@ class Champions:
         if kind.answers == "items":
             trained: Recommender = loaded.model
             stocked = trained.stocked(Catalogue(self._home).read("items").to_pydict())
-            return Loaded(loaded, stocked.pipeline, stocked.attributes, stocked.positions, stocked.label, items_digest=items)
+            return Loaded(loaded, stocked.pipeline, stocked.attributes, stocked.positions, stocked.label, stocked.shown, items_digest=items)
         if kind.answers == "offers":
             offers: NextBestOffer = loaded.model
             book = offers.book(Offer.from_row(row) for row in offers_in_force(self._home))

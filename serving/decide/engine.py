@@ -206,7 +206,9 @@ class Engine(Champions):
         name = loaded.label
         items = [ItemChoice(c.id, name(c.id), c.score, c.source, c.reason, c.propensity, **c.details) for c in decision.choices]
         about = self._about(kind, loaded, query, fallback, decision_id)
-        answer = ItemsAnswer(**about, items=items, removed=dict(decision.removed), left_out=_named(decision))
+        # a picture and a price are for the page alone: the log would only grow by them
+        shown = [msgspec.structs.replace(item, **loaded.shown(item.item_id)) for item in items]
+        answer = ItemsAnswer(**about, items=shown, removed=dict(decision.removed), left_out=_named(decision))
         self._assign(answer, assigned, held_out)
         return answer, self._record(kind, request, answer, items, query.row, held_out)
 
