@@ -80,14 +80,19 @@ def told_wait(seconds: int, words: Words) -> str:
     raise AssertionError(f"every number of seconds is whole: {seconds}")
 
 
+def told_events(names: Sequence[str], words: Words) -> str:
+    """Events by their names, as a reader says them."""
+    return ", ".join(words.say(name.replace("_", " ")) for name in names)
+
+
 def _begins(start: Start, words: Words) -> list[str]:
     if start.every is not None:
         return [words.say("Every day at %(time)s") % {"time": start.at}]
-    told = [words.say("When a customer does: %(events)s") % {"events": ", ".join(start.on)}]
+    told = [words.say("When a customer does: %(events)s") % {"events": told_events(start.on, words)}]
     if start.after:
         told.append(words.say("and %(time)s have passed") % {"time": told_wait(seconds_of(start.after), words)})
     if start.unless:
-        told.append(words.say("unless in the meantime: %(events)s") % {"events": ", ".join(start.unless)})
+        told.append(words.say("unless in the meantime: %(events)s") % {"events": told_events(start.unless, words)})
     return told
 
 
@@ -98,11 +103,11 @@ def _nodes(placed: Sequence[PlacedStep], standing: Mapping[int, int], words: Wor
 def _node(placed: PlacedStep, standing: Mapping[int, int], words: Words) -> FlowNode:
     step, here = placed.step, standing.get(placed.position, 0)
     if step.offer is not None:
-        title = words.say("Offer by %(channels)s") % {"channels": words.say(" or ").join(step.offer.channels)}
+        title = words.say("Offer by %(channels)s") % {"channels": words.say(" or ").join(map(words.say, step.offer.channels))}
         return FlowNode("offer", title, _offered(step.offer, words), here)
     if step.wait is not None:
         title = words.say("Wait %(time)s") % {"time": told_wait(seconds_of(step.wait), words)}
-        until = [words.say("or until: %(events)s") % {"events": ", ".join(step.until)}] if step.until else []
+        until = [words.say("or until: %(events)s") % {"events": told_events(step.until, words)}] if step.until else []
         return FlowNode("wait", title, until, here)
     ways = [_way(branch, steps, standing, words) for branch, steps in placed.ways]
     return FlowNode("branch", words.say("Which way?"), ways=ways)
@@ -113,7 +118,7 @@ def _way(branch: Branch, steps: Sequence[PlacedStep], standing: Mapping[int, int
 
 
 def _offered(step: OfferStep, words: Words) -> list[str]:
-    chosen = [*step.stages, *step.kinds, *step.categories, *step.offer_ids]
+    chosen = [*map(words.say, (*step.stages, *step.kinds)), *step.categories, *step.offer_ids]
     told = [words.say("of: %(chosen)s") % {"chosen": ", ".join(chosen)} if chosen else words.say("the best of all offers")]
     if step.best_time:
         told.append(words.say("at the hour at which the customer is likeliest to answer"))
