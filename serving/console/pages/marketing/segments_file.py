@@ -52,23 +52,21 @@ def spelled_out(condition: str, segments: Mapping[str, str]) -> str:
 
 
 def _with(text: str, name: str, condition: str) -> str:
-    """The text of the file with one segment more."""
+    """The text of a file that is in order, with one segment more."""
     root = yaml.compose(text)
     entries = root.value if isinstance(root, yaml.MappingNode) else []
-    key, segments = next(((key, value) for key, value in entries if key.value == "segments"), (None, None))
+    segments = next((value for key, value in entries if key.value == "segments"), None)
     whole = text if not text or text.endswith("\n") else f"{text}\n"
-    if key is None or segments is None:
+    if segments is None:
         if isinstance(root, yaml.MappingNode) and root.flow_style:
             raise ValueError(f"{SEGMENTS} is written in braces: add the segment by hand")
         return f"{whole}segments:\n  {name}: {condition}\n"
-    if isinstance(segments, yaml.MappingNode) and segments.flow_style:
+    if segments.flow_style:
         before, after = text[: segments.end_mark.index - 1].rstrip(), text[segments.end_mark.index - 1 :]
         comma = ", " if segments.value and not before.endswith(",") else ""
         return f"{before}{comma}{name}: {condition}{after}"
-    nodes = segments.value if isinstance(segments, yaml.MappingNode) else []
-    first = nodes[0][0].start_mark.column if nodes else 2
-    at = nodes[-1][1].end_mark if nodes else key.end_mark
+    (first, _), (_, last) = segments.value[0], segments.value[-1]
     lines = whole.splitlines(keepends=True)
     # the mark of a block text stands at the beginning of the line after it
-    line = at.line if nodes and at.column == 0 else at.line + 1
-    return "".join([*lines[:line], f"{' ' * first}{name}: {condition}\n", *lines[line:]])
+    at = last.end_mark.line if last.end_mark.column == 0 else last.end_mark.line + 1
+    return "".join([*lines[:at], f"{' ' * first.start_mark.column}{name}: {condition}\n", *lines[at:]])
