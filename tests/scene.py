@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import http.client
 import json
 import os
 import shutil
@@ -174,6 +175,16 @@ class Service:
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
+
+
+def headers_of(service: Service, method: str, path: str, headers: dict[str, str]) -> tuple[int, dict[str, str]]:
+    """The status and the headers of an answer, their names in small letters."""
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
+    connection.request(method, path, b"{}" if method == "POST" else None, {"content-type": "application/json", **headers})
+    with connection.getresponse() as response:
+        found = response.status, {name.lower(): value for name, value in response.getheaders()}
+    connection.close()
+    return found
 
 
 def start_service(home: Home, **environment: str) -> Service:

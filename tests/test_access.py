@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import http.client
 import json
 import time
 import uuid
@@ -14,7 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from scene import NEW_YEAR, SECRET, Pages, Service, command, customer, loyalty_cards
+from scene import NEW_YEAR, SECRET, Pages, Service, command, customer, headers_of, loyalty_cards
 
 from features.people.vault import Vault
 from features.state.home import Home
@@ -306,16 +305,6 @@ class TestOrigins:
 def preflight(service: Service, path: str, origin: str) -> tuple[int, dict[str, str]]:
     asked = {"origin": origin, "access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
     return headers_of(service, "OPTIONS", path, asked)
-
-
-def headers_of(service: Service, method: str, path: str, headers: dict[str, str]) -> tuple[int, dict[str, str]]:
-    """The status and the headers of an answer, their names in small letters."""
-    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
-    connection.request(method, path, b"{}" if method == "POST" else None, {"content-type": "application/json", **headers})
-    with connection.getresponse() as response:
-        found = response.status, {name.lower(): value for name, value in response.getheaders()}
-    connection.close()
-    return found
 
 
 class TestRates:

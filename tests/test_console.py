@@ -14,10 +14,12 @@ from babel.messages.extract import extract_from_dir
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 from scene import ROOT, Service, loyalty_cards
 
+from features.definitions.domain import domain_named, domain_names
 from features.events.event import EVENT_NAMES, Channel, ContactChannel, Purpose
 from features.events.identifiers import KINDS
 from serving.console.application import PAGES
-from serving.console.words import FOLDER, catalog, language_of
+from serving.console.catalog import FOLDER, catalog
+from serving.console.words import Words, language_of
 from serving.privacy.keys import Audit
 
 READABLE = [page.path for page in PAGES if page.method == "GET" and "{" not in page.path and not page.path.endswith((".csv", "/live"))]
@@ -130,6 +132,31 @@ class TestBothLanguages:
         assert sorted(text for text in said if text.strip() and text not in italian) == []
         for text in said & italian.keys():
             assert sorted(PLACES.findall(text)) == sorted(PLACES.findall(italian[text])), text
+
+    def test_what_the_models_say_is_said_in_italian_too(self, own_service: Service) -> None:
+        words, english = Words("it"), list[str]()
+        for card in loyalty_cards(own_service.home)[50:70]:
+            whom = {"identifiers": {"loyalty_card": card}}
+            said = own_service.ask("churn", whom)["reason"].split("; ")
+            for listing in ("for_you", "also_like", "buy_again", "trending"):
+                answer = own_service.ask("recommendations", {**whom, "listing": listing, "limit": 8})
+                said += [item["reason"] for item in answer["items"]] + [each for each in [answer["fallback"]] if each]
+            said += [reason["text"] for offer in own_service.ask("next-best-offer", whom)["offers"] for reason in offer["reasons"]]
+            english += [text for text in said if words.reason(text) == text]
+        assert english == []
+
+    def test_every_feature_of_every_domain_has_an_italian_phrase(self) -> None:
+        features = [feature for name in domain_names() for feature in domain_named(name).customer]
+        said = {text for feature in features for text in (feature.phrase, feature.unknown) if text}
+        assert sorted(said - catalog("it").keys()) == []
+
+    def test_a_reason_within_a_reason_is_translated_with_its_numbers(self) -> None:
+        text = "often bought with Pane: Integrale, which you buy every 5 days"
+        assert Words("it").reason(text) == "spesso comprato con Pane: Integrale, che compri ogni 5 giorni"
+        assert Words("it").reason("usually comes every 4.2 days; spent 1,204.50 EUR in the last 4 weeks") == (
+            "di solito viene ogni 4,2 giorni; ha speso 1,204.50 EUR nelle ultime 4 settimane"
+        )
+        assert Words("en").reason(text) == text
 
     def test_no_text_is_translated_twice(self) -> None:
         keys = re.findall(r'^msgid "(.+)"$', (FOLDER / "it.po").read_text(), re.MULTILINE)

@@ -219,5 +219,5 @@ class TestSettings:
                 assert f"{getattr(plain, name)}" == default
 
     def test_the_documents_name_every_variable_that_there_is(self) -> None:
-        text = (ROOT / "README.md").read_text() + (ROOT / "docs" / "operations.md").read_text()
+        text = "".join(path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
         assert [name for name, _, _ in described() if variable_of(name) not in text] == []

@@ -35,7 +35,7 @@ from serving.decide.champions import _describe
 from serving.decide.engine import Engine
 from serving.decide.questions import NextBestOfferRequest, SimilarItemsRequest
 from serving.decide.who import NOBODY
-from serving.http.openapi import CUSTOMER_ROUTES, ROUTES
+from serving.http.openapi import CUSTOMER_ROUTES, PAGE_ROUTES, ROUTES
 
 COUNTER = iter(range(1_000_000))
 
@@ -350,7 +350,7 @@ def test_health_metrics_and_description_are_there(service: Service) -> None:
     status, text = service.get("/openapi.json")
     description = json.loads(text)
     assert status == 200
-    assert set(description["paths"]) == {*ROUTES, *CUSTOMER_ROUTES, *(f"/v1/{name}" for name in model_names())}
+    assert set(description["paths"]) == {*ROUTES, *CUSTOMER_ROUTES, *PAGE_ROUTES, *(f"/v1/{name}" for name in model_names())}
     assert service.get("/v1/churn")[0] == 405
 
 

@@ -24,8 +24,10 @@ from features.people.contacts import Contacts
 from features.people.identity import Identities
 from features.sources import ga4, segment
 from features.state.home import Home
+from features.state.ports import DECISIONS
 from features.store.event_log import EventLog, connect
 from serving.http.access import scope_of
+from training.decisions import joined
 
 ZONE = "America/New_York"
 PYTHON_CLIENT = """
@@ -262,6 +264,30 @@ def test_googles_measurement_protocol_arrives(keyed: tuple[Service, str]) -> Non
     assert (item["item_id"], item["quantity"], item["amount_minor"]) == ("1082185", 2, 350)
     assert occurred_at == NEW_YEAR - timedelta(hours=1)
     assert service.post("/mp/collect?measurement_id=G-1&api_secret=wrong", body)[0] == 401
+
+
+def test_what_became_of_a_decision_is_told_by_either_protocol(keyed_service: tuple[Service, dict[str, str]]) -> None:
+    """``decision_id`` among the properties of a message, or the params of an event, joins what was chosen to what came of it."""
+    service, tokens = keyed_service
+    cookie = uuid.uuid4().hex
+    asked = {"listing": "similar", "item_ids": ["1082185"], "limit": 4}
+    answer = service.post("/v1/recommendations", asked, authorization=f"Bearer {tokens['decide']}")[1]
+    decision, items = answer["decision_id"], [item["item_id"] for item in answer["items"]]
+    for name, clicked_here, clicked_there in (("decision_id", *items[:2]), ("decisionId", *items[2:])):
+        one = message(event="Product Clicked", userId=None, anonymousId=cookie, properties={"product_id": clicked_here, name: decision})
+        assert post(service, tokens["ingest"], "/v1/track", one)[0] == 200
+        params = {name: decision, "items": [{"item_id": clicked_there}]}
+        body = {"client_id": cookie, "events": [{"name": "select_item", "params": params}]}
+        assert service.post(f"/mp/collect?measurement_id=G-1&api_secret={tokens['ingest']}", body)[0] == 204
+    until = NEW_YEAR + timedelta(days=1)
+
+    def clicked() -> list[str]:
+        if not service.home.tables[DECISIONS].files():
+            return []
+        found = [row for row in joined(service.home, until).rows.to_pylist() if row["decision_id"] == decision]
+        return [row["id"] for row in found if row["clicked"]]
+
+    eventually(lambda: clicked() == items)
 
 
 class TestDeadLetters:

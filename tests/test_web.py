@@ -6,23 +6,28 @@ import json
 import shutil
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page
-from scene import NEW_YEAR, Pages, Service, eventually
+from scene import NEW_YEAR, Pages, Service, copy_home, eventually
 
+from features.events.event import RejectedEvent
 from features.people.contacts import Contacts
 from features.people.identity import Identities
+from features.sources.catalogue_file import load as load_catalogue
 from features.sources.replay import replay
 from features.state.home import Home
 from features.store.event_log import EventLog, connect
+from serving.bootstrap import open_engine
+from serving.decide.questions import Position, RecommendationsRequest
+from serving.decide.who import NOBODY
 from serving.privacy.keys import Keys
 
 ZONE = "America/New_York"
-ITEM = "1082185"
+ITEM, OTHER = "1082185", "981760"
 SHOP_PAGE = """<!doctype html><meta charset="utf-8"><title>Bananas</title><script src="/segment/index.js"></script>
 <script>
 const analytics = AnalyticsNext.AnalyticsBrowser.load({ writeKey: "%(key)s", cdnURL: "%(url)s" });
@@ -266,3 +271,74 @@ class TestAPublicKey:
         assert service.get("/v1/projects/wrong/settings")[0] == 401
         assert service.get(f"/v1/projects/{tokens['browser']}")[0] in (401, 404)
         assert service.get(f"/v1/projects/{tokens['browser']}/settings", "DELETE")[0] == 405
+
+
+class TestAnUnknownVisitor:
+    """Over HTTP, with the key of a page and a cookie that nobody has seen."""
+
+    @pytest.fixture
+    def ask(self, keyed: tuple[Service, dict[str, str]]) -> Callable[..., dict[str, Any]]:
+        service, tokens = keyed
+
+        def asked(path: str = "recommendations", **body: Any) -> dict[str, Any]:
+            status, answer = service.post(f"/v1/{path}", body, authorization=f"Bearer {tokens['browser']}")
+            assert status == 200, answer
+            return answer
+
+        return asked
+
+    @pytest.mark.parametrize("listing", ["basket", "session", "similar", "bought_together"])
+    def test_the_items_of_the_page_or_the_cart_answer_from_the_first_view(self, ask: Callable[..., dict[str, Any]], listing: str) -> None:
+        who = {"identifiers": {"cookie": uuid.uuid4().hex}, "listing": listing, "channel": "web"}
+        first, second = ask(**who, item_ids=[ITEM]), ask(**who, item_ids=[OTHER])
+        assert (first["fallback"], second["fallback"]) == (None, None)
+        assert ids(first) != ids(second)
+        assert {i["because_of"] for i in first["items"] if "because_of" in i} == {ITEM}
+        assert not {ITEM} & set(ids(first))
+        both = ask(**who, item_ids=[ITEM, OTHER])
+        assert not {ITEM, OTHER} & set(ids(both)) or listing in ("similar", "bought_together")
+        beside = ask(**who, item_ids=[ITEM], exclude_item_ids=ids(first)[:2])
+        assert not set(ids(first)[:2]) & set(ids(beside)), "what lies in the cart is left out beside the page's items"
+
+    def test_one_look_and_the_lists_of_the_visit_go_by_it(self, ask: Callable[..., dict[str, Any]]) -> None:
+        cookie = uuid.uuid4().hex
+        who = {"identifiers": {"cookie": cookie}}
+        before = {listing: ask(**who, listing=listing) for listing in ("session", "also_like", "basket")}
+        assert all(answer["fallback"] for answer in before.values())
+        ask("events", **sent(cookie, items=[{"item_id": ITEM}], channel="web"))
+        session, also = ask(**who, listing="session"), ask(**who, listing="also_like")
+        assert (session["fallback"], also["fallback"]) == (None, None)
+        assert ids(session) == ids(ask(listing="session", item_ids=[ITEM])), "as if the page had named what was looked at"
+        assert {i["because_of"] for i in session["items"] if "because_of" in i} == {ITEM}
+        assert ids(also) != ids(before["also_like"])
+        assert ITEM not in ids(also)
+        ask("events", **sent(cookie, "add_to_cart", items=[{"item_id": OTHER}], channel="web"))
+        basket = ask(**who, listing="basket")
+        assert (basket["fallback"], ids(basket)) == (None, ids(ask(listing="basket", item_ids=[OTHER]))), (
+            "as if the page had named the cart"
+        )
+        another = ask(identifiers={"cookie": uuid.uuid4().hex}, listing="session")
+        assert another["fallback"], "another visitor's look is not theirs"
+
+    def test_where_the_visitor_is_stands_for_the_nearest_store(self, trained: Home, tmp_path: Path) -> None:
+        home = copy_home(trained, tmp_path / "home")
+        busiest = "SELECT store_id FROM read_parquet(?) WHERE store_id IS NOT NULL GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT 2"
+        (near,), (far,) = connect().execute(busiest, [EventLog(home, ZONE).files()]).fetchall()
+        (tmp_path / "stores.csv").write_text(f"store_id,latitude,longitude\n{near},40.7,-74.0\n{far},34.05,-118.2\n")
+        load_catalogue(home, "stores", tmp_path / "stores.csv").save()
+        engine = open_engine(home)
+
+        def asked(**where: Any) -> tuple[list[str], Any]:
+            request = RecommendationsRequest(listing="trending", **where)
+            answer, record = engine.recommendations("recommendations", request, NOBODY, {}, NEW_YEAR)
+            return [item.item_id for item in answer.items], record["request"]
+
+        here, kept = asked(position=Position(40.8, -74.1))
+        assert here == asked(store_id=near)[0] != asked(position=Position(34.0, -118.0))[0]
+        assert kept.position is None, "the place is not logged"
+        with pytest.raises(RejectedEvent, match="leave out store_id"):
+            asked(position=Position(40.8, -74.1), store_id=near)
+
+
+def ids(answer: dict[str, Any]) -> list[str]:
+    return [item["item_id"] for item in answer["items"]]

@@ -41,7 +41,7 @@ Purpose = Literal["analytics", "personalization"]
 """What a customer's data is used for."""
 
 ContactChannel = Literal["email", "sms", "push", "mail", "call_centre", "ads"]
-"""The channels by which a customer is contacted, each with her permission; the others she comes to herself."""
+"""The channels by which a customer is contacted, each with their permission; the others they come to themselves."""
 
 FUTURE_TOLERANCE = timedelta(minutes=5)
 """How far a client's clock may run ahead before its event is rejected."""
@@ -105,19 +105,21 @@ class Consent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     purposes: dict[Purpose, bool] = {}
     permissions: dict[ContactChannel, bool] = {}
     policy_version: Text | None = None
-    """Which text she was shown."""
+    """Which text the customer was shown."""
     source: Text | None = None
-    """Where she said it: a form, a call, a counter."""
+    """Where they said it: a form, a call, a counter."""
 
 
 class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """One thing that one customer did, or that was done to her, in any channel."""
+    """One thing that one customer did, or that was done to them, in any channel."""
 
     event_id: Text
+    """What names it, however often it is sent: a repeat is recognised by it."""
     name: Text
     """One of ``EventName``, or of the shop's domain."""
     occurred_at: Annotated[datetime, msgspec.Meta(tz=True)]
     identifiers: dict[IdentifierKind, Text] = {}
+    """By what the customer is known, in clear; only keyed hashes of it are stored."""
     channel: Channel | None = None
     store_id: Text | None = None
     session_id: Text | None = None
@@ -127,6 +129,7 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     campaign_id: Text | None = None
     query: LongText | None = None
     decision_id: Text | None = None
+    """The answer that it follows from."""
     traits: Annotated[dict[Text, LongText], msgspec.Meta(max_length=MAX_TRAITS)] = {}
     """What else is true of the event. Those of ``identify`` and ``sign_up`` are of a person, and taken as ``personal``."""
     personal: Annotated[dict[Text, LongText], msgspec.Meta(max_length=2 * MAX_TRAITS)] = {}

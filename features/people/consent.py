@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ import msgspec
 from features.events.event import Consent, ContactChannel, Purpose, SealedEvent
 from features.events.identifiers import RANK
 from features.people.identity import Identities
+from features.state.clock import microseconds
 from features.state.ports import EVENTS, State
 
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
@@ -139,17 +141,25 @@ class Consents:
 
         What a source *declared* of its rows stands in for what the customer has not said.
         """
-        return self.judge(keys, purpose)(occurred_at, declared)
+        return self.judge(keys, purpose)(microseconds(occurred_at), declared)
 
-    def judge(self, keys: Sequence[str], purpose: Purpose) -> Callable[[datetime, Sequence[str] | None], bool]:
-        """As ``usable``, for many events of one customer."""
-        intervals, default = self.intervals(keys, purpose), self.policy.default(purpose)
+    def judge(self, keys: Sequence[str], purpose: Purpose) -> Callable[[int, Sequence[str] | None], bool]:
+        """As ``usable``, for many events of one customer; their times are microseconds since 1970."""
+        default = self.policy.default(purpose)
+        intervals = [
+            (
+                0 if each.starts is None else microseconds(each.starts),
+                math.inf if each.ends is None else microseconds(each.ends),
+                each.allowed,
+            )
+            for each in self.intervals(keys, purpose)
+        ]
 
-        def usable(occurred_at: datetime, declared: Sequence[str] | None) -> bool:
+        def usable(at: int, declared: Sequence[str] | None) -> bool:
             answer = default if declared is None else purpose in declared
-            for each in intervals:
-                if (each.starts is None or each.starts <= occurred_at) and (each.ends is None or occurred_at < each.ends):
-                    answer = each.allowed
+            for starts, ends, allowed in intervals:
+                if starts <= at < ends:
+                    answer = allowed
             return answer
 
         return usable

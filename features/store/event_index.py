@@ -42,7 +42,8 @@ class Incoming(NamedTuple):
 class Occurrence(NamedTuple):
     """That an event with a certain identifier occurred, without the event itself."""
 
-    occurred_at: datetime
+    at: int
+    """When, in microseconds since 1970: a customer may have very many."""
     number: int
     """By which ``numbered`` finds the event."""
     strongest: bool
@@ -154,7 +155,7 @@ class EventIndex(TableIndex[Incoming]):
                 purposes[text] = json.loads(str(text))
             # an event with two of the keys stands there twice, one after the other
             if not found or found[-1].number != n:
-                found.append(Occurrence(_moment(at), n, bool(strongest), purposes[text]))
+                found.append(Occurrence(at, n, bool(strongest), purposes[text]))
             elif strongest:
                 found[-1] = found[-1]._replace(strongest=True)
         return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -31,12 +30,12 @@ class Lived(NamedTuple):
 
     Attributes:
         rows: what happened, the latest first.
-        moments: when each usable event of theirs occurred, the latest first, whether it is among the rows or not.
+        moments: when each usable event of theirs occurred (microseconds since 1970), the latest first, whether it is among the rows or not.
         withheld: how many events they do not allow to be used.
     """
 
     rows: list[dict[str, Any]]
-    moments: Sequence[datetime]
+    moments: Sequence[int]
     withheld: int
 
 
@@ -91,9 +90,9 @@ def timeline_of(home: Home, identities: Identities, consents: Consents, customer
         others = {n for n, row in index.numbered(unsure).items() if identities.customer_of(row.event) != customer_id}
         usable = consents.judge(keys, "personalization")
         theirs = [each for each in occurred if each.number not in others]
-        shown = [each for each in theirs if usable(each.occurred_at, each.declared)]
+        shown = [each for each in theirs if usable(each.at, each.declared)]
         rows = [_shown(row.event) for row in index.numbered([each.number for each in shown[start : start + limit]]).values()]
-    return Lived(rows, [each.occurred_at for each in shown], len(occurred) - len(shown))
+    return Lived(rows, [each.at for each in shown], len(occurred) - len(shown))
 
 
 def _shown(event: SealedEvent) -> dict[str, Any]:

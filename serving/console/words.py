@@ -6,29 +6,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from functools import cache
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from babel import Locale
 from babel.core import negotiate_locale
 from babel.dates import format_date, format_datetime, format_timedelta
-from babel.messages.pofile import read_po
 from babel.numbers import format_currency, format_decimal, format_percent, get_currency_precision
 
-FOLDER = Path(__file__).parent / "locale"
+from serving.console.catalog import catalog
+from serving.console.phrases import reason
+
 LANGUAGES: Mapping[str, str] = {"en": "English", "it": "Italiano"}
 """The languages that there are, each by its own name; what is written in the code is English."""
-
-
-@cache
-def catalog(language: str) -> Mapping[str, str]:
-    """English text to the text in *language*."""
-    path = FOLDER / f"{language}.po"
-    if not path.exists():
-        return {}
-    with path.open("rb") as file:
-        return {str(message.id): str(message.string) for message in read_po(file, locale=language) if message.id and message.string}
 
 
 def language_of(chosen: str | None, accepted: str) -> str:
@@ -57,6 +46,10 @@ class Words:
     def say(self, text: str) -> str:
         """*text* in the reader's language; English where it was not translated."""
         return catalog(self.language).get(text, text)
+
+    def reason(self, text: str) -> str:
+        """What a model said, in the reader's language."""
+        return reason(text, self.language)
 
     def many(self, one: str, more: str, n: int) -> str:
         """*one* or *more*, whichever *n* asks for."""
@@ -102,4 +95,11 @@ class Words:
 
     def filters(self) -> dict[str, Callable[..., str]]:
         """What templates may write after a bar."""
-        return {"number": self.number, "percent": self.percent, "money": self.money, "day": self.day, "moment": self.moment}
+        return {
+            "number": self.number,
+            "percent": self.percent,
+            "money": self.money,
+            "day": self.day,
+            "moment": self.moment,
+            "reason": self.reason,
+        }

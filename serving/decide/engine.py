@@ -73,7 +73,7 @@ class Engine(Champions):
         asked = {
             "listing": request.listing,
             "item_ids": tuple(request.item_ids),
-            "store_id": request.store_id,
+            "store_id": self._store(request)[0],
             "bought_within_days": request.exclude_bought_within_days,
             "promoted": _placed(request.promoted),
             "diversity": request.diversity,
@@ -115,11 +115,9 @@ class Engine(Champions):
             self.governor.vocabulary.check_context(request.context)
         except WrongContextError as error:
             raise UnknownAttributeError(error.field, error.reason) from None
-        asked: dict[str, Any] = {name: getattr(request, name) for name in ("explore", "explain", "store_id")}
+        asked: dict[str, Any] = {name: getattr(request, name) for name in ("explore", "explain")}
         asked["without"] = frozenset(request.without)
-        found_store = None if request.position is None else self._stores.nearest(request.position.lat, request.position.lon)
-        if found_store is not None:
-            asked["store_id"] = found_store[0]
+        asked["store_id"], store_km = self._store(request)
         if request.offer_ids and loaded.terms is not None:
             asked["barred"] = {NOT_ASKED_FOR: ~loaded.terms.of(request.offer_ids)}
         query = _query(request, who, row, as_of, loaded.attributes, request.exclude_offer_ids, **asked)
@@ -145,7 +143,7 @@ class Engine(Champions):
         answer = OffersAnswer(
             **about, offers=offers, removed=dict(decision.removed), left_out=_named(decision), channel=found.channel,
             store_id=query.store_id,
-            store_km=None if found_store is None else found_store[1],
+            store_km=store_km,
             channel_propensity=found.channel_propensity, offers_version=loaded.offers_digest[:12], promised_until=found.promised_until,
         )  # fmt: skip
         if request.best_time and offers and found.channel is not None:
@@ -161,6 +159,11 @@ class Engine(Champions):
         if not decision_id:
             return self._rng
         return np.random.default_rng(int.from_bytes(hashlib.blake2b(decision_id.encode(), digest_size=8).digest()))
+
+    def _store(self, request: RecommendationsRequest | NextBestOfferRequest) -> tuple[str | None, float | None]:
+        """The store that a question names, or the nearest to where the customer is with how many kilometres away it is."""
+        found = None if request.position is None else self._stores.nearest(request.position.lat, request.position.lon)
+        return (request.store_id, None) if found is None else found
 
     @staticmethod
     def _open_channels(request: NextBestOfferRequest, who: Who) -> list[Channel]:
@@ -282,7 +285,7 @@ def _without_person(request: Any) -> Any:
     if not isinstance(request, CustomerRequest):
         return request
     told = msgspec.structs.replace(request, customer_id=None, identifiers={})
-    return msgspec.structs.replace(told, position=None) if isinstance(told, NextBestOfferRequest) else told
+    return msgspec.structs.replace(told, position=None) if isinstance(told, RecommendationsRequest | NextBestOfferRequest) else told
 
 
 def _told(who: Who, query: Query, decision: Decision) -> Decision:

@@ -47,7 +47,7 @@ class Question(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class CustomerRequest(Question, kw_only=True, forbid_unknown_fields=True):
-    """Whom a question is about: ubiquo's own id of the customer, or any identifier of hers."""
+    """Whom a question is about: ubiquo's own id of the customer, or any identifier of theirs; neither for a stranger."""
 
     customer_id: Text | None = None
     identifiers: dict[IdentifierKind, Text] = {}
@@ -73,6 +73,13 @@ Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Place = Annotated[int, msgspec.Meta(ge=1, le=100)]
 
 
+class Position(msgspec.Struct, forbid_unknown_fields=True):
+    """Where the customer is, in degrees."""
+
+    lat: Annotated[float, msgspec.Meta(ge=-90, le=90)]
+    lon: Annotated[float, msgspec.Meta(ge=-180, le=180)]
+
+
 class RecommendationsRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
     """What will the customer like? Each ``listing`` is a list of its own; those about items need ``item_ids``.
 
@@ -83,10 +90,14 @@ class RecommendationsRequest(DeliveredRequest, kw_only=True, forbid_unknown_fiel
     """
 
     listing: Listing = "for_you"
+    """Which list."""
     limit: Limit = 10
     item_ids: Annotated[list[Text], msgspec.Meta(max_length=MAX_ITEMS_ASKED)] = []
     """The items that the list is about: on the page, in the basket, looked at."""
     store_id: Text | None = None
+    """The store where the customer is: what sells there counts in ``trending``."""
+    position: Position | None = None
+    """Where the customer is, instead of ``store_id``: the nearest store counts. It is not logged."""
     include: Values = {}
     """Attribute to allowed values, e.g. ``{"department": ["PRODUCE"]}``; of numbers also ``{"weight_g": {"min": 100}}``."""
     exclude: Values = {}
@@ -103,6 +114,11 @@ class RecommendationsRequest(DeliveredRequest, kw_only=True, forbid_unknown_fiel
     explain: bool = False
     """Whether each item tells what every input of the ranker added to its score, and what was removed is named under its reason."""
 
+    def __post_init__(self) -> None:
+        """A store, or a place to find the nearest: not both."""
+        super().__post_init__()
+        _one_place(self)
+
 
 class SimilarItemsRequest(Question, kw_only=True, forbid_unknown_fields=True):
     """What is like this item?"""
@@ -112,13 +128,6 @@ class SimilarItemsRequest(Question, kw_only=True, forbid_unknown_fields=True):
     include: Values = {}
     exclude: Values = {}
     exclude_item_ids: Ids = []
-
-
-class Position(msgspec.Struct, forbid_unknown_fields=True):
-    """Where the customer is, in degrees."""
-
-    lat: Annotated[float, msgspec.Meta(ge=-90, le=90)]
-    lon: Annotated[float, msgspec.Meta(ge=-180, le=180)]
 
 
 class NextBestOfferRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
@@ -150,8 +159,7 @@ class NextBestOfferRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields
     def __post_init__(self) -> None:
         """One channel, or several to choose from: not both."""
         super().__post_init__()
-        if self.position is not None and self.store_id is not None:
-            raise RejectedEvent("position", "leave out store_id where the nearest store is to be found")
+        _one_place(self)
         if self.channel is not None and self.channels:
             raise RejectedEvent("channels", "leave out channel where the best of several channels is to be chosen")
 
@@ -161,8 +169,13 @@ class NextBestOfferRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields
         return [*self.channels] or [self.channel]
 
 
+def _one_place(request: RecommendationsRequest | NextBestOfferRequest) -> None:
+    if request.position is not None and request.store_id is not None:
+        raise RejectedEvent("position", "leave out store_id where the nearest store is to be found")
+
+
 class ScoreRequest(DeliveredRequest, kw_only=True, forbid_unknown_fields=True):
-    """What number does a model give for her?"""
+    """What number does a model give for the customer?"""
 
 
 QUESTION_TEXTS: dict[str, TextClass] = {
@@ -192,6 +205,7 @@ class Answer(msgspec.Struct, kw_only=True):
     """What every answer tells beside its content."""
 
     decision_id: str
+    """What names this answer: put it on the events that follow from it."""
     as_of: datetime
     customer_id: str | None
     model: str

@@ -22,6 +22,7 @@ from serving.console.address import is_console
 from serving.console.application import Console
 from serving.decide.questions import SHAPES, CustomerRequest, SimilarItemsRequest, UnknownAttributeError
 from serving.decide.who import Who
+from serving.http import docs_page
 from serving.http.access import KEY, MAX_BODY_BYTES, RETRY_SECONDS
 from serving.http.asgi import Message, Receive, Send
 from serving.http.browser import PROJECTS, PUBLIC, segment_settings
@@ -31,7 +32,7 @@ from serving.http.lanes import CrowdedError, Lane, LateError, LongAnswers, Ticke
 from serving.http.openapi import document
 from serving.http.problems import HttpProblem, Problem
 from serving.http.pulse import Pulse
-from serving.http.trackers import TRACKERS, Tracker
+from serving.http.trackers import TRACKERS, Tracker, TrackersAnswer
 from serving.http.visitor import check_question, without_ids
 from serving.intake.intake import SOURCE, InboxFullError, NotStoredError, Translate
 from serving.intake.receipts import EventsAnswer
@@ -41,7 +42,9 @@ logger = logging.getLogger("ubiquo")
 MAX_EVENTS = 1_000
 CUSTOMERS = "/v1/customers/"
 RESULTS = "/v1/results/"
-RESERVED = frozenset({*TRACKERS, "/v1/events", "/v1/profile", "/v1/customers", "/v1/erasures", "/v1/results", "/v1/projects", "/v1/docs",
+DOCS = "/v1/docs"
+"""The description as a page to read."""
+RESERVED = frozenset({*TRACKERS, "/v1/events", "/v1/profile", "/v1/customers", "/v1/erasures", "/v1/results", "/v1/projects", DOCS,
                       "/metrics", "/openapi.json"})  # fmt: skip
 """The addresses that are no model's."""
 PATIENCE_SECONDS = 5.0
@@ -67,6 +70,7 @@ class App:
         self._decoders = {kind: msgspec.json.Decoder(kind) for kind in {request for request, _ in self._answers.values()}}
         self._models = len(models)
         self._describe = cache(lambda names: self._encode(document(models, names)))
+        self._page = cache(lambda names: docs_page.page(document(models, names)))
         self._routes = {*self._answers, *RESERVED}
         self._desk = CustomerDesk()
         # one thread decides: more would only contend for the interpreter. What cannot be begun soon is refused at once
@@ -132,9 +136,11 @@ class App:
             logger.exception("request failed: %s", route)
             problem = Problem(title="Internal error", status=500, detail="The request could not be answered; the log tells why.")
             status, body, kind = 500, self._encode(problem), b"application/problem+json"
+        if path == DOCS:
+            more += docs_page.HEADERS
         headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), *more]
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(time.perf_counter() - started)
 
@@ -214,9 +220,14 @@ class App:
         return dict(msgspec.to_builtins(self._answer(path, msgspec.json.encode(body))))
 
     async def _respond(self, scope: Message, receive: Receive, path: str) -> tuple[int, bytes, bytes]:
-        if path == "/openapi.json":
-            own = self.runtime.intake.own_events if self.runtime else ()
-            return 200, self._describe((*EVENT_NAMES, *own)), b"application/json"
+        if path in ("/openapi.json", DOCS):
+            if scope["method"] not in ("GET", "HEAD"):
+                raise HttpProblem(405, "Method not allowed", f"{path} takes GET")
+            names = (*EVENT_NAMES, *(self.runtime.intake.own_events if self.runtime else ()))
+            # made once, and not on the event loop
+            if path == DOCS:
+                return 200, await self._aside.run(self._page, names), b"text/html; charset=utf-8"
+            return 200, await self._aside.run(self._describe, names), b"application/json"
         if path == "/metrics":
             self._ready.set(self._models - len(self._live().engine.missing()))
             return 200, await self._aside.run(generate_latest, self.metrics), b"text/plain; version=0.0.4"
@@ -291,7 +302,7 @@ class App:
             raise HttpProblem(405, "Method not allowed", "this takes POST")
         body = await _read(receive)
         left_out = await self._intakes.run(self._tracked, tracker, dict(scope["headers"]), body, PUBLIC in scope)
-        answer = tracker.answer if not left_out else self._encode({"success": True, "left_out": left_out})
+        answer = tracker.answer if not left_out else self._encode(TrackersAnswer(True, left_out))
         return tracker.status, answer, b"application/json"
 
     def _tracked(self, tracker: Tracker, headers: dict[bytes, bytes], body: bytes, is_public: bool) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is asked about and done to one customer over HTTP: her profile, her export, her erasure. Each is audited."""
+"""What is asked about and done to one customer over HTTP: their profile, export and erasure. Each is audited."""
 
 from __future__ import annotations
 

@@ -98,6 +98,14 @@ def _ga4_messages(headers: Mapping[bytes, bytes], body: bytes) -> list[Any]:
         raise HttpProblem(400, "Bad request", error.reason, error.field) from None
 
 
+class TrackersAnswer(msgspec.Struct, omit_defaults=True):
+    """That a message, or a batch of them, was taken; what means nothing became dead letters."""
+
+    success: bool
+    left_out: list[str] = []
+    """Which fields were left out of what a page sent, as only a server may tell them."""
+
+
 _SUCCESS = b'{"success":true}'
 TRACKERS: dict[str, Tracker] = {
     **{f"/v1/{call}": Tracker(segment.SOURCE, _one(call), segment.to_event, 200, _SUCCESS) for call in segment.CALLS},

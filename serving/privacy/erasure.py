@@ -62,7 +62,7 @@ class BusyHomeError(ValueError):
 
 
 class Proof(msgspec.Struct):
-    """A search of every file for everything that she was known by."""
+    """A search of every file for everything that the customer was known by."""
 
     files: int
     values: int

@@ -170,7 +170,7 @@ class Keys:
 
 
 class Audit:
-    """Who read or erased which customer, and when. The customer stands there as a keyed hash, so that it outlives her erasure."""
+    """Who read or erased which customer, and when. The customer stands there as a keyed hash, so that it outlives their erasure."""
 
     def __init__(self, state: State, vault: Vault) -> None:
         self._database, self._vault = _opened(state), vault

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, get_args
 from zoneinfo import ZoneInfo
 
+import numpy as np
 from starlette.responses import Response
 
 from features.catalogue.shop import Shop
@@ -199,17 +199,13 @@ def _present(row: Mapping[str, Any], items: ShownItems) -> dict[str, Any]:
 def _rhythm(visit: Visit, seen: _Seen) -> dict[str, Any]:
     """How often the customer was met in each week of the last year."""
     zone = ZoneInfo(visit.words.zone)
-    this_week = _monday(seen.now, zone)
-    met = Counter(_monday(at, zone) for at in seen.lived.moments)
-    weeks = [this_week - timedelta(weeks=k) for k in reversed(range(WEEKS_SHOWN))]
-    x = [datetime(week.year, week.month, week.day, tzinfo=zone).timestamp() for week in weeks]
-    label = visit.words.say("events a week")
-    return {"x": x, "time": True, "height": 150, "series": [{"label": label, "y": [met[week] for week in weeks], "bars": True}]}
-
-
-def _monday(at: datetime, zone: ZoneInfo) -> Any:
-    day = at.astimezone(zone).date()
-    return day - timedelta(days=day.weekday())
+    today = seen.now.astimezone(zone).date()
+    monday = today - timedelta(days=today.weekday())
+    weeks = [monday - timedelta(weeks=k) for k in reversed(range(-1, WEEKS_SHOWN))]
+    starts = [datetime(week.year, week.month, week.day, tzinfo=zone).timestamp() for week in weeks]
+    met, _ = np.histogram(np.array(seen.lived.moments, np.float64) / 1e6, starts)
+    series = [{"label": visit.words.say("events a week"), "y": met.tolist(), "bars": True}]
+    return {"x": starts[:-1], "time": True, "height": 150, "series": series}
 
 
 def _lines(visit: Visit, lived: Lived, customer_id: str, start: int) -> dict[str, Any]:
