@@ -143,9 +143,9 @@ def test_the_command_tells_what_the_best_alone_would_have_brought(tiny: TinyShop
     exec(recipe, {})
     told = asked("judge", "--policy", str(tmp_path / "best.csv"), "--reward", "bought")
     assert f"{count} decisions of {count} customers (recommendations)" in told
-    assert f"│ best.csv │ IPS │ {np.mean(expected):.4f} │" in told
+    assert f"| best.csv | IPS | {np.mean(expected):.4f} |" in told
     # all that were kept weigh the same
-    assert f"│ {kept} │" in told
+    assert f"| {kept} |" in told
     assert "DR and SwitchDR are left out" in told
     assert "doubt" not in told
     refused = command("training", "judge", "--policy", str(tmp_path / "best.csv"), "--reward", "fame", home=tiny.home.root)

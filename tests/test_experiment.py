@@ -17,6 +17,7 @@ from features.people.identity_state import mint_customer_id
 from features.people.vault import Vault
 from features.state.ports import MissingStateError
 from features.store.decision_log import DecisionLog
+from models.reports import read_reports
 from training.experiment import ExperimentResult, UnknownExperimentError, analyse, compare, sample_ratio
 from training.shares import policy_shares, told_shares
 
@@ -252,12 +253,20 @@ def test_the_command_prints_the_effects_and_what_to_know_of_them(trial: Trial) -
 
     assert "sample ratio: not checked, as policy.yaml names no shares" in asked("subject")
     # on the first day nobody buys
-    assert "│ orders │ plain │ 4 │ 0 │ 0 │ +0 │ - │ - │ - │ - │" in asked("subject", "--days", "1", "--no-cuped")
+    assert "| orders | plain | 4 | 0 | 0 | +0 | - | - | - | - |" in asked("subject", "--days", "1", "--no-cuped")
     told = asked("subject", "--ratio", "discount=0.5,plain=0.5", "--no-cuped")
-    assert "│ revenue_minor │ plain │ 4 │ 0 │ 100 │ -100 │" in told
+    assert "| revenue_minor | plain | 4 | 0 | 100 | -100 |" in told
     assert "sample ratio: as meant (came in: discount 4, plain 4; shares: discount 0.5, plain 0.5; plain p = 1)" in told
     (trial.shop.home.root / "policy.yaml").write_text(
         "experiments: [{name: subject, salt: s, variants: [{name: plain, share: 0.001}, {name: discount, share: 0.9}]}]"
     )
     assert "MISMATCH: believe no effect before it is explained" in asked("subject")
     assert "there is no experiment 'unheard'" in asked("unheard")
+    # and it is kept for whoever shows it: what was found last, in numbers
+    kept = read_reports(trial.shop.home.root).experiments["subject"]
+    assert kept.mismatched
+    assert (kept.entered, kept.baseline) == ({"plain": 4, "discount": 4}, "plain")
+    [revenue] = [each for each in kept.effects if each.metric == "revenue_minor"]
+    assert (revenue.variant, revenue.customers, revenue.baseline_mean) == ("discount", 4, 0.0)
+    assert revenue.lift.low is not None
+    assert revenue.lift.low < revenue.lift.value < (revenue.lift.high or 0.0)

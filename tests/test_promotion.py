@@ -20,12 +20,14 @@ from features.store.timeline import open_timeline
 from models.eligibility import Eligibility
 from models.inputs import Input
 from models.registry import Crowning, GateLimits, Promotion, load_settings
+from models.reports import read_history
 from training import days_to_next_order, promotion
 from training.bootstrap import open_registry
 from training.evaluation import by_segment, leads, same_rows
 from training.gate import DataQualityError, Gate, ks, psi, reference_rows
 from training.metrics import Estimate
 from training.page import page
+from training.rendering import markdown
 from training.run import TrackedRun
 
 RULE = Promotion("average_precision", "recency", "paired_bootstrap", 0.95, 300, {"auc": 0.01, "brier": 0.003})
@@ -239,7 +241,7 @@ class TestTheGate:
         gate.look_at_drift(pd.DataFrame({"same": rng.normal(size=2000), "moved": rng.normal(1, 1, 2000)}), reference)
         gate.stop_if_severe()
         assert {c.name: c.severity for c in gate.checks} == {"drift of same": "ok", "drift of moved": "warning"}
-        assert "drift of moved" in gate.text()
+        assert "drift of moved" in markdown(gate.document())
 
     def test_psi_and_ks_of_known_shifts(self) -> None:
         same = np.arange(1000.0)
@@ -277,7 +279,10 @@ class TestTheLoopOfADataScientist:
             return done.stdout
 
         assert "champion and challenger at once" in run("compare", "churn", code=1)
-        assert "champion 1 stays: average_precision: lead over champion 1" in run("churn", "--seed", "7")
+        told = run("churn", "--seed", "7", "--trials", "2")
+        assert "champion 1 stays: average_precision: lead over champion 1" in told
+        assert "Trees of lightgbm, chosen by 2 trials on an earlier cut: " in told
+        assert [(each.version, each.promoted) for each in read_history(home, "churn")] == [(1, True), (2, False)]
         told = run("compare", "churn")
         assert "The rule does not promote version 2" in told
         [written] = (home / "reports").glob("comparison-churn-2-1.html")

@@ -2,37 +2,50 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from scene import NEW_YEAR, ROOT, TinyShop, command, event, free_port, surroundings
 from sklearn.metrics import average_precision_score, ndcg_score, roc_auc_score
 
 from features.state.clock import local_midnight
 from features.state.home import Home
 from models.inputs import matrix
-from models.probability import shifted
+from models.probability import Boosted, shifted
 from models.registry import Registry, load_settings
+from models.reports import Document, InputBins, Sheet, history_path, read_history, read_reports, version_path
 from training.bootstrap import open_registry
 from training.dataset import Cuts, EmptyWindowError, Truth, days_before, training_cutoffs
+from training.drift import drift, moved
+from training.gate import edges_of, shares_of
+from training.kept import calibration_points, keep_report
 from training.metrics import BinaryScores, bootstrap, calibration, difference, ranking_measures
-from training.run import artifact_frame
+from training.page import page
+from training.rendering import fit, markdown, print_rich
+from training.run import TrackedRun, artifact_frame
 from training.shift import lasting_shift, miss
+from training.tuning import of_probabilities, tuned
 
 ZONE = "America/New_York"
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def midnight(text: str) -> datetime:
@@ -224,6 +237,130 @@ def tracking_server(tmp_path: Path) -> Iterator[str]:
     process.wait()
 
 
+def wide_document() -> Document:
+    """Ten measures of five models, as recommendations are judged, and a table of sentences."""
+    lists = ("for_you", "also_like")
+    columns = [f"{each} {measure}" for each in lists for measure in ("R@10", "N@10", "MRR", "coverage", "novelty")]
+    names = ["popularity", "personal frequency", "EASE", "EASE, lately", "as served"]
+    rng = np.random.default_rng(4)
+    rows = [
+        [name, *(f"{a:.3f} [{b:.3f}, {c:.3f}]" if k % 5 < 3 else f"{a:.3f}" for k, (a, b, c) in enumerate(rng.random((10, 3))))]
+        for name in names
+    ]
+    judged = Sheet(columns=["model", *columns], rows=rows, groups=["", *(c.split()[0] for c in columns)], served=4)
+    said = "import the events up to 2018-01-01, or train with --as-of 2017-12-24, whichever tells more of the 5746 purchases"
+    checks = Sheet(
+        columns=["check", "", "found", "allowed", "what to do"], rows=[["age of the last purchase", "severe", "8.5 days", "7", said]]
+    )
+    return Document("Lists, 28 days", [judged, "Lead: 0.246 [0.236, 0.254].", checks, "looked at 3 times"])
+
+
+def shown(document: Document, width: int) -> str:
+    console = Console(width=width, file=io.StringIO())
+    print_rich(document, console)
+    return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_a_table_fits_its_terminal_and_loses_no_number(width: int) -> None:
+    document = wide_document()
+    told = shown(document, width)
+    assert max(map(len, told.splitlines())) <= width
+    wanted = Counter(
+        number for part in document.parts if isinstance(part, Sheet) for row in part.rows for number in NUMBER.findall(" ".join(row))
+    )
+    assert not wanted - Counter(NUMBER.findall(told))
+    assert "…" not in told
+    assert "(served)" in told
+
+
+def test_many_measures_are_turned_round_before_they_are_parted() -> None:
+    sheet = wide_document().parts[0]
+    assert isinstance(sheet, Sheet)
+    [turned] = fit(sheet, 100)
+    assert turned.columns == ["", "popularity", "personal frequency", "EASE", "EASE, lately", "as served (served)"]
+    assert [part.title for part in fit(sheet, 80)] == ["for_you", "for_you", "also_like", "also_like"]
+    assert [part.title for part in fit(sheet, 110)] == ["for_you", "also_like"]
+    assert fit(sheet, 300)[0].columns[1] == "for_you R@10"
+
+
+def test_markdown_and_html_hold_the_same_rows() -> None:
+    document = wide_document()
+    [table, checks] = [part for part in document.parts if isinstance(part, Sheet)]
+    text, html = markdown(document), page(document.title, document.parts)
+    for cell in (*table.rows[2], *checks.rows[0]):
+        assert cell in text
+        assert cell in html
+    assert "| **as served** (served) | " in text
+    assert '<tr class="served"><td>as served</td>' in html
+    risky = Document("t", [Sheet(columns=["a"], rows=[["<script>|x"]])])
+    assert "<script>" not in page("t", risky.parts)
+    assert "\\|x |" in markdown(risky)
+
+
+def test_every_calibration_point_holds_its_share_in_its_interval() -> None:
+    rng = np.random.default_rng(5)
+    foretold = rng.random(1003)
+    points = calibration_points(rng.random(1003) < foretold, foretold)
+    assert sum(point.rows for point in points) == 1003
+    assert [point.predicted for point in points] == sorted(point.predicted for point in points)
+    assert all(0 <= (p.observed.low or 0) <= p.observed.value <= (p.observed.high or 0) <= 1 for p in points)
+    none = calibration_points(np.zeros(20, bool), np.full(20, 0.1), bands=1)[0].observed
+    assert (none.value, none.low) == (0.0, 0.0)
+    assert none.high == pytest.approx(0.161, abs=0.001), "Wilson's interval of 0 of 20"
+
+
+def bins(name: str, values: np.ndarray) -> InputBins:
+    edges = edges_of(values)
+    return InputBins(name=name, edges=edges.tolist(), shares=shares_of(values, edges).tolist())
+
+
+def test_an_input_moves_when_its_values_do_and_not_by_chance() -> None:
+    rng = np.random.default_rng(6)
+    before = rng.normal(size=4000)
+    still, far = moved(bins("x", before), rng.normal(size=3000), 4000), moved(bins("x", before), rng.normal(1, 1, 3000), 4000)
+    assert (still.verdict, far.verdict) == ("stable", "moved")
+    assert moved(bins("x", before), rng.normal(0.42, 1, 3000), 4000).verdict == "watch"
+    gone = moved(bins("x", before), np.full(3000, np.nan), 4000)
+    assert (gone.verdict, gone.now[-1]) == ("moved", 1.0)
+    # twenty customers are spread anyhow: their index is large, and means nothing
+    few = moved(bins("x", before), rng.normal(size=20), 4000)
+    assert few.psi > 0.1
+    assert few.verdict == "stable"
+
+
+class FakeRun:
+    """Keeps the trials that a tuning logs."""
+
+    def __init__(self) -> None:
+        self.trials: list[tuple[str, float]] = []
+
+    def trial(self, name: str, parameters: Mapping[str, Any], metric: str, value: float) -> float:
+        self.trials.append((name, value))
+        return value
+
+
+def test_a_tuning_starts_from_the_defaults_is_repeatable_and_keeps_them_where_they_are_best() -> None:
+    defaults = Boosted.DEFAULTS
+
+    def many_leaves(settings: Mapping[str, float]) -> float:
+        return settings["num_leaves"]
+
+    def few(settings: Mapping[str, float]) -> float:
+        return -abs(settings["num_leaves"] - defaults["num_leaves"]) - abs(settings["trees"] - defaults["trees"])
+
+    runs = [FakeRun(), FakeRun()]
+    first, second = (
+        tuned(cast(TrackedRun, run), "lightgbm", of_probabilities, defaults, "average_precision", many_leaves, 8, 3) for run in runs
+    )
+    assert first == second
+    assert runs[0].trials == runs[1].trials
+    assert runs[0].trials[0] == ("lightgbm trial 0", defaults["num_leaves"])
+    assert set(first) == set(defaults)
+    assert first["num_leaves"] > defaults["num_leaves"]
+    assert tuned(cast(TrackedRun, FakeRun()), "lightgbm", of_probabilities, defaults, "average_precision", few, 5, 3) == {}
+
+
 class TestTheTrainedSmallCut:
     """What the jobs left behind, on real data."""
 
@@ -307,6 +444,62 @@ class TestTheTrainedSmallCut:
             assert "(served)" in text
             assert "paired:" in text
             assert "looked at 1 times" in text
+
+    def test_every_run_is_kept_as_data(self, trained: Home, registry: Registry) -> None:
+        found = read_reports(trained.root)
+        assert not found.unreadable
+        assert set(found.models) == {"churn", "recommendations", "next-best-offer", "days-to-next-order"}
+        for name, report in found.models.items():
+            rule = registry.settings.models[name].promotion
+            value = report.quality[report.served][rule.metric]
+            assert value.low is not None
+            assert value.low <= value.value <= (value.high or 0)
+            assert report.baseline in report.quality
+            assert report.run_id == registry.run_of(name, report.version)
+            assert len(report.cuts) >= 2
+            [line] = [line for line in found.history[name] if line.version == report.version]
+            assert (line.value, line.promoted, line.verdict) == (value, report.promoted, report.verdict)
+            answers = report.base_rate is not None
+            assert sum(point.rows for point in report.calibration) == (sum(cut.rows for cut in report.cuts) if answers else 0)
+            assert all(sum(each.shares) == pytest.approx(1) for each in report.inputs)
+
+    def test_a_report_is_kept_once_and_a_damaged_one_hides_no_other(self, trained: Home, tmp_path: Path) -> None:
+        home = Home(tmp_path)
+        assert read_reports(tmp_path).models == {}
+        reports = read_reports(trained.root).models
+        for name in ("churn", "next-best-offer", "churn"):
+            keep_report(home, reports[name])
+        assert len(read_history(tmp_path, "churn")) == 1
+        assert read_reports(tmp_path).models["churn"] == reports["churn"]
+        damaged = version_path(tmp_path, "churn", reports["churn"].version)
+        damaged.write_text('{"model": "churn"}')
+        history_path(tmp_path, "churn").write_text("{")
+        found = read_reports(tmp_path)
+        assert set(found.models) == {"next-best-offer"}
+        assert set(found.unreadable) == {str(damaged), str(history_path(tmp_path, "churn"))}
+        assert "python -m training" in found.unreadable[str(damaged)]
+
+    def test_the_report_command_prints_every_number_at_80_columns(self, trained: Home) -> None:
+        narrow = command("training", "report", "--format", "rich", home=trained.root, COLUMNS="80")
+        assert narrow.returncode == 0, narrow.stdout + narrow.stderr
+        assert max(map(len, narrow.stdout.splitlines())) <= 80
+        documents = [report.document for report in read_reports(trained.root).models.values()]
+        wanted = {number for each in documents for number in NUMBER.findall(markdown(each))}
+        assert wanted <= set(NUMBER.findall(narrow.stdout))
+
+    def test_drift_is_measured_on_the_customers_asked_about_and_kept(self, trained: Home, registry: Registry) -> None:
+        for model in ("churn", "next-best-offer", "recommendations"):
+            found = drift(trained, registry, model)
+            assert found.inputs
+            assert found.rows > 300
+            assert all(sum(each.now) == pytest.approx(1) for each in found.inputs)
+            assert [each.psi for each in found.inputs] == sorted((each.psi for each in found.inputs), reverse=True)
+        # offers were learnt as of this very moment: nothing can have moved
+        assert {each.psi for each in drift(trained, registry, "next-best-offer").inputs} == {0.0}
+        done = command("training", "drift", "churn", home=trained.root)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "| input | PSI | by chance alone below | verdict |" in done.stdout
+        assert read_reports(trained.root).drifts["churn"].version == registry.version_of("churn", "champion")
 
     def test_training_again_on_the_same_inputs_re_uses_what_stands(self, trained: Home, registry: Registry) -> None:
         before = registry.version_of("churn", "challenger")

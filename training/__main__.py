@@ -310,11 +310,15 @@ def simulate(
         task = progress.add_task("simulated", total=None)
         seeds = range(seed, seed + worlds)
         pacing, found = compared(seeds, customers, weeks, traces, lambda step: progress.update(task, description=step))
-    print(SIMULATED)
-    print(f"simulated: {customers} customers in each of {worlds} worlds, seeds from {seed} on; traces {traces}")
-    print(f"simulated: {weeks} weeks, after {EXPLORED_WEEKS} in which offers were drawn")
-    print(f"chosen on the tuning family's own seeds: {pacing}")
-    show(simulated_documents(found, LIKELIEST), form, console)
+    head = Document(
+        SIMULATED,
+        [
+            f"simulated: {customers} customers in each of {worlds} worlds, seeds from {seed} on; traces {traces}",
+            f"simulated: {weeks} weeks, after {EXPLORED_WEEKS} in which offers were drawn",
+            f"chosen on the tuning family's own seeds: {pacing}",
+        ],
+    )
+    show([head, *simulated_documents(found, LIKELIEST)], form, console)
     if out is not None:
         write(found, out)
 

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
-from scipy.stats import chi2
 
 from features.catalogue.shop import Shop
 from features.definitions.timeline import Timeline
@@ -26,6 +25,7 @@ from training.run import artifact_frame
 WATCH, MOVED = 0.1, 0.25
 """Below the first an input is stable, from the second on it has moved (Siddiqi, Credit Risk Scorecards, 2006)."""
 CHANCE_LEVEL = 0.95
+DRAWS = 400
 
 
 def drift(home: Home, registry: Registry, model: str, as_of: datetime | None = None, clock: Clock = system_clock) -> DriftReport:
@@ -67,13 +67,14 @@ def drift(home: Home, registry: Registry, model: str, as_of: datetime | None = N
 def moved(bins: InputBins, now: np.ndarray, reference_rows: int) -> InputDrift:
     """How far one input lies from its bands.
 
-    Were nothing moved, the index would be spread as chi-square times ``1 / rows + 1 / rows`` (Yurdakul 2018); what lies within that
-    is called stable, whatever the thresholds say.
+    What chance alone brings is simulated: two samples of these sizes are drawn from the bands as they were. An index within that is
+    called stable, whatever the thresholds say.
     """
     before, shares = np.array(bins.shares), shares_of(now, np.array(bins.edges))
     index = stability_index(before, shares)
-    filled = int(((before > 0) | (shares > 0)).sum())
-    chance = float(chi2.ppf(CHANCE_LEVEL, filled - 1)) * (1 / reference_rows + 1 / len(now)) if filled > 1 else 0.0
+    rng = np.random.default_rng(0)
+    drawn = zip(*(rng.multinomial(rows, before, DRAWS) / rows for rows in (reference_rows, len(now))), strict=True)
+    chance = float(np.quantile([stability_index(one, other) for one, other in drawn], CHANCE_LEVEL))
     verdict: DriftVerdict = "stable"
     if index > chance:
         verdict = "moved" if index >= MOVED else "watch" if index >= WATCH else "stable"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from features.state.disk import write_atomically
 from features.state.home import Home
@@ -28,14 +29,12 @@ from models.reports import (
     version_path,
 )
 from training.gate import edges_of, shares_of
-from training.metrics import Estimate, Floats
+from training.metrics import LEVEL, Estimate, Floats
 
 if TYPE_CHECKING:
     import pandas as pd
 
 BANDS = 10
-_Z = 1.959963984540054
-"""Of a 95% interval of the normal distribution."""
 
 
 def measured(estimate: Estimate) -> Measured:
@@ -44,21 +43,15 @@ def measured(estimate: Estimate) -> Measured:
     return Measured(float(estimate.value), low, high)
 
 
-def wilson(positives: int, rows: int) -> tuple[float, float]:
-    """The 95% interval of a share (Wilson 1927): it stays in [0, 1], and is not empty where nothing or everything came true."""
-    share, spread = positives / rows, _Z**2 / rows
-    middle = (share + spread / 2) / (1 + spread)
-    half = _Z / (1 + spread) * np.sqrt(share * (1 - share) / rows + spread / (4 * rows))
-    return float(max(middle - half, 0.0)), float(min(middle + half, 1.0))
-
-
 def calibration_points(labels: NDArray[np.bool_], probabilities: Floats, bands: int = BANDS) -> list[CalibrationPoint]:
     """Foretold and observed shares in equally large bands, lowest first; fewer bands where there are fewer rows."""
     found = []
     for part in np.array_split(np.argsort(probabilities, kind="stable"), bands):
         if len(part):
             positives = int(labels[part].sum())
-            observed = Measured(positives / len(part), *wilson(positives, len(part)))
+            # Wilson's interval stays in [0, 1], and is not empty where nothing or everything came true
+            interval = binomtest(positives, len(part)).proportion_ci(LEVEL, method="wilson")
+            observed = Measured(positives / len(part), float(interval.low), float(interval.high))
             found.append(CalibrationPoint(predicted=float(probabilities[part].mean()), observed=observed, rows=len(part)))
     return found
 

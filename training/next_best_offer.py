@@ -389,7 +389,7 @@ def judge(scored: pd.DataFrame, served: str, run: TrackedRun, coupons: str, look
     labels, groups = scored["label"].to_numpy(dtype=bool), scored["group"].to_numpy(dtype=str)
     names, values, drawn = compare_binary(scored["customer_id"].tolist(), groups, labels, models)
     found = estimates(values, drawn, names)
-    kinds = sorted(set(groups))
+    kinds = sorted(set(groups.tolist()))
     table = {
         m: {f"{g} {short}": f"{found[f'{m}/{k}/{g}']}" for g in kinds for short, k in (("AUC", "auc"), ("AP", "average_precision"))}
         for m in MODELS
