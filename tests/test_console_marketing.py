@@ -26,7 +26,7 @@ from features.events.event import EVENT_NAMES
 from features.people.identity import Identities
 from features.state.home import Home
 from models.reports import ExperimentReport, Measured, VariantEffect, experiment_path
-from serving.console.counting import OfferCount, offers_of
+from serving.console.counting import Asked, CoverageCount, OfferCount, OfferCounts, counted, offers_of
 from serving.console.jobs import MOST_WAITING, Jobs
 from serving.console.pages.marketing.exporting import DOWNLOADED, EXPORTED, files_of
 from serving.console.pages.marketing.flow import FlowNode, flow_of
@@ -105,7 +105,7 @@ class Marketer:
 
     def counted(self, path: str, wanted: str) -> str:
         """The page once what was begun has been counted."""
-        eventually(lambda: wanted in self.page(path))
+        eventually(lambda: wanted in self.page(path), 240)
         return self.page(path)
 
 
@@ -374,6 +374,11 @@ class TestOffers:
         assert in_force[0]["offer_id"] in marketer.page(f"/offers?q={in_force[0]['offer_id']}")
         assert "ended on" in marketer.page("/offers?shown=not")
         assert "No offer is like that." in marketer.page("/offers?q=no-such-thing")
+        assert "Not counted yet" in text
+        assert marketer.send("/offers/count").status_code == 303
+        counts = marketer.counted("/offers?shown=all&q=1-", "Counted on")
+        redeemed = re.findall(r'<td class="num">([\d,]+)</td>\s*</tr>', counts)
+        assert sum(int(n.replace(",", "")) for n in redeemed) > 0, "customers of the data redeemed coupons"
 
     def test_what_was_shown_and_taken_counts_for_the_offer_that_it_names_and_not_without_consent(self, tiny: TinyShop) -> None:
         at = NEW_YEAR - timedelta(days=2)
@@ -393,20 +398,27 @@ class TestOffers:
 
 
 class TestCoverage:
-    def test_a_button_counts_who_ends_with_nothing_and_the_answer_is_kept(self, marketer: Marketer) -> None:
+    def test_the_last_count_is_told_with_its_reasons_and_before_there_is_one_how_it_is_begun(self, marketer: Marketer) -> None:
         address = "/coverage?model=churn&channel=email"
         assert "python -m serving coverage churn --channel email" in marketer.page(address)
-        assert marketer.send("/coverage", model="churn", channel="email").status_code == 303
-        text = marketer.counted(address, "<meter")
-        customers = len(loyalty_cards(marketer.home))
-        told = re.search(r"([\d,]+) of ([\d,]+) customers would end with nothing", text)
-        assert told is not None
-        nothing, everybody = (int(n.replace(",", "")) for n in told.groups())
-        # nobody of the demo has ever permitted e-mail
-        assert nothing == everybody
-        assert customers * 0.9 < everybody <= customers
-        assert "the customer has not permitted contact by email" in text
+        kept = CoverageCount(
+            model="churn", channel="email", as_of=NEW_YEAR, customers=400, own=100, general={"too new": 60}, nothing={"no permission": 240}
+        )
+        jobs = Jobs(marketer.home.root / "console", lambda: NEW_YEAR)
+        jobs.start("coverage-churn-email", lambda advance: kept)
+        eventually(lambda: jobs.running("coverage-churn-email") is None)
+        text = marketer.page(address)
+        assert "240 of 400 customers would end with nothing; 25.0% get an answer of their own." in text
+        for told in ("too new", "15.0%", "no permission", "60.0%", "Count now"):
+            assert told in text
+        assert 'channel=email">churn</a>' in marketer.page("/coverage?model=churn")
         assert marketer.send("/coverage", model="none").status_code == 404
+        assert marketer.send("/coverage", model="churn", channel="smoke").status_code == 422
+
+    def test_a_count_that_cannot_be_made_says_why(self, tiny: TinyShop) -> None:
+        asked = Asked(home=str(tiny.home.root), what="offers", at=NEW_YEAR)
+        with pytest.raises(RuntimeError, match="import"):
+            counted(asked, OfferCounts, lambda done, of: None)
 
 
 class TestExperiments:
