@@ -16,6 +16,8 @@ from scene import NEW_YEAR, TinyShop, command, copy_home, customer, event, loyal
 from features.catalogue.shop import Shop
 from features.definitions.conditions import ConditionError
 from features.definitions.standing import BORDERS, BUILT_IN
+from features.people.identity import Identities
+from features.people.listed import read_list
 from features.people.vault import Vault
 from features.state.home import Home
 from features.state.ports import DECISIONS
@@ -30,6 +32,8 @@ from serving.decide.policy import HELD_OUT
 from serving.privacy.held_files import BatchFiles
 from serving.privacy.holdings import Subject
 from serving.privacy.keys import Audit
+from training.dataset import NothingToLearnError
+from training.lookalike import find_lookalikes, write_lookalikes
 
 POLICY = "control_group: {share: 0.5, salt: audience}\n"
 REACHABLE = 40
@@ -94,7 +98,7 @@ class TestSegments:
         assert 0.15 < audiences.size("high_value").members / audiences.size("true").members < 0.25
 
     def test_the_risk_of_leaving_is_the_champions(self, audiences: Audiences, engine: Engine) -> None:
-        found = [m for m in audiences.members("high_churn_risk")]
+        found = list(audiences.members("high_churn_risk"))
         [row] = audiences._rows([found[0].customer_id], (), NEW_YEAR, None)
         assert engine.champion("churn").model.model.answer(row).value == pytest.approx(engine.risk.probability(row))
         base = float(engine.champion("churn").model.tags["base_rate"])
@@ -108,7 +112,7 @@ class TestSegments:
         assert 0 < some.members < audiences.size("champions").members
 
     def test_a_name_that_is_none_is_told_with_the_nearest(self, audiences: Audiences) -> None:
-        with pytest.raises(ConditionError, match="'champion' names 'champion'.*such as champions"):
+        with pytest.raises(ConditionError, match=r"'champion' names 'champion'.*such as champions"):
             audiences.size("champion")
 
 
@@ -189,25 +193,37 @@ class TestLookalikes:
         best = [m.customer_id for m in audiences.members("high_value")]
         listed = best[::2]
         path.write_text("\n".join(["customer_id", *listed, "nobody"]) + "\n")
-        done = command("training", "lookalike", str(path), "--top", "50", "--out", str(out), home=shop.root)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "1 rows name nobody known" in done.stdout
-        auc = float(done.stdout.partition("learnt from: ")[2][:5])
-        assert auc > 0.9, done.stdout
-        rows = read(out)
-        found = [row["customer_id"] for row in rows]
-        assert len(set(found)) == 50
-        assert not set(found) & set(listed)
-        assert len(set(found) & set(best)) > 25, "the other half of the best is like the first"
-        assert list(BatchFiles(shop).find(Subject([found[0]], [], [])))
-        said = command("serving", "audience", "size", "true", "--among", str(out), "--channel", "mail", home=shop.root)
-        assert "50 of 50 customers" in said.stdout, said.stdout + said.stderr
+        found = find_lookalikes(shop, path, NEW_YEAR, top=50)
+        assert (found.unknown, found.auc.low > 0.85, len(found.strongest)) == (1, True, 5)
+        assert find_lookalikes(shop, path, NEW_YEAR, top=50) == found
+        write_lookalikes(shop, found, out)
+        alike = read_list(out, Identities(shop), None).customers
+        assert alike == [who for who, _ in found.customers]
+        assert len(set(alike)) == 50
+        assert not set(alike) & set(listed)
+        assert len(set(alike) & set(best)) > 25, "the other half of the best is like the first"
+        assert audiences.size("true", "mail", alike).members == 50
+        assert list(BatchFiles(shop).find(Subject([alike[0]], [], [])))
 
-    def test_a_list_like_any_other_is_refused(self, shop: Home, audiences: Audiences, tmp_path: Path) -> None:
-        path = tmp_path / "random.csv"
-        ids = [m.customer_id for m in audiences.members("true")]
-        path.write_text("\n".join(["customer_id", *ids[:10]]) + "\n")
-        done = command("training", "lookalike", str(path), "--out", str(tmp_path / "x.csv"), home=shop.root)
-        assert done.returncode == 1
-        assert "20 of each are needed" in done.stdout
-        assert not (tmp_path / "x.csv").exists()
+    @pytest.mark.parametrize(("step", "most", "said"), [(1, 10, "20 of each are needed"), (17, 60, "cannot be told from the rest")])
+    def test_a_list_that_teaches_nothing_is_refused(
+        self, shop: Home, audiences: Audiences, tmp_path: Path, step: int, most: int, said: str
+    ) -> None:
+        path = tmp_path / "any.csv"
+        # ids are digests, so every so manieth customer is like any other
+        ids = [m.customer_id for m in audiences.members("true")][::step][:most]
+        path.write_text("\n".join(["customer_id", *ids]) + "\n")
+        with pytest.raises(NothingToLearnError, match=said):
+            find_lookalikes(shop, path, NEW_YEAR, top=5)
+
+
+def test_the_command_says_whom_it_left_out_and_why(shop: Home, tmp_path: Path) -> None:
+    out = tmp_path / "send.csv"
+    asked = ("serving", "audience", "export", "lifecycle != 'prospect'", "--channel", "email", "--for", "excel", "--with-contact")
+    done = command(*asked, "--out", str(out), home=shop.root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{out}: {len(read(out))} rows" in done.stdout.replace("\n", " ")
+    assert "not reached: " in done.stdout
+    assert "the customer has not permitted contact by email" in done.stdout
+    lines = Audit(shop, Vault.open(shop)).lines(read(out)[0]["customer_id"])
+    assert lines[-1]["action"] == "contact data into a file"

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from features.catalogue.shop import Shop
 from features.definitions.domain import domain_named
 from features.definitions.standing import BORDERS, Borders
-from features.state.disk import write_atomically
+from features.state.disk import DamagedStateError, write_atomically
 from features.state.home import Home
 from features.store.feature_store import FeatureStore
 
@@ -23,7 +23,11 @@ def measure_borders(home: Home, store: FeatureStore, as_of: datetime) -> Borders
 
     Returns those in force; None where nobody has bought anything yet.
     """
-    standing = Borders.load(home)
+    try:
+        standing = Borders.load(home)
+    except DamagedStateError:
+        # this makes it anew
+        standing = None
     if standing is not None and standing.as_of > as_of:
         return standing
     rfm = domain_named(Shop.load(home).domain).leaving.rfm

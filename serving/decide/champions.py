@@ -211,7 +211,15 @@ class Champions:
         if kind.answers == "items":
             trained: Recommender = loaded.model
             stocked = trained.stocked(Catalogue(self._home).read("items").to_pydict())
-            return Loaded(loaded, stocked.pipeline, stocked.attributes, stocked.positions, stocked.label, stocked.shown, items_digest=items)
+            return Loaded(
+                loaded,
+                stocked.pipeline,
+                attributes=stocked.attributes,
+                positions=stocked.positions,
+                label=stocked.label,
+                shown=stocked.shown,
+                items_digest=items,
+            )
         if kind.answers == "offers":
             offers: NextBestOffer = loaded.model
             book = offers.book(Offer.from_row(row) for row in offers_in_force(self._home))

@@ -122,6 +122,9 @@ def _without(path: Path, subject: Subject) -> int:
     if count:
         table = pq.ParquetFile(path).read()
         part = path.with_name(f".{path.name}.part")
+        part.touch()
+        # it may hold addresses, and stays as private as it was
+        part.chmod(stat.S_IMODE(path.stat().st_mode))
         pq.write_table(table.filter(pc.invert(_mine(table, subject))), part)
         move_into_place(part, path)
     return count
