@@ -258,8 +258,8 @@ def _told(value: Any) -> str | None:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _number(text: str, files: Files) -> float:
-    """A number as the file writes it.
+def _number(text: str, files: Files) -> str:
+    """A number as the file writes it, in the form that Python reads.
 
     Raises:
         ValueError: it is none: thousands stand in groups of three, and before the decimal sign alone.
@@ -271,7 +271,7 @@ def _number(text: str, files: Files) -> float:
         text = text.replace(files.thousands, "")
     if files.decimal == "," and "." in text:
         raise ValueError(text)
-    return float(text.replace(files.decimal, "."))
+    return text.replace(files.decimal, ".")
 
 
 def _parts(text: str) -> list[str]:
@@ -286,7 +286,7 @@ def _record(
     record: Record = {column: row.get(column) for column in schema.names}
     wrong = [(c, "is empty") for c in REQUIRED[name] if not row.get(c)]
     if name == "items":
-        wrong += list(_shown_faults(record, row, places_of_money))
+        wrong += list(_shown_faults(record, row, files, places_of_money))
     if name == "items":
         told = (row.get("recommendable") or "true").lower()
         record["recommendable"] = TRUTHS.get(told)
@@ -311,7 +311,7 @@ def _record(
             record[attribute] = _parts(text)
             continue
         try:
-            record[attribute] = _number(text, files)
+            record[attribute] = float(_number(text, files))
         except ValueError:
             record[attribute] = float("nan")
         if not math.isfinite(record[attribute]):
@@ -322,7 +322,7 @@ def _record(
     return record, wrong
 
 
-def _shown_faults(record: Record, row: Row, places_of_money: int) -> Iterator[tuple[str, str]]:
+def _shown_faults(record: Record, row: Row, files: Files, places_of_money: int) -> Iterator[tuple[str, str]]:
     """What is wrong with what is shown of an item; a price in major units becomes one in minor units."""
     for link in LINKS:
         if (text := record.get(link)) is not None and (fault := link_fault(text)) is not None:
@@ -333,9 +333,9 @@ def _shown_faults(record: Record, row: Row, places_of_money: int) -> Iterator[tu
     if told is None or "price_minor" not in record:
         return
     try:
-        price = Decimal(told.strip()).scaleb(places_of_money if field == PRICE else 0)
+        price = Decimal(_number(told.strip(), files)).scaleb(places_of_money if field == PRICE else 0)
         record["price_minor"] = float(price) if price.is_finite() and 0 <= price <= MAX_PRICE else None
-    except InvalidOperation:
+    except (InvalidOperation, ValueError):
         record["price_minor"] = None
     if record["price_minor"] is None:
-        yield field, f"{told!r} is no price: write it like {'3.99' if field == PRICE else '399'}"
+        yield field, f"{told!r} is no price: write it like {f'3{files.decimal}99' if field == PRICE else '399'}"
