@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +23,8 @@ from features.catalogue.shop import Shop
 from features.state.home import Home
 
 ROOT = Path(__file__).resolve().parent.parent
+SAMPLES = Path(__file__).resolve().parent / "samples"
+"""Files that a shop writes itself, as this one could: segments and journeys."""
 START_SECONDS = 120
 
 
@@ -53,6 +56,7 @@ def run(home: Home, households: int | None, port: int, tour_only: bool, console:
             console.print(f"[red]{name} failed[/red] (exit code {code}); what is done stands: mend it and run make demo again")
             return code
     console.rule(f"{len(commands) + 1}/{len(commands) + 1} serve: python -m serving --port {port}")
+    copy_samples(home)
     clock = f"from:{Shop.load(home).data_end.isoformat()}"
     service = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "serving", "--port", str(port)],
@@ -86,6 +90,16 @@ def run(home: Home, households: int | None, port: int, tour_only: bool, console:
         for process in (ui, service):
             if process is not None:
                 end(process)
+
+
+def copy_samples(home: Home) -> list[Path]:
+    """Give a home the samples that it lacks, unless it has one that was written anew; returns those that are new."""
+    theirs = {path: home.root / path.name for path in sorted(SAMPLES.glob("*.yaml"), reverse=True)}
+    if any(own.exists() and own.read_bytes() != path.read_bytes() for path, own in theirs.items()):
+        # they name each other: beside one of the shop's own the others would not be in order
+        return []
+    # segments first: journeys name them
+    return [Path(shutil.copyfile(path, own)) for path, own in theirs.items() if not own.exists()]
 
 
 def _timed(name: str, command: list[str], environment: dict[str, str]) -> tuple[int, Stage]:
