@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import DownloadColumn, MofNCompleteColumn, Progress
 from rich.table import Column, Table
 
@@ -64,10 +65,26 @@ def _stage(home: Home, sources: list[str], mapping: Path | None, dry_run: bool, 
         show_stage(console, source, first_events=dry_run)
         try:
             source.check()
+            if dry_run:
+                _rehearse(home, source)
         finally:
             if dry_run:
                 source.finish()
     return source
+
+
+def _rehearse(home: Home, source: MappedFiles) -> None:
+    """Tell which events an import would reject, though their rows are in order."""
+    from features.sources.importing import rehearse
+
+    seen, wrong = rehearse(home, source)
+    if wrong:
+        table = Table("events", "field", "reason", title=f"of the first {seen} events {sum(wrong.values())} would be rejected")
+        for (field, reason), count in wrong.most_common(20):
+            table.add_row(f"{count}", field, reason)
+        console.print(table)
+    else:
+        console.print(f"the first {seen} events would be stored; nothing is yet: leave --dry-run out to import")
 
 
 def _bring_in(home: Home, source: EventSource, again: bool) -> None:
@@ -100,14 +117,19 @@ def guess(
     out: Annotated[Path | None, typer.Option(help="Write the mapping here instead of on the screen.")] = None,
 ) -> None:
     """Propose a mapping for a file: what each column seems to be, and a YAML to go over."""
+    from features.catalogue.shop import Shop
     from features.sources.guessing import propose
 
-    proposal = propose(Path(file))
+    home = Home.from_environment()
+    proposal = propose(Path(file), Shop.load(home) if home.shop.exists() else None)
     told = Console(stderr=True)
     told.print(proposal.table())
     for doubt in proposal.doubts:
-        told.print(f"[yellow]look at:[/yellow] {doubt}", highlight=False)
-    if out is None:
+        told.print(f"[yellow]look at:[/yellow] {escape(doubt)}", highlight=False)
+    if proposal.catalogue is not None:
+        told.print("these are items of the catalogue, not events: no mapping is needed, but", highlight=False)
+        print(proposal.catalogue)
+    elif out is None:
         print(proposal.text)
     elif out.exists():
         raise ValueError(f"{out} exists: a guess does not replace a file")
@@ -126,12 +148,17 @@ def catalogue(
     ] = None,
     delimiter: Annotated[str | None, typer.Option(help="What divides a CSV's fields; default: a comma.")] = None,
     encoding: Annotated[str, typer.Option(help="How a CSV is written, e.g. windows-1252.")] = "utf-8",
+    decimal: Annotated[str, typer.Option(help="The decimal sign of numbers: . or ,")] = ".",
+    thousands: Annotated[str, typer.Option(help="What divides thousands; default: nothing.")] = "",
     check_only: Annotated[bool, typer.Option("--check-only", help="Only tell what is wrong; replace nothing.")] = False,
     rollback: Annotated[bool, typer.Option("--rollback", help="Put the offers in force that were so before.")] = False,
 ) -> None:
     """Replace a table of the catalogue by a file, whole and checked; with any mistake in it the last good one stays."""
+    import msgspec
+
+    from features.events.event import explain
     from features.sources.catalogue_file import load
-    from features.sources.mapping import Files
+    from features.sources.mapping_parts import Files
 
     if rollback or file is None:
         if table != "offers" or not rollback or file is not None or check_only:
@@ -145,7 +172,12 @@ def catalogue(
             f"offers: {rows} rows in force, version {version}, as they were before; {left} earlier tables are left", highlight=False
         )
         return
-    found = load(Home.from_environment(), table, file, column or [], Files(delimiter=delimiter, encoding=encoding), attribute or [])
+    try:
+        files = msgspec.convert({"delimiter": delimiter, "encoding": encoding, "decimal": decimal, "thousands": thousands}, Files)
+    except msgspec.ValidationError as error:
+        field, reason = explain(error, Files)
+        raise ValueError(f"--{field}: {reason}") from None
+    found = load(Home.from_environment(), table, file, column or [], files, attribute or [])
     if not check_only:
         if lost := found.lost():
             console.print(f"[yellow]no longer there:[/yellow] the attributes {', '.join(lost)} (--attribute NAME:KIND keeps one)")

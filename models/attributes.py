@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from models.spelling import Spelling
+
 Truths = NDArray[np.bool_]
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -62,6 +64,7 @@ class TextAttribute:
     def __init__(self, codes: NDArray[np.int32], words: list[str]) -> None:
         self.codes, self._words = codes, words
         self._code = {word: k for k, word in enumerate(words)}
+        self.spelling = Spelling(words)
 
     @classmethod
     def of(cls, values: Sequence[str | None]) -> TextAttribute:
@@ -83,6 +86,10 @@ class TextAttribute:
         if isinstance(wish, Range):
             raise WrongWishError("it holds texts: give a list of them")
         return np.isin(self.codes[positions], self.codes_of(wish))
+
+    def knows(self, word: str) -> bool:
+        """Whether any item has that text."""
+        return word in self._code
 
     def codes_of(self, wish: frozenset[str]) -> list[int]:
         """The codes of those words of a wish that any item has."""
@@ -142,6 +149,7 @@ class ListAttribute:
     def __init__(self, offsets: NDArray[np.int64], codes: NDArray[np.int32], words: list[str]) -> None:
         self.offsets, self.codes, self._words = offsets, codes, words
         self._code = {word: k for k, word in enumerate(words)}
+        self.spelling = Spelling(words)
 
     @classmethod
     def of(cls, values: Sequence[Sequence[str] | None]) -> ListAttribute:
@@ -169,6 +177,10 @@ class ListAttribute:
         kept = np.zeros(len(positions), bool)
         kept[owners[np.isin(self.codes[at], wanted)]] = True
         return kept
+
+    def knows(self, word: str) -> bool:
+        """Whether any item has that text."""
+        return word in self._code
 
     def at(self, position: int) -> list[str]:
         """The texts of one item."""
@@ -221,8 +233,20 @@ class Attributes:
             WrongWishError: there is no such attribute, or it holds something else.
         """
         if name not in self.columns:
-            raise WrongWishError(f"{name!r} is not an attribute to filter by: use one of {', '.join(self.columns)}")
+            near = Spelling(self.columns).nearest(name)
+            hint = f": did you mean {near!r}?" if near is not None else ""
+            raise WrongWishError(f"{name!r} is not an attribute to filter by: use one of {', '.join(self.columns)}{hint}")
         self.columns[name].fits(wish, np.empty(0, np.intp))
+
+    def unknown(self, name: str, wish: Wish) -> Iterator[tuple[str, str | None]]:
+        """The texts of a wish that no item has, by alphabet, each with the nearest that one has; the wish fits the attribute."""
+        column = self.columns[name]
+        if isinstance(wish, Range) or isinstance(column, NumberAttribute):
+            return
+        assert isinstance(column, TextAttribute | ListAttribute)
+        # whoever asks takes the first few: no further ones are looked for
+        for word in sorted(word for word in wish if not column.knows(word)):
+            yield word, column.spelling.nearest(word)
 
     def first(self, count: int) -> Attributes:
         """Those of the first *count* items."""

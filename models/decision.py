@@ -54,6 +54,12 @@ class Query:
     """How much of its score an item loses for being popular: 0 nothing, 1 all for the most popular; None as the list has it."""
     promoted: Mapping[int, str] = field(default_factory=dict)
     """By place in the list, counted from 1: the item that is to stand there, if the filters let it."""
+    pinned: Sequence[tuple[int, str]] = ()
+    """Places and items as ``promoted`` has them, the strongest first: they come before what is promoted."""
+    proposed: Positions | None = None
+    """Candidates beside those of the sources, in lists that may be filled from the rest of the catalogue."""
+    watched: NDArray[np.bool_] | None = None
+    """Which positions the decision is to tell of, if they were candidates."""
     explain: bool = False
     """Whether each choice tells what moved its score, and what was removed is named."""
     include: Mapping[str, Wish] = field(default_factory=dict)
@@ -116,6 +122,8 @@ class Decision:
     """Why the answer is not the model's own, if it is not."""
     left_out: Mapping[str, Sequence[str]] | None = None
     """By reason, which were removed, where the query asks to explain: at most ``MOST_LEFT_OUT`` a reason."""
+    met: Sequence[int] = ()
+    """The positions among those that the query watches which were candidates, removed or not."""
 
 
 class CandidateSource(Protocol[C_contra]):
@@ -169,6 +177,7 @@ class Scored(Generic[C]):
         removed: how many were removed, by reason.
         considered: how many candidates there were.
         left_out: by reason, which were removed, where the query asks to explain.
+        met: the candidates that the query watches, removed or not.
     """
 
     context: C
@@ -177,6 +186,7 @@ class Scored(Generic[C]):
     removed: Mapping[str, int]
     considered: int
     left_out: Mapping[str, Sequence[int]] | None = None
+    met: Positions = field(default_factory=lambda: np.empty(0, np.intp))
 
     @property
     def scores(self) -> Scores:
@@ -225,7 +235,7 @@ class Pipeline(Generic[C]):
         left_out = None
         if found.left_out is not None:
             left_out = {reason: [self.ids[place] for place in places] for reason, places in found.left_out.items()}
-        return Decision(choices, found.considered, found.removed, self.fallback(found.context), left_out)
+        return Decision(choices, found.considered, found.removed, self.fallback(found.context), left_out, tuple(found.met.tolist()))
 
     def order(self, query: Query, depth: int) -> Positions:
         """The positions that *query* would be answered with, and those that come next, *depth* in all, without reasons: for judging."""
@@ -245,11 +255,12 @@ class Pipeline(Generic[C]):
         found = self.source(context)
         removed: dict[str, int] = {}
         left_out: dict[str, list[int]] | None = {} if query.explain else None
-        candidates, considered = self._allowed(query, context, found, removed, left_out), len(found)
+        candidates, considered, met = self._allowed(query, context, found, removed, left_out), len(found), _watched(query, found)
         if self.widen is not None and len(candidates) < query.limit:
             for more in self.widen(context, found):
                 candidates = np.concatenate([candidates, self._allowed(query, context, more, removed, left_out)])
                 considered += len(more)
+                met = np.concatenate([met, _watched(query, more)])
                 if len(candidates) >= query.limit:
                     break
         shares = np.zeros((len(self.scorers), len(candidates)))
@@ -263,7 +274,7 @@ class Pipeline(Generic[C]):
                 enough |= query.owed[candidates]
             _leave(TOO_LITTLE, enough, candidates, removed, left_out)
             candidates, shares = candidates[enough], shares[:, enough]
-        return Scored(context, candidates, shares, removed, considered, left_out)
+        return Scored(context, candidates, shares, removed, considered, left_out, met)
 
     def _allowed(
         self, query: Query, context: C, candidates: Positions, removed: dict[str, int], left_out: dict[str, list[int]] | None
@@ -288,6 +299,11 @@ def _leave(
     if left_out is not None:
         named = left_out.setdefault(reason, [])
         named += candidates[~keep][: MOST_LEFT_OUT - len(named)].tolist()
+
+
+def _watched(query: Query, candidates: Positions) -> Positions:
+    """Those of the candidates that the query watches."""
+    return candidates[:0] if query.watched is None else candidates[query.watched[candidates]]
 
 
 def _check(stage: str, values: NDArray[Any], length: int) -> None:

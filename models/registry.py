@@ -6,7 +6,7 @@ import json
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -402,10 +402,10 @@ class Registry:
         self._client.set_model_version_tag(name, str(version), "promotion", reason)
         self._client.set_registered_model_alias(name, self.settings.champion, str(version))
 
-    def crownings(self, model: str) -> list[Crowning]:
-        """Every time that a version became the champion, oldest first."""
+    def crownings(self, model: str, versions: Sequence[VersionInfo] | None = None) -> list[Crowning]:
+        """Every time that a version became the champion, oldest first; *versions* as ``versions`` has just told, if it has."""
         found = []
-        for version in self.versions(model):
+        for version in self.versions(model) if versions is None else versions:
             for key, value in version.tags.items():
                 if key.startswith(_CROWNED):
                     at = datetime.fromisoformat(key.removeprefix(_CROWNED))

@@ -24,6 +24,7 @@ from features.state.home import Home
 from features.state.ports import MissingStateError
 from serving.commands.audience import audience_app
 from serving.commands.batch import register as register_batch
+from serving.decide.rule_commands import rules_app
 from serving.journeys.commands import journeys_app, outbox_app
 from serving.privacy.keys import REFRESH_SECONDS, Audit, Keys
 
@@ -37,6 +38,7 @@ app.add_typer(journeys_app, name="journeys")
 app.add_typer(outbox_app, name="outbox")
 app.add_typer(audience_app, name="audience")
 register_batch(app)
+app.add_typer(rules_app, name="rules")
 console = Console()
 
 
@@ -78,7 +80,7 @@ def demo(
 @keys_app.command("create")
 def create_key(
     name: Annotated[str, typer.Argument(help="What to call it, e.g. webshop.")],
-    scope: Annotated[list[str], typer.Option(help="ingest, decide, read_customer or admin; repeat for several. Or browser.")],
+    scope: Annotated[list[str], typer.Option(help="ingest, decide, read_customer, manage or admin; repeat for several. Or browser.")],
 ) -> None:
     """Make a key and print it, once."""
     token = Keys(Home.from_environment()).create(name, scope, system_clock())

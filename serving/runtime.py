@@ -185,6 +185,11 @@ class Runtime:
         self.decisions.close()
         self._held.close()
 
+    @property
+    def log(self) -> EventLog:
+        """The log, for who reads it or takes dead letters out."""
+        return self._log
+
     def problems(self) -> list[str]:
         """Why events cannot be taken, or answers not be trusted: empty where all is well."""
         found = [f"{name} has failed {n} times in a row: {why}" for name, (n, why) in dict(self._worker.failures).items() if n >= 3]

@@ -29,6 +29,7 @@ BY_SCOPE: dict[str, list[tuple[str, str]]] = {
     "decide": [("POST", "/v1/recommendations"), ("POST", "/v1/similar-items"), ("POST", "/v1/next-best-offer"), ("POST", "/v1/churn"),
                ("POST", "/bento/churn"), ("GET", "/metrics")],
     "read_customer": [("POST", "/v1/profile"), ("GET", "/v1/customers/nobody"), ("GET", "/v1/customers/nobody/export")],
+    "manage": [("GET", "/v1/rules"), ("POST", "/v1/rules"), ("DELETE", "/v1/rules/none")],
     "admin": [("DELETE", "/v1/customers/nobody"), ("GET", "/v1/erasures/none")],
 }  # fmt: skip
 OF_PAGES = ("/v1/events", "/v1/batch", "/v1/identify", "/v1/recommendations", "/v1/similar-items")
@@ -120,6 +121,25 @@ def test_customers_read_and_erased_are_written_down_as_keyed_hashes(keyed: tuple
     assert her.encode() not in (service.home.root / "access.db").read_bytes()
     assert call(service, "GET", f"/v1/customers/{'c_0123456789abcdef'}", tokens["admin"]) == 404
     assert Audit(service.home, Vault(SECRET.encode())).lines("c_0123456789abcdef")[-1]["outcome"] == "unknown"
+
+
+def test_rules_made_listed_and_ended_are_written_down_with_the_key_and_the_outcome(keyed: tuple[Service, dict[str, str]]) -> None:
+    service, tokens = keyed
+    manage = {"authorization": f"Bearer {tokens['manage']}"}
+    before = len(Audit(service.home, Vault(SECRET.encode())).lines())
+    [item] = service.post("/v1/recommendations", {"limit": 1}, authorization=f"Bearer {tokens['decide']}")[1]["items"]
+    status, made = service.post("/v1/rules", {"action": "block", "item_ids": [item["item_id"]]}, **manage)
+    assert (status, made["made_by"]) == (200, "manage-key")
+    assert service.post("/v1/rules", {"action": "block", "item_ids": ["nothing"]}, **manage)[0] == 400
+    assert service.get("/v1/rules", **manage)[0] == 200
+    assert service.get(f"/v1/rules/{made['rule_id']}", "DELETE", **manage)[0] == 200
+    assert service.get("/v1/rules/ada@example.org", "DELETE", **manage)[0] == 404
+    lines = Audit(service.home, Vault(SECRET.encode())).lines()[before:]
+    assert [(line["action"], line["subject"], line["outcome"]) for line in lines] == [
+        ("add rule", made["rule_id"], "done"), ("add rule", "", "refused"), ("list rules", "", "done"),
+        ("end rule", made["rule_id"], "done"), ("end rule", "", "refused"),
+    ]  # fmt: skip
+    assert {line["key"] for line in lines} == {"manage-key"}
 
 
 MARK = "zz-marked"

@@ -14,7 +14,7 @@ from scene import TinyShop, command
 from features.catalogue.nearest import Stores
 from features.catalogue.tables import STORES, Catalogue
 from features.sources.catalogue_file import CatalogueError, load
-from features.sources.mapping import Files
+from features.sources.mapping_parts import Files
 from features.state.home import Home
 
 OFFERS = "offer_id,campaign_id,campaign_type,channel,valid_from,valid_until,item_ids"

@@ -135,3 +135,31 @@ def test_what_is_of_a_person_is_taken_apart_wherever_it_is_said() -> None:
     said = str(parsed.traits) + str(parsed.query)
     for clear in ("ada", "7946", "Lovelace", "James"):
         assert clear not in said
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "said"),
+    [
+        ({"name": "Purchase"}, "name", "did you mean 'purchase'?"),
+        ({"name": "page_vew"}, "name", "did you mean 'page_view'?"),
+        ({"channel": "Web"}, "channel", "did you mean 'web'?"),
+        ({"identifiers": {"userId": "7"}}, "identifiers", "did you mean 'user_id'?"),
+        ({"user_id": "7"}, "user_id", "did you mean 'identifiers.user_id'?"),
+        ({"occuredAt": "2018-01-01T00:00:00Z"}, "occuredAt", "did you mean 'occurred_at'?"),
+        ({"items": [{"item_id": "a", "amountMinor": 1}]}, "items[0].amountMinor", "did you mean 'amount_minor'?"),
+    ],
+)
+def test_a_name_that_is_not_known_brings_the_one_that_is_meant(change: dict[str, Any], field: str, said: str) -> None:
+    with pytest.raises(RejectedEvent) as error:
+        parse_event(msgspec.json.encode(changed(**change)), NOW)
+    assert error.value.field == field
+    assert error.value.reason.endswith(said)
+
+
+def test_what_resembles_nothing_brings_no_hint_and_nothing_of_a_person_is_said_again() -> None:
+    with pytest.raises(RejectedEvent) as error:
+        parse_event(changed(name="xylophone"), NOW)
+    assert "did you mean" not in error.value.reason
+    with pytest.raises(RejectedEvent) as error:
+        parse_event(changed(identifiers={"ada.lovelace": "7"}), NOW)
+    assert "ada" not in error.value.reason

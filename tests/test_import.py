@@ -36,7 +36,8 @@ from features.sources.complete_journey import CompleteJourney
 from features.sources.guessing import propose
 from features.sources.importing import EventSource, bring_in
 from features.sources.mapped import MappedFiles, RejectedFilesError
-from features.sources.mapping import Mapping, MappingError
+from features.sources.mapping import Mapping
+from features.sources.mapping_parts import MappingError
 from features.sources.tabular import UnreadableFileError
 from features.state.home import Home
 from features.store.event_log import EventLog, connect
@@ -156,6 +157,34 @@ class TestWhatIsTaken:
         assert Catalogue(home).read("items")["type"].to_pylist() == ["Crème brûlée", "Äpfel"]
 
     @pytest.mark.parametrize(
+        ("date", "clock", "format"),
+        [("01.03.2024", "10:00", "%d.%m.%Y %H:%M"), ("2024-03-01", "10:00:00", None), ("20240301", "1000", "%Y%m%d %H%M")],
+    )
+    def test_a_date_and_a_time_of_day_in_two_columns_are_one_moment(
+        self, home: Home, tmp_path: Path, date: str, clock: str, format: str | None
+    ) -> None:
+        header = HEADER.replace("at", "day,clock", 1)
+        rows = [f"1,{date},{clock},a,x,1,1.00,7,n", f"2,{date},,a,x,1,1.00,7,n"]
+        time = {"columns": ["day", "clock"], "timezone": "Europe/Paris"} | ({"format": format} if format else {})
+        source = staged(home, write(tmp_path / "f.csv", rows, header), event__occurred_at=time)
+        assert [e["occurred_at"] for e in taken(source)] == ["2024-03-01T09:00:00.000000Z"]
+        [rejection] = source.rejections()
+        assert (rejection.field, rejection.reason) == ("event.occurred_at", "is empty: clock")
+
+    @pytest.mark.parametrize(
+        ("thousands", "price", "minor"),
+        [(".", "1.234,56", 123456), (".", "€ 1.234,56", 123456), (".", "1.234,56 EUR", 123456), (" ", "1\u202f234,56\u00a0€", 123456)],
+    )
+    def test_money_may_carry_the_sign_of_the_shops_currency_and_no_other(
+        self, home: Home, tmp_path: Path, thousands: str, price: str, minor: int
+    ) -> None:
+        rows = [f"1;2024-03-01 10:00:00;a;x;1;{price};7;n", "2;2024-03-01 10:00:00;a;x;1;$ 5,00;7;n"]
+        files = {"delimiter": ";", "decimal": ",", "thousands": thousands}
+        source = staged(home, write(tmp_path / "f.csv", rows, HEADER.replace(",", ";")), files=files)
+        assert [e["items"][0]["amount_minor"] for e in taken(source)] == [minor]
+        assert [r.field for r in source.rejections()] == ["item.amount"]
+
+    @pytest.mark.parametrize(
         ("currency", "price", "unit", "minor"),
         [("EUR", "1.255", "major", 126), ("JPY", "120", "major", 120), ("KWD", "1.2345", "major", 1235), ("EUR", "125", "minor", 125)],
     )
@@ -167,6 +196,13 @@ class TestWhatIsTaken:
             item__amount={"column": "price", "unit": unit},
         )  # fmt: skip
         assert taken(source)[0]["items"][0]["amount_minor"] == minor
+
+    @pytest.mark.parametrize(
+        "written", ["2024-03-01 10:00:00 +0100", "2024-03-01T10:00:00+01", "2024-03-01 09:00:00Z", "2024-03-01T09:00:00 +00:00"]
+    )
+    def test_an_offset_may_be_written_in_any_way(self, home: Home, tmp_path: Path, written: str) -> None:
+        source = staged(home, write(tmp_path / "f.csv", [f"1,{written},a,x,1,1.00,7,n"]), event__occurred_at={"column": "at"})
+        assert [e["occurred_at"] for e in taken(source)] == ["2024-03-01T09:00:00.000000Z"]
 
     def test_a_weight_is_one_piece_paid_by_its_weight(self, home: Home, tmp_path: Path) -> None:
         path = write(tmp_path / "f.csv", ["1,2024-03-01 10:00:00,a,x,0.534,10.00,7,n"])
@@ -267,11 +303,15 @@ class TestEveryMistakeIsToldWithItsMend:
             ({"event__occured_at": {"column": "at"}}, "event.occured_at", "did you mean 'occurred_at'"),
             ({"event__occurred_at": None}, "event.occurred_at", "missing required field"),
             ({"shop__timezone": "London"}, "shop.timezone", "Europe/London"),
+            ({"shop__churn_horizon_days": 1}, "shop.churn_horizon_days", ">= 7"),
+            ({"shop__churnHorizonDays": 60}, "shop.churnHorizonDays", "did you mean 'churn_horizon_days'"),
             ({"shop__currency": "EURO"}, "shop.currency", "ISO 4217"),
             ({"event__name": {"value": "purchased"}}, "event.name", "did you mean 'purchase'"),
             ({"event__channel": {"value": "shop"}}, "event.channel", "is not one of"),
             ({"event__identifiers": {"member": "customer"}}, "event.identifiers.member", "loyalty_card"),
             ({"event__occurred_at__timezone": None}, "event.occurred_at.timezone", "do not carry a zone"),
+            ({"event__occurred_at__columns": ["at", "at"]}, "event.occurred_at", "either column, or columns"),
+            ({"event__occurred_at__column": None}, "event.occurred_at", "either column, or columns"),
             ({"event__occurred_at__format": "dd/mm/yyyy"}, "event.occurred_at.format", "strptime"),
             ({"event__occurred_at__format": "%Q"}, "event.occurred_at.format", "strptime"),
             ({"item__attributes": {"colour": "name"}}, "item.attributes.colour", "the catalogue knows"),
@@ -517,10 +557,10 @@ class TestASecondImport:
     """What a shop is described by may be spread over several mappings, and over commands."""
 
     NAMED: ClassVar[dict[str, Any]] = {
-        "margin_rate": 0.4, "phone_region": "FR", "private_brands": ("Ours", "Own"), "broad_campaign_types": ("leaflet",),
+        "margin_rate": 0.4, "phone_region": "FR", "churn_horizon_days": 84, "private_brands": ("Ours", "Own"), "broad_campaign_types": ("leaflet",),
     }  # fmt: skip
     ANEW: ClassVar[dict[str, Any]] = {
-        "margin_rate": 0.3, "phone_region": None, "private_brands": (), "broad_campaign_types": ("mailing", "poster"),
+        "margin_rate": 0.3, "phone_region": None, "churn_horizon_days": None, "private_brands": (), "broad_campaign_types": ("mailing", "poster"),
     }  # fmt: skip
     IDENTITY = ("name", "timezone", "currency", "domain")
     POLICY = ConsentPolicy(purposes={"analytics": "opt-in", "personalization": "opt-in"}, permissions={"email": "opt-out"})
@@ -705,6 +745,14 @@ class TestTheCommand:
         assert not list((tmp_path / "home").rglob("*.parquet"))
         assert not list((tmp_path / "home").rglob("*.duckdb"))
 
+    def test_a_dry_run_tells_which_events_the_log_would_reject(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "f.csv", [ROWS[1].replace(",7,", ",ada@example.org,"), ROWS[3].replace(",8,", ",no mail at all,")])
+        (tmp_path / "mapping.yaml").write_text(yaml.safe_dump(said(event__identifiers={"email": "customer"})))
+        done = command("features", "import", str(path), "--mapping", str(tmp_path / "mapping.yaml"), "--dry-run", home=tmp_path / "home")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "of the first 2 events 1 would be rejected" in done.stdout
+        assert "identifiers.email" in done.stdout
+
     def test_without_a_mapping_it_names_the_command_that_proposes_one(self, tmp_path: Path) -> None:
         done = command("features", "import", str(write(tmp_path / "f.csv")), home=tmp_path / "home")
         assert done.returncode == 1
@@ -753,9 +801,3 @@ class TestOnlineRetail:
         query = "SELECT count(*) FILTER (identity_key IS NULL), count(*) FROM read_parquet(?)"
         [(anonymous, everyone)] = connect().execute(query, [EventLog(wholesaler, "Europe/London").files()]).fetchall()
         assert 0.05 < anonymous / everyone < 0.15
-
-
-def test_the_mapping_that_the_readme_shows_is_one(tmp_path: Path) -> None:
-    [block] = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    mapping = Mapping.parse(block.encode(), "README.md")
-    assert {"InvoiceNo", "CustomerID", "StockCode", "Quantity", "UnitPrice"} <= set(mapping.columns())

@@ -5,6 +5,7 @@ Everything over real HTTP: events in, webhooks out, and a service that is ended 
 
 from __future__ import annotations
 
+import http.client
 import json
 import signal
 import threading
@@ -201,7 +202,7 @@ def test_two_channels_that_ask_at_the_same_moment_break_no_cap_and_a_budget_is_k
                 # too many wait: as a client does, ask again shortly
                 try:
                     status, answer = service.post("/v1/next-best-offer", body)
-                except (OSError, json.JSONDecodeError):
+                except (OSError, http.client.HTTPException, json.JSONDecodeError):
                     # it was killed
                     return
                 time.sleep(0.02 if status == 503 else 0)

@@ -36,7 +36,7 @@ from serving.decide.champions import _describe
 from serving.decide.engine import Engine
 from serving.decide.questions import NextBestOfferRequest, SimilarItemsRequest
 from serving.decide.who import NOBODY
-from serving.http.openapi import CUSTOMER_ROUTES, PAGE_ROUTES, ROUTES
+from serving.http.openapi import CUSTOMER_ROUTES, PAGE_ROUTES, ROUTES, RULE_ROUTES
 
 COUNTER = iter(range(1_000_000))
 
@@ -356,7 +356,8 @@ def test_health_metrics_and_description_are_there(service: Service) -> None:
     status, text = service.get("/openapi.json")
     description = json.loads(text)
     assert status == 200
-    assert set(description["paths"]) == {*ROUTES, *CUSTOMER_ROUTES, *PAGE_ROUTES, *(f"/v1/{name}" for name in model_names())}
+    described = {*ROUTES, *CUSTOMER_ROUTES, *PAGE_ROUTES, *RULE_ROUTES, *(f"/v1/{name}" for name in model_names())}
+    assert set(description["paths"]) == described
     assert service.get("/v1/churn")[0] == 405
 
 
@@ -364,11 +365,45 @@ def test_a_wish_that_does_not_fit_its_attribute_is_told_what_does(service: Servi
     card = cards(service.home, 1)[0]
     for wish, field, said in (
         ({"colour": ["red"]}, "include.colour", "is not an attribute to filter by"),
+        ({"Department": ["PRODUCE"]}, "include.Department", "did you mean 'department'?"),
+        ({"departement": ["PRODUCE"]}, "include.departement", "did you mean 'department'?"),
         ({"department": {"min": 1}}, "include.department", "it holds texts"),
     ):
         status, problem = service.post("/v1/recommendations", about(card, include=wish))
         assert (status, problem["field"]) == (400, field)
         assert said in problem["detail"]
+
+
+def test_a_value_that_no_item_has_is_answered_with_a_note_that_names_the_nearest(service: Service) -> None:
+    about_them = about(cards(service.home, 1)[0], limit=3)
+    answer = service.ask("recommendations", {**about_them, "include": {"department": ["Produce"]}})
+    assert answer["items"] == []
+    assert answer["notes"] == ["include.department: nothing in the catalogue has 'Produce': did you mean 'PRODUCE'?"]
+    answer = service.ask("recommendations", {**about_them, "include": {"department": ["PRODUCE"]}, "exclude": {"department": ["zzz"]}})
+    assert len(answer["items"]) == 3
+    assert answer["notes"] == ["exclude.department: nothing in the catalogue has 'zzz'"]
+    many = service.ask("recommendations", {**about_them, "exclude": {"department": [f"PRODUCE{k}" for k in range(900)]}})
+    assert len(many["notes"]) == 5
+    assert service.ask("recommendations", about_them)["notes"] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field", "said"),
+    [
+        ("recommendations", {"identifiers": {"userId": "7"}}, "identifiers", "did you mean 'user_id'?"),
+        ("recommendations", {"userId": "7"}, "userId", "did you mean 'identifiers.user_id'?"),
+        ("recommendations", {"Limit": 3}, "Limit", "did you mean 'limit'?"),
+        ("recommendations", {"listing": "for_yuo"}, "listing", "did you mean 'for_you'?"),
+        ("recommendations", {"channel": "e-mail"}, "channel", "did you mean 'email'?"),
+        ("profile", {"identifiers": {"loyaltyCard": "7"}}, "identifiers", "did you mean 'loyalty_card'?"),
+    ],
+)
+def test_a_name_that_is_not_known_brings_the_one_that_is_meant(
+    service: Service, path: str, body: dict[str, Any], field: str, said: str
+) -> None:
+    status, problem = service.post(f"/v1/{path}", body)
+    assert (status, problem["field"]) == (400, field)
+    assert problem["detail"].endswith(said)
 
 
 def test_a_model_that_is_only_named_is_trained_served_and_scored_beside_its_kind(trained: Home, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from training.dataset import (
     open_experiment,
 )
 from training.evaluation import BINARY_COLUMNS, banded
+from training.horizon import advice
 from training.metrics import (
     BINARY_MEASURES,
     Calibration,
@@ -113,6 +114,7 @@ def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: Non
         scored = evaluate(frame, cuts, trainer, leaving)
         units = {cuts.unit(cut): cut for cut in cuts.tests}
         report, figures = judge(scored, kind, run, trainer.eligibility, run.look(list(units)))
+        report.notes += advice(truth, frame, cuts, float(scored["label"].mean()))
         if plan.trials:
             report.notes.append(tuning_note("lightgbm", trainer.settings, plan.trials))
         advance("fitting the final model")

@@ -43,7 +43,7 @@ class Plan:
 
     Attributes:
         as_of: learn only from before this moment; None is where the data ends.
-        horizon_days: how far ahead a label looks; None is as far as the model's entry in mlflow.yaml, or else the domain, says.
+        horizon_days: how far ahead a label looks; None is as far as the model's entry in mlflow.yaml says, or else the shop or its domain.
         window_days: how far back from a cut training examples reach; None is to the start of the data.
         seed: the same seed, log and code give the same model.
         trials: how many settings of boosted trees Optuna tries on the tuning cut; 0 takes those that they come with.
@@ -120,7 +120,10 @@ def open_experiment(home: Home, model: str, plan: Plan) -> tuple[Truth, Cuts]:
     shop = Shop.load(home)
     final = plan.as_of or shop.data_end.astimezone(UTC)
     truth = Truth(home, final)
-    horizon_days = plan.horizon_days or model_settings(home).models[model].horizon_days or truth.domain.leaving.horizon_days
+    settings = model_settings(home).models[model]
+    # what a shop says of leaving is about churn; the other models look as far as its domain does
+    said = shop.churn_horizon_days if settings.kind.name == "churn" else None
+    horizon_days = plan.horizon_days or settings.horizon_days or said or truth.domain.leaving.horizon_days
     return truth, Cuts.before(final, truth.start, shop.timezone, horizon_days, plan.window_days)
 
 
@@ -191,6 +194,11 @@ class Truth:
         frame = table.filter(table.customer_id.notnull()).select("customer_id", "occurred_at", "event_id", *columns).to_pandas()
         placed = frame.assign(place=frame["customer_id"].map(self._place)).sort_values(["place", "occurred_at", "event_id"])
         return placed.drop(columns=["place", "event_id"]).reset_index(drop=True)
+
+    @property
+    def visits(self) -> pd.DataFrame:
+        """Every purchase of a known customer: ``customer_id, occurred_at``, customer by customer, each one's in the order of time."""
+        return self._visits
 
     @property
     def start(self) -> datetime:

@@ -26,7 +26,7 @@ from training.drift import drift
 from training.metrics import Estimate
 from training.plots import line_plot, threshold_plot
 from training.promotion import NotPromotedError
-from training.readings import Reading, Told
+from training.readings import MarkdownText, Reading
 from training.rendering import markdown
 from training.run import artifact_frame
 
@@ -131,16 +131,16 @@ class Model:
             found[listing] = pd.DataFrame(rows, columns=["model", "coverage", "novelty", "served"])
         return readings.tradeoff_reading(found)
 
-    def challenged(self) -> Told:
+    def challenged(self) -> MarkdownText:
         """The challenger beside the champion, or why there is nothing to compare."""
         try:
-            return Told(markdown(compare(self.registry, self.name).document()))
+            return MarkdownText(markdown(compare(self.registry, self.name).document()))
         except NotPromotedError as error:
-            return Told(str(error))
+            return MarkdownText(str(error))
 
-    def drifted(self) -> Told:
+    def drifted(self) -> MarkdownText:
         """How far the inputs have moved from those that the champion learnt from."""
-        return Told(markdown(drift_document(drift(self.home, self.registry, self.name))))
+        return MarkdownText(markdown(drift_document(drift(self.home, self.registry, self.name))))
 
 
 def _estimate(told: Measured) -> Estimate:

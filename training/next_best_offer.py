@@ -14,11 +14,12 @@ from features.catalogue.offers import offers_in_force
 from features.catalogue.tables import Catalogue
 from features.state.home import Home
 from models.inputs import Input
-from models.next_best_offer import KIND, PAIR_INPUTS, TREES, NextBestOffer, coupon_affinity, pair_rows
+from models.next_best_offer import KIND, PAIR_INPUTS, TREES, NextBestOffer, pair_rows
 from models.offers import Offer, OfferBook, Worth
 from models.probability import Boosted, shifted
 from models.reports import ModelReport
 from training.bootstrap import open_store
+from training.coupons import coupon_ndcg
 from training.dataset import (
     HORIZON_DAYS,
     Advance,
@@ -37,7 +38,6 @@ from training.drift import asked_at
 from training.evaluation import BINARY_COLUMNS
 from training.metrics import (
     BINARY_MEASURES,
-    bootstrap,
     calibration,
     compare_binary,
     difference,
@@ -340,33 +340,6 @@ def _asked(test: pd.DataFrame, rows: np.ndarray, frame: pd.DataFrame, trainer: O
         "broad": broad,
     }
     return pd.DataFrame(asked)
-
-
-def coupon_ndcg(home: Home, truth: Truth, book: OfferBook, scored: pd.DataFrame) -> str:
-    """NDCG@5 of the coupon order among those who redeemed one of a targeted campaign's; popularity beside affinity."""
-    store = open_store(home)
-    redeemed = truth.redemptions().merge(scored[~scored["broad"]], left_on=["customer_id", "campaign_id"], right_on=["customer_id", "unit"])
-    gains: dict[str, list[float]] = {"popularity": [], "affinity": []}
-    customers: list[str] = []
-    discounts = 1 / np.log2(np.arange(2, 7))
-    for moment, part in redeemed.groupby("event_timestamp"):
-        spine = part[["customer_id", "event_timestamp"]].drop_duplicates()
-        histories = store.historical(spine, "state_v1").set_index("customer_id")
-        for (customer, campaign), rows in part.groupby(["customer_id", "campaign_id"], sort=False):
-            offers = np.flatnonzero(book.campaign_of == book.campaign_position(campaign))
-            history = histories.loc[customer].to_dict()
-            hit = np.isin([book.offer_ids[o] for o in offers], rows["offer_id"].unique())
-            customers.append(str(customer))
-            for name, scores in (("popularity", book.popularity), ("affinity", coupon_affinity(book, history, moment.to_pydatetime()))):
-                order = np.argsort(-scores[offers], kind="stable")[:5]
-                gains[name].append(float(hit[order] @ discounts[: len(order)] / discounts[: min(5, int(hit.sum()))].sum()))
-    if not customers:
-        return "No redeemed coupon of a targeted campaign to judge the coupon order on."
-    table_of = np.array([gains["popularity"], gains["affinity"]])
-    values, drawn = bootstrap(customers, lambda w: np.asarray(np.average(table_of, axis=1, weights=w)))
-    told = estimates(values, drawn, ["popularity", "affinity"])
-    better = f"affinity {told['affinity']}, popularity {told['popularity']}"
-    return f"Coupon order among {len(customers)} redeemers of targeted campaigns, NDCG@5: {better}."
 
 
 def _of_whole_runs(scored: pd.DataFrame, served: str) -> list[str]:

@@ -34,7 +34,7 @@ class Reading(NamedTuple):
         )
 
 
-class Told(str):
+class MarkdownText(str):
     """Markdown that a notebook shows as what it means."""
 
     __slots__ = ()

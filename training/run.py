@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from training.card import model_card
 from training.dataset import Cuts, Plan, Truth
 from training.evaluation import by_segment, form_of, same_rows
 from training.gate import Gate, reference_rows
-from training.kept import bins_of, calibration_points, judged_cuts, keep_report, measured
+from training.kept import bins_of, calibration_points, encoded, judged_cuts, keep_report, measured
 from training.metrics import Estimate
 from training.page import page
 from training.rendering import markdown
@@ -128,7 +129,9 @@ class TrackedRun:
         if version is None:
             return None, None
         tags = self.registry.tags_of(self.model, version)
-        rate = float(tags["base_rate"]) if "base_rate" in tags else None
+        # how many stay away for another time is another question
+        is_asked_alike = tags.get("horizon_days") == str(self.cuts.horizon_days)
+        rate = float(tags["base_rate"]) if is_asked_alike and "base_rate" in tags else None
         return artifact_frame(self.registry.run_of(self.model, version), "reference.parquet"), rate
 
     def tags(self) -> dict[str, str]:
@@ -181,7 +184,7 @@ class TrackedRun:
         mlflow.log_text(report.text(), "report.md")
         found = self._as_data(version, outcome, verdict, (metric, segments))
         keep_report(self.home, found)
-        mlflow.log_text(msgspec.json.encode(found).decode(), REPORT)
+        mlflow.log_text(encoded(found).decode(), REPORT)
         self.registry.describe(self.model, version, card)
         self.registry.tag(self.model, version, {BEATEN: beaten or ""})
         # last: a run that was killed before its verdict has none, and is made again
@@ -250,14 +253,20 @@ class TrackedRun:
         champion = self.registry.version_of(self.model, self.registry.settings.champion)
         if champion is None:
             return promotion.first(self.settings.promotion, outcome.report.lead, beaten)
+        theirs = self.registry.tags_of(self.model, champion).get("horizon_days", "")
+        if self.plan.horizon_days is None and theirs and theirs != str(self.cuts.horizon_days):
+            # it answers what is no longer asked, so that it is no rival
+            told = f"champion {champion} looks {theirs} days ahead, and the shop asks for {self.cuts.horizon_days}"
+            verdict = promotion.first(self.settings.promotion, outcome.report.lead, beaten)
+            return replace(verdict, reason=f"{verdict.reason}; {told}")
         try:
-            theirs = self._champion_evaluation(champion, outcome)
+            found = self._champion_evaluation(champion, outcome)
         except DamagedArtifactError:
             # it cannot serve either, so that there is none to be better than
             return promotion.first(self.settings.promotion, outcome.report.lead, beaten)
-        if theirs is not None:
-            log_frame(theirs, f"beside_champion_{champion}.parquet")
-        return promotion.rival(self.settings.promotion, champion, outcome.evaluation, theirs, beaten)
+        if found is not None:
+            log_frame(found, f"beside_champion_{champion}.parquet")
+        return promotion.rival(self.settings.promotion, champion, outcome.evaluation, found, beaten)
 
     def _champion_evaluation(self, champion: int, outcome: Outcome) -> pd.DataFrame | None:
         """The champion on the challenger's cuts: as it was judged itself, or as it stands on cuts it has not learnt from."""

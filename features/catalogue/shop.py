@@ -26,6 +26,8 @@ class Shop(msgspec.Struct, frozen=True, kw_only=True):
 
     domain: str = ""
     """The trade whose features, item attributes and idea of leaving apply: a file of ``features/definitions/domains``; unsaid, grocery."""
+    churn_horizon_days: int | None = None
+    """Without a purchase for so many days a customer counts as gone; None is what the domain says."""
     phone_region: str | None = None
     """The country (ISO 3166) whose phone numbers may come without their country code."""
     consent: ConsentPolicy = msgspec.field(default_factory=ConsentPolicy)

@@ -39,7 +39,7 @@ def read_yaml(text: bytes, name: str, into: type[T]) -> T:
     try:
         return msgspec.convert(said, into)
     except msgspec.ValidationError as error:
-        field, reason = explain(error)
+        field, reason = explain(error, into)
         reason = next((hint for pattern, hint in HINTS.items() if pattern in reason), reason)
         raise wrong(text, name, _with_key(said, into, field), reason) from None
 

@@ -47,7 +47,7 @@ def explain(letter: Annotated[str, typer.Argument(help="The letter's id, or how 
     except ValueError:
         console.print(found["raw"], highlight=False, markup=False)
     console.print(
-        f"mend it and send it again, or: python -m features dead-letters replay {found['letter_id'][:8]} --with mended.json",
+        f"correct it and send it again, or: python -m features dead-letters replay {found['letter_id'][:8]} --with mended.json",
         highlight=False,
     )
 

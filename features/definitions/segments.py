@@ -14,6 +14,7 @@ from features.catalogue.yaml_file import WrittenError, read_yaml, wrong
 from features.definitions.conditions import CelCondition, ConditionError, Names, ValueKind, names_of
 from features.definitions.domain import domain_named
 from features.definitions.standing import BUILT_IN, STANDING, Borders, CustomerStanding, Risk
+from features.events.spelling import meant
 from features.state.home import Home
 
 SEGMENTS = "segments.yaml"
@@ -112,7 +113,7 @@ class Vocabulary:
         for name, value in context.items():
             if (kind := self.context.get(name)) is None:
                 known = f"one of {', '.join(self.context)}" if self.context else f"what {SEGMENTS} declares under context"
-                raise WrongContextError(name, f"is not declared: use {known}")
+                raise WrongContextError(name, f"is not declared: use {known}{meant(name, tuple(self.context))}")
             if not isinstance(value, fits[kind]) or (kind == "number" and isinstance(value, bool)):
                 raise WrongContextError(name, f"is to be a {kind}")
 

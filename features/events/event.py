@@ -19,6 +19,7 @@ from features.events.identifiers import (
     holds_personal,
     normalise_all,
 )
+from features.events.spelling import meant, meant_field, words_of
 
 EventName = Literal[
     "view_item_list", "select_item", "view_item", "search", "add_to_cart", "remove_from_cart", "view_cart",
@@ -231,7 +232,7 @@ def parse_event(
     except UnicodeEncodeError:
         raise RejectedEvent("$", "a text holds half of a surrogate pair: send valid Unicode") from None
     except msgspec.ValidationError as error:
-        raise RejectedEvent(*explain(error)) from None
+        raise RejectedEvent(*explain(error, Event)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RejectedEvent("$", f"not valid JSON: {error}") from None
     event = _named(event, own)
@@ -259,7 +260,8 @@ def _named(event: Event, own: OwnEvents) -> Event:
             return msgspec.structs.replace(event, name=said)
     elif event.name not in own:
         told = repr(event.name) if _TOLD.fullmatch(event.name) else "that"
-        raise RejectedEvent("name", f"{told} is no event here: use one of {', '.join((*EVENT_NAMES, *own))}")
+        known = (*EVENT_NAMES, *own)
+        raise RejectedEvent("name", f"{told} is no event here: use one of {', '.join(known)}{meant(event.name, known)}")
     return event
 
 
@@ -379,8 +381,11 @@ def _told_place(place: str, name: str | int) -> str:
     return f"{place}.{told}" if place else told
 
 
-def explain(error: msgspec.ValidationError) -> tuple[str, str]:
-    """Split a msgspec message into the field's path (``$`` for the whole body) and the reason; neither repeats what may be somebody's."""
+def explain(error: msgspec.ValidationError, shape: Any = None) -> tuple[str, str]:
+    """Split a msgspec message into the field's path (``$`` for the whole body) and the reason; neither repeats what may be somebody's.
+
+    With *shape*, the type that was asked for, a name that is not known brings the one that may be meant.
+    """
     if isinstance(error.__cause__, RejectedEvent):
         return error.__cause__.field, error.__cause__.reason
     text = str(error)
@@ -392,14 +397,19 @@ def explain(error: msgspec.ValidationError) -> tuple[str, str]:
     path = at.group(1) if at else ""
     named = _NAMED_FIELD.search(reason)
     if named and _TOLD.fullmatch(named[2]):
+        if named[1] == "unknown" and shape is not None:
+            reason += meant_field(named[2], path, shape)
         path = f"{path}.{named[2]}" if path else named[2]
     elif named:
         reason = "holds a field that is not known"
     if reason.startswith("Invalid enum value"):
-        known = get_args(_CLOSED.get(path.rpartition(".")[2]))
-        private = path.startswith(PRIVATE)
+        known = get_args(_CLOSED.get(field := path.rpartition(".")[2]))
+        if shape is not None:
+            known = known or words_of(shape)[1].get(field, ())
+        private, wrong = path.startswith(PRIVATE), _QUOTED.search(reason)
         reason = _QUOTED.sub(lambda said: said[0] if not private and _TOLD.fullmatch(said[1]) else "that", reason)
         reason += f": use one of {', '.join(known)}" if known else ""
+        reason += meant(wrong[1], known) if wrong else ""
     if " of length <= " in reason:
         reason += ": shorten it or send less"
     return path or "$", reason

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +32,8 @@ from features.catalogue.tables import (
     link_fault,
 )
 from features.definitions.segments import Vocabulary
-from features.sources.mapping import Files
+from features.events.spelling import meant
+from features.sources.mapping_parts import Files
 from features.sources.offers_file import LISTS, OLD_CHANNEL, OfferReader, yaml_rows
 from features.sources.tabular import LINE, TabularFile
 from features.state.home import Home
@@ -151,7 +151,11 @@ def load(
     records: list[Record] = []
     seen: dict[str, int] = {}
     for number, (line, row) in enumerate(rows):
-        record, wrong = offers.record(row, _parts, line) if offers is not None else _record(name, row, schema, attributes, places_of_money)
+        record, wrong = (
+            offers.record(row, _parts, line)
+            if offers is not None
+            else _record(name, row, schema, attributes, files or Files(), places_of_money)
+        )
         wrong += [(c, "is longer than 256 characters") for c, v in record.items() if c.endswith("_id") and v and len(v) > 256]
         key = f"{name[:-1]}_id"
         if (first := seen.setdefault(record.get(key) or f"\0{line}", line)) != line:
@@ -211,7 +215,8 @@ def _names(file: TabularFile, name: str, renamed: Sequence[str], schema: pa.Sche
     for pair in renamed:
         theirs, _, mine = pair.partition("=")
         if theirs not in present or mine not in ours:
-            raise CatalogueError(f"--column {pair}: {file.path} has {', '.join(present)}; the {name} have {', '.join(ours)}")
+            hint = meant(theirs, tuple(present)) if theirs not in present else meant(mine, tuple(ours))
+            raise CatalogueError(f"--column {pair}: {file.path} has {', '.join(present)}; the {name} have {', '.join(ours)}{hint}")
         names[mine] = theirs
     if missing := [c for c in REQUIRED[name] if c not in names]:
         if len(present) == 1 and (between := next((d for d in ";\t|," if d in present[0]), None)):
@@ -252,19 +257,35 @@ def _told(value: Any) -> str | None:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def _number(text: str, files: Files) -> float:
+    """A number as the file writes it.
+
+    Raises:
+        ValueError: it is none: thousands stand in groups of three, and before the decimal sign alone.
+    """
+    if files.thousands:
+        grouped = rf"[+-]?(\d+|\d{{1,3}}({re.escape(files.thousands)}\d{{3}})+)({re.escape(files.decimal)}\d*)?"
+        if not re.fullmatch(grouped, text):
+            raise ValueError(text)
+        text = text.replace(files.thousands, "")
+    if files.decimal == "," and "." in text:
+        raise ValueError(text)
+    return float(text.replace(files.decimal, "."))
+
+
 def _parts(text: str) -> list[str]:
     """The parts of a list, as it was or as a CSV writes it."""
     return [part.strip() for part in text.split(LISTED if text.startswith(LISTED) else "|") if part.strip()]
 
 
 def _record(
-    name: str, row: Row, schema: pa.Schema, attributes: Mapping[str, AttributeKind], places_of_money: int
+    name: str, row: Row, schema: pa.Schema, attributes: Mapping[str, AttributeKind], files: Files, places_of_money: int
 ) -> tuple[Record, list[tuple[str, str]]]:
     """A row in the table's own types, and what is wrong with it."""
     record: Record = {column: row.get(column) for column in schema.names}
     wrong = [(c, "is empty") for c in REQUIRED[name] if not row.get(c)]
     if name == "items":
-        wrong += list(_shown_faults(record, row, places_of_money))
+        wrong += list(_shown_faults(record, row, files, places_of_money))
     if name == "items":
         told = (row.get("recommendable") or "true").lower()
         record["recommendable"] = TRUTHS.get(told)
@@ -289,16 +310,18 @@ def _record(
             record[attribute] = _parts(text)
             continue
         try:
-            record[attribute] = float(text)
+            record[attribute] = _number(text, files)
         except ValueError:
             record[attribute] = float("nan")
         if not math.isfinite(record[attribute]):
             record[attribute] = None
-            wrong.append((attribute, f"{text!r} is no number: write it like 1200.5"))
+            signs = "" if files.decimal == "." and not files.thousands else f", with {files.decimal!r} for the point"
+            hint = "; --decimal , and --thousands . say how it is written" if not signs and "," in text else ""
+            wrong.append((attribute, f"{text!r} is no number: write it like 1200{files.decimal}5{signs}{hint}"))
     return record, wrong
 
 
-def _shown_faults(record: Record, row: Row, places_of_money: int) -> Iterator[tuple[str, str]]:
+def _shown_faults(record: Record, row: Row, files: Files, places_of_money: int) -> Iterator[tuple[str, str]]:
     """What is wrong with what is shown of an item; a price in major units becomes one in minor units."""
     for link in LINKS:
         if (text := record.get(link)) is not None and (fault := link_fault(text)) is not None:
@@ -309,9 +332,10 @@ def _shown_faults(record: Record, row: Row, places_of_money: int) -> Iterator[tu
     if told is None or "price_minor" not in record:
         return
     try:
-        price = Decimal(told.strip()).scaleb(places_of_money if field == PRICE else 0)
-        record["price_minor"] = float(price) if price.is_finite() and 0 <= price <= MAX_PRICE else None
-    except InvalidOperation:
-        record["price_minor"] = None
+        price = _number(told, files) * (10**places_of_money if field == PRICE else 1)
+    except ValueError:
+        price = math.nan
+    # a whole number of the smallest coins
+    record["price_minor"] = float(round(price)) if math.isfinite(price) and 0 <= price <= MAX_PRICE else None
     if record["price_minor"] is None:
         yield field, f"{told!r} is no price: write it like {'3.99' if field == PRICE else '399'}"

@@ -39,7 +39,7 @@ BATCH = 20_000
 
 
 class UnreadableSourceError(RuntimeError):
-    """A file of the source is missing or broken; the message names it and the mend."""
+    """A file of the source is missing or broken; the message names it and the fix."""
 
 
 class CompleteJourney:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from itertools import islice
@@ -23,6 +24,9 @@ from features.state.home import Home
 from features.store.dead_letters import DeadLetter
 from features.store.event_index import Incoming
 from features.store.event_log import EventLog
+
+REHEARSED = 20_000
+"""How many events a dry run reads as an import would."""
 
 
 class Arrival(NamedTuple):
@@ -128,6 +132,22 @@ def bring_in(home: Home, source: EventSource, advance: Callable[[int], None] = l
         _write(home, report)
         source.finish()
     return report
+
+
+def rehearse(home: Home, source: EventSource, most: int = REHEARSED) -> tuple[int, Counter[tuple[str, str]]]:
+    """How many of the first events of a source were looked at, and the field and reason of each that the log would reject."""
+    shop, seen = source.shop(_standing(home)), 0
+    own, wrong = domain_named(shop.domain).events, Counter[tuple[str, str]]()
+    for arrivals in source.events():
+        for raw, _ in arrivals[: most - seen]:
+            seen += 1
+            try:
+                parse_event(raw, system_clock(), shop.currency, shop.phone_region, own)
+            except RejectedEvent as error:
+                wrong[error.field, error.reason] += 1
+        if seen >= most:
+            break
+    return seen, wrong
 
 
 def _standing(home: Home) -> Shop | None:

@@ -155,7 +155,7 @@ class MappedFiles:
             raise RejectedFilesError(
                 f"{lost} of {staged.rows} rows cannot be taken and {staged.events} events would remain, more loss than max_rejected "
                 f"({self.mapping.max_rejected:.0%}) allows, so nothing was stored:\n{reasons}\n"
-                "Mend the mapping, or set max_rejected in it if these rows are to be dropped."
+                "Correct the mapping, or set max_rejected in it if these rows are to be dropped."
             )
 
     def letters(self) -> Iterator[DeadLetter]:

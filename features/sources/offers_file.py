@@ -18,6 +18,7 @@ from features.catalogue.yaml_file import load_yaml
 from features.definitions.conditions import ConditionError
 from features.definitions.segments import Vocabulary
 from features.events.event import Channel, explain
+from features.events.spelling import meant
 from features.sources.tabular import UnreadableFileError
 from features.state.clock import local_midnight, parse_as_of
 
@@ -63,11 +64,11 @@ class OfferReader:
             at, reason = explain(error)
             name = at.partition("[")[0].partition(".")[0]
             if reason.startswith("Invalid enum value") and name in CHOICES:
-                reason += f": use one of {', '.join(CHOICES[name])}"
+                reason += f": use one of {', '.join(CHOICES[name])}{meant(str(told[name]), tuple(CHOICES[name]))}"
             named = OLD_CHANNEL if name == "channels" and row.get(OLD_CHANNEL) else at
             if name == "channels":
                 bad = next((each for each in told["channels"] if each not in get_args(Channel)), "that")
-                reason = f"{bad!r} is not one of {', '.join(get_args(Channel))}"
+                reason = f"{bad!r} is not one of {', '.join(get_args(Channel))}{meant(bad, get_args(Channel))}"
             wrong.append((named or "$", reason))
             record |= {"item_ids": told.get("item_ids", [])}
         except msgspec.DecodeError:
@@ -107,7 +108,13 @@ class OfferReader:
         where = record["where"] if isinstance(record["where"], dict) else {}
         for name, values in where.items():
             if name not in self.attributes:
-                yield "where", f"{name!r} is no attribute of the items in force: use one of {', '.join(self.attributes)}"
+                yield (
+                    "where",
+                    (
+                        f"{name!r} is no attribute of the items in force: use one of {', '.join(self.attributes)}"
+                        f"{meant(name, tuple(self.attributes))}"
+                    ),
+                )
             elif (held := self.attributes[name]) is None:
                 yield "where", f"{name!r} holds numbers: choose by an attribute that holds texts"
             elif strange := [value for value in values if value not in held]:
@@ -150,5 +157,8 @@ def yaml_rows(path: Path) -> Iterator[tuple[dict[str, int], dict[str, Any]]]:
         line = node.start_mark.line + 1
         lines = {"": line, **{key.value: key.start_mark.line + 1 for key, _ in node.value}}
         if strange := [name for name in row if name not in known]:
-            raise UnreadableFileError(f"{path}, line {line}: {strange[0]!r} is nothing that an offer has: use {', '.join(OFFERS.names)}")
+            hint = meant(strange[0], tuple(OFFERS.names))
+            raise UnreadableFileError(
+                f"{path}, line {line}: {strange[0]!r} is nothing that an offer has: use {', '.join(OFFERS.names)}{hint}"
+            )
         yield lines, row

@@ -10,7 +10,7 @@ import msgspec
 
 from features.catalogue.shop import Shop
 from features.definitions.domain import domain_named
-from features.events.event import RejectedEvent, parse_event
+from features.events.event import Event, RejectedEvent, parse_event
 from features.people.identity import Identities
 from features.sources import ga4, page, segment
 from features.state.home import Home
@@ -28,6 +28,9 @@ TRANSLATORS: Mapping[str, Translate] = {
 """How what came from each source becomes a canonical event; rows of files are read again by importing the mended file."""
 AS_SENT = ("http", page.SOURCE)
 """The sources whose events are canonical, so that their time is part of what they say."""
+FROM_PAGES = (page.SOURCE, page.SEGMENT_SOURCE)
+"""The sources of which ``page.admitted`` decides what they may tell."""
+FROM_A_FILE = "correct the file and import it again"
 
 
 class Replayed(NamedTuple):
@@ -60,22 +63,38 @@ def replay(home: Home, letters: Sequence[Mapping[str, Any]], known_at: datetime,
     return replayed
 
 
-def _replay(log: EventLog, identities: Identities, shop: Shop, letter: Mapping[str, Any], known_at: datetime, mended: Any) -> Replayed:
+def read_again(letter: Mapping[str, Any], shop: Shop, mended: Any = None) -> tuple[Any, Event]:
+    """The message of a letter, or *mended* in its place, and the event that it makes at the moment of the letter's receipt.
+
+    Raises:
+        RejectedEvent: it makes none.
+        LookupError: it is a row of a file.
+    """
     translate = TRANSLATORS.get(letter["source"])
-    name = letter["letter_id"]
     if translate is None:
-        return Replayed(name, "from a file", letter["field"], "mend the file and import it again")
+        raise LookupError(FROM_A_FILE)
     try:
         raw = mended if mended is not None else msgspec.json.decode(letter["raw"])
         said, own = translate(raw, letter["received_at"], shop.currency), domain_named(shop.domain).events
         event = parse_event(said, letter["received_at"], shop.currency, shop.phone_region, own)
-        if letter["source"].startswith(page.SOURCE):
-            # what a page may not tell it may not tell by way of a dead letter
-            event = page.admitted(event)
+        # what a page may not tell it may not tell by way of a dead letter
+        return raw, page.admitted(event) if letter["source"] in FROM_PAGES else event
+    except (msgspec.DecodeError, RecursionError):
+        raise RejectedEvent("$", "the letter is no whole JSON: it was cut short, being too long to keep") from None
+    except (TypeError, ValueError, ArithmeticError) as error:
+        if isinstance(error, RejectedEvent):
+            raise
+        raise RejectedEvent("$", f"a value in it is of a kind or size that cannot be read ({type(error).__name__})") from None
+
+
+def _replay(log: EventLog, identities: Identities, shop: Shop, letter: Mapping[str, Any], known_at: datetime, mended: Any) -> Replayed:
+    name = letter["letter_id"]
+    try:
+        _, event = read_again(letter, shop, mended)
+    except LookupError as error:
+        return Replayed(name, "from a file", letter["field"], str(error.args[0]))
     except RejectedEvent as error:
         return Replayed(name, "rejected", error.field, error.reason)
-    except (msgspec.DecodeError, RecursionError):
-        return Replayed(name, "rejected", "$", "the letter is no whole JSON: it was cut short, being too long to keep")
     sealed, content_hash, personal = identities.vault.seal(event, timeless=letter["source"] not in AS_SENT)
     row = Incoming(sealed, content_hash, known_at, letter["received_at"], letter["source"], personal=log.contacts.news(personal))
     report = log.append([row], identities)

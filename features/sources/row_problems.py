@@ -7,14 +7,15 @@ from typing import get_args
 
 from features.catalogue.tables import LINK_FORM, LINKS, MAX_LINK
 from features.events.event import EARLIEST, FUTURE_TOLERANCE, REQUIRED_FIELDS, Channel
-from features.sources.mapping import Mapping, TimePart
+from features.sources.mapping import Mapping
+from features.sources.mapping_parts import TimePart
 from features.state.clock import system_clock
 
 NEEDS_ITEMS = tuple(name for name, fields in REQUIRED_FIELDS.items() if "items" in fields)
 ISO = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?)?\s?(Z|[+-]\d{2}(:?\d{2})?)?$"
 _SLASHED = r"^\d{1,2}[./-]\d{1,2}[./-]\d{2,4}"
 Problem = tuple[str, str, str, str]
-"""The field in the mapping, when it is wrong, the reason with its mend, and the value to show."""
+"""The field in the mapping, when it is wrong, the reason with its fix, and the value to show."""
 
 
 def quoted(text: str) -> str:
@@ -25,6 +26,11 @@ def quoted(text: str) -> str:
 def named(column: str) -> str:
     """A column's name in SQL."""
     return '"' + column.replace('"', '""') + '"'
+
+
+def said_time(time: TimePart) -> str:
+    """What a row says of a time, in SQL: one column, or a date and a time of day with a blank between; null where one is empty."""
+    return "(" + " || ' ' || ".join(named(c) for c in time.used) + ")"
 
 
 def problems(mapping: Mapping) -> Iterator[Problem]:
@@ -64,11 +70,11 @@ def _event_problems(mapping: Mapping) -> Iterator[Problem]:
     for place, time in mapping.times():
         yield from _time_problems(place, time)
     latest = (system_clock() + FUTURE_TOLERANCE).isoformat()
-    at = named(event.occurred_at.column)
+    at = said_time(event.occurred_at)
     yield "event.occurred_at", f"_u_occurred_at < '{EARLIEST.isoformat()}'", f"lies before {EARLIEST.year}", at
     yield "event.occurred_at", f"_u_occurred_at > '{latest}'", "lies in the future: is the format or the zone wrong?", at
     if event.known_at.time is not None:
-        known_at = named(event.known_at.time.column)
+        known_at = said_time(event.known_at.time)
         yield "event.known_at", "_u_known_at < _u_occurred_at", "lies before the event: nothing is known before it happens", known_at
     own = mapping.shop.currency
     yield "event.currency", "_u_currency IS NULL", f"is empty: the shop counts in {own}", "NULL"
@@ -81,8 +87,9 @@ def _event_problems(mapping: Mapping) -> Iterator[Problem]:
 
 
 def _time_problems(place: str, time: TimePart) -> Iterator[Problem]:
-    column, raw = ("_u_occurred_at" if place == "event.occurred_at" else "_u_known_at"), named(time.column)
-    yield place, f"{raw} IS NULL", "is empty", "NULL"
+    column, raw = ("_u_occurred_at" if place == "event.occurred_at" else "_u_known_at"), said_time(time)
+    for each in time.used:
+        yield place, f"{named(each)} IS NULL", "is empty" if len(time.used) == 1 else f"is empty: {each}", "NULL"
     if time.format is not None:
         yield place, f"{column} IS NULL", f"does not fit the format {time.format}", raw
         return

@@ -10,11 +10,18 @@ import numpy as np
 import pyarrow as pa
 from iso4217 import Currency
 
-from features.sources.mapping import EPOCHS, Condition, Mapping, MoneyPart, TextPart, TimePart
-from features.sources.row_problems import ISO, NEEDS_ITEMS, named, problems, quoted
+from features.sources.mapping import Mapping
+from features.sources.mapping_parts import EPOCHS, Condition, MoneyPart, TextPart, TimePart
+from features.sources.row_problems import ISO, NEEDS_ITEMS, named, problems, quoted, said_time
 
 EVENT_TEXTS = ("channel", "store_id", "session_id", "offer_id", "campaign_id", "query")
+_OFFSET = r"\s?([+-]\d{2}):?(\d{2})$"
+"""Hours and minutes from UTC, as some write them: apart, or without their colon."""
 _ZONED = r"\d{2}:\d{2}.*(Z|[+-]\d{2}(:?\d{2})?)$"
+BLANKS = " \u00a0\u202f"
+"""The blank and the two that do not break a line."""
+SIGNS = {"EUR": "€", "GBP": "£", "USD": "$", "CAD": "$", "AUD": "$", "JPY": "¥", "CNY": "¥", "INR": "₹", "PLN": "zł", "TRY": "₺"}
+"""What stands for a currency beside its code."""
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 
 
@@ -213,7 +220,7 @@ def _typed(mapping: Mapping) -> dict[str, str]:
         found |= {f"_u_number_{n}": _number(mapping, f"_u_attr_{n}") for n, part in mapping.attributes().items() if part.holds == "number"}
         for measure in ("quantity", "amount", "discount", "coupon"):
             part = getattr(item, measure)
-            found[f"_u_{measure}"] = _number(mapping, part.column) if part is not None else "NULL::DECIMAL(24, 6)"
+            found[f"_u_{measure}"] = "NULL::DECIMAL(24, 6)" if part is None else _number(mapping, part.column, isinstance(part, MoneyPart))
     return found
 
 
@@ -252,19 +259,26 @@ def _text(text: TextPart) -> str:
 
 
 def _time(time: TimePart) -> str:
-    raw = named(time.column)
+    raw = said_time(time)
     if time.format in EPOCHS:
         return f"to_timestamp(try_cast({raw} AS DOUBLE) / {EPOCHS[time.format]})"
     zone = "NULL" if time.timezone is None else quoted(time.timezone)
     if time.format is not None:
         parsed = f"try_strptime({raw}, {quoted(time.format)})"
         return parsed if "%z" in time.format else f"{parsed} AT TIME ZONE {zone}"
+    zoned = f"regexp_replace({raw}, '{_OFFSET}', '\\1:\\2')"
     return f"""CASE WHEN NOT regexp_matches({raw}, '{ISO}') THEN NULL WHEN regexp_matches({raw}, '{_ZONED}')
-               THEN try_cast({raw} AS TIMESTAMPTZ) ELSE try_cast({raw} AS TIMESTAMP) AT TIME ZONE {zone} END"""
+               THEN try_cast({zoned} AS TIMESTAMPTZ) ELSE try_cast({raw} AS TIMESTAMP) AT TIME ZONE {zone} END"""
 
 
-def _number(mapping: Mapping, column: str) -> str:
+def _number(mapping: Mapping, column: str, is_money: bool = False) -> str:
+    """A number as the files write it; of money the shop's own sign or code may stand before or behind it, and no other."""
     sql, tests = named(column), []
+    if is_money:
+        signs = mapping.shop.currency + SIGNS.get(mapping.shop.currency, "") + BLANKS
+        sql = f"trim({sql}, {quoted(signs)})"
+    if mapping.files.thousands == " ":
+        sql = f"translate({sql}, {quoted(BLANKS)}, {quoted(' ' * len(BLANKS))})"
     if mapping.files.thousands:
         # in groups of three: or a decimal sign would be taken for a divider of thousands
         point, comma = re.escape(mapping.files.decimal), re.escape(mapping.files.thousands)

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from features.sources.mapping import Files
+from features.sources.mapping_parts import Files
 
 FileKind = Literal["csv", "jsonl", "parquet"]
 BLOCK_BYTES = 8 << 20
@@ -35,7 +35,7 @@ LINE = "_line"
 
 
 class UnreadableFileError(ValueError):
-    """A file that cannot be read as what it is said to be; the message names it and the mend."""
+    """A file that cannot be read as what it is said to be; the message names it and the fix."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ _DATABASES: dict[str, tuple[str, Keeping]] = {
     "access": ("access.db", ROLLED_BACK),
     "reservations": ("reservations.db", WRITTEN_SOON),
     "journeys": ("journeys.db", WRITTEN_AHEAD),
+    "rules": ("rules.db", ROLLED_BACK),
     "event_index": ("log/events.index", DERIVED),
     "step_index": ("log/identifiers.index", DERIVED),
     "letter_index": ("log/dead_letters.index", DERIVED),

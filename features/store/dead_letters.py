@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
+import duckdb
 import msgspec
 import pyarrow as pa
 import sqlalchemy as sa
@@ -40,6 +42,16 @@ class DeadLetter(NamedTuple):
     raw: str
 
 
+class Tally(NamedTuple):
+    """How many letters of one source have one field at fault, and when the newest came."""
+
+    source: str
+    field: str
+    letters: int
+    newest: datetime
+
+
+_CHOSEN = "FROM read_parquet($files) WHERE ($source = '' OR source = $source) AND ($field = '' OR field = $field)"
 _LETTERS = sa.Table("letters", sa.MetaData(), sa.Column("id", sa.Text, primary_key=True), sqlite_with_rowid=False)
 _HELD = sa.select(_LETTERS.c.id).where(_LETTERS.c.id.in_(sa.bindparam("values", expanding=True)))
 _FORGET = sa.delete(_LETTERS).where(_LETTERS.c.id == sa.bindparam("letter"))
@@ -108,6 +120,45 @@ class DeadLetters:
         for row in rows:
             row |= msgspec.json.decode(self._vault.decrypt(row.pop("token")))
         return sorted(rows, key=lambda row: (row["received_at"], row["letter_id"]))
+
+    def tallies(self) -> list[Tally]:
+        """How many letters there are of each source and field, the most frequent first; what they say is not read."""
+        query = "SELECT source, field, count(*), max(received_at) FROM read_parquet($files) GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"
+        return [Tally(*row) for row in self._query(query)]
+
+    def newest(self, source: str = "", field: str = "", limit: int = 50, offset: int = 0) -> list[dict[str, Any]]:
+        """Some letters in clear as ``read`` gives them, newest first: of one source, or with one field at fault, where they are named."""
+        query = f"SELECT letter_id, received_at {_CHOSEN} ORDER BY received_at DESC, letter_id LIMIT $limit OFFSET $offset"
+        return self._opened(self._query(query, source=source, field=field, limit=limit, offset=offset))
+
+    def letter(self, letter_id: str) -> dict[str, Any] | None:
+        """One letter in clear, as ``read`` gives it; None if there is none of that id."""
+        query = "SELECT letter_id, received_at FROM read_parquet($files) WHERE letter_id = $letter"
+        found = self._opened(self._query(query, letter=letter_id))
+        return found[0] if found else None
+
+    def _opened(self, chosen: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
+        """Letters by id and receipt: the encrypted column is read where they lie, and nowhere else."""
+        if not chosen:
+            return []
+        moments = [at for _, at in chosen]
+        query = """SELECT letter_id, received_at, source, field, token FROM read_parquet($files)
+                   WHERE received_at BETWEEN $first AND $last AND list_contains($letters, letter_id)"""
+        rows = self._query(query, first=min(moments), last=max(moments), letters=[letter_id for letter_id, _ in chosen])
+        found = {}
+        for letter_id, received_at, source, field, token in rows:
+            said = msgspec.json.decode(self._vault.decrypt(bytes(token)))
+            found[letter_id] = {"letter_id": letter_id, "received_at": received_at, "source": source, "field": field, **said}
+        return [found[letter_id] for letter_id, _ in chosen if letter_id in found]
+
+    def _query(self, query: str, **values: Any) -> list[tuple[Any, ...]]:
+        files = self._table.files()
+        if not files:
+            return []
+        with contextlib.closing(duckdb.connect()) as connection:
+            connection.execute("SET TimeZone='UTC'")
+            rows: list[tuple[Any, ...]] = connection.execute(query, {"files": files, **values}).fetchall()
+        return rows
 
     def forget(self, letter_ids: Sequence[str]) -> int:
         """Delete letters: what was replayed, or belonged to a person who is erased; returns how many there were."""

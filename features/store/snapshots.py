@@ -9,9 +9,9 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import ibis
 import ibis.expr.types as ir
@@ -39,6 +39,7 @@ EVENTS_AT_ONCE = 300_000
 """How many events are sorted at once: DuckDB cannot spill all that a sort of nested rows holds."""
 ROWS_AT_ONCE = 500
 """How many rows of states of one moment are held before they are written."""
+_STAMP = "%Y%m%dT%H%M%S%fZ"
 _READ = [
     "customer_id", "known_at", "event_id", "name", "occurred_at", "local_date", "channel", "store_id", "session_id", "query", "offer_id",
     "decision_id", "items",
@@ -52,7 +53,26 @@ def snapshot_folder(home: Home, view: View) -> Path:
 
 def snapshot_path(home: Home, view: View, as_of: datetime) -> Path:
     """Where the snapshot of *view* at *as_of* lies."""
-    return snapshot_folder(home, view) / f"{as_of:%Y%m%dT%H%M%S%fZ}.parquet"
+    return snapshot_folder(home, view) / f"{as_of:{_STAMP}}.parquet"
+
+
+class WholeSnapshot(NamedTuple):
+    """A snapshot of every entity: of which moment, with how many rows, and when it was written."""
+
+    as_of: datetime
+    rows: int
+    written_at: datetime
+
+
+def newest_whole(home: Home, view: View) -> WholeSnapshot | None:
+    """The newest snapshot of *view* that holds every entity; None where there is none."""
+    for path in sorted(snapshot_folder(home, view).glob("*.parquet"), reverse=True):
+        with contextlib.suppress(OSError, pa.ArrowException, ValueError):
+            told = pq.read_metadata(path)
+            if (told.metadata or {}).get(b"all") == b"1":
+                as_of = datetime.strptime(path.stem, _STAMP).replace(tzinfo=UTC)
+                return WholeSnapshot(as_of, told.num_rows, datetime.fromtimestamp(path.stat().st_mtime, UTC))
+    return None
 
 
 def backfill(home: Home, view: View, wanted: Wanted, advance: Callable[[int], None] = lambda n: None) -> int:

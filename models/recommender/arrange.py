@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Container
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -28,7 +29,7 @@ class Arranger:
     ) -> tuple[Positions, Scores]:
         """The picks and the chance that each had of its place.
 
-        What is promoted and the selection of a week are certain, given the question.
+        What is pinned or promoted and the selection of a week are certain, given the question.
         """
         if not len(candidates):
             return np.empty(0, np.intp), np.empty(0)
@@ -38,9 +39,10 @@ class Arranger:
         ranked = top(scores, wanted)
         if query.diversity > 0:
             ranked = apart(scores, profile.shelf.family[candidates], wanted, query.diversity)
-        if not query.promoted:
+        if not query.promoted and not query.pinned:
             return self.explorer.pick(ranked, query, rng)
-        fixed = _promoted(profile, query, candidates)
+        index = {profile.shelf.ids[place]: k for k, place in enumerate(candidates.tolist())}
+        fixed = {place: index[item] for place, item in sorted(placed(query, index).items())}
         free = ranked[~np.isin(ranked, list(fixed.values()))]
         room = query.limit - len(fixed)
         drawn, chances = self.explorer.pick(free, replace(query, limit=room), rng)
@@ -84,12 +86,28 @@ def _of_the_week(query: Query, profile: Profile, candidates: Positions, scores: 
     return found
 
 
-def _promoted(profile: Profile, query: Query, candidates: Positions) -> dict[int, int]:
-    """By place in the list, the index of the candidate that the shop puts there, of those that the filters let."""
-    index = {profile.shelf.ids[place]: k for k, place in enumerate(candidates.tolist())}
-    # an item that is named twice stands at its first place
-    first = {item: place for place, item in sorted(query.promoted.items(), reverse=True)}
-    return {place: index[item] for item, place in sorted(first.items(), key=lambda each: each[1]) if item in index and place <= query.limit}
+def placed(query: Query, allowed: Container[str]) -> dict[int, str]:
+    """By place in the list, the item that a question puts there, of those *allowed*.
+
+    What is pinned comes before what is promoted. An item that is named twice stands at its first place; one whose place is taken stands
+    at the next that nobody claims, and one whose place the list does not reach is chosen like any other.
+    """
+    found: dict[int, str] = {}
+    standing: set[str] = set()
+    displaced: list[tuple[int, str]] = []
+    for place, item in (*query.pinned, *sorted(query.promoted.items())):
+        if item not in allowed or place > query.limit or item in standing:
+            continue
+        standing.add(item)
+        if place in found:
+            displaced.append((place, item))
+        else:
+            found[place] = item
+    for place, item in displaced:
+        free = next((n for n in range(place + 1, query.limit + 1) if n not in found), None)
+        if free is not None:
+            found[free] = item
+    return found
 
 
 def _with_promoted(fixed: dict[int, int], drawn: Positions, chances: Scores) -> tuple[Positions, Scores]:

@@ -348,12 +348,16 @@ class Recommender:
 
     def _ordered(self, profile: Profile, candidates: Positions) -> NDArray[np.float64]:
         """What puts the list in order."""
-        return self._by_order(profile, candidates.astype(np.int32)) * self._kept_for_novelty(profile, candidates)
+        return self._by_order(profile, candidates.astype(np.int32)) * self._kept(profile, candidates)
 
-    def _kept_for_novelty(self, profile: Profile, candidates: Positions) -> NDArray[np.float64]:
-        """Which share of its score each candidate keeps: the less, the more popular it is and the more novelty is asked for."""
+    def _kept(self, profile: Profile, candidates: Positions) -> NDArray[np.float64]:
+        """Which share of its score each candidate keeps: the less, the more popular it is and the more novelty is asked for; times what the
+        caller multiplies it by.
+        """
         novelty = profile.recipe.novelty if profile.query.novelty is None else profile.query.novelty
         kept: NDArray[np.float64] = 1.0 - novelty * self.shelf.popularity_share[candidates].astype(np.float64)
+        for factor in profile.query.factors.values():
+            kept = kept * factor[candidates]
         return kept
 
     def _by_order(self, profile: Profile, places: Places) -> NDArray[np.float64]:
@@ -398,7 +402,7 @@ class Recommender:
             if kind >= 0:
                 likeness[at] *= FAMILY_SHARE ** seen.get(kind, 0)
                 seen[kind] = seen.get(kind, 0) + 1
-        return SESSION_SHARE * likeness * self._kept_for_novelty(profile, candidates)
+        return SESSION_SHARE * likeness * self._kept(profile, candidates)
 
     def _widen(self, profile: Profile, considered: Positions) -> Iterator[Positions]:
         if not profile.recipe.widens or profile.query.channel in profile.query.forbidden_channels:

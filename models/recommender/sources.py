@@ -220,8 +220,12 @@ SOURCES: dict[Source, Callable[[Profile], Places]] = {
 
 
 def retrieved(profile: Profile) -> Positions:
-    """The candidates of all sources of the recipe, and what is promoted, each once."""
+    """The candidates of all sources of the recipe, and what is pinned, promoted or proposed, each once."""
     functions = dict.fromkeys(SOURCES[name] for name in profile.recipe.sources)
     parts = [function(profile) for function in functions]
-    promoted = [place for item in profile.query.promoted.values() if (place := profile.shelf.positions.get(item, -1)) >= 0]
+    query = profile.query
+    fixed = [*query.promoted.values(), *(item for _, item in query.pinned)]
+    promoted = [place for item in fixed if (place := profile.shelf.positions.get(item, -1)) >= 0]
+    if query.proposed is not None and profile.recipe.widens:
+        parts.append(query.proposed.astype(np.int32))
     return np.unique(np.concatenate([*parts, np.array(promoted, np.int32)])).astype(np.intp)

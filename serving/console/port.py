@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar
 
+from serving.console.meters import Meters
+from serving.intake.intake import SOURCE, Translate
 from serving.privacy.keys import Key
 from serving.runtime import Runtime
 
@@ -38,8 +40,8 @@ class Port(Protocol):
             RefusedError: it would be refused.
         """
 
-    async def take(self, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Take events in, as POST /v1/events would.
+    async def take(self, events: Sequence[Mapping[str, Any]], source: str = SOURCE, translate: Translate | None = None) -> dict[str, Any]:
+        """Take events in, as POST /v1/events would; what comes from another *source* is messages, which *translate* makes events.
 
         Raises:
             RefusedError: they would be refused.
@@ -58,6 +60,10 @@ class Port(Protocol):
     @property
     def metrics(self) -> Any:
         """The registry of the service's metrics."""
+
+    @property
+    def meters(self) -> Meters:
+        """What those metrics were in the last hour."""
 
     def state(self) -> tuple[list[str], list[str]]:
         """Why no traffic should come here, and what answers less than it should."""

@@ -14,12 +14,13 @@ from features.catalogue.offers import offers_in_force
 from features.catalogue.shop import Shop
 from features.catalogue.tables import STORES, Catalogue
 from features.catalogue.yaml_file import WrittenError
-from features.definitions.conditions import ConditionError
+from features.definitions.conditions import ConditionError, folds_of
 from features.definitions.domain import domain_named
 from features.definitions.segments import Vocabulary
 from features.definitions.view import views_of
 from features.state.disk import DamagedStateError
 from features.state.home import Home
+from features.store.feature_store import SERVICES
 from models.attributes import Attributes
 from models.decision import Pipeline
 from models.inputs import Input
@@ -30,11 +31,18 @@ from models.recommender.recommender import Recommender
 from models.registry import LoadedModel, ModelSettings, NoChampionError, Registry
 from models.sending import SENDING, SendingRates
 from serving.decide.governor import LAST_TOUCH, MESSAGES, POLICY, Governor
+from serving.decide.merchandising import RULES, Merchandiser
 from serving.decide.policy import Policy
+from serving.decide.reader import STATE
 from serving.decide.risk import LEAVING, Champion, ChurnRisk
+from serving.decide.rule_checks import RuleChecks
+from serving.decide.rule_shelf import RuleShelf
+from serving.decide.rules import Rules
 from serving.decide.terms import Terms
 
 logger = logging.getLogger("ubiquo")
+EVERYTHING = "customer_v1"
+"""The FeatureService of all that is known of a customer."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,8 @@ class Loaded:
     offers_digest: str = ""
     items_digest: str = ""
     """Which tables it was built on."""
+    shelf: RuleShelf | None = None
+    """Its items, as merchandising rules reach them."""
 
 
 class Champions:
@@ -69,6 +79,7 @@ class Champions:
         self.models: Mapping[str, ModelSettings] = self.registry.settings.models
         """The models that there are, by the name under which they are asked."""
         self._features = _feature_names(home)
+        self._windowed = frozenset(views_of(Shop.load(home).domain)["customer_activity"].columns)
         self._loaded: dict[str, Loaded] = {}
         self.broken: dict[str, str] = {}
         """The models whose champion cannot be loaded, and files that are not in force, and why."""
@@ -80,6 +91,9 @@ class Champions:
         self.risk = ChurnRisk(self._leaving)
         """How likely a customer is to leave."""
         self.governor = Governor(home, self.risk)
+        self.rules = Rules(home, RuleChecks(home, lambda: self.governor.vocabulary))
+        """What the shop pins, boosts and blocks."""
+        self.merchandiser = Merchandiser(self.rules, self.governor)
         self.refresh()
 
     def refresh(self) -> list[str]:
@@ -119,7 +133,16 @@ class Champions:
             place = Catalogue(self._home).path("stores")
             known = Catalogue(self._home).read("stores") if place.exists() else STORES.empty_table()
             self._stores, self._stores_read = Stores(known), stores
+        self._refresh_rules()
         return news
+
+    def _refresh_rules(self) -> None:
+        """Find out what the rules reach before anybody asks, and which of them do not act."""
+        shelves = [held.shelf for held in self._loaded.values() if held.shelf is not None]
+        if (why := self.merchandiser.refresh(shelves)) is None:
+            self.broken.pop(RULES, None)
+        else:
+            self.broken[RULES] = why
 
     def _refresh_policy(self) -> list[str]:
         try:
@@ -184,6 +207,17 @@ class Champions:
         # how they answered what was sent to them
         return tuple(sorted({*folds, MESSAGES, LAST_TOUCH}))
 
+    def reading(self, name: str) -> ModelSettings:
+        """What a question to that model reads of a customer: what the model asks, and what the conditions of merchandising rules do."""
+        settings = self.models[name]
+        if settings.kind.answers != "items" or not (needs := self.merchandiser.needs()):
+            return settings
+        kind, folds = settings.kind, folds_of(needs)
+        if needs & self._windowed or (folds and STATE not in kind.views):
+            settings = replace(settings, feature_service=EVERYTHING)
+            kind = replace(kind, views=tuple(dict.fromkeys((*kind.views, *SERVICES[EVERYTHING]))))
+        return replace(settings, kind=replace(kind, folds=tuple(dict.fromkeys((*kind.folds, *folds)))))
+
     def limited(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
         """The budgets and the stocks of the offers in force, by offer."""
         terms = [held.terms for held in self._loaded.values() if held.terms is not None]
@@ -211,6 +245,7 @@ class Champions:
         if kind.answers == "items":
             trained: Recommender = loaded.model
             stocked = trained.stocked(Catalogue(self._home).read("items").to_pydict())
+            shelf = RuleShelf(stocked.shelf.ids, stocked.positions, stocked.attributes, stocked.shelf.popularity_share)
             return Loaded(
                 loaded,
                 stocked.pipeline,
@@ -219,6 +254,7 @@ class Champions:
                 label=stocked.label,
                 shown=stocked.shown,
                 items_digest=items,
+                shelf=shelf,
             )
         if kind.answers == "offers":
             offers: NextBestOffer = loaded.model

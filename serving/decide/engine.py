@@ -18,7 +18,7 @@ import numpy as np
 from features.definitions.segments import WrongContextError
 from features.events.event import Channel
 from features.store.feature_store import moment_of
-from models.attributes import Attributes, Range, Wish, WrongWishError
+from models.attributes import Attributes
 from models.decision import Decision, Query
 from models.kind import ScoreModel
 from models.registry import NoChampionError
@@ -27,7 +27,6 @@ from serving.decide.governor import Matter
 from serving.decide.policy import UNASSIGNED, Assignment
 from serving.decide.questions import (
     Answer,
-    Between,
     CustomerRequest,
     ItemChoice,
     ItemsAnswer,
@@ -42,6 +41,7 @@ from serving.decide.questions import (
 )
 from serving.decide.timing import AHEAD_HOURS, best_time, responses
 from serving.decide.who import NOBODY, Who
+from serving.decide.wishes import notes_on, wishes_of
 
 logger = logging.getLogger("ubiquo")
 MAX_FEATURE_AGE = timedelta(days=7)
@@ -82,10 +82,12 @@ class Engine(Champions):
             "explain": request.explain,
         }
         query = _query(request, who, row, as_of, loaded.attributes, request.exclude_item_ids, **asked)
+        query, held = self.merchandiser.bound(query, loaded.shelf, now or as_of)
         decide = partial(loaded.pipeline.decide, rng=self._drawing(decision_id))
         decision_id = decision_id or uuid.uuid4().hex
         found = self.governor.decide(Matter(who.ids, query, decision_id, "items", request.dry_run, now or as_of, decide))
-        return self._list(loaded, name, request, query, _told(who, query, found.decision), decision_id, found.assigned, found.held_out)
+        decision, rules = self.merchandiser.told(query, held, _told(who, query, found.decision))
+        return self._list(loaded, name, request, query, decision, decision_id, rules, found.assigned, found.held_out)
 
     def similar_items(self, request: SimilarItemsRequest, as_of: datetime) -> tuple[ItemsAnswer, DecisionRecord]:
         """What is like an item, by the first model that recommends items."""
@@ -96,7 +98,9 @@ class Engine(Champions):
         assert loaded.pipeline is not None
         asked = {"listing": "similar", "item_ids": (request.item_id,)}
         query = _query(request, NOBODY, {}, as_of, loaded.attributes, request.exclude_item_ids, **asked)
-        return self._list(loaded, "similar-items", request, query, loaded.pipeline.decide(query, self._rng), uuid.uuid4().hex)
+        query, held = self.merchandiser.bound(query, loaded.shelf, as_of)
+        decision, rules = self.merchandiser.told(query, held, loaded.pipeline.decide(query, self._rng))
+        return self._list(loaded, "similar-items", request, query, decision, uuid.uuid4().hex, rules)
 
     def next_best_offer(
         self,
@@ -145,6 +149,7 @@ class Engine(Champions):
             store_id=query.store_id,
             store_km=store_km,
             channel_propensity=found.channel_propensity, offers_version=loaded.offers_digest[:12], promised_until=found.promised_until,
+            notes=notes_on(request.include, request.exclude, loaded.attributes),
         )  # fmt: skip
         if request.best_time and offers and found.channel is not None:
             quiet = self.governor.policy.contact.quiet_hours
@@ -202,6 +207,7 @@ class Engine(Champions):
         query: Query,
         decision: Decision,
         decision_id: str,
+        rules: Sequence[str],
         assigned: Assignment = UNASSIGNED,
         held_out: bool = False,
     ) -> tuple[ItemsAnswer, DecisionRecord]:
@@ -211,9 +217,18 @@ class Engine(Champions):
         about = self._about(kind, loaded, query, fallback, decision_id)
         # a picture and a price are for the page alone: the log would only grow by them
         shown = [msgspec.structs.replace(item, **loaded.shown(item.item_id)) for item in items]
-        answer = ItemsAnswer(**about, items=shown, removed=dict(decision.removed), left_out=_named(decision))
+        answer = ItemsAnswer(
+            **about,
+            items=shown,
+            removed=dict(decision.removed),
+            left_out=_named(decision),
+            notes=notes_on(request.include, request.exclude, loaded.attributes),
+        )
         self._assign(answer, assigned, held_out)
-        return answer, self._record(kind, request, answer, items, query.row, held_out)
+        record = self._record(kind, request, answer, items, query.row, held_out)
+        if rules:
+            record["assignment"]["rules"] = rules
+        return answer, record
 
     @staticmethod
     def _assign(answer: Answer, assigned: Assignment, held_out: bool) -> None:
@@ -315,7 +330,7 @@ def _query(
         # not even whose question it is: what is not allowed is not logged either
         who, row = replace(who, customer_id=None), {}
     asked |= {"channel": getattr(request, "channel", None), "forbidden_channels": who.forbidden_channels}
-    include, exclude = _wanted("include", request.include, attributes), _wanted("exclude", request.exclude, attributes)
+    include, exclude = wishes_of("include", request.include, attributes), wishes_of("exclude", request.exclude, attributes)
     return Query.from_row(
         who.customer_id, as_of, row, limit=request.limit, include=include, exclude=exclude, exclude_ids=frozenset(banned), **asked
     )
@@ -329,19 +344,3 @@ def _placed(promoted: Mapping[str, int]) -> dict[int, str]:
             place += 1
         placed[place] = item_id
     return placed
-
-
-def _wanted(field: str, wishes: Mapping[str, Sequence[str | float] | Between], attributes: Attributes) -> dict[str, Wish]:
-    wanted: dict[str, Wish] = {}
-    for name, wish in wishes.items():
-        wanted[name] = Range(wish.min, wish.max) if isinstance(wish, Between) else frozenset(map(_plain, wish))
-        try:
-            attributes.check(name, wanted[name])
-        except WrongWishError as error:
-            raise UnknownAttributeError(f"{field}.{name}", str(error)) from None
-    return wanted
-
-
-def _plain(value: str | float) -> str:
-    """A value as a catalogue writes it: a whole number without a point."""
-    return value if isinstance(value, str) else f"{int(value)}" if value.is_integer() else f"{value}"

@@ -43,6 +43,7 @@ class Population:
     """Every customer known at a moment, and what a model is asked of each; memory holds one chunk of them.
 
     Attributes:
+        settings: what is read of each.
         customers: who has feature rows, in the order in which they are asked.
         silent: who does not allow their data to be used, and so has none.
         now: when the answers go out.
@@ -52,6 +53,7 @@ class Population:
 
     engine: Engine
     name: str
+    settings: ModelSettings
     as_of: datetime
     store: FeatureStore
     identities: Identities
@@ -72,7 +74,8 @@ class Population:
         shop = Shop.load(home)
         EventLog(home, shop.timezone).check_reaches(as_of)
         engine = engine_of(home)
-        store, kind = FeatureStore(home, engine.services()), engine.models[name].kind
+        store, settings = FeatureStore(home, engine.services()), engine.reading(name)
+        kind = settings.kind
         store.apply()
         for view in kind.views:
             store.backfill(view, {as_of: None})
@@ -82,12 +85,7 @@ class Population:
         identities, consents = Identities(home), Consents(home, shop.consent)
         silent = sorted(withdrawn(identities, consents) - set(customers))
         now = max(as_of, clock_of(home.settings)())
-        return cls(engine, name, as_of, store, identities, consents, customers, silent, now)
-
-    @property
-    def settings(self) -> ModelSettings:
-        """What ``mlflow.yaml`` says of the model."""
-        return self.engine.models[self.name]
+        return cls(engine, name, settings, as_of, store, identities, consents, customers, silent, now)
 
     def chunks(self) -> Iterator[Sequence[str]]:
         """The customers, some at a time."""

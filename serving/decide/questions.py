@@ -242,6 +242,8 @@ class ItemChoice(msgspec.Struct, omit_defaults=True):
     """Its picture and its page, where the catalogue tells them."""
     contributions: dict[str, float] | None = None
     """What each input of the ranker added to its score, where ``explain`` asks."""
+    rule_ids: list[str] | None = None
+    """The merchandising rules that pinned it or moved its score."""
 
 
 class OfferChoice(msgspec.Struct, kw_only=True):
@@ -281,6 +283,8 @@ class ItemsAnswer(Answer, kw_only=True):
     """How many candidates were removed, by reason."""
     left_out: dict[str, list[str]] | None = None
     """Which they were, where ``explain`` asks: at most 200 a reason."""
+    notes: list[str] = []
+    """What of the question may be a mistake, such as a value to filter by that nothing in the catalogue has."""
 
 
 class OffersAnswer(Answer, kw_only=True):
@@ -305,6 +309,8 @@ class OffersAnswer(Answer, kw_only=True):
     offers_version: str = ""
     """Names the table of offers that it was chosen from."""
     left_out: dict[str, list[str]] | None = None
+    notes: list[str] = []
+    """See ``ItemsAnswer``."""
 
 
 class ScoreAnswer(Answer, kw_only=True):

@@ -108,6 +108,8 @@ def scope_of(path: str, method: str) -> Scope:
         return "browser"
     if path.startswith("/v1/results/"):
         return "read_customer"
+    if path == "/v1/rules" or path.startswith("/v1/rules/"):
+        return "manage"
     if path.startswith("/bento/"):
         return scope_of(f"/v1/{path.removeprefix('/bento/')}", method)
     return SCOPE_OF.get(path, "decide")

@@ -32,6 +32,7 @@ from serving.http.lanes import CrowdedError, Lane, LateError, LongAnswers, Ticke
 from serving.http.openapi import document
 from serving.http.problems import HttpProblem, Problem
 from serving.http.pulse import Pulse
+from serving.http.rules_desk import RULES, RulesDesk
 from serving.http.trackers import TRACKERS, Tracker, TrackersAnswer
 from serving.http.visitor import check_question, without_ids
 from serving.intake.intake import SOURCE, InboxFullError, NotStoredError, Translate
@@ -45,7 +46,7 @@ RESULTS = "/v1/results/"
 DOCS = "/v1/docs"
 """The description as a page to read."""
 RESERVED = frozenset({*TRACKERS, "/v1/events", "/v1/profile", "/v1/customers", "/v1/erasures", "/v1/results", "/v1/projects", DOCS,
-                      "/metrics", "/openapi.json"})  # fmt: skip
+                      RULES, "/metrics", "/openapi.json"})  # fmt: skip
 """The addresses that are no model's."""
 PATIENCE_SECONDS = 5.0
 """How long a long answer is waited for before the caller is told where to ask for it."""
@@ -72,7 +73,7 @@ class App:
         self._describe = cache(lambda names: self._encode(document(models, names)))
         self._page = cache(lambda names: docs_page.page(document(models, names)))
         self._routes = {*self._answers, *RESERVED}
-        self._desk = CustomerDesk()
+        self._desk, self._rules_desk = CustomerDesk(), RulesDesk()
         # one thread decides: more would only contend for the interpreter. What cannot be begun soon is refused at once
         self._decisions = Lane("questions", threads=1, waiting=32, patience_seconds=0.5, deadline_seconds=3.0)
         # these wait for the disk, and share its syncs
@@ -80,10 +81,11 @@ class App:
         self._desks = Lane("profiles, exports and erasures", threads=1, waiting=16, patience_seconds=600.0, deadline_seconds=600.0)
         self._long = LongAnswers(self._desks)
         self._aside = Lane("metrics", threads=1, waiting=4, patience_seconds=1.0, deadline_seconds=3.0)
+        self._rules = Lane("rules", threads=1, waiting=16, patience_seconds=5.0, deadline_seconds=10.0)
         self._port = ConsolePort(self, self._decisions, self._intakes)
         self._console = Console(self._port)
         self.pulse = Pulse()
-        self._pulse_task: asyncio.Task[None] | None = None
+        self._watches: list[asyncio.Task[None]] = []
         self.metrics = CollectorRegistry()
         self._requests = Counter("ubiquo_requests", "Requests answered", ["route", "status"], registry=self.metrics)
         self._seconds = Histogram("ubiquo_request_seconds", "Time to answer", ["route"], registry=self.metrics)
@@ -103,22 +105,15 @@ class App:
         """Answer one request."""
         if scope["type"] != "http":
             return
-        if self._pulse_task is None:
-            self._pulse_task = asyncio.create_task(self.pulse.beat())
+        if not self._watches:
+            self._watches = [asyncio.create_task(each.beat()) for each in (self.pulse, self._port.meters)]
         path, started = scope["path"], time.perf_counter()
         if is_console(path):
             await self._console(scope, receive, send)
             self._seconds.labels("console").observe(time.perf_counter() - started)
             return
-        route = (
-            path
-            if path in self._routes
-            else "customers"
-            if path.startswith(CUSTOMERS)
-            else "projects"
-            if path.startswith(PROJECTS)
-            else "other"
-        )
+        known = {CUSTOMERS: "customers", PROJECTS: "projects", f"{RULES}/": RULES}
+        route = path if path in self._routes else next((name for start, name in known.items() if path.startswith(start)), "other")
         kind, more = b"application/json", []
         try:
             status, body, kind = await self._respond(scope, receive, path)
@@ -171,14 +166,14 @@ class App:
     def close(self) -> None:
         """Finish what was begun."""
         self._port.close()
-        for lane in (self._decisions, self._intakes, self._desks, self._aside):
+        for lane in (self._decisions, self._intakes, self._desks, self._aside, self._rules):
             lane.close()
 
     def _asked(self, name: str, model: ModelSettings, request: Any, as_of: datetime) -> Any:
         """Answer and log one question to a model."""
         runtime = self._live()
         who = self._who(runtime, request)
-        row = runtime.reader.row(model, who.customer_id, as_of, runtime.engine.reads(name, request.reached_by))
+        row = runtime.reader.row(runtime.engine.reading(name), who.customer_id, as_of, runtime.engine.reads(name, request.reached_by))
         ask = {"score": runtime.engine.score, "items": runtime.engine.recommendations, "offers": runtime.engine.next_best_offer}
         return self._log(runtime, ask[model.kind.answers](name, request, who, row, as_of))  # type: ignore[operator]
 
@@ -192,9 +187,14 @@ class App:
         batch = body.get("events") if isinstance(body, dict) and "events" in body else [body]
         if not isinstance(batch, list) or not batch or len(batch) > MAX_EVENTS:
             raise HttpProblem(400, "Bad batch", f"events must be a list of 1 to {MAX_EVENTS} events", "events")
-        return self._accept(batch, page.SOURCE if is_public else SOURCE, None, is_public)
+        return self.accept(batch, page.SOURCE if is_public else SOURCE, None, is_public)
 
-    def _accept(self, batch: Sequence[Any], source: str, translate: Translate | None, is_public: bool) -> EventsAnswer:
+    def accept(self, batch: Sequence[Any], source: str, translate: Translate | None, is_public: bool) -> EventsAnswer:
+        """Take a batch, count what became of it, and say why it was not taken; *is_public*, as from a page.
+
+        Raises:
+            HttpProblem: nothing of it was.
+        """
         try:
             answer = self._live().intake.accept(batch, source, translate, page.admitted if is_public else None)
         except InboxFullError as error:
@@ -233,6 +233,9 @@ class App:
             return 200, await self._aside.run(generate_latest, self.metrics), b"text/plain; version=0.0.4"
         if path.startswith((CUSTOMERS, ERASURES, RESULTS)) or path == "/v1/profile":
             return await self._answered_by_the_desk(scope, receive, path)
+        if path == RULES or path.startswith(f"{RULES}/"):
+            work = self._rules_desk.work(self._live(), scope, await _read(receive), scope.get(KEY, "local"))
+            return await self._rules.run(work)
         if path.startswith(PROJECTS):
             if scope["method"] != "GET":
                 raise HttpProblem(405, "Method not allowed", "this takes GET")
@@ -317,7 +320,7 @@ class App:
             return event
 
         source = page.SEGMENT_SOURCE if is_public else tracker.source
-        self._accept(tracker.messages(headers, body), source, translate, is_public)
+        self.accept(tracker.messages(headers, body), source, translate, is_public)
         return list(left_out)
 
     def _live(self) -> Runtime:
@@ -348,7 +351,7 @@ def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        field, reason = explain(error)
+        field, reason = explain(error, decoder.type)
         raise HttpProblem(400, "Bad request", reason, field) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise HttpProblem(400, "Bad request", f"the body is not valid JSON: {error}", "$") from None

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import msgspec
 
+from features.sources.replay import FROM_PAGES
+from serving.console.meters import Meters
 from serving.console.port import RefusedError
 from serving.http.lanes import CrowdedError, Lane, LateError
 from serving.http.problems import HttpProblem
+from serving.intake.intake import SOURCE, Translate
 from serving.privacy.keys import Key, Keys
 from serving.runtime import Runtime
 
@@ -40,13 +44,19 @@ class ConsolePort:
         """The registry of the service's metrics."""
         return self._app.metrics
 
+    @cached_property
+    def meters(self) -> Meters:
+        """What those metrics were in the last hour."""
+        return Meters(self._app.metrics)
+
     async def ask(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """What POST *path* would answer."""
         return await self._run(self._decisions, self._app.call, path, dict(body))
 
-    async def take(self, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    async def take(self, events: Sequence[Mapping[str, Any]], source: str = SOURCE, translate: Translate | None = None) -> dict[str, Any]:
         """Take events in."""
-        told = await self._run(self._intakes, self._app.events, {"events": [dict(each) for each in events]})
+        batch = [dict(each) for each in events] if translate is None else events
+        told = await self._run(self._intakes, self._app.accept, batch, source, translate, source in FROM_PAGES)
         return dict(msgspec.to_builtins(told))
 
     async def work(self, task: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:

@@ -63,7 +63,7 @@ class CustomerDesk:
                 request = msgspec.json.decode(body, type=CustomerRequest)
                 found = request.customer_id or runtime.identities.resolve(request.identifiers, runtime.phone_region)
             except msgspec.ValidationError as error:
-                field, reason = explain(error)
+                field, reason = explain(error, CustomerRequest)
                 raise HttpProblem(400, "Bad request", reason, field) from None
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise HttpProblem(400, "Bad request", f"the body is not valid JSON: {error}", "$") from None

@@ -18,7 +18,9 @@ from features.sources import ga4
 from features.sources.segment import SHORT_CALLS
 from models.registry import ModelSettings
 from serving.decide.questions import SHAPES, CustomerRequest, ItemsAnswer, SimilarItemsRequest
+from serving.decide.rules import NewRule
 from serving.http.problems import Problem
+from serving.http.rules_desk import RULES, WITH_ENDED, ToldRule, ToldRules
 from serving.http.trackers import TRACKERS, TrackersAnswer
 from serving.intake.receipts import EventsAnswer
 from serving.privacy.erasure import Receipt
@@ -51,6 +53,8 @@ CUSTOMER_ROUTES: dict[str, dict[str, tuple[str, Any]]] = {
     "/v1/results/{result_id}": {"get": ("The answer that took long; 202 while it is under way. It is given once.", dict[str, Any])},
 }
 """What is asked about and done to one customer; each is audited."""
+RULE_ROUTES = (RULES, f"{RULES}/{{rule_id}}")
+"""Where merchandising rules are shown, made and ended; each is audited."""
 PAGE_ROUTES: dict[str, dict[str, tuple[str, Any]]] = {
     "/v1/projects/{key}/settings": {"get": ("What Segment's library for browsers asks for first, by a page's key.", dict[str, Any])}
 }
@@ -64,6 +68,7 @@ def document(models: Mapping[str, ModelSettings], event_names: Sequence[str]) ->
     by_name = {**CUSTOMER_ROUTES, **PAGE_ROUTES}
     kinds: list[Any] = [kind for _, request, answer in routes.values() for kind in (request, answer)]
     kinds += [answer for methods in by_name.values() for _, answer in methods.values()]
+    kinds += [NewRule, ToldRule, ToldRules]
     schemas, components = msgspec.json.schema_components([*kinds, Problem], ref_template="#/components/schemas/{name}")
     refs = dict(zip([*kinds, Problem], schemas, strict=True))
     problem = {"content": {"application/problem+json": {"schema": refs[Problem], "example": _examples()["problem"]["response"]}}}
@@ -110,6 +115,7 @@ def document(models: Mapping[str, ModelSettings], event_names: Sequence[str]) ->
                 for method, (summary, answer) in methods.items()
             },
         }
+    paths |= _rule_paths(refs, problem)
     _tell_fields(components, kinds)
     components["Event"]["properties"]["name"] = {
         "enum": list(event_names),
@@ -124,6 +130,34 @@ def document(models: Mapping[str, ModelSettings], event_names: Sequence[str]) ->
         "info": {"title": "ubiquo", "version": "1", "description": "Churn, next best offer and recommendations from one stream of events."},
         "paths": paths,
         "components": {"schemas": components, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+    }
+
+
+def _rule_paths(refs: Mapping[Any, Any], problem: dict[str, Any]) -> dict[str, Any]:
+    """Merchandising rules, which are neither a model's nor a customer's."""
+    unknown = {"404": {"description": "There is no such rule.", **problem}, "409": {"description": "It was ended before.", **problem}}
+    every, one = RULE_ROUTES
+
+    def operation(method: str, path: str, summary: str, shape: Any, **more: Any) -> dict[str, Any]:
+        answered = {"200": _json("The answer.", refs[shape], _example(method.upper(), path)["response"])}
+        return {
+            "summary": summary,
+            "operationId": f"{method}_{'rule' if path == one else 'rules'}",
+            "security": [{"key": []}],
+            **more,
+            "responses": {**answered, **({} if method == "get" else unknown), **_mistakes(problem)},
+        }
+
+    with_ended = {"name": WITH_ENDED, "in": "query", "required": False, "schema": {"type": "boolean", "default": False}}
+    rule_id = {"name": "rule_id", "in": "path", "required": True, "schema": {"type": "string"}}
+    examples = _example("POST", every)["requests"]
+    body = {"required": True, "content": {"application/json": {"schema": refs[NewRule], "examples": examples}}}
+    return {
+        every: {
+            "get": operation("get", every, "Which merchandising rules are there?", ToldRules, parameters=[with_ended]),
+            "post": operation("post", every, "Make a merchandising rule.", ToldRule, requestBody=body),
+        },
+        one: {"parameters": [rule_id], "delete": operation("delete", one, "End a merchandising rule.", ToldRule)},
     }
 
 
@@ -146,6 +180,16 @@ def _tell_fields(components: dict[str, Any], kinds: Sequence[Any]) -> None:
                 for name, text in _field_texts(owner).items():
                     if name in properties:
                         properties[name]["description"] = text
+        for field in msgspec.structs.fields(struct):
+            _tell_time(properties[field.encode_name], msgspec.inspect.type_info(field.type))
+
+
+def _tell_time(schema: dict[str, Any], info: msgspec.inspect.Type) -> None:
+    """Say of a time that it is one: msgspec does so only where a time zone is asked for."""
+    if any(isinstance(each, msgspec.inspect.DateTimeType) for each in (info, *_parts(info))):
+        for each in schema.get("anyOf", [schema]):
+            if each.get("type") == "string":
+                each["format"] = "date-time"
 
 
 def _structs(kinds: Sequence[Any]) -> Iterator[type[msgspec.Struct]]:

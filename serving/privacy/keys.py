@@ -1,4 +1,4 @@
-"""API keys with scopes, hashed at rest, and the audit log of what was read of and done to customers."""
+"""API keys with scopes, hashed at rest, and the audit log of what was read of and done to customers and rules."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from features.state.ports import Database, State
 from features.state.sql import BIG
 
 logger = logging.getLogger("ubiquo")
-Scope = Literal["ingest", "decide", "read_customer", "admin", "browser"]
-"""Send events; ask for answers; open a customer; erase customers (``admin`` holds the others); do what a page may do for its visitor."""
+Scope = Literal["ingest", "decide", "read_customer", "manage", "admin", "browser"]
+"""Send events; ask for answers; open a customer; make and end merchandising rules; erase customers (``admin`` holds the others); do what a
+page may do for its visitor."""
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 REFRESH_SECONDS = 5.0
 """How soon a new or revoked key counts in a running service."""
@@ -186,6 +187,12 @@ class Audit:
         with self._database.begin() as connection:
             connection.execute(sa.insert(_AUDIT), rows)
 
+    def note_rule(self, at: datetime, key: str, action: str, rule_id: str, outcome: str) -> None:
+        """Write one line about merchandising rules, which are nobody's: the subject is the rule's id, or nothing."""
+        row = {"at": microseconds(at), "key": key, "action": action, "subject": rule_id, "outcome": outcome}
+        with self._database.begin() as connection:
+            connection.execute(sa.insert(_AUDIT).values(row))
+
     def lines(self, customer_id: str | None = None) -> list[dict[str, Any]]:
         """Every line, or those about one customer, oldest first."""
         # of one moment the order in which they were written: a sort keeps it
@@ -195,6 +202,23 @@ class Audit:
         with contextlib.closing(self._database.connect()) as session:
             rows = session.read(query)
         return [{"at": _moment(at), "key": k, "action": a, "subject": s, "outcome": o} for at, k, a, s, o in rows]
+
+    def page(self, limit: int, offset: int = 0, key: str = "", action: str = "", customer_id: str = "") -> tuple[int, list[dict[str, Any]]]:
+        """How many lines there are of a key, an action and a customer (or of every, where none is named), and some, newest first."""
+        wanted = [column == said for column, said in ((_AUDIT.c.key, key), (_AUDIT.c.action, action)) if said]
+        if customer_id:
+            wanted.append(_AUDIT.c.subject == self._vault.tombstone(customer_id))
+        query = sa.select(_AUDIT).where(*wanted).order_by(_AUDIT.c.at.desc()).limit(limit).offset(offset)
+        with contextlib.closing(self._database.connect()) as session:
+            [(count,)] = session.read(sa.select(sa.func.count()).select_from(_AUDIT).where(*wanted))
+            rows = session.read(query)
+        return int(count), [{"at": _moment(at), "key": k, "action": a, "subject": s, "outcome": o} for at, k, a, s, o in rows]
+
+    def named(self) -> tuple[list[str], list[str]]:
+        """The names of keys and the actions that stand in it."""
+        with contextlib.closing(self._database.connect()) as session:
+            keys, actions = (session.read(sa.select(column).distinct().order_by(column)) for column in (_AUDIT.c.key, _AUDIT.c.action))
+        return [name for (name,) in keys], [action for (action,) in actions]
 
 
 def _opened(state: State) -> Database:

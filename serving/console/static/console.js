@@ -13,14 +13,14 @@ function drawPlots(root) {
     const colours = ["--accent", "--warn", "--good", "--bad"].map(name => style.getPropertyValue(name).trim());
     const axis = {stroke: ink, grid: {stroke: line, width: 1}, ticks: {stroke: line, width: 1}};
     const series = told.series.map((each, k) => ({
-      label: each.label, stroke: colours[k % 4], width: 2, points: {show: each.points === true},
+      label: each.label, stroke: colours[each.colour ?? k % 4], width: 2, points: {show: each.points === true},
       fill: each.bars ? colours[k % 4] + "55" : undefined,
       paths: each.bars ? uPlot.paths.bars({size: [0.75, 40]}) : undefined, dash: each.dash,
     }));
     const plot = new uPlot({
       width: Math.max(place.clientWidth, 200), height: told.height || 190,
       scales: {x: {time: told.time === true, range: told.xrange ? () => told.xrange : undefined}, y: {range: told.yrange ? () => told.yrange : (u, low, high) => [Math.min(0, low), high || 1]}},
-      axes: [{...axis, label: told.xlabel, labelSize: told.xlabel ? 18 : 0}, {...axis, label: told.ylabel, labelSize: told.ylabel ? 18 : 0, size: 56}],
+      axes: [{...axis, incrs: told.whole ? [1, 2, 5, 10, 20, 50, 100] : undefined, label: told.xlabel, labelSize: told.xlabel ? 18 : 0}, {...axis, label: told.ylabel, labelSize: told.ylabel ? 18 : 0, size: 56}],
       series: [{label: told.x_name || ""}, ...series], legend: {show: series.length > 1}, cursor: {drag: {x: false, y: false}},
     }, [told.x, ...told.series.map(each => each.y)], place);
     new ResizeObserver(() => plot.setSize({width: Math.max(place.clientWidth, 200), height: told.height || 190})).observe(place);
