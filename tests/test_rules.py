@@ -24,10 +24,10 @@ from models.decision import Decision, Query
 from models.recommender.recommender import Recommender
 from serving.bootstrap import open_engine
 from serving.decide import rule_commands
-from serving.decide.population import Population
 from serving.decide.engine import Engine
 from serving.decide.governor import Governor
 from serving.decide.merchandising import BLOCKED, LOWERED, PINNED, RAISED, Merchandiser
+from serving.decide.population import Population
 from serving.decide.questions import ItemsAnswer, RecommendationsRequest, SimilarItemsRequest
 from serving.decide.rule_checks import RuleChecks
 from serving.decide.rule_commands import rules_app
