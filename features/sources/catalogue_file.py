@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Literal
 
@@ -334,7 +333,8 @@ def _shown_faults(record: Record, row: Row, files: Files, places_of_money: int) 
         return
     try:
         price = Decimal(_number(told.strip(), files)).scaleb(places_of_money if field == PRICE else 0)
-        record["price_minor"] = float(price) if price.is_finite() and 0 <= price <= MAX_PRICE else None
+        # a whole number of the smallest coins
+        record["price_minor"] = float(round(price)) if price.is_finite() and 0 <= price <= MAX_PRICE else None
     except (InvalidOperation, ValueError):
         record["price_minor"] = None
     if record["price_minor"] is None:
