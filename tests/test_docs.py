@@ -101,6 +101,13 @@ def test_the_readme_is_short_and_shows_what_there_is() -> None:
     assert all((ROOT / picture).stat().st_size < 500_000 for picture in pictures)
 
 
+def test_every_metric_is_told(own_service: Service) -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    names = set(re.findall(r"^# TYPE (ubiquo_\w+) \w+$", own_service.get("/metrics")[1], re.MULTILINE))
+    assert len(names) > 5
+    assert sorted(name for name in names if re.sub(r"_(total|created)$", "", name) not in text) == []
+
+
 class TestWhatTheReadmeSays:
     def test_the_demo_is_run_as_it_says(self) -> None:
         # by the pipeline itself, whole
