@@ -36,9 +36,9 @@ keys_app = typer.Typer(help="API keys.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 app.add_typer(journeys_app, name="journeys")
 app.add_typer(outbox_app, name="outbox")
+app.add_typer(rules_app, name="rules")
 app.add_typer(audience_app, name="audience")
 register_batch(app)
-app.add_typer(rules_app, name="rules")
 console = Console()
 
 

@@ -257,8 +257,8 @@ def _told(value: Any) -> str | None:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _number(text: str, files: Files) -> float:
-    """A number as the file writes it.
+def _number(text: str, files: Files) -> str:
+    """A number as the file writes it, in the form that Python reads.
 
     Raises:
         ValueError: it is none: thousands stand in groups of three, and before the decimal sign alone.
@@ -270,7 +270,7 @@ def _number(text: str, files: Files) -> float:
         text = text.replace(files.thousands, "")
     if files.decimal == "," and "." in text:
         raise ValueError(text)
-    return float(text.replace(files.decimal, "."))
+    return text.replace(files.decimal, ".")
 
 
 def _parts(text: str) -> list[str]:
@@ -310,7 +310,7 @@ def _record(
             record[attribute] = _parts(text)
             continue
         try:
-            record[attribute] = _number(text, files)
+            record[attribute] = float(_number(text, files))
         except ValueError:
             record[attribute] = float("nan")
         if not math.isfinite(record[attribute]):
@@ -332,10 +332,10 @@ def _shown_faults(record: Record, row: Row, files: Files, places_of_money: int) 
     if told is None or "price_minor" not in record:
         return
     try:
-        price = _number(told, files) * (10**places_of_money if field == PRICE else 1)
+        price = float(_number(told.strip(), files)) * (10**places_of_money if field == PRICE else 1)
     except ValueError:
         price = math.nan
     # a whole number of the smallest coins
     record["price_minor"] = float(round(price)) if math.isfinite(price) and 0 <= price <= MAX_PRICE else None
     if record["price_minor"] is None:
-        yield field, f"{told!r} is no price: write it like {'3.99' if field == PRICE else '399'}"
+        yield field, f"{told!r} is no price: write it like {f'3{files.decimal}99' if field == PRICE else '399'}"

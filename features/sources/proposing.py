@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 
 from features.catalogue.shop import Shop
-from features.catalogue.tables import ITEM_ATTRIBUTES
+from features.catalogue.tables import ITEM_ATTRIBUTES, SHOWN
 from features.events.event import REQUIRED_FIELDS
 from features.sources.headers import Tongue, known_headers, plain_header
 from features.sources.mapping import Mapping
@@ -217,7 +217,7 @@ def _item(said: dict[str, Any], sample: FileSample, roles: dict[str, str], names
         doubts.append("item.amount: no column looks like the money of a line; without it nothing is known of what customers spend")
     attributes: dict[str, Any] = {}
     for name, of_items in ((role.rsplit(".", 1)[1], c) for role, c in roles.items() if role.startswith("item.attributes.")):
-        attributes[name] = of_items if name in ITEM_ATTRIBUTES else {"column": of_items, "holds": _holds(sample, of_items)}
+        attributes[name] = of_items if name in (*ITEM_ATTRIBUTES, *SHOWN) else {"column": of_items, "holds": _holds(sample, of_items)}
     if attributes:
         item["attributes"] = attributes
     said["item"] = item
@@ -283,5 +283,9 @@ def catalogue_command(sample: FileSample, roles: dict[str, str]) -> str:
     if "item.amount" in roles:
         named["price"] = roles["item.amount"]
     parts += [f"--column {shlex.quote(f'{theirs}={ours}')}" for ours, theirs in named.items() if ours != theirs]
-    parts += [f"--attribute {ours}:{_holds(sample, theirs)}" for ours, theirs in named.items() if ours not in (*ITEM_ATTRIBUTES, "item_id")]
+    parts += [
+        f"--attribute {ours}:{_holds(sample, theirs)}"
+        for ours, theirs in named.items()
+        if ours not in (*ITEM_ATTRIBUTES, *SHOWN, "price", "item_id")
+    ]
     return " \\\n  ".join(parts)

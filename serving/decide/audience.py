@@ -163,6 +163,27 @@ class Audiences:
         asked.check()
         return found
 
+    def reach(self, condition: str, channels: Sequence[Channel]) -> dict[Channel, AudienceSize]:
+        """Count an audience, and for each of *channels* how many of it a file would have, in one pass over all rows.
+
+        Raises:
+            ConditionError: see ``parse``.
+            MissingStateError: there are no feature rows yet.
+        """
+        if "channel" in self._engine.governor.vocabulary.needs(self.parse(condition)):
+            # by each channel they are others
+            return {channel: self.size(condition, channel) for channel in channels}
+        asked, found = AudienceSize(condition, None), {channel: AudienceSize(condition, channel) for channel in channels}
+        members = self.members(condition, None, None, asked)
+        while some := list(itertools.islice(members, AT_ONCE)):
+            contacts = self._addresses.of([member.customer_id for member in some])
+            for member, (channel, size) in itertools.product(some, found.items()):
+                size.count(member._replace(why_not=self._why_not(member.customer_id, channel, contacts.get(member.customer_id, {}))))
+        asked.check()
+        for size in found.values():
+            size.customers, size.feature_at = asked.customers, asked.feature_at
+        return found
+
     def _told(
         self, customers: Sequence[str], folds: Sequence[str], channel: Channel | None, counted: AudienceSize | None
     ) -> Iterator[Told]:

@@ -145,6 +145,10 @@ class Governor:
         """Nothing will come of a decision: what it promised is free again."""
         self._ledger.release(decision_id)
 
+    def taken(self, budgets: Sequence[str], stocks: Sequence[str], now: datetime) -> tuple[dict[str, int], dict[str, int]]:
+        """How often each of these offers is given out, and redeemed."""
+        return self._ledger.taken(budgets, stocks, now)
+
     @property
     def gives(self) -> bool:
         """Whether anything was ever given out of which there are so many."""
