@@ -114,7 +114,7 @@ def marketer(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     home = copy_home(trained, tmp_path_factory.mktemp("marketing") / "home")
     copy_samples(home)
     (home.root / "policy.yaml").write_text(POLICY)
-    scopes: dict[str, list[Any]] = {"looker": ["decide"], "marketer": ["decide", "read_customer"], "everything": ["admin"]}
+    scopes: dict[str, list[Any]] = {"looker": ["decide"], "marketer": ["decide", "read_customer"], "keeper": ["decide", "manage"], "everything": ["admin"]}
     keys = {name: Keys(home).create(name, each, NEW_YEAR) for name, each in scopes.items()}
     running = start_service(home)
     yield Marketer(running, keys)
@@ -194,7 +194,7 @@ class TestAudiences:
             answer = marketer.send(path, condition="recency_dayz < 9.0", channel="mail", **{"for": "excel"})
             assert answer.status_code == 422
             assert "recency_days" in answer.text
-        answer = marketer.send("/audiences/save", "everything", condition="recency_days", name="no_truth")
+        answer = marketer.send("/audiences/save", "keeper", condition="recency_days", name="no_truth")
         assert answer.status_code == 422
         assert "neither true nor false" in answer.text
         assert (marketer.home.root / SEGMENTS).read_bytes() == before
@@ -203,12 +203,12 @@ class TestAudiences:
         path = marketer.home.root / SEGMENTS
         before = path.read_text()
         condition = "gone_quiet && cart_minor > 5000.0 && last_channel != 'gone_quiet'"
-        assert marketer.send("/audiences/save", "everything", condition=condition, name="left_much").status_code == 303
+        assert marketer.send("/audiences/save", "keeper", condition=condition, name="left_much").status_code == 303
         assert path.read_text().startswith(before.rstrip("\n"))
         known = Vocabulary.load(marketer.home, Shop.load(marketer.home).domain)
         quiet = known.segments["gone_quiet"].text
         assert known.segments["left_much"].text == f"({quiet}) && cart_minor > 5000.0 && last_channel != 'gone_quiet'"
-        again = marketer.send("/audiences/save", "everything", condition="recency_days > 3.0", name="left_much")
+        again = marketer.send("/audiences/save", "keeper", condition="recency_days > 3.0", name="left_much")
         assert again.status_code == 422
         assert "already" in again.text
         assert "left_much" in marketer.page("/audiences")

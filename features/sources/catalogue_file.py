@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Literal
 
@@ -332,10 +333,10 @@ def _shown_faults(record: Record, row: Row, files: Files, places_of_money: int) 
     if told is None or "price_minor" not in record:
         return
     try:
-        price = float(_number(told.strip(), files)) * (10**places_of_money if field == PRICE else 1)
-    except ValueError:
-        price = math.nan
-    # a whole number of the smallest coins
-    record["price_minor"] = float(round(price)) if math.isfinite(price) and 0 <= price <= MAX_PRICE else None
+        price = Decimal(_number(told.strip(), files)).scaleb(places_of_money if field == PRICE else 0)
+        # a whole number of the smallest coins
+        record["price_minor"] = float(round(price)) if price.is_finite() and 0 <= price <= MAX_PRICE else None
+    except (InvalidOperation, ValueError):
+        record["price_minor"] = None
     if record["price_minor"] is None:
         yield field, f"{told!r} is no price: write it like {f'3{files.decimal}99' if field == PRICE else '399'}"
