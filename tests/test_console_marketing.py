@@ -114,7 +114,12 @@ def marketer(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     home = copy_home(trained, tmp_path_factory.mktemp("marketing") / "home")
     copy_samples(home)
     (home.root / "policy.yaml").write_text(POLICY)
-    scopes: dict[str, list[Any]] = {"looker": ["decide"], "marketer": ["decide", "read_customer"], "keeper": ["decide", "manage"], "everything": ["admin"]}
+    scopes: dict[str, list[Any]] = {
+        "looker": ["decide"],
+        "marketer": ["decide", "read_customer"],
+        "keeper": ["decide", "manage"],
+        "everything": ["admin"],
+    }
     keys = {name: Keys(home).create(name, each, NEW_YEAR) for name, each in scopes.items()}
     running = start_service(home)
     yield Marketer(running, keys)

@@ -258,7 +258,8 @@ class TestStanding:
         told = self.told(1, 60, 500, words)
         assert (told["loyal"], told["best"], told["champions"]) == (True, True, True)
         assert "baskets_182" not in words.needs(words.parse_condition("recency_days > 1.0"))
-        assert {"rfm_segment", "champions"} <= words.needs(words.parse_condition("best"))
+        # what is read of a row must be read for them, whatever a model itself asks
+        assert {"rfm_segment", "champions", "recency_days", "spend_minor_182"} <= words.needs(words.parse_condition("best"))
 
     def test_without_borders_nobody_is_in_a_fifth(self) -> None:
         words = Vocabulary.parse(b"", "segments.yaml", "grocery")

@@ -122,12 +122,12 @@ class Vocabulary:
         return Told(self, {**row, **question})
 
     def needs(self, condition: CelCondition) -> frozenset[str]:
-        """The names that a condition reads, and those that its segments read."""
+        """The names that a condition reads, those that its segments read, and the features that tell where a customer stands."""
         found, waiting = set[str](), set(condition.names)
         while waiting:
             found |= waiting
             waiting = {name for each in waiting if each in self.segments for name in self.segments[each].names} - found
-        return frozenset(found)
+        return frozenset(found | self.standing.reads) if found & STANDING.keys() else frozenset(found)
 
 
 class Told(Mapping[str, Any]):

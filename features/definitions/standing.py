@@ -92,6 +92,11 @@ class CustomerStanding:
     borders: Borders | None = None
     risk: Risk | None = None
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """Features of the customer's row without which none of ``STANDING`` can be told; the risk reads further ones beside them."""
+        return frozenset({"recency_days", "tenure_days", "visit_days_total", "gap_p90_days", *self.leaving.rfm})
+
     def of(self, name: str, told: Mapping[str, Any]) -> Any:
         """One of ``STANDING`` of the customer of whom *told* is known; None where it cannot be told."""
         if name == "churn_probability":

@@ -334,7 +334,8 @@ def _shown_faults(record: Record, row: Row, files: Files, places_of_money: int) 
         return
     try:
         price = Decimal(_number(told.strip(), files)).scaleb(places_of_money if field == PRICE else 0)
-        record["price_minor"] = float(price) if price.is_finite() and 0 <= price <= MAX_PRICE else None
+        # a whole number of the smallest coins
+        record["price_minor"] = float(round(price)) if price.is_finite() and 0 <= price <= MAX_PRICE else None
     except (InvalidOperation, ValueError):
         record["price_minor"] = None
     if record["price_minor"] is None:

@@ -30,7 +30,7 @@ def _attribute_mistakes(mapping: Mapping, attribute: str) -> Iterator[tuple[str,
         yield place, fault
     said = mapping.item.attributes[attribute] if mapping.item else ""
     if attribute not in ITEM_ATTRIBUTES and attribute not in SHOWN and isinstance(said, str):
-        near = nearest(attribute, ITEM_ATTRIBUTES)
+        near = nearest(attribute, (*ITEM_ATTRIBUTES, *SHOWN))
         hint = f" (did you mean {near!r}?)" if near else ""
         own = f"one of your own says what it holds, e.g. {{column: {said}, holds: text}}"
         yield place, f"the catalogue knows {', '.join((*ITEM_ATTRIBUTES, *SHOWN))}{hint}; {own}"
