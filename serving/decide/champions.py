@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -27,15 +28,16 @@ from models.kind import ModelKind
 from models.next_best_offer import NextBestOffer
 from models.offers import Offer, OfferBook
 from models.recommender.recommender import Recommender
+from models.recommender.shelf import Shelf
 from models.registry import LoadedModel, ModelSettings, NoChampionError, Registry
 from models.sending import SENDING, SendingRates
 from serving.decide.governor import LAST_TOUCH, MESSAGES, POLICY, Governor
-from serving.decide.merchandising import RULES, Merchandiser
+from serving.decide.merchandising import RULES, Merchandiser, TriedRules
 from serving.decide.policy import Policy
 from serving.decide.reader import STATE
 from serving.decide.rule_checks import RuleChecks
 from serving.decide.rule_shelf import RuleShelf
-from serving.decide.rules import Rules
+from serving.decide.rules import Rules, ShopRule
 from serving.decide.terms import Terms
 
 logger = logging.getLogger("ubiquo")
@@ -64,6 +66,8 @@ class Loaded:
     """Which tables it was built on."""
     shelf: RuleShelf | None = None
     """Its items, as merchandising rules reach them."""
+    goods: Shelf | None = None
+    """Its items with what is known of each, as the catalogue stands."""
 
 
 class Champions:
@@ -129,6 +133,14 @@ class Champions:
             self._stores, self._stores_read = Stores(known), stores
         self._refresh_rules()
         return news
+
+    def under(self, rules: Sequence[ShopRule]) -> Self:
+        """The same, as it would answer under other rules, the strongest first. One that is only tried needs an id that no other has: what
+        a rule reaches is kept by its id, and forgotten with the next ``refresh``.
+        """
+        tried = copy(self)
+        tried.merchandiser = Merchandiser(TriedRules(tuple(rules)), self.governor)
+        return tried
 
     def _refresh_rules(self) -> None:
         """Find out what the rules reach before anybody asks, and which of them do not act."""
@@ -240,7 +252,10 @@ class Champions:
             trained: Recommender = loaded.model
             stocked = trained.stocked(Catalogue(self._home).read("items").to_pydict())
             shelf = RuleShelf(stocked.shelf.ids, stocked.positions, stocked.attributes, stocked.shelf.popularity_share)
-            return Loaded(loaded, stocked.pipeline, stocked.attributes, stocked.positions, stocked.label, items_digest=items, shelf=shelf)
+            return Loaded(
+                loaded, stocked.pipeline, stocked.attributes, stocked.positions, stocked.label, items_digest=items, shelf=shelf,
+                goods=stocked.shelf,
+            )  # fmt: skip
         if kind.answers == "offers":
             offers: NextBestOffer = loaded.model
             book = offers.book(Offer.from_row(row) for row in offers_in_force(self._home))
