@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from models.attributes import Attribute, ListAttribute, NumberAttribute, Range, TextAttribute, WrongWishError
@@ -15,8 +17,6 @@ from models.recommender.shelf import Shelf
 from serving.decide.questions import Between
 from serving.decide.rules import RuleContent
 
-MOST_WORDS = 20_000
-"""How many values of one attribute, or ids, a part of a word may be found in; of more the first are taken."""
 MOST_PARTS = 8
 """How many words of a search count."""
 FACETS, FACET_VALUES = 3, 8
@@ -42,31 +42,21 @@ class FoundItems:
 
 
 class _Index:
-    """The words of one shelf, to be searched for a part of them: one text a vocabulary, so that a search is a few passes over memory."""
+    """The words of one shelf, to be searched for a part of them."""
 
     def __init__(self, shelf: Shelf) -> None:
-        self.ids = _Vocabulary(shelf.ids)
+        self.ids = _folded(shelf.ids)
         columns = shelf.attributes.columns.items()
-        self.words = {name: _Vocabulary(column.words) for name, column in columns if isinstance(column, TextAttribute | ListAttribute)}
+        self.words = {name: _folded(column.words) for name, column in columns if isinstance(column, TextAttribute | ListAttribute)}
 
 
-class _Vocabulary:
-    def __init__(self, words: Sequence[str]) -> None:
-        self._text = "\n".join(word.replace("\n", " ") for word in words).casefold()
-        self._starts = np.cumsum([0, *(len(line) + 1 for line in self._text.split("\n"))])
+def _folded(words: Sequence[str]) -> pa.Array:
+    return pa.array([word.casefold() for word in words], pa.string())
 
-    def having(self, part: str) -> list[int]:
-        """The numbers of the words that hold *part*."""
-        return list(self._having(part))
 
-    def _having(self, part: str) -> Iterator[int]:
-        at = self._text.find(part)
-        for _ in range(MOST_WORDS):
-            if at < 0:
-                return
-            number = int(np.searchsorted(self._starts, at, "right")) - 1
-            yield number
-            at = self._text.find(part, int(self._starts[number + 1]))
+def _holding(words: pa.Array, part: str) -> Truths:
+    """Which words hold *part*."""
+    return np.asarray(pc.match_substring(words, part).to_numpy(zero_copy_only=False), bool)
 
 
 _INDEXES: WeakKeyDictionary[Shelf, _Index] = WeakKeyDictionary()
@@ -75,7 +65,8 @@ _INDEXES: WeakKeyDictionary[Shelf, _Index] = WeakKeyDictionary()
 def find_items(shelf: Shelf, said: str, wanted: Sequence[tuple[str, str]], most: int) -> FoundItems:
     """The items in which every word of *said* is part of the id or of a value, and that have the *wanted* values of attributes.
 
-    Costs a few passes over the items' codes: 20 to 40 ms for a million items; the first search on a new shelf makes an index besides.
+    Costs a few passes over the items and their words, without the interpreter's lock but for moments; the first search on a new shelf makes
+    an index besides. docs/rules.md says how long that takes.
 
     Raises:
         WrongWishError: a value fits its attribute not.
@@ -111,16 +102,12 @@ def wish_of(value: str, attribute: Attribute) -> frozenset[str] | Range:
 
 
 def _having(shelf: Shelf, index: _Index, part: str) -> Truths:
-    found = np.zeros(len(shelf.ids), bool)
-    found[index.ids.having(part)] = True
-    for name, vocabulary in index.words.items():
+    found = _holding(index.ids, part)
+    for name, words in index.words.items():
         column = shelf.attributes[name]
         assert isinstance(column, TextAttribute | ListAttribute)
         # the last place is that of the code of what is unknown
-        is_meant = np.zeros(len(column.words) + 1, bool)
-        if not column.words:
-            continue
-        is_meant[vocabulary.having(part)] = True
+        is_meant = np.append(_holding(words, part), False)
         if isinstance(column, TextAttribute):
             found |= is_meant[column.codes]
         else:

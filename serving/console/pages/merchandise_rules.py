@@ -124,7 +124,7 @@ async def make(visit: Visit) -> Response:
             wanted = form.rule(zone, numbers)
             await visit.port.work(book.check, wanted, visit.runtime.clock())
         except RejectedEvent as error:
-            errors[field_of(error.field)], wanted = f"{_spoken(error.field)}{error.reason}", None
+            errors[field_of(error.field)], wanted = f"{_spoken(error.field)}{visit.words.reason(error.reason)}", None
         except (UnknownRuleError, EndedRuleError, MissingStateError) as error:
             errors["action"], wanted = str(error), None
     return await _form(visit, form, errors, looked, wanted)
@@ -156,6 +156,7 @@ async def _form(visit: Visit, form: RuleForm, errors: Mistakes, looked: Mapping[
             effect = await _effect(visit, model, wanted, looked, customers, items_meant, errors)
     return visit.page(
         "_rule_form.html" if visit.is_partial else "rule.html", 422 if errors else 200, form=form, errors=errors, said=looked,
+        first_wrong=next(iter(errors), ""),
         shown=shown, sought=sought, matches=matches, effect=effect, customers=customers, items_meant=items_meant, wanted=wanted,
         attributes=_attributes(visit), numbers=_attributes(visit, "number"), last_place=LAST_PLACE, least=LEAST_FACTOR, most=MOST_FACTOR,
         zone=visit.words.zone, about_items=ABOUT_ITEMS, **said_of_lists(visit),
