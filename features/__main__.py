@@ -222,6 +222,7 @@ def materialize(
 ) -> None:
     """Compute every customer's features as of a moment and bring them online; newer online rows stay."""
     from features.catalogue.shop import Shop
+    from features.store.borders import measure_borders
     from features.store.event_log import EventLog
     from features.store.feature_store import FeatureStore
 
@@ -250,6 +251,7 @@ def materialize(
             rows = store.materialize(view, moment)
             progress.advance(task)
             progress.console.print(f"{view}: {rows} rows online, as of {moment.isoformat()}")
+        measure_borders(home, store, moment)
 
 
 @app.command("list")

@@ -6,31 +6,30 @@ import ipaddress
 import os
 import socket
 import sys
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from features.catalogue.shop import Shop
-from features.events.event import Channel
 from features.events.identifiers import KINDS
 from features.people.identity import Identities
 from features.people.vault import Vault
-from features.state.clock import clock_of, parse_as_of, system_clock
+from features.state.clock import clock_of, system_clock
 from features.state.command import run
 from features.state.disk import DamagedStateError, make_folder, write_atomically
 from features.state.home import Home
-from features.state.ports import MissingStateError, deriving
+from features.state.ports import MissingStateError
+from serving.commands.audience import audience_app
+from serving.commands.batch import register as register_batch
 from serving.decide.rule_commands import rules_app
 from serving.journeys.commands import journeys_app, outbox_app
 from serving.privacy.keys import REFRESH_SECONDS, Audit, Keys
 
 if TYPE_CHECKING:
-    from models.recommendations import Listing
+    pass
 
 app = typer.Typer(help="Serve ubiquo's answers over HTTP (the default) and in bulk.", pretty_exceptions_enable=False)
 keys_app = typer.Typer(help="API keys.", no_args_is_help=True)
@@ -38,6 +37,8 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(journeys_app, name="journeys")
 app.add_typer(outbox_app, name="outbox")
 app.add_typer(rules_app, name="rules")
+app.add_typer(audience_app, name="audience")
+register_batch(app)
 console = Console()
 
 
@@ -61,58 +62,6 @@ def serve(
     from serving.http.server import serve as serve_http
 
     sys.exit(serve_http(host, port))
-
-
-@app.command()
-def score(
-    model: Annotated[str, typer.Argument(help="As mlflow.yaml names it: churn, recommendations, next-best-offer ...")],
-    out: Annotated[Path, typer.Option(help="The file to write: .parquet or .jsonl")],
-    as_of: Annotated[str | None, typer.Option(help="Date or time; default: where the imported data ends.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100, help="How many items or offers a customer.")] = 10,
-    channel: Annotated[str | None, typer.Option(help="Through what the answers will reach her, e.g. email: only with permission.")] = None,
-    listing: Annotated[
-        str, typer.Option(help="Which list, of a model that recommends items, e.g. also_like, buy_again, email.")
-    ] = "for_you",
-) -> None:
-    """Score every customer into a file, with the answers that HTTP would give at that moment."""
-    from serving.bootstrap import open_engine
-    from serving.decide.batch import score as score_all
-
-    home = Home.from_environment()
-    moment, through, chosen = _asked(home, model, as_of, channel, listing)
-    with deriving(home), Progress(console=console) as progress:
-        task = progress.add_task(f"scoring {model}", total=None)
-        rows = score_all(
-            home, open_engine, model, moment, out, limit, lambda done, of: progress.update(task, completed=done, total=of), through, chosen
-        )
-    console.print(f"{out}: {rows} rows, as of {moment.isoformat()}", highlight=False)
-
-
-@app.command()
-def coverage(
-    model: Annotated[str, typer.Argument(help="As mlflow.yaml names it: churn, recommendations, next-best-offer ...")],
-    as_of: Annotated[str | None, typer.Option(help="Date or time; default: where the imported data ends.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100, help="How many items or offers a customer.")] = 10,
-    channel: Annotated[str | None, typer.Option(help="Through what the answers would reach them, e.g. email.")] = None,
-    listing: Annotated[str, typer.Option(help="Which list, of a model that recommends items.")] = "for_you",
-) -> None:
-    """Count who would end with nothing, and at which stage. Writes nothing."""
-    from serving.bootstrap import open_engine
-    from serving.decide.coverage import coverage as count
-
-    home = Home.from_environment()
-    moment, through, chosen = _asked(home, model, as_of, channel, listing)
-    with deriving(home), Progress(console=console) as progress:
-        task = progress.add_task(f"asking {model}", total=None)
-        found = count(
-            home, open_engine, model, moment, limit, through, chosen, lambda done, of: progress.update(task, completed=done, total=of)
-        )
-    table = Table("what becomes of the customers", "customers", "share", title=f"{model}, as of {moment:%Y-%m-%d %H:%M}")
-    lines = [("an answer of their own", found.own), *((f"a general answer: {why}", n) for why, n in found.general.most_common())]
-    lines += [(f"nothing: {why}", n) for why, n in found.nothing.most_common()]
-    for name, customers in [*lines, ("all", found.customers)]:
-        table.add_row(name, f"{customers:,}", f"{customers / max(found.customers, 1):.1%}")
-    console.print(table)
 
 
 @app.command()
@@ -213,28 +162,6 @@ def export(
     else:
         write_atomically(out, lines, mode=0o600)
         console.print(f"{out}: {len(lines.splitlines())} lines")
-
-
-def _asked(home: Home, model: str, as_of: str | None, channel: str | None, listing: str) -> tuple[datetime, Channel | None, Listing]:
-    """The moment, the channel and the list that the command line names.
-
-    Raises:
-        ValueError: there is no such model, channel or list.
-    """
-    from models.recommendations import Listing
-    from models.registry import model_names
-
-    shop = Shop.load(home)
-    names = model_names(home.settings.models_file)
-    if model not in names:
-        raise ValueError(f"there is no model {model!r}: use one of {', '.join(names)}")
-    through = next((c for c in get_args(Channel) if c == channel), None)
-    if channel is not None and through is None:
-        raise ValueError(f"--channel {channel!r} is not one of {', '.join(get_args(Channel))}")
-    chosen = next((each for each in get_args(Listing) if each == listing), None)
-    if chosen is None:
-        raise ValueError(f"--listing {listing!r} is not one of {', '.join(get_args(Listing))}")
-    return parse_as_of(as_of or shop.data_end.isoformat(), shop.timezone), through, chosen
 
 
 def _customer(home: Home, said: str) -> str:

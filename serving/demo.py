@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +23,8 @@ from features.catalogue.shop import Shop
 from features.state.home import Home
 
 ROOT = Path(__file__).resolve().parent.parent
+SAMPLES = Path(__file__).resolve().parent / "samples"
+"""Files that a shop writes itself, as this one could: segments and journeys."""
 START_SECONDS = 120
 
 
@@ -50,13 +53,14 @@ def run(home: Home, households: int | None, port: int, tour_only: bool, console:
         code, stage = _timed(name, [sys.executable, "-W", "ignore", "-m", *command], environment)
         stages.append(stage)
         if code:
-            console.print(f"[red]{name} failed[/red] (exit code {code}); what is done stands: mend it and run make demo again")
+            console.print(f"[red]{name} failed[/red] (exit code {code}); what is done stands: fix it and run make demo again")
             return code
     console.rule(f"{len(commands) + 1}/{len(commands) + 1} serve: python -m serving --port {port}")
+    copy_samples(home)
     clock = f"from:{Shop.load(home).data_end.isoformat()}"
     service = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "serving", "--port", str(port)],
-        env={**environment, "UBIQUO_CLOCK": clock, "PYTHONUNBUFFERED": "1"},
+        env={**environment, "UBIQUO_CLOCK": clock, "UBIQUO_DEMO_SHOP": "1", "PYTHONUNBUFFERED": "1"},
         start_new_session=True,
     )
     ui: subprocess.Popen[bytes] | None = None
@@ -76,7 +80,10 @@ def run(home: Home, households: int | None, port: int, tour_only: bool, console:
             _mlflow_ui(home, ui_port), env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         console.print(
-            f"\nThe service runs on http://127.0.0.1:{port}; MLflow's UI on http://127.0.0.1:{ui_port}. Ctrl-C ends both.", highlight=False
+            f"\nOpen [bold]http://127.0.0.1:{port}/console/shop[/bold] and click: what ubiquo makes of it stands beside the shop."
+        )
+        console.print(
+            f"Every page: http://127.0.0.1:{port}/console; MLflow's UI: http://127.0.0.1:{ui_port}. Ctrl-C ends both.", highlight=False
         )
         return service.wait()
     except KeyboardInterrupt:
@@ -86,6 +93,16 @@ def run(home: Home, households: int | None, port: int, tour_only: bool, console:
         for process in (ui, service):
             if process is not None:
                 end(process)
+
+
+def copy_samples(home: Home) -> list[Path]:
+    """Give a home the samples that it lacks, unless it has one that was written anew; returns those that are new."""
+    theirs = {path: home.root / path.name for path in sorted(SAMPLES.glob("*.yaml"), reverse=True)}
+    if any(own.exists() and own.read_bytes() != path.read_bytes() for path, own in theirs.items()):
+        # they name each other: beside one of the shop's own the others would not be in order
+        return []
+    # segments first: journeys name them
+    return [Path(shutil.copyfile(path, own)) for path, own in theirs.items() if not own.exists()]
 
 
 def _timed(name: str, command: list[str], environment: dict[str, str]) -> tuple[int, Stage]:
@@ -123,7 +140,7 @@ def tour(port: int, console: Console) -> None:
     """Ask, post an event, ask again: the answer changes. Every line can be typed."""
     console.rule("a tour over HTTP")
     base = f"http://127.0.0.1:{port}/v1"
-    her = {"identifiers": {"loyalty_card": _someone(base)}}
+    them = {"identifiers": {"loyalty_card": _someone(base)}}
 
     def show(path: str, body: dict[str, Any]) -> dict[str, Any]:
         console.print(f"\n[bold]curl {base}/{path} --json '{json.dumps(body)}'[/bold]", highlight=False, soft_wrap=True)
@@ -131,21 +148,21 @@ def tour(port: int, console: Console) -> None:
         console.print(json.dumps(_brief(answer), indent=1), highlight=False, soft_wrap=True)
         return answer
 
-    show("churn", her)
-    show("days-to-next-order", her)
-    show("next-best-offer", her)
-    show("recommendations", {**her, "limit": 3})
-    before = show("recommendations", {**her, "listing": "also_like", "limit": 3})
-    liked = post(f"{base}/recommendations", {**her, "listing": "also_like", "limit": 60})["items"][-1]["item_id"]
+    show("churn", them)
+    show("days-to-next-order", them)
+    show("next-best-offer", them)
+    show("recommendations", {**them, "limit": 3})
+    before = show("recommendations", {**them, "listing": "also_like", "limit": 3})
+    liked = post(f"{base}/recommendations", {**them, "listing": "also_like", "limit": 60})["items"][-1]["item_id"]
     event = {
-        "event_id": f"tour-{uuid.uuid4().hex}", "name": "view_item", "occurred_at": before["as_of"], **her, "channel": "web",
+        "event_id": f"tour-{uuid.uuid4().hex}", "name": "view_item", "occurred_at": before["as_of"], **them, "channel": "web",
         "items": [{"item_id": liked}],
     }  # fmt: skip
     show("events", event)
-    after = show("recommendations", {**her, "listing": "also_like", "limit": 3})
+    after = show("recommendations", {**them, "listing": "also_like", "limit": 3})
     changed = [i["item_id"] for i in before["items"]] != [i["item_id"] for i in after["items"]]
     console.print(
-        f"\nShe looked at {liked}, and the next answer {'changed' if changed else 'kept its order, with other scores'}.", highlight=False
+        f"\nThey looked at {liked}, and the next answer {'changed' if changed else 'kept its order, with other scores'}.", highlight=False
     )
     show("similar-items", {"item_id": liked, "limit": 3})
     show("recommendations", {"identifiers": {"cookie": "never-seen-before"}, "limit": 2})
@@ -162,7 +179,7 @@ def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _someone(base: str) -> str:
-    """A household that the log knows: the first whose answer is her own."""
+    """A household that the log knows: the first whose answer is their own."""
     for card in ("1029", *map(str, range(1, 2501))):
         answer = post(f"{base}/recommendations", {"identifiers": {"loyalty_card": card}, "limit": 1})
         if answer.get("fallback") is None and answer.get("items"):

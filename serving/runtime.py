@@ -226,6 +226,8 @@ class Runtime:
         return who_is(self.identities, self.consents, customer_id)
 
     def _refresh_customers(self) -> None:
+        # before who is known by numbers that were read in it
+        self.phone_region = self.intake.refresh_region()
         self.identities.refresh()
         self.consents.refresh()
 

@@ -168,7 +168,7 @@ def batch(home: Home) -> None:
     out = home.root / "bench-batch.jsonl"
     engine_of = lambda home: bootstrap.open_engine(home)  # noqa: E731
     began = time.perf_counter()
-    rows = score(home, engine_of, "next-best-offer", NEW_YEAR, out, 1, lambda done, of: held.append(process.memory_info().rss), "mail")
+    rows = score(home, engine_of, "next-best-offer", NEW_YEAR, out, 1, lambda done, of: held.append(process.memory_info().rss), "mail").rows
     spent = time.perf_counter() - began
     offered = [line for line in map(json.loads, out.read_text().splitlines()) if line["id"] is not None]
     twice = len(offered) - len({line["customer_id"] for line in offered})

@@ -15,9 +15,11 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import scene
 from hypothesis import HealthCheck, settings
 from playwright.sync_api import Browser, sync_playwright
 from scene import NEW_YEAR, SECRET, SMALL_CUT, Pages, Service, TinyShop, command, copy_home, free_port, start_service, stop_service
+from warm import Forge
 
 from features.catalogue.shop import Shop
 from features.catalogue.tables import ITEM_CONTEXT, ITEMS, OFFERS, Catalogue
@@ -33,6 +35,22 @@ os.environ["UBIQUO_SECRET"] = SECRET
 ALLOWED_SKIPS_IN_CI: tuple[str, ...] = ("does not lie beside this checkout", "this machine lets us mount nothing")
 
 
+LONG = (
+    "test_serving", "test_determinism", "test_import", "test_disk", "test_simulator", "test_contact", "test_promotion",
+    "test_erasure", "test_console", "test_web", "test_log", "test_training", "test_stories", "test_policy", "test_offer_stories",
+    "test_intake", "test_attack", "test_moved", "test_notebooks", "test_journeys", "test_trackers",
+)  # fmt: skip
+"""What takes long comes first, so that no worker is left with it alone at the end; see ``--durations=0``.
+
+The first makes the trained home, which takes two minutes of one worker: the four that follow it need none, and are the other's meanwhile.
+"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     for report in terminalreporter.stats.get("skipped", []):
         reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
@@ -46,6 +64,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         reasons = [str(r.longrepr) for r in reporter.stats.get("skipped", [])]
         if any(not any(allowed in reason for allowed in ALLOWED_SKIPS_IN_CI) for reason in reasons):
             session.exitstatus = 1
+
+
+@pytest.fixture(autouse=True, scope="session")
+def forge() -> Iterator[None]:
+    """Commands and services are forked from one process a worker, which begins to import now."""
+    scene.forge = Forge()
+    yield
+    scene.forge.close()
+    scene.forge = None
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +141,7 @@ def _made_once(folder: Path) -> Home:
                 ("features", "materialize"),
                 ("training", "all"),
             ):
-                done = command(*arguments, home=home.root)
+                done = command(*arguments, home=home.root, fresh=True)
                 assert done.returncode == 0, done.stdout + done.stderr
             (home.root / "complete").touch()
     return home
@@ -122,7 +149,7 @@ def _made_once(folder: Path) -> Home:
 
 @pytest.fixture(scope="session")
 def service(trained: Home) -> Iterator[Service]:
-    running = start_service(trained)
+    running = start_service(trained, fresh=True)
     yield running
     stop_service(running)
 

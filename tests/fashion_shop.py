@@ -1,6 +1,6 @@
 """An invented fashion shop's export, as its own systems would write it: receipts and products of an Italian till, web events as JSON lines.
 
-``python tests/fashion_shop.py FOLDER`` writes 2,000 customers over 14 months; the same seed gives the same files. Nothing in it is real.
+``python tests/fashion_shop.py FOLDER [LAST-DAY]`` writes 2,000 customers over 14 months; the same seed gives the same files. Nothing in it is real.
 Each customer likes some styles and colours, comes in a rhythm of their own, and some stop coming.
 """
 
@@ -139,5 +139,7 @@ class FashionShop:
 
 
 if __name__ == "__main__":
-    for path in FashionShop().write(Path(sys.argv[1])):
+    # a day as YYYY-MM-DD on which the data ends: those who try the service want data that end now
+    end = datetime.fromisoformat(sys.argv[2]).replace(tzinfo=ZONE) if len(sys.argv) > 2 else None
+    for path in FashionShop(end=end).write(Path(sys.argv[1])):
         print(path)

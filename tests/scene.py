@@ -11,18 +11,20 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
+from warm import Forge, Forked
 
 from features.catalogue.shop import Shop
 from features.events.event import parse_event
@@ -35,6 +37,7 @@ from features.store.event_index import Incoming
 from features.store.event_log import EventLog
 from features.store.feature_store import FeatureStore
 
+Process = subprocess.Popen[bytes] | Forked
 ROOT = Path(__file__).resolve().parent.parent
 SMALL_CUT = 1200
 NEW_YEAR = datetime(2018, 1, 1, 5, tzinfo=UTC)
@@ -62,16 +65,36 @@ def surroundings() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_TRACKING")}
 
 
-def command(*arguments: str, home: Path, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
+forge: Forge | None = None
+"""What forks the processes of commands and services; without it each is an interpreter of its own."""
+
+
+def launched(module: str, arguments: Sequence[str], environment: Mapping[str, str], out: IO[bytes], err: IO[bytes], fresh: bool) -> Process:
+    """``python -m MODULE ARGUMENTS`` in a process, which imports everything itself if it is to be *fresh*."""
+    if forge is not None and not fresh:
+        return forge.run(module, list(arguments), environment, out, err)
+    line = [sys.executable, "-W", "ignore", "-m", module, *arguments]
+    return subprocess.Popen(line, cwd=ROOT, env=environment, stdout=out, stderr=err, start_new_session=True)
+
+
+def command(
+    module: str, *arguments: str, home: Path, timeout: float = 600, fresh: bool = False, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run one of ubiquo's commands as a user would."""
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", *arguments],
-        cwd=ROOT,
-        env={**surroundings(), "UBIQUO_HOME": str(home), "COLUMNS": "200", **environment},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    surrounding = {**surroundings(), "UBIQUO_HOME": str(home), "COLUMNS": "200", **environment}
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = launched(module, arguments, surrounding, out, err, fresh)
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+        said = []
+        for file in (out, err):
+            file.seek(0)
+            said.append(file.read().decode())
+    return subprocess.CompletedProcess([module, *arguments], process.returncode, *said)
 
 
 def free_port() -> int:
@@ -139,7 +162,7 @@ class Service:
 
     home: Home
     port: int
-    process: subprocess.Popen[bytes]
+    process: Process
 
     def post(self, path: str, body: Any, **headers: str) -> tuple[int, dict[str, Any]]:
         status, answer = self._post(path, body, **headers)
@@ -187,17 +210,11 @@ def headers_of(service: Service, method: str, path: str, headers: dict[str, str]
     return found
 
 
-def start_service(home: Home, **environment: str) -> Service:
+def start_service(home: Home, fresh: bool = False, **environment: str) -> Service:
     port = free_port()
-    log = open(home.root / f"service-{port}.log", "wb")  # noqa: SIM115 - the child keeps it
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "serving", "--port", str(port)],
-        cwd=ROOT,
-        env={**surroundings(), "UBIQUO_HOME": str(home.root), "UBIQUO_CLOCK": f"from:{NEW_YEAR.isoformat()}", **environment},
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    surrounding = {**surroundings(), "UBIQUO_HOME": str(home.root), "UBIQUO_CLOCK": f"from:{NEW_YEAR.isoformat()}", **environment}
+    with open(home.root / f"service-{port}.log", "wb") as log:
+        process = launched("serving", ["--port", str(port)], surrounding, log, log, fresh)
     service = Service(home, port, process)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:

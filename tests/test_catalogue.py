@@ -182,3 +182,40 @@ def test_the_command_ends_in_order_with_a_mistake_and_without(tiny: TinyShop, tm
     good = command("features", "catalogue", "items", str(file(tmp_path, "item_id", "a", "b")), home=tiny.home.root)
     assert "2 rows in force" in good.stdout
     assert Home(tiny.home.root).catalogue.exists()
+
+
+class TestWhatAnswersShow:
+    def test_names_prices_pictures_and_pages_are_kept(self, tiny: TinyShop, tmp_path: Path) -> None:
+        path = file(
+            tmp_path, "sku,title,price,image_url,url", "x1,Milk 1 l,3.99,https://shop.example/m.jpg?w=1,http://shop.example/milk", "x2,,,,"
+        )
+        found = load(tiny.home, "items", path, ["sku=item_id", "title=name"])
+        found.save()
+        rows = Catalogue(tiny.home).read("items").to_pylist()
+        shown = [(r["name"], r["price_minor"], r["image_url"], r["url"]) for r in rows]
+        assert shown == [("Milk 1 l", 399.0, "https://shop.example/m.jpg?w=1", "http://shop.example/milk"), (None, None, None, None)]
+        assert found.remarks() == ["1 links begin with http://: pages and mails that are sent over https do not show such pictures"]
+
+    def test_a_table_without_them_has_no_such_columns(self, tiny: TinyShop, tmp_path: Path) -> None:
+        load(tiny.home, "items", file(tmp_path, "item_id,price_minor", "x1,250")).save()
+        table = Catalogue(tiny.home).read("items")
+        assert "url" not in table.column_names
+        assert table["price_minor"].to_pylist() == [250.0]
+
+    @pytest.mark.parametrize(
+        ("column", "value", "said"),
+        [
+            ("image_url", "javascript:alert(1)", "line 2: image_url: 'javascript:alert(1)' is no link: write it like https://"),
+            ("url", "//shop.example/x", "line 2: url: .*is no link"),
+            ("url", "https://ada:secret@shop.example/x", "line 2: url: .*is no link"),
+            ("url", "https://shop.example/a b", "line 2: url: .*is no link"),
+            ("url", "https://shop.example/" + "x" * 2_048, "line 2: url: is longer than 2048 characters"),
+            ("name", "x" * 257, "line 2: name: is longer than 256 characters"),
+            ("price", "free", "line 2: price: 'free' is no price: write it like 3.99"),
+            ("price_minor", "-1", "line 2: price_minor: '-1' is no price: write it like 399"),
+            ("price", "Infinity", "line 2: price: 'Infinity' is no price"),
+        ],
+    )
+    def test_a_mistake_is_told_with_its_line(self, tiny: TinyShop, tmp_path: Path, column: str, value: str, said: str) -> None:
+        with pytest.raises(CatalogueError, match=said.replace("(", r"\(").replace(")", r"\)")):
+            load(tiny.home, "items", file(tmp_path, f"item_id,{column}", f"x1,{value}"))

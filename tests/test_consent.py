@@ -24,7 +24,7 @@ from features.state.home import Home
 from features.store.feature_store import FeatureStore
 from features.store.profile import profile
 from features.store.timeline import open_timeline
-from serving.decide.batch import _withdrawn
+from serving.decide.population import withdrawn
 from training.dataset import Truth
 
 DAYS = (40, 30, 20, 10)
@@ -93,7 +93,7 @@ def answered(shop: TinyShop) -> set[str]:
     """Online answers, decisions and batch files read her row only if this stands."""
     identities, consents = Identities(shop.home), Consents(shop.home, shop.shop.consent)
     may = standing(consents, identities, customer("1")).personalization
-    assert (customer("1") in _withdrawn(identities, consents)) == (not may), "the batch says the same"
+    assert (customer("1") in withdrawn(identities, consents)) == (not may), "the batch says the same"
     return features_of(shop) if may else set()
 
 

@@ -366,7 +366,7 @@ class TestAMerchandisersDay:
         expect(page.locator(".ranked > li").nth(2)).to_contain_text("put in this place by the shop")
         page.goto("/console/rules")
         page.on("dialog", lambda dialog: dialog.accept())
-        page.get_by_role("button", name=re.compile("^End r")).first.click()
+        page.get_by_role("button", name=re.compile("^End it")).first.click()
         expect(page.get_by_text("is ended")).to_be_visible()
         assert [item["item_id"] for item in shop.list_of(**question)] == before
         context.close()

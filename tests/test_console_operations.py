@@ -315,6 +315,25 @@ class TestDeadLetters:
         lines = Audit(service.home, Vault.open(service.home)).lines(letter)
         assert [(line["key"], line["action"], line["outcome"]) for line in lines] == [("admin-key", "read letter", "done")]
 
+    def test_who_runs_it_may_send_letters_again_without_seeing_what_they_say(self, keyed_service: tuple[Service, dict[str, str]]) -> None:
+        service, keys = keyed_service
+        event = raw("feedback", identifiers={"email": f"{uuid.uuid4().hex}@example.org"})
+        letter = letter_of(service, event, reason="'feedback' was unknown to this version")
+        email = event["identifiers"]["email"]
+        with Reader(service, keys["manage"]) as operator:
+            assert "was unknown to this version" in operator.page("/dead-letters")
+            text = operator.page(f"/dead-letters/one/{letter}")
+            assert "was unknown to this version" in text
+            assert email not in text
+            assert "read_customer" in text
+            corrected = {"corrected": "yes", "raw": json.dumps(event)}
+            assert operator.post(f"/console/dead-letters/one/{letter}", data=corrected).status_code == 403
+            assert has_letter(service, letter)
+            assert operator.post(f"/console/dead-letters/one/{letter}", data=AS_IT_IS).status_code == 303
+        assert not has_letter(service, letter)
+        lines = Audit(service.home, Vault.open(service.home)).lines(letter)
+        assert [(line["key"], line["action"], line["outcome"]) for line in lines] == [("manage-key", "replay letter", "stored")]
+
     def test_lists_read_a_page_and_filters_narrow_it(self, tiny: TinyShop) -> None:
         letters = tiny.log.letters
         assert (letters.newest(), letters.tallies(), letters.letter("none")) == ([], [], None)

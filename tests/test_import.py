@@ -510,6 +510,18 @@ class TestAttributesOfItems:
         assert rows["z"]["weight_g"] == 3.0
         assert rows["a"]["weight_g"] is None
 
+    def test_what_answers_show_is_mapped_and_a_bad_link_is_told_with_its_row(self, home: Home, tmp_path: Path) -> None:
+        shown = {"name": "name", "price_minor": "weight", "image_url": "tags"}
+        rows = ["1,2024-03-01 10:00:00,7,a,1,1.00,north,Apple,399,https://shop.example/a.jpg"]
+        bring_in(home, staged(home, write(tmp_path / "f.csv", rows, self.HEADER), item__attributes=shown))
+        [row] = Catalogue(home).read("items").to_pylist()
+        assert (row["name"], row["price_minor"], row["image_url"]) == ("Apple", 399.0, "https://shop.example/a.jpg")
+        for bad, field in (("399,javascript:1", "image_url"), ("-1,https://shop.example/a.jpg", "price_minor")):
+            told, _ = only_reason(
+                home, tmp_path, [f"1,2024-03-01 10:00:00,7,a,1,1.00,north,Apple,{bad}"], self.HEADER, item__attributes=shown
+            )
+            assert told == f"item.attributes.{field}"
+
     def test_what_is_no_number_is_told_with_its_row(self, home: Home, tmp_path: Path) -> None:
         field, reason = only_reason(home, tmp_path, self.rows("heavy"), self.HEADER, item__attributes=self.OWN)
         assert field == "item.attributes.weight_g"

@@ -690,7 +690,7 @@ class TestOutbox:
         assert out.stat().st_mode & 0o077 == 0, "nobody else may read it"
 
     def test_an_audience_is_no_json(self, scene: Scene, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="an audience is a CSV"):
+        with pytest.raises(ValueError, match="the format audience is a CSV"):
             export(scene.runs.outgoing, scene.shop, scene.home, "files", tmp_path / "a.jsonl", "audience", scene.now)
 
 

@@ -5,6 +5,7 @@ Everything over real HTTP: events in, webhooks out, and a service that is ended 
 
 from __future__ import annotations
 
+import http.client
 import json
 import signal
 import threading
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Browser, expect
 from scene import NEW_YEAR, Service, Webhook, command, copy_home, eventually, start_service, stop_service
 
 from features.sources.catalogue_file import load
@@ -55,10 +57,15 @@ journeys:
       - wait: 1s
       - offer: {channels: [email], stages: [refer]}
 """
+OWED = {"thanks": "Thank you", "stars": "How was it?"}
+"""What is no selling, with its title."""
 SALT = "stories"
 POLICY = {
     "control_group": {"share": 0.2, "salt": SALT},
-    "contact": {"caps": [{"most": 1, "per": "day", "channels": ["sms"]}, {"most": 2, "per": "day", "channels": ["email"]}]},
+    "contact": {
+        "complaint_days": 14,
+        "caps": [{"most": 1, "per": "day", "channels": ["sms"]}, {"most": 2, "per": "day", "channels": ["email"]}],
+    },
 }
 
 
@@ -178,7 +185,9 @@ def test_a_left_cart_is_followed_up_until_it_is_bought_and_then_thanked_for(home
         stop_service(service)
 
 
-def test_two_channels_that_ask_at_the_same_moment_break_no_cap_and_a_budget_is_kept_by_all(home: Home, receiver: Webhook) -> None:
+def test_two_channels_that_ask_at_the_same_moment_break_no_cap_and_a_budget_is_kept_by_all(
+    home: Home, receiver: Webhook, browser: Browser
+) -> None:
     del receiver
     service = start_service(home)
     try:
@@ -201,7 +210,7 @@ def test_two_channels_that_ask_at_the_same_moment_break_no_cap_and_a_budget_is_k
                 # too many wait: as a client does, ask again shortly
                 try:
                     status, answer = service.post("/v1/next-best-offer", body)
-                except (OSError, json.JSONDecodeError):
+                except (OSError, http.client.HTTPException, json.JSONDecodeError):
                     # it was killed
                     return
                 time.sleep(0.02 if status == 503 else 0)
@@ -229,8 +238,23 @@ def test_two_channels_that_ask_at_the_same_moment_break_no_cap_and_a_budget_is_k
         answer = service.ask("next-best-offer", {"customer_id": "late", "channel": "web"})
         assert answer["offers"][0]["offer_id"] != "ten"
         assert answer["removed"]["given out, or redeemed, as often as there are"] == 1
+        a_complaint_stops_selling_on_the_page_at_the_counter(service, anyone[0], browser)
     finally:
         stop_service(service)
+
+
+def a_complaint_stops_selling_on_the_page_at_the_counter(service: Service, person: Person, browser: Browser) -> None:
+    page = browser.new_page()
+    page.goto(f"http://127.0.0.1:{service.port}/console/customers/{person.customer_id}")
+    offered = page.locator("[id^=offer-] strong")
+    expect(offered.first).to_be_visible()
+    person.happens(service, "complaint", channel="call_centre")
+    expect(page.locator(".timeline li.complaint")).to_have_count(1)
+    # what is owed is no selling
+    assert set(offered.all_inner_texts()) <= set(OWED.values())
+    page.close()
+    asked = {"customer_id": person.customer_id, "channel": "store", "dry_run": True, "limit": 5}
+    assert {offer["offer_id"] for offer in service.ask("next-best-offer", asked)["offers"]} <= OWED.keys()
 
 
 def test_the_questions_of_journeys_are_those_of_everybody() -> None:

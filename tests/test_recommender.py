@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scene import NEW_YEAR, histories
 
+from models.attributes import Range
 from models.decision import Decision, Query
 from models.recommendations import Listing
 from models.recommender.arrange import apart
@@ -511,6 +512,30 @@ class TestShelf:
         assert found["new"].reason.startswith("new here, and like ")
         assert "new" in ask(model, {}, listing="similar", item_ids=("0",), limit=40)
         assert all(int(item) % 2 == 0 for item in ask(model, {}, listing="similar", item_ids=("new",), limit=5))
+
+    def test_items_of_one_kind_are_told_apart_by_brand_size_or_number_unless_they_have_names(self, board: Recommender) -> None:
+        count = len(board.item_ids)
+        sizes = ["1 L", "2 L", *("5 L" for _ in range(count))]
+        told = {"category": ["MILK"] * (count + 2), "type": ["MILK"] * (count + 2), "size": sizes}
+        model = board.stocked(self.items(board, **told))
+        assert [model.label(item) for item in ("0", "1", "2", "strange")] == [
+            "Milk (N, 1 L)", "Milk (N, 2 L)", "Milk (N, 5 L, no. 2)", "Milk (X, 5 L)",
+        ]  # fmt: skip
+        named = board.stocked(self.items(board, **told, name=["Fresh milk", *[None] * (count + 1)]))
+        assert [named.label(item) for item in ("0", "1")] == ["Fresh milk", "Milk (N, 2 L)"]
+        assert board.stocked({"item_id": ["0"], "recommendable": [True]}).label("0") == "0"
+
+    def test_what_answers_show_of_an_item_is_the_catalogues_and_the_price_else_what_was_paid(self, board: Recommender) -> None:
+        count = len(board.item_ids)
+        price, link = [250.0, *[None] * (count + 1)], ["https://shop.example/0.jpg", *[None] * (count + 1)]
+        model = board.stocked(self.items(board, price_minor=price, image_url=link))
+        paid = int(board.shelf.price[1])
+        assert model.shown("0") == {"price_minor": 250, "image_url": "https://shop.example/0.jpg"}
+        assert model.shown("1") == {"price_minor": paid}
+        assert model.shown("new") == model.shown("unheard of") == {}
+        assert "image_url" not in model.attributes.columns, "a link is nothing to filter by"
+        cheap = ask(model, {}, limit=40, include={"price_minor": Range(None, 300.0)})
+        assert cheap == ["0"]
 
     def test_an_item_that_is_sold_no_more_is_gone_at_once(self, board: Recommender) -> None:
         items = self.items(board)

@@ -24,10 +24,10 @@ from models.decision import Decision, Query
 from models.recommender.recommender import Recommender
 from serving.bootstrap import open_engine
 from serving.decide import rule_commands
-from serving.decide.batch import Population
 from serving.decide.engine import Engine
 from serving.decide.governor import Governor
 from serving.decide.merchandising import BLOCKED, LOWERED, PINNED, RAISED, Merchandiser
+from serving.decide.population import Population
 from serving.decide.questions import ItemsAnswer, RecommendationsRequest, SimilarItemsRequest
 from serving.decide.rule_checks import RuleChecks
 from serving.decide.rule_commands import rules_app
@@ -389,7 +389,7 @@ def test_a_rule_is_for_the_customers_of_its_condition_in_batch_too(engine: Engin
     try:
         crowd = Population.open(engine._home, lambda home: engine, "recommendations", NEW_YEAR)
         rows = crowd.rows(crowd.customers[:40], None)
-        is_pinned = [crowd.ask(row, 2, None, "for_you").items[0].source == PINNED for row in rows]  # type: ignore[union-attr]
+        is_pinned = [crowd.ask(row, 2, None, "for_you")[0].items[0].source == PINNED for row in rows]  # type: ignore[union-attr]
         assert is_pinned == [(row["spend_minor_91"] or 0) > 20_000 for row in rows]
         assert len(set(is_pinned)) == 2
     finally:

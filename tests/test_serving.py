@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -288,6 +289,7 @@ def test_the_vectors_that_were_served_equal_a_fresh_replay_of_the_log(service: S
 def test_batch_gives_the_answers_of_http_at_the_same_moment(trained: Home, tmp_path: Path) -> None:
     trained = copy_home(trained, tmp_path / "home")
     fixed = start_service(trained, UBIQUO_CLOCK=f"fixed:{NEW_YEAR.isoformat()}")
+    decided = set[str]()
     try:
         chosen = cards(trained, 25, skip=600)
         for kind, suffix in (("churn", "jsonl"), ("recommendations", "parquet"), ("next-best-offer", "jsonl")):
@@ -299,6 +301,7 @@ def test_batch_gives_the_answers_of_http_at_the_same_moment(trained: Home, tmp_p
             for line in lines:
                 by_customer.setdefault(line["customer_id"], []).append(line)
             assert len(by_customer) == SMALL_CUT, "every customer is in the file"
+            decided |= {line["decision_id"] for line in lines}
             for card in chosen:
                 answer = fixed.ask(kind, about(card) if kind == "churn" else about(card, limit=4))
                 choices = answer.get("items") or answer.get("offers") or [answer]
@@ -308,8 +311,11 @@ def test_batch_gives_the_answers_of_http_at_the_same_moment(trained: Home, tmp_p
                     assert x["score"] == (c["score"] if c["score"] is None else pytest.approx(c["score"], rel=1e-9))
                 assert [x["reason"] for x in mine] == [c["reason"] for c in choices]
                 assert {x["fallback"] for x in mine} == {answer["fallback"]}
+                decided.add(answer["decision_id"])
     finally:
         stop_service(fixed)
+    times = Counter(row["decision_id"] for row in flushed(trained.tables[DECISIONS]))
+    assert {times[each] for each in decided} == {1}, "each once, whether it was answered over HTTP or in a batch beside the service"
 
 
 def test_a_moment_that_the_log_does_not_reach_is_refused_by_batch_and_by_materialize(trained: Home, tmp_path: Path) -> None:
@@ -322,9 +328,9 @@ def test_a_moment_that_the_log_does_not_reach_is_refused_by_batch_and_by_materia
 
 
 def test_a_batch_into_a_file_of_unknown_kind_is_refused_and_leaves_nothing(trained: Home, tmp_path: Path) -> None:
-    done = command("serving", "score", "churn", "--out", str(tmp_path / "x.csv"), home=trained.root)
+    done = command("serving", "score", "churn", "--out", str(tmp_path / "x.xlsx"), home=trained.root)
     assert done.returncode == 1
-    assert ".parquet or .jsonl" in done.stdout
+    assert ".csv, .parquet or .jsonl" in done.stdout
     wrong = command("serving", "score", "churns", "--out", str(tmp_path / "x.jsonl"), home=trained.root)
     assert wrong.returncode == 1
     assert "next-best-offer" in wrong.stdout

@@ -22,9 +22,10 @@ from features.sources.replay import replay
 from features.state.home import Home
 from features.store.event_log import EventLog, connect
 from serving.bootstrap import open_engine
+from serving.console.application import PAGES
 from serving.decide.questions import Position, RecommendationsRequest
 from serving.decide.who import NOBODY
-from serving.privacy.keys import Keys
+from serving.privacy.keys import Key, Keys
 
 ZONE = "America/New_York"
 ITEM, OTHER = "1082185", "981760"
@@ -224,6 +225,9 @@ class TestAPublicKey:
             assert keyed[0].get(path, method, **key)[0] == 403
         for path in ("/bento/events", "/bento/recommendations", "/mp/collect"):
             assert keyed[0].post(path, {"request": {}}, **key)[0] == 403
+
+    def test_opens_no_page_of_the_console(self) -> None:
+        assert not [page.path for page in PAGES if Key("page", frozenset({"browser"})).may(page.scope)]
 
     def test_takes_no_id_that_a_servers_event_will_have(self, keyed: tuple[Service, dict[str, str]], key: dict[str, str]) -> None:
         service, tokens = keyed

@@ -235,6 +235,34 @@ def judge_policy(
     show([judged_document(policy.name, chosen, moment, weighed, found)], form, console)
 
 
+@app.command()
+def lookalike(
+    file: Annotated[Path, typer.Argument(help="A list of customers: ids, or identifiers as KIND:VALUE or in a column such as email.")],
+    out: Annotated[Path, typer.Option(help="The CSV to write.")],
+    top: Annotated[int, typer.Option(min=1, help="How many customers.")] = 500,
+    as_of: AsOf = None,
+    seed: Seed = 0,
+) -> None:
+    """Find the customers who are most like those of a list, by their features."""
+    from training.lookalike import find_lookalikes, write_lookalikes
+
+    home = Home.from_environment()
+    shop = Shop.load(home)
+    moment = parse_as_of(as_of or shop.data_end.isoformat(), shop.timezone)
+    with deriving(home):
+        found = find_lookalikes(home, file, moment, top, seed)
+        write_lookalikes(home, found, out)
+    console.print(
+        f"{found.listed} customers of the list beside {found.others} others; {found.unknown} rows name nobody known, {found.left_out} "
+        f"have no features or do not allow it",
+        highlight=False,
+    )
+    console.print(f"AUC, on customers not learnt from: {found.auc}", highlight=False)
+    for name, weight in found.strongest:
+        console.print(f"  {'more' if weight > 0 else 'less'} {name} ({weight:+.2f})", highlight=False)
+    console.print(f"{out}: the {len(found.customers)} most like them", highlight=False)
+
+
 @app.command("experiment")
 def judge_experiment(
     name: Annotated[str, typer.Argument(metavar="NAME", help="An experiment of policy.yaml, or control-group.")],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -75,10 +75,25 @@ def judged_cuts(evaluation: pd.DataFrame, units: Mapping[str, datetime]) -> list
     return sorted(found, key=lambda cut: (cut.at, cut.name))
 
 
+def encoded(report: msgspec.Struct) -> bytes:
+    """A report as JSON; a number or text of numpy's or tea-tasting's own kind is written as a plain one."""
+    return msgspec.json.encode(report, enc_hook=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    # numbers of tea-tasting are floats that know how to divide by 0
+    for plain in (float, int, str):
+        if isinstance(value, plain):
+            return plain(value)
+    raise TypeError(f"{type(value).__name__} has no form in a report")
+
+
 def keep_report(home: Home, report: ModelReport) -> None:
     """Write a version's report and its line of the history; a second time changes nothing."""
     path = version_path(home.root, report.model, report.version)
-    write_atomically(path, msgspec.json.format(msgspec.json.encode(report), indent=1))
+    write_atomically(path, msgspec.json.format(encoded(report), indent=1))
     line = TrainedVersion(
         model=report.model,
         version=report.version,
@@ -94,15 +109,15 @@ def keep_report(home: Home, report: ModelReport) -> None:
         verdict=report.verdict,
     )
     lines = [each for each in read_history(home.root, report.model) if each.version != report.version]
-    text = b"".join(msgspec.json.encode(each) + b"\n" for each in [*lines, line])
+    text = b"".join(encoded(each) + b"\n" for each in [*lines, line])
     write_atomically(history_path(home.root, report.model), text)
 
 
 def keep_drift(home: Home, report: DriftReport) -> None:
     """Write a model's drift in place of the one before."""
-    write_atomically(drift_path(home.root, report.model), msgspec.json.format(msgspec.json.encode(report), indent=1))
+    write_atomically(drift_path(home.root, report.model), msgspec.json.format(encoded(report), indent=1))
 
 
 def keep_experiment(home: Home, report: ExperimentReport) -> None:
     """Write what an experiment caused in place of what was known before."""
-    write_atomically(experiment_path(home.root, report.name), msgspec.json.format(msgspec.json.encode(report), indent=1))
+    write_atomically(experiment_path(home.root, report.name), msgspec.json.format(encoded(report), indent=1))

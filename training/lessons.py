@@ -11,7 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from features.catalogue.tables import Catalogue
+from features.catalogue.tables import LINKS, Catalogue
 from features.state.home import Home
 from features.store.feature_store import FeatureStore
 from models.attributes import Attributes
@@ -77,7 +77,10 @@ class Lessons:
     def __init__(self, home: Home, truth: Truth, cuts: Cuts, service: str, config: RecommenderConfig, advance: Advance) -> None:
         self._truth, self._cuts, self._service, self._advance = truth, cuts, service, advance
         self._store = open_store(home)
-        self._items = Catalogue(home).read("items").to_pandas().astype(object).where(lambda f: f.notna(), None)
+        # what is only shown teaches nothing, and a price of today was not that of the past
+        items = Catalogue(home).read("items")
+        items = items.drop_columns([name for name in (*LINKS, "price_minor") if name in items.column_names])
+        self._items = items.to_pandas().astype(object).where(lambda f: f.notna(), None)
         columns = self._items.drop(columns=["item_id", "recommendable"])
         everything = Attributes.of({name: columns[name].tolist() for name in columns.columns})
         # one choice for all moments: a ranker learns from several, and serves at another

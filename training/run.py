@@ -29,7 +29,7 @@ from training.card import model_card
 from training.dataset import Cuts, Plan, Truth
 from training.evaluation import by_segment, form_of, same_rows
 from training.gate import Gate, reference_rows
-from training.kept import bins_of, calibration_points, judged_cuts, keep_report, measured
+from training.kept import bins_of, calibration_points, encoded, judged_cuts, keep_report, measured
 from training.metrics import Estimate
 from training.page import page
 from training.rendering import markdown
@@ -184,7 +184,7 @@ class TrackedRun:
         mlflow.log_text(report.text(), "report.md")
         found = self._as_data(version, outcome, verdict, (metric, segments))
         keep_report(self.home, found)
-        mlflow.log_text(msgspec.json.encode(found).decode(), REPORT)
+        mlflow.log_text(encoded(found).decode(), REPORT)
         self.registry.describe(self.model, version, card)
         self.registry.tag(self.model, version, {BEATEN: beaten or ""})
         # last: a run that was killed before its verdict has none, and is made again

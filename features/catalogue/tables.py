@@ -23,6 +23,13 @@ AttributeKind = Literal["text", "number", "list"]
 ATTRIBUTE_TYPES: dict[AttributeKind, pa.DataType] = {"text": pa.string(), "number": pa.float64(), "list": pa.list_(pa.string())}
 ITEM_ATTRIBUTES = ("department", "category", "type", "brand", "manufacturer", "size")
 """Attributes that many catalogues tell; a shop adds any of its own."""
+SHOWN: Mapping[str, AttributeKind] = {"name": "text", "price_minor": "number", "image_url": "text", "url": "text"}
+"""What answers show of an item, where the catalogue tells it: its name, its price now in minor units, its picture and its page."""
+LINKS = ("image_url", "url")
+"""Those of them that are links: shown, and nothing to filter by or to learn from."""
+MAX_LINK = 2_048
+LINK_FORM = r"^https?://[^\s/?#@\\\"'<>]+([/?#][^\s\\\"'<>]*)?$"
+"""A link over http or https, without a user's name, blanks or quotes."""
 _ATTRIBUTE_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _NO_ATTRIBUTES = frozenset({"item_id", "recommendable", "popularity", "buyers", "purchases"})
 MAX_ATTRIBUTES = 100
@@ -35,6 +42,15 @@ def attribute_fault(name: str) -> str | None:
     if name in _NO_ATTRIBUTES:
         return "the catalogue itself uses that name: give the attribute another"
     return None if _ATTRIBUTE_NAME.fullmatch(name) else "use small letters, digits and underscores, a letter first"
+
+
+def link_fault(text: str) -> str | None:
+    """Why a text is no link that answers may show; None where it is one."""
+    if len(text) > MAX_LINK:
+        return f"is longer than {MAX_LINK} characters"
+    if re.match(LINK_FORM, text, re.ASCII) is None or not text.isprintable():
+        return f"{text[:80]!r} is no link: write it like https://shop.example/milk.jpg"
+    return None
 
 
 def items_schema(attributes: Mapping[str, AttributeKind]) -> pa.Schema:

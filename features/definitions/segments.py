@@ -13,6 +13,7 @@ import msgspec
 from features.catalogue.yaml_file import WrittenError, read_yaml, wrong
 from features.definitions.conditions import CelCondition, ConditionError, Names, ValueKind, names_of
 from features.definitions.domain import domain_named
+from features.definitions.standing import BUILT_IN, STANDING, Borders, CustomerStanding, Risk
 from features.events.spelling import meant
 from features.state.home import Home
 
@@ -37,48 +38,62 @@ class Vocabulary:
     Attributes:
         names: what each name holds.
         context: what a question may tell, by name.
-        segments: the conditions that have a name.
+        segments: the conditions that have a name: the shop's own, and those that every shop has.
+        standing: what tells where a customer stands.
     """
 
-    def __init__(self, names: Names, context: Mapping[str, ValueKind], segments: Mapping[str, CelCondition]) -> None:
-        self.context, self.segments = dict(context), dict(segments)
+    def __init__(
+        self,
+        names: Names,
+        context: Mapping[str, ValueKind],
+        segments: Mapping[str, CelCondition],
+        standing: CustomerStanding,
+    ) -> None:
+        self.context, self.segments, self.standing = dict(context), dict(segments), standing
         self.names: Names = {**names, **dict.fromkeys(segments, "truth")}
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Vocabulary) and (other.names, other.segments) == (self.names, self.segments)
+        same = isinstance(other, Vocabulary) and (other.names, other.segments) == (self.names, self.segments)
+        return same and isinstance(other, Vocabulary) and other.standing.borders == self.standing.borders
 
     def __hash__(self) -> int:
         return hash(tuple(self.names))
 
     @classmethod
-    def load(cls, home: Home, domain: str) -> Vocabulary:
-        """That of an installation; without a file there are no segments.
+    def load(cls, home: Home, domain: str, risk: Risk | None = None) -> Vocabulary:
+        """That of an installation; without a file it has the segments that every shop has.
 
         Raises:
             WrittenError: the file has a mistake.
+            DamagedStateError: the borders between fifths are damaged.
         """
         path: Path = home.root / SEGMENTS
-        return cls.parse(path.read_bytes() if path.exists() else b"", path.name, domain)
+        standing = CustomerStanding(domain_named(domain).leaving, Borders.load(home), risk)
+        return cls.parse(path.read_bytes() if path.exists() else b"", path.name, domain, standing)
 
     @classmethod
-    def parse(cls, text: bytes, name: str, domain: str) -> Vocabulary:
-        """Read and check a segments file.
+    def parse(cls, text: bytes, name: str, domain: str, standing: CustomerStanding | None = None) -> Vocabulary:
+        """Read and check a segments file. Its conditions may name the segments that every shop has, and not each other.
 
         Raises:
             WrittenError: it has a mistake; the message names line, field and fix.
         """
         said = read_yaml(text, name, SegmentsFile)
-        features = names_of(domain_named(domain), {})
+        features = names_of(domain_named(domain), STANDING)
         for where, given in (("context", said.context), ("segments", said.segments)):
             if taken := [each for each in given if each in features or (where == "segments" and each in said.context)]:
                 raise wrong(text, name, f"{where}.{taken[0]}", "is the name of something else: give it another")
-        names, segments = {**features, **said.context}, {}
+        known: Names = {**features, **said.context}
+        # a name that the shop gives to something of its own is its own
+        given_to_all = {each: condition for each, condition in BUILT_IN.items() if each not in known and each not in said.segments}
+        segments = {each: CelCondition.parse(condition, known) for each, condition in given_to_all.items()}
+        names: Names = {**known, **dict.fromkeys(given_to_all, "truth")}
         for each, condition in said.segments.items():
             try:
                 segments[each] = CelCondition.parse(condition, names)
             except ConditionError as error:
                 raise wrong(text, name, f"segments.{each}", str(error)) from None
-        return cls(names, said.context, segments)
+        return cls(names, said.context, segments, standing or CustomerStanding(domain_named(domain).leaving))
 
     def parse_condition(self, text: str) -> CelCondition:
         """A condition in these words.
@@ -107,20 +122,31 @@ class Vocabulary:
         return Told(self, {**row, **question})
 
     def needs(self, condition: CelCondition) -> frozenset[str]:
-        """The names that a condition reads, and those that its segments read."""
-        return condition.names.union(*(self.segments[name].names for name in condition.names if name in self.segments))
+        """The names that a condition reads, those that its segments read, and the features that tell where a customer stands."""
+        found, waiting = set[str](), set(condition.names)
+        while waiting:
+            found |= waiting
+            waiting = {name for each in waiting if each in self.segments for name in self.segments[each].names} - found
+        return frozenset(found | self.standing.reads) if found & STANDING.keys() else frozenset(found)
 
 
 class Told(Mapping[str, Any]):
-    """What is known of one customer and one question, by name; a segment is found out once it is asked for."""
+    """What is known of one customer and one question, by name; a segment, and where they stand, is found out once it is asked for."""
 
     def __init__(self, vocabulary: Vocabulary, values: Mapping[str, Any]) -> None:
-        self._segments, self._values = vocabulary.segments, dict(values)
+        self._segments, self._standing, self._values = vocabulary.segments, vocabulary.standing, dict(values)
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self._values and name in self._segments:
-            self._values[name] = self._segments[name].holds(self._values)
+        if name not in self._values:
+            if name in self._segments:
+                self._values[name] = self._segments[name].holds(self)
+            elif name in STANDING:
+                self._values[name] = self._standing.of(name, self)
         return self._values[name]
+
+    def __contains__(self, name: object) -> bool:
+        # what is not asked for is not found out
+        return name in self._values or name in self._segments or name in STANDING
 
     def __iter__(self) -> Any:
         return iter({**self._segments, **self._values})

@@ -67,6 +67,15 @@ def recent_lines(past: Timeline, moment: Moment) -> ir.Table:
     return past.lines.filter(moment.within(past.lines, 91))
 
 
+def most_spent_on(past: Timeline, moment: Moment) -> ir.Table:
+    """The category on which a customer spent the most in the last year; of two alike the first by alphabet."""
+    lines = past.lines.filter(past.lines.category.notnull(), past.lines.recommendable.fill_null(False), moment.within(past.lines, 365))
+    spent = lines.group_by("customer_id", "category").aggregate(spent=lines.amount_minor.sum())
+    order = ibis.window(group_by="customer_id", order_by=[ibis.desc("spent"), "category"])
+    ordered = spent.mutate(nth=ibis.row_number().over(order))
+    return ordered.filter(ordered.nth == 0)
+
+
 def campaigns(past: Timeline, moment: Moment) -> ir.Table:
     """What the customer was sent and redeemed, one row an event, with the type of its campaign."""
     types = past.offers.select("campaign_id", "campaign_type").distinct()
@@ -148,6 +157,9 @@ RECENCY = Feature(
 TENURE = Feature(
     "tenure_days", "integer", Measure(baskets, lambda rows, at: at.days_since(rows.local_date.min())), "known for {:.0f} days",
     inputs_of=LEAVING_AND_OFFERS, is_age=True,
+)  # fmt: skip
+FAVOURITE_CATEGORY = Feature(
+    "favourite_category", "text", Measure(most_spent_on, lambda rows, at: rows.category.max()), low=None,
 )  # fmt: skip
 VISIT_DAYS_TOTAL = Feature("visit_days_total", "integer", counted(baskets, lambda rows, at: rows.local_date.nunique()))
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,18 +15,22 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from iso4217 import Currency
 
 from features.catalogue.shop import Shop
 from features.catalogue.tables import (
     ATTRIBUTE_TYPES,
     ITEM_ATTRIBUTES,
     ITEMS,
+    LINKS,
     OFFERS,
+    SHOWN,
     STORES,
     AttributeKind,
     Catalogue,
     attribute_fault,
     items_schema,
+    link_fault,
 )
 from features.definitions.segments import Vocabulary
 from features.events.spelling import meant
@@ -36,7 +41,7 @@ from features.state.home import Home
 
 Row = Mapping[str, str | None]
 Record = dict[str, Any]
-SHOWN = 20
+LISTED_MISTAKES = 20
 LISTED = "\x1f"
 """Between the parts of what was a list in the file."""
 REQUIRED = {
@@ -45,6 +50,9 @@ REQUIRED = {
     "offers": ("offer_id", "valid_from", "valid_until"),
 }
 SCHEMAS = {"items": ITEMS, "offers": OFFERS, "stores": STORES}
+PRICE = "price"
+"""A price in major units, such as 3.99: kept as ``price_minor``."""
+MAX_NAME, MAX_PRICE = 256, 10**12
 TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -79,6 +87,11 @@ class CatalogueTable:
 
     def remarks(self) -> list[str]:
         """What is in order and may surprise."""
+        if self.name == "items":
+            plain = sum(str(row.get(link) or "").startswith("http://") for row in self.rows for link in LINKS)
+            return (
+                [f"{plain} links begin with http://: pages and mails that are sent over https do not show such pictures"] if plain else []
+            )
         if self.name != "offers":
             return []
         worthless = [r["offer_id"] for r in self.rows if r["margin_minor"] is None and not r["item_ids"] and not r["where"]]
@@ -111,9 +124,10 @@ def load(
     if name not in SCHEMAS:
         raise CatalogueError(f"there is no catalogue table {name!r}: use {', '.join(SCHEMAS)}")
     attributes = _own_attributes(name, own)
-    schema = items_schema({**dict.fromkeys(ITEM_ATTRIBUTES, "text"), **attributes}) if name == "items" else SCHEMAS[name]
+    schema = items_schema({**dict.fromkeys(ITEM_ATTRIBUTES, "text"), **SHOWN, **attributes}) if name == "items" else SCHEMAS[name]
     mistakes: list[Mistake] = []
     rows: list[tuple[int, Row]]
+    places_of_money = 0
     places: list[dict[str, int]] = []
     """Of each row the lines of its fields, where they have several."""
     if name == "offers" and path.suffix in (".yaml", ".yml"):
@@ -125,13 +139,24 @@ def load(
         names = _names(file, name, renamed, schema)
         if absent := [attribute for attribute in attributes if attribute not in names]:
             raise CatalogueError(f"--attribute {absent[0]}: {path} has no such column; --column THEIRS={absent[0]} names it")
+        if name == "items":
+            if PRICE in names:
+                places_of_money = Currency(Shop.load(home).currency).exponent or 0
+            # of what no item has there is no column
+            shown = {each: kind for each, kind in SHOWN.items() if each in names or (each == "price_minor" and PRICE in names)}
+            attributes = {**shown, **attributes}
+            schema = items_schema({**dict.fromkeys(ITEM_ATTRIBUTES, "text"), **attributes})
         rows = list(_rows(file, names))
         mistakes += [Mistake(bad.row, "$", bad.reason) for bad in file.bad]
     offers = _offer_reader(home) if name == "offers" else None
     records: list[Record] = []
     seen: dict[str, int] = {}
     for number, (line, row) in enumerate(rows):
-        record, wrong = offers.record(row, _parts, line) if offers is not None else _record(name, row, schema, attributes, files or Files())
+        record, wrong = (
+            offers.record(row, _parts, line)
+            if offers is not None
+            else _record(name, row, schema, attributes, files or Files(), places_of_money)
+        )
         wrong += [(c, "is longer than 256 characters") for c, v in record.items() if c.endswith("_id") and v and len(v) > 256]
         key = f"{name[:-1]}_id"
         if (first := seen.setdefault(record.get(key) or f"\0{line}", line)) != line:
@@ -143,8 +168,8 @@ def load(
         mistakes.append(Mistake(1, "$", "the file has no rows: an empty table would take every one away"))
     if mistakes:
         mistakes.sort(key=lambda m: m.line)
-        more = f"\n  and {len(mistakes) - SHOWN} more" if len(mistakes) > SHOWN else ""
-        listed = "\n".join(map(str, mistakes[:SHOWN]))
+        more = f"\n  and {len(mistakes) - LISTED_MISTAKES} more" if len(mistakes) > LISTED_MISTAKES else ""
+        listed = "\n".join(map(str, mistakes[:LISTED_MISTAKES]))
         raise CatalogueError(f"{path}: {len(mistakes)} mistakes; the {name} in force stay as they were:\n{listed}{more}")
     return CatalogueTable(home, name, records, schema)  # type: ignore[arg-type]
 
@@ -153,7 +178,7 @@ def _offer_reader(home: Home) -> OfferReader:
     shop, catalogue = Shop.load(home), Catalogue(home)
     items = catalogue.read("items")
     stores = catalogue.read("stores")["store_id"].to_pylist() if catalogue.path("stores").exists() else []
-    holds = {name: _texts(items[name]) for name in items.column_names if name not in ("item_id", "recommendable")}
+    holds = {name: _texts(items[name]) for name in items.column_names if name not in ("item_id", "recommendable", *LINKS)}
     known = frozenset(items["item_id"].to_pylist())
     return OfferReader(shop.timezone, known, holds, frozenset(stores), Vocabulary.load(home, shop.domain))
 
@@ -171,6 +196,8 @@ def _own_attributes(table: str, own: Sequence[str]) -> dict[str, AttributeKind]:
     for said in own:
         name, _, kind = said.partition(":")
         fault = attribute_fault(name) or ("every catalogue knows it as a text" if name in ITEM_ATTRIBUTES else None)
+        if SHOWN.get(name, kind) != kind:
+            fault = f"answers show it, and it holds {SHOWN[name]}: leave the option out"
         if table != "items":
             fault = "only items have attributes of a shop's own"
         if kind not in ATTRIBUTE_TYPES:
@@ -183,7 +210,8 @@ def _own_attributes(table: str, own: Sequence[str]) -> dict[str, AttributeKind]:
 
 def _names(file: TabularFile, name: str, renamed: Sequence[str], schema: pa.Schema) -> dict[str, str]:
     """Their column for each of ours that the file has."""
-    present, ours = file.columns(nested=True), [*schema.names, *((OLD_CHANNEL,) if name == "offers" else ())]
+    more = {"offers": (OLD_CHANNEL,), "items": (PRICE,)}.get(name, ())
+    present, ours = file.columns(nested=True), [*schema.names, *more]
     names = {column: column for column in ours if column in present}
     for pair in renamed:
         theirs, _, mine = pair.partition("=")
@@ -230,8 +258,8 @@ def _told(value: Any) -> str | None:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _number(text: str, files: Files) -> float:
-    """A number as the file writes it.
+def _number(text: str, files: Files) -> str:
+    """A number as the file writes it, in the form that Python reads.
 
     Raises:
         ValueError: it is none: thousands stand in groups of three, and before the decimal sign alone.
@@ -243,7 +271,7 @@ def _number(text: str, files: Files) -> float:
         text = text.replace(files.thousands, "")
     if files.decimal == "," and "." in text:
         raise ValueError(text)
-    return float(text.replace(files.decimal, "."))
+    return text.replace(files.decimal, ".")
 
 
 def _parts(text: str) -> list[str]:
@@ -252,11 +280,13 @@ def _parts(text: str) -> list[str]:
 
 
 def _record(
-    name: str, row: Row, schema: pa.Schema, attributes: Mapping[str, AttributeKind], files: Files
+    name: str, row: Row, schema: pa.Schema, attributes: Mapping[str, AttributeKind], files: Files, places_of_money: int
 ) -> tuple[Record, list[tuple[str, str]]]:
     """A row in the table's own types, and what is wrong with it."""
     record: Record = {column: row.get(column) for column in schema.names}
     wrong = [(c, "is empty") for c in REQUIRED[name] if not row.get(c)]
+    if name == "items":
+        wrong += list(_shown_faults(record, row, files, places_of_money))
     if name == "items":
         told = (row.get("recommendable") or "true").lower()
         record["recommendable"] = TRUTHS.get(told)
@@ -275,13 +305,13 @@ def _record(
         wrong.append(("longitude" if record["longitude"] is None else "latitude", "is empty: a place has both"))
     for attribute, kind in attributes.items():
         text = record[attribute]
-        if text is None or kind == "text":
+        if text is None or kind == "text" or not isinstance(text, str):
             continue
         if kind == "list":
             record[attribute] = _parts(text)
             continue
         try:
-            record[attribute] = _number(text, files)
+            record[attribute] = float(_number(text, files))
         except ValueError:
             record[attribute] = float("nan")
         if not math.isfinite(record[attribute]):
@@ -290,3 +320,23 @@ def _record(
             hint = "; --decimal , and --thousands . say how it is written" if not signs and "," in text else ""
             wrong.append((attribute, f"{text!r} is no number: write it like 1200{files.decimal}5{signs}{hint}"))
     return record, wrong
+
+
+def _shown_faults(record: Record, row: Row, files: Files, places_of_money: int) -> Iterator[tuple[str, str]]:
+    """What is wrong with what is shown of an item; a price in major units becomes one in minor units."""
+    for link in LINKS:
+        if (text := record.get(link)) is not None and (fault := link_fault(text)) is not None:
+            yield link, fault
+    if len(record.get("name") or "") > MAX_NAME:
+        yield "name", f"is longer than {MAX_NAME} characters"
+    told, field = (row.get("price_minor"), "price_minor") if row.get("price_minor") else (row.get(PRICE), PRICE)
+    if told is None or "price_minor" not in record:
+        return
+    try:
+        price = Decimal(_number(told.strip(), files)).scaleb(places_of_money if field == PRICE else 0)
+        # a whole number of the smallest coins
+        record["price_minor"] = float(round(price)) if price.is_finite() and 0 <= price <= MAX_PRICE else None
+    except (InvalidOperation, ValueError):
+        record["price_minor"] = None
+    if record["price_minor"] is None:
+        yield field, f"{told!r} is no price: write it like {f'3{files.decimal}99' if field == PRICE else '399'}"

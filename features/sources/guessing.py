@@ -15,7 +15,7 @@ from features.catalogue.tables import MAX_ATTRIBUTES, attribute_fault
 from features.events.identifiers import IdentifierError, IdentifierKind, normalise
 from features.sources.headers import known_headers, plain_header
 from features.sources.proposing import catalogue_command, proposed
-from features.sources.sampling import Column, Sample, read_sample
+from features.sources.sampling import Column, FileSample, read_sample
 
 HEAD = """# A proposal from the first rows of {name}: go over every line, above all source, shop and consent.
 # A bare name is a column; a fixed value is written {{value: ...}}. docs/import.md tells what each key means.
@@ -72,7 +72,7 @@ def propose(path: Path, standing: Shop | None = None) -> Proposal:
     return Proposal(text, [*sample.doubts, *doubts, *told], list(sample.columns.values()), roles)
 
 
-def find_roles(sample: Sample) -> tuple[dict[str, str], list[str]]:
+def find_roles(sample: FileSample) -> tuple[dict[str, str], list[str]]:
     """For each role the column whose header is the surest and whose content fits, and what is doubtful; no column has two."""
     rules, roles, doubts = known_headers().rules, {}, []
     free = dict(sample.columns)
@@ -103,7 +103,7 @@ def find_roles(sample: Sample) -> tuple[dict[str, str], list[str]]:
     return roles, doubts
 
 
-def _ranked(role: str, free: dict[str, Column], sample: Sample) -> Iterator[tuple[int, str]]:
+def _ranked(role: str, free: dict[str, Column], sample: FileSample) -> Iterator[tuple[int, str]]:
     rule = known_headers().rules[role]
     for name, column in free.items():
         rank = rule.rank(column.header)
@@ -118,7 +118,7 @@ def _ranked(role: str, free: dict[str, Column], sample: Sample) -> Iterator[tupl
         yield rank, name
 
 
-def _identifies(kind: str, column: Column, sample: Sample) -> bool:
+def _identifies(kind: str, column: Column, sample: FileSample) -> bool:
     """Whether a column holds identifiers rather than names of people or yes and no."""
     present: list[str] = sample.values[column.name].dropna().unique()[:FEW_TRIED].tolist()
     if kind == "email":
@@ -130,7 +130,7 @@ def _identifies(kind: str, column: Column, sample: Sample) -> bool:
     return sum(" " in value and any(c.isalpha() for c in value) for value in present) < 0.2 * len(present)
 
 
-def _without_identity(sample: Sample, roles: dict[str, str]) -> list[str]:
+def _without_identity(sample: FileSample, roles: dict[str, str]) -> list[str]:
     """Take e-mail addresses and phone numbers out again that no import would take: an event with a broken one is rejected."""
     doubts, tongue = [], known_headers().tongue(sample.columns)
     kinds: tuple[IdentifierKind, ...] = ("email", "phone")
@@ -155,7 +155,7 @@ def _normal(kind: IdentifierKind, value: str, region: str | None) -> bool:
     return True
 
 
-def _kind_of_events(sample: Sample) -> str | None:
+def _kind_of_events(sample: FileSample) -> str | None:
     """The column that says what happened: few values, most of them known as events."""
     rule, known = known_headers().rules["event_kind"], known_headers().events
     for rank in range(len(rule.patterns)):
@@ -167,7 +167,7 @@ def _kind_of_events(sample: Sample) -> str | None:
     return None
 
 
-def _amount(sample: Sample, roles: dict[str, str], free: dict[str, Column]) -> str | None:
+def _amount(sample: FileSample, roles: dict[str, str], free: dict[str, Column]) -> str | None:
     """The column of the money of a line: a total of the line rather than a price of one, and never the whole order's."""
     rules = known_headers().rules
     found: dict[str, str] = {}
@@ -194,7 +194,7 @@ def _amount(sample: Sample, roles: dict[str, str], free: dict[str, Column]) -> s
     return found["line_total"]
 
 
-def _of_the_order(sample: Sample, roles: dict[str, str], name: str) -> bool:
+def _of_the_order(sample: FileSample, roles: dict[str, str], name: str) -> bool:
     if (order := roles.get("event.id")) is None or "item.id" not in roles:
         return False
     lines = sample.values.groupby(order)[roles["item.id"]].nunique()
@@ -206,7 +206,7 @@ def _of_the_order(sample: Sample, roles: dict[str, str], name: str) -> bool:
     return bool(several[name].isna().mean() > 0.2 or is_one.mean() > 0.9)
 
 
-def _of_items(sample: Sample, roles: dict[str, str], free: dict[str, Column]) -> list[str]:
+def _of_items(sample: FileSample, roles: dict[str, str], free: dict[str, Column]) -> list[str]:
     """Add the shop's own attributes, which are the same wherever an item stands; take out again what is told of items and is not."""
     if "item.id" not in roles:
         for role in [role for role in roles if role.startswith(OF_ITEMS)]:
@@ -232,7 +232,7 @@ def _of_items(sample: Sample, roles: dict[str, str], free: dict[str, Column]) ->
     return doubts
 
 
-def _sameness(sample: Sample, roles: dict[str, str], name: str) -> tuple[float, int]:
+def _sameness(sample: FileSample, roles: dict[str, str], name: str) -> tuple[float, int]:
     """The share of items with one value of a column wherever they stand, and of how many items that is known: those of several orders."""
     item, order = roles["item.id"], roles.get("event.id")
     told = sample.values[sample.values[name].notna()]

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import msgspec
 
+from features.catalogue.tables import SHOWN
 from features.definitions.domain import domain_named, domain_names
 from features.events.event import EVENT_NAMES, explain
 from features.events.spelling import nearest
@@ -99,7 +100,11 @@ class Mapping(Strict, frozen=True):
     def attributes(self) -> dict[str, AttributePart]:
         """The attributes of items in their long form."""
         named = self.item.attributes if self.item is not None else {}
-        return {name: AttributePart(column=said) if isinstance(said, str) else said for name, said in named.items()}
+
+        def whole(name: str, said: str | AttributePart) -> AttributePart:
+            return AttributePart(column=said, holds=SHOWN.get(name, "text")) if isinstance(said, str) else said
+
+        return {name: whole(name, said) for name, said in named.items()}
 
     def conditions(self) -> Iterator[tuple[str, Condition]]:
         """Every condition with its place in the file."""

@@ -12,7 +12,7 @@ import duckdb
 import msgspec
 from iso4217 import Currency
 
-from features.catalogue.tables import ITEM_ATTRIBUTES, MAX_ATTRIBUTES, attribute_fault
+from features.catalogue.tables import ITEM_ATTRIBUTES, MAX_ATTRIBUTES, SHOWN, attribute_fault
 from features.definitions.domain import UnknownDomainError, domain_named
 from features.events.event import Channel
 from features.events.identifiers import KINDS
@@ -29,13 +29,15 @@ def _attribute_mistakes(mapping: Mapping, attribute: str) -> Iterator[tuple[str,
     if (fault := attribute_fault(attribute)) is not None:
         yield place, fault
     said = mapping.item.attributes[attribute] if mapping.item else ""
-    if attribute not in ITEM_ATTRIBUTES and isinstance(said, str):
-        near = nearest(attribute, ITEM_ATTRIBUTES)
+    if attribute not in ITEM_ATTRIBUTES and attribute not in SHOWN and isinstance(said, str):
+        near = nearest(attribute, (*ITEM_ATTRIBUTES, *SHOWN))
         hint = f" (did you mean {near!r}?)" if near else ""
         own = f"one of your own says what it holds, e.g. {{column: {said}, holds: text}}"
-        yield place, f"the catalogue knows {', '.join(ITEM_ATTRIBUTES)}{hint}; {own}"
+        yield place, f"the catalogue knows {', '.join((*ITEM_ATTRIBUTES, *SHOWN))}{hint}; {own}"
     if attribute in ITEM_ATTRIBUTES and isinstance(said, AttributePart) and said.holds != "text":
         yield f"{place}.holds", f"{attribute} is a text in every catalogue: give an attribute of your own another name"
+    if attribute in SHOWN and isinstance(said, AttributePart) and said.holds != SHOWN[attribute]:
+        yield f"{place}.holds", f"answers show {attribute}, and it holds {SHOWN[attribute]}: say so, or give yours another name"
     if mapping.item and len(mapping.item.attributes) > MAX_ATTRIBUTES:
         yield "item.attributes", f"more than {MAX_ATTRIBUTES} attributes"
 

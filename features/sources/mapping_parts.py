@@ -182,4 +182,4 @@ class ItemPart(Strict, frozen=True):
     """Lines that are no items (postage, fees): any of these conditions leaves the line out of its event."""
     attributes: dict[str, str | AttributePart] = {}
     """Attributes for the catalogue, where it does not know the item yet; of several the most frequent. One that the domain does not
-    know is the shop's own, and says what it ``holds``."""
+    know is the shop's own, and says what it ``holds``. ``name``, ``price_minor``, ``image_url`` and ``url`` are shown in answers."""

@@ -10,19 +10,19 @@ import numpy as np
 import yaml
 
 from features.catalogue.shop import Shop
-from features.catalogue.tables import ITEM_ATTRIBUTES
+from features.catalogue.tables import ITEM_ATTRIBUTES, SHOWN
 from features.events.event import REQUIRED_FIELDS
 from features.sources.headers import Tongue, known_headers, plain_header
 from features.sources.mapping import Mapping
 from features.sources.mapping_parts import UNSAID, Files
-from features.sources.sampling import Sample
+from features.sources.sampling import FileSample
 
 NEEDS_ITEMS = tuple(name for name, fields in REQUIRED_FIELDS.items() if "items" in fields)
 DISAGREE = 0.01
 """From which share of the orders on whose lines disagree their number is not taken for unique."""
 
 
-def proposed(sample: Sample, roles: dict[str, str], standing: Shop | None = None) -> tuple[dict[str, Any], list[str]]:
+def proposed(sample: FileSample, roles: dict[str, str], standing: Shop | None = None) -> tuple[dict[str, Any], list[str]]:
     """What the YAML says, and what of it is doubtful; *standing* is the shop that the home already holds."""
     doubts: list[str] = []
     tongue = known_headers().tongue(sample.columns)
@@ -56,7 +56,7 @@ def proposed(sample: Sample, roles: dict[str, str], standing: Shop | None = None
     return said, doubts
 
 
-def _shop(sample: Sample, roles: dict[str, str], source: str, tongue: Tongue | None, doubts: list[str]) -> dict[str, Any]:
+def _shop(sample: FileSample, roles: dict[str, str], source: str, tongue: Tongue | None, doubts: list[str]) -> dict[str, Any]:
     zone, currency = ("Europe/Berlin", "EUR") if sample.files.decimal == "," else ("Europe/London", "GBP")
     if tongue is not None:
         zone, currency = tongue.zone, tongue.currency
@@ -85,7 +85,7 @@ def _of_the_home(shop: Shop) -> dict[str, Any]:
     return {"name": shop.name, "timezone": shop.timezone, "currency": shop.currency, **({"domain": shop.domain} if shop.domain else {})}
 
 
-def _names(said: dict[str, Any], sample: Sample, roles: dict[str, str], doubts: list[str]) -> set[str]:
+def _names(said: dict[str, Any], sample: FileSample, roles: dict[str, str], doubts: list[str]) -> set[str]:
     """What the rows tell of: their events' names, which are returned."""
     event, column = said["event"], roles.get("event.name")
     if column is None:
@@ -110,7 +110,7 @@ def _names(said: dict[str, Any], sample: Sample, roles: dict[str, str], doubts: 
     return set(values.values())
 
 
-def _identity(event: dict[str, Any], sample: Sample, roles: dict[str, str]) -> list[str]:
+def _identity(event: dict[str, Any], sample: FileSample, roles: dict[str, str]) -> list[str]:
     """Who the events are of, and whether an order's number names one order alone."""
     doubts = []
     if not event.get("identifiers"):
@@ -143,12 +143,12 @@ def _identity(event: dict[str, Any], sample: Sample, roles: dict[str, str]) -> l
     return doubts
 
 
-def _days(sample: Sample, roles: dict[str, str]) -> Any:
+def _days(sample: FileSample, roles: dict[str, str]) -> Any:
     at = roles.get("event.occurred_at")
     return sample.values[at].str.slice(0, 10) if at is not None else ""
 
 
-def _occurred_at(sample: Sample, roles: dict[str, str], zone: str, doubts: list[str]) -> dict[str, Any]:
+def _occurred_at(sample: FileSample, roles: dict[str, str], zone: str, doubts: list[str]) -> dict[str, Any]:
     column = roles.get("event.occurred_at")
     if column is None:
         doubts.append("event.occurred_at: no column looks like a time")
@@ -176,7 +176,7 @@ def _occurred_at(sample: Sample, roles: dict[str, str], zone: str, doubts: list[
     return time
 
 
-def _channel(sample: Sample, roles: dict[str, str], doubts: list[str]) -> dict[str, Any] | None:
+def _channel(sample: FileSample, roles: dict[str, str], doubts: list[str]) -> dict[str, Any] | None:
     rule, known = known_headers().rules["channel"], known_headers().channels
     for name, column in sample.columns.items():
         if rule.rank(column.header) is None or column.distinct > 30 or column.kind != "text":
@@ -194,7 +194,7 @@ def _channel(sample: Sample, roles: dict[str, str], doubts: list[str]) -> dict[s
     return None
 
 
-def _item(said: dict[str, Any], sample: Sample, roles: dict[str, str], names: set[str], doubts: list[str]) -> None:
+def _item(said: dict[str, Any], sample: FileSample, roles: dict[str, str], names: set[str], doubts: list[str]) -> None:
     """The item of each row, and what is doubtful about it."""
     if "item.id" not in roles:
         if names & {*NEEDS_ITEMS}:
@@ -217,7 +217,7 @@ def _item(said: dict[str, Any], sample: Sample, roles: dict[str, str], names: se
         doubts.append("item.amount: no column looks like the money of a line; without it nothing is known of what customers spend")
     attributes: dict[str, Any] = {}
     for name, of_items in ((role.rsplit(".", 1)[1], c) for role, c in roles.items() if role.startswith("item.attributes.")):
-        attributes[name] = of_items if name in ITEM_ATTRIBUTES else {"column": of_items, "holds": _holds(sample, of_items)}
+        attributes[name] = of_items if name in (*ITEM_ATTRIBUTES, *SHOWN) else {"column": of_items, "holds": _holds(sample, of_items)}
     if attributes:
         item["attributes"] = attributes
     said["item"] = item
@@ -229,14 +229,14 @@ def _item(said: dict[str, Any], sample: Sample, roles: dict[str, str], names: se
     doubts.append("item.leave_out: name the codes that are no items, such as postage and fees")
 
 
-def _holds(sample: Sample, column: str) -> str:
+def _holds(sample: FileSample, column: str) -> str:
     """A number only where each value is one, and none is a code that begins with a nought."""
     present = sample.values[column].notna()
     is_code = sample.values[column].str.match(r"0\d").fillna(False).any()
     return "number" if sample.numbers(column)[present].notna().all() and not is_code else "text"
 
 
-def _returns(said: dict[str, Any], sample: Sample, roles: dict[str, str], doubts: list[str]) -> None:
+def _returns(said: dict[str, Any], sample: FileSample, roles: dict[str, str], doubts: list[str]) -> None:
     """Where quantities are negative: rows of orders whose number starts with a letter of its own are refunds, else ask."""
     quantity, order = roles.get("item.quantity"), roles.get("event.id")
     if quantity is None or not sample.columns[quantity].negative:
@@ -259,7 +259,7 @@ def _returns(said: dict[str, Any], sample: Sample, roles: dict[str, str], doubts
     doubts.append("refunds: rows of negative quantity are taken for returns; stock corrections belong under skip")
 
 
-def _statuses(said: dict[str, Any], sample: Sample, doubts: list[str]) -> None:
+def _statuses(said: dict[str, Any], sample: FileSample, doubts: list[str]) -> None:
     """Orders that came to nothing are skipped where every row says so; where one of an order's rows does, its owner is asked."""
     rule, cancelled = known_headers().rules["status"], known_headers().cancelled
     for name, column in sample.columns.items():
@@ -273,7 +273,7 @@ def _statuses(said: dict[str, Any], sample: Sample, doubts: list[str]) -> None:
             doubts.append(f"skip: {name} says {', '.join(void)} on some rows of an order alone: take such orders out of the file")
 
 
-def catalogue_command(sample: Sample, roles: dict[str, str]) -> str:
+def catalogue_command(sample: FileSample, roles: dict[str, str]) -> str:
     """The command that loads a file of items, with all that it needs to be told."""
     parts = ["python -m features catalogue items", shlex.quote(str(sample.path))]
     for name in ("encoding", "delimiter", "decimal", "thousands"):
@@ -283,5 +283,9 @@ def catalogue_command(sample: Sample, roles: dict[str, str]) -> str:
     if "item.amount" in roles:
         named["price"] = roles["item.amount"]
     parts += [f"--column {shlex.quote(f'{theirs}={ours}')}" for ours, theirs in named.items() if ours != theirs]
-    parts += [f"--attribute {ours}:{_holds(sample, theirs)}" for ours, theirs in named.items() if ours not in (*ITEM_ATTRIBUTES, "item_id")]
+    parts += [
+        f"--attribute {ours}:{_holds(sample, theirs)}"
+        for ours, theirs in named.items()
+        if ours not in (*ITEM_ATTRIBUTES, *SHOWN, "price", "item_id")
+    ]
     return " \\\n  ".join(parts)

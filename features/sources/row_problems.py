@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import get_args
 
+from features.catalogue.tables import LINK_FORM, LINKS, MAX_LINK
 from features.events.event import EARLIEST, FUTURE_TOLERANCE, REQUIRED_FIELDS, Channel
 from features.sources.mapping import Mapping
 from features.sources.mapping_parts import TimePart
@@ -54,6 +55,10 @@ def _event_problems(mapping: Mapping) -> Iterator[Problem]:
         elif text.is_integer:
             yield place, f"{column} IS NULL AND {raw} IS NOT NULL", "is not a whole number", raw
         longest = 1024 if place.startswith(("event.query", "event.traits")) else 200
+        if place.removeprefix("item.attributes.") in LINKS:
+            longest = MAX_LINK
+            told = "is no link: write it like https://shop.example/milk.jpg"
+            yield place, f"NOT regexp_matches({column}, {quoted(LINK_FORM)})", told, f"left({column}, 80)"
         yield place, f"length({column}) > {longest}", f"is longer than {longest} characters", f"left({column}, 80)"
     allowed = {"_u_name": ("event.name", mapping.event_names()), "_u_channel": ("event.channel", get_args(Channel))}
     for column, (place, names) in allowed.items():
@@ -108,6 +113,14 @@ def _item_problems(mapping: Mapping) -> Iterator[Problem]:
             told = f"_u_attr_{name}"
             decimal = f"is no number with the decimal sign {mapping.files.decimal!r}: see files.decimal and files.thousands"
             yield f"item.attributes.{name}", f"_u_is_item AND {told} IS NOT NULL AND _u_number_{name} IS NULL", decimal, told
+    if "price_minor" in item.attributes:
+        place, told = "item.attributes.price_minor", "_u_number_price_minor"
+        yield (
+            place,
+            f"_u_is_item AND NOT {told} BETWEEN 0 AND 1000000000000",
+            "is no price in minor units, such as 399",
+            "_u_attr_price_minor",
+        )
     for measure in ("quantity", "amount", "discount", "coupon"):
         part, column = getattr(item, measure), f"_u_{measure}"
         if part is None:

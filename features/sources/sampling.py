@@ -61,7 +61,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Sample:
+class FileSample:
     """The first rows of a file.
 
     Attributes:
@@ -85,7 +85,7 @@ class Sample:
         return pd.to_numeric(texts.str.replace(self.files.decimal, ".", regex=False), errors="coerce")
 
 
-def read_sample(path: Path) -> Sample:
+def read_sample(path: Path) -> FileSample:
     """The first rows of *path*.
 
     Raises:
@@ -103,7 +103,7 @@ def read_sample(path: Path) -> Sample:
     sample = pa.concat_tables(tables).slice(0, SAMPLE_ROWS)
     columns = {name: sample[name].to_pylist() for name in sample.column_names if name != LINE}
     values = pd.DataFrame({name: pd.Series(column, dtype=object) for name, column in columns.items()})
-    return Sample(path, files, doubts, {name: _column(name, column, files.decimal) for name, column in columns.items()}, values)
+    return FileSample(path, files, doubts, {name: _column(name, column, files.decimal) for name, column in columns.items()}, values)
 
 
 def _files(path: Path) -> tuple[Files, list[str]]:

@@ -174,6 +174,61 @@ class DecisionLog:
         return {row[0] for row in rows}
 
 
+class BatchDecisions:
+    """The decisions of a batch, which go straight into the table in portions: each once, whatever is run again, beside a running service.
+
+    They have no spool: a service would take that of another process for one that a crash left, and move it while it grows.
+    """
+
+    def __init__(self, home: Home) -> None:
+        self._home, self._table = home, home.tables[DECISIONS]
+        make_folder(home.decisions)
+        self._decoder = msgspec.json.Decoder(_Line)
+        self._waiting: list[_Line] = []
+        self._bytes = 0
+        self.logged = self.known = 0
+        """How many are in the table since the start, and how many were before."""
+
+    def add(self, decision: dict[str, Any]) -> None:
+        """Take one decision (as ``DecisionLog.append`` does); the table has it once ``flush`` has returned."""
+        line = msgspec.json.encode(decision)
+        self._waiting.append(self._decoder.decode(line))
+        self._bytes += len(line)
+        if self._bytes >= PORTION_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Move what waits into the table. What stands there already stays; another answer given under the same id takes its place.
+
+        Raises:
+            NoSpaceError: the disk is nearly full.
+        """
+        lines, self._waiting, self._bytes = self._waiting, [], 0
+        if not lines:
+            return
+        with self._home.lease.hold(DECISIONS):
+            check_room(self._home.decisions)
+            told = self._told([line.decision_id for line in lines])
+            others = [each.decision_id for each in lines if told.get(each.decision_id) not in (None, bytes(each.choices).decode())]
+            if others:
+                self._table.erase("decision_id", others)
+            stay = told.keys() - set(others)
+            fresh = [line for line in lines if line.decision_id not in stay]
+            if fresh:
+                self._table.append(_columns(fresh))
+        self.logged += len(fresh)
+        self.known += len(lines) - len(fresh)
+
+    def _told(self, decision_ids: list[str]) -> dict[str, str]:
+        """The choices of those decisions that are in the table."""
+        if not (files := self._table.files()):
+            return {}
+        connection = connect()
+        connection.register("batch", pa.table({"decision_id": pa.array(decision_ids, pa.string())}))
+        query = "SELECT decision_id, choices FROM read_parquet(?) SEMI JOIN batch USING (decision_id)"
+        return dict(connection.execute(query, [files]).fetchall())
+
+
 def flushed(table: Table) -> list[dict[str, Any]]:
     """Every decision in the table, with request, choices and features decoded."""
     found = table.read()

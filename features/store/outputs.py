@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -11,6 +12,7 @@ from features.state.home import Home
 
 OUTPUTS = "outputs.json"
 """The list of these files."""
+PART = ".part"
 
 
 def outputs(home: Home) -> list[Path]:
@@ -30,9 +32,21 @@ def is_owners(path: Path) -> bool:
     return path.suffix == ".customers"
 
 
+def part_of(out: Path) -> Path:
+    """Under which name this process writes *out* until it is whole."""
+    return out.with_name(f".{out.name}.{os.getpid()}{PART}")
+
+
+def is_part(path: Path) -> bool:
+    """Whether a file is one that was never made whole."""
+    return path.suffix == PART
+
+
 def remember_output(home: Home, *outs: Path) -> None:
     """Note that *outs* will hold rows of customers; before they are written, as a crash may come after."""
-    known = {path.resolve() for path in (*outputs(home), *outs)}
-    # a home may be moved
-    named = [str(path.relative_to(home.root) if path.is_relative_to(home.root) else path) for path in sorted(known)]
-    write_atomically(home.root / OUTPUTS, msgspec.json.encode(named))
+    # two who note at once must not take each other's files off the list
+    with home.lease.hold("outputs"):
+        known = {path.resolve() for path in (*outputs(home), *outs)}
+        # a home may be moved
+        named = [str(path.relative_to(home.root) if path.is_relative_to(home.root) else path) for path in sorted(known)]
+        write_atomically(home.root / OUTPUTS, msgspec.json.encode(named))

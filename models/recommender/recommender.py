@@ -29,7 +29,7 @@ from models.recommender.owned import Histories, just_bought, owned_of, viewed_of
 from models.recommender.ranker import ITEM_INPUTS, PAIR_INPUTS, Objective, Ranker, affinity_input
 from models.recommender.reasons import Told, tell
 from models.recommender.recipes import RECIPES
-from models.recommender.shelf import STATISTICS, Shelf, groups_of
+from models.recommender.shelf import DETAILS, KIND, STATISTICS, Shelf, groups_of
 from models.recommender.sources import Known, Profile, retrieved
 from models.recommender.stock import Baskets, Stock, alike_by_buyers_and_words
 
@@ -136,6 +136,7 @@ class Recommender:
         shelf = self.shelf.stocked(items, self.contents, self.catalogue)
         # what would otherwise be made by the first who asks
         self.known.liked.turned()
+        _ = shelf.is_alone
         self.known.together.turned()
         return Recommender(self.config, shelf, self.known, self.contents, self.catalogue, self.rankers)
 
@@ -234,8 +235,21 @@ class Recommender:
         name = self.attributes.text("name", place)
         if name is not None:
             return name
-        told = [text.title() for name in ("category", "type") if (text := self.attributes.text(name, place)) is not None]
-        return ": ".join(dict.fromkeys(told)) or self.shelf.ids[place]
+        kind = [text.title() for name in KIND if (text := self.attributes.text(name, place)) is not None]
+        details = [text for name in DETAILS if (text := self.attributes.text(name, place)) is not None]
+        if not kind:
+            return self.shelf.ids[place]
+        if not self.shelf.is_alone[place]:
+            details.append(f"no. {self.shelf.ids[place]}")
+        return ": ".join(dict.fromkeys(kind)) + (f" ({', '.join(details)})" if details else "")
+
+    def shown(self, item_id: str) -> dict[str, Any]:
+        """What an answer shows of an item beside its name: ``price_minor``, ``image_url`` and ``url``, as far as they are known."""
+        place = self.positions.get(item_id)
+        if place is None:
+            return {}
+        told = {"price_minor": self.shelf.price_of(place), **{name: column[place] for name, column in self.shelf.links.items()}}
+        return {name: value for name, value in told.items() if value is not None}
 
     def save(self, folder: Path) -> None:
         """Write a sealed folder of JSON, npz and text files."""

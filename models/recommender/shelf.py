@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from models.attributes import Attributes, TextAttribute, Wish
+from models.attributes import Attributes, NumberAttribute, TextAttribute, Wish
 from models.recommender.content import Contents, words_of
 from models.recommender.kernels import Floats, Places
 from models.recommender.neighbours import Neighbours
@@ -21,6 +22,10 @@ GROUPS = 6
 """By how many text attributes customers are compared with items."""
 STAND_IN_SHARE = 0.8
 """What a new item keeps of the score of the item most like it, at best."""
+KIND, DETAILS = ("category", "type"), ("brand", "size")
+"""What an item is called by where the catalogue has no name, and what tells it apart from its like."""
+LINKS = ("image_url", "url")
+"""Columns of the catalogue that are shown, and nothing to filter by or to learn from."""
 LOCAL = 200
 """How many items are kept of what sells in each store."""
 
@@ -82,6 +87,8 @@ class Shelf:
         self.by_trend: Places = np.lexsort((np.arange(count), -trend)).astype(np.int32)
         self.trend: Floats = (trend / max(float(trend.max(initial=0.0)), 1e-9)).astype(np.float32)
         self._group(popularity, groups)
+        self.links: Mapping[str, Sequence[str | None]] = {}
+        """By name, one picture or page an item."""
         self._values: dict[str, tuple[Places, NDArray[np.intp]]] = {}
         self.stand_in: Places = np.where(np.arange(count) < self.known, np.arange(count), -1).astype(np.int32)
         self.stand_in_likeness: Floats = np.where(self.stand_in >= 0, np.float32(1), np.float32(0))
@@ -131,6 +138,25 @@ class Shelf:
             self._values[name] = places, np.searchsorted(column.codes[places], np.arange(len(column.words) + 1))
         return self._values[name]
 
+    def price_of(self, place: int) -> int | None:
+        """What one item costs in minor units: as the catalogue tells, or else as was paid for it; None where nobody knows."""
+        told = self.attributes.columns.get("price_minor")
+        price = float(told.values[place]) if isinstance(told, NumberAttribute) else np.nan
+        price = float(self.price[place]) if np.isnan(price) else price
+        return None if np.isnan(price) else round(price)
+
+    @cached_property
+    def is_alone(self) -> NDArray[np.bool_]:
+        """Which items no other has the same texts of ``KIND`` and ``DETAILS`` as."""
+        told = [self.attributes.columns.get(name) for name in (*KIND, *DETAILS)]
+        codes = np.zeros(len(self.ids), np.int64)
+        for column in told:
+            if isinstance(column, TextAttribute):
+                # small again after each, so that however many texts there are the product is in range
+                codes = np.unique(codes * (len(column.words) + 1) + column.codes + 1, return_inverse=True)[1].astype(np.int64)
+        alone: NDArray[np.bool_] = np.bincount(codes)[codes] == 1
+        return alone
+
     def text_of(self, place: int) -> dict[str, Any]:
         """The texts of one item, by attribute."""
         return {name: column.at(place) for name, column in self.attributes.columns.items() if hasattr(column, "at")}
@@ -147,11 +173,12 @@ class Shelf:
         behind = [item_id for item_id in items["item_id"] if self.positions.get(item_id, self.known) >= self.known]
         ids = [*self.ids[: self.known], *behind]
         rows = [row_of.get(item_id, -1) for item_id in ids]
-        names = [name for name in items if name not in ("item_id", "recommendable")]
+        names = [name for name in items if name not in ("item_id", "recommendable", *LINKS)]
         columns = {name: [items[name][k] if k >= 0 else None for k in rows] for name in names}
         allowed = items["recommendable"]
         on_sale = np.array([k >= 0 and bool(allowed[k]) for k in rows], bool)
         shelf = Shelf(ids, Attributes.of(columns), self.statistics, on_sale, self.groups)
+        shelf.links = {name: [items[name][k] if k >= 0 else None for k in rows] for name in LINKS if name in items}
         newcomers = [k for k in range(self.known, len(ids)) if ids[k] not in seen and on_sale[k]]
         nearest, likeness = contents.closest([words_of({name: values[place] for name, values in columns.items()}) for place in newcomers])
         like_some = nearest >= 0

@@ -21,6 +21,7 @@ from serving.console.pages.associate import PAGES as ASSOCIATE
 from serving.console.pages.dead_letters import PAGES as DEAD_LETTERS
 from serving.console.pages.feature_catalogue import PAGES as FEATURES
 from serving.console.pages.home import PAGES as HOME
+from serving.console.pages.marketing import PAGES as MARKETING
 from serving.console.pages.merchandise import PAGES as MERCHANDISE
 from serving.console.pages.merchandise_rules import PAGES as MERCHANDISE_RULES
 from serving.console.pages.models import PAGES as MODELS
@@ -39,6 +40,7 @@ PAGES: Sequence[Page] = (
     *ASSOCIATE,
     *MERCHANDISE,
     *MERCHANDISE_RULES,
+    *MARKETING,
     *MODELS,
     *FEATURES,
     *OPERATIONS,

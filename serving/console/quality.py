@@ -18,7 +18,7 @@ LOWER_IS_BETTER = ("brier", "mae", "ece", "log_loss")
 BARS_WIDTH, BARS_HEIGHT = 110, 26
 
 
-class Interval(NamedTuple):
+class DrawnInterval(NamedTuple):
     """One row of intervals: a name, what is written beside it, and where its point and its ends lie, from 0 to ``WIDTH``."""
 
     name: str
@@ -36,7 +36,7 @@ class Compared(NamedTuple):
     measure: str
     is_error: bool
     is_main: bool
-    rows: Sequence[Interval]
+    rows: Sequence[DrawnInterval]
     ends: tuple[str, str]
 
 
@@ -94,13 +94,13 @@ def compared(report: ModelReport, metrics: Sequence[str], words: Words) -> list[
     return found
 
 
-def _interval(name: str, each: Measured, low: float, span: float, report: ModelReport, words: Words) -> Interval:
+def _interval(name: str, each: Measured, low: float, span: float, report: ModelReport, words: Words) -> DrawnInterval:
     def place(value: float | None) -> float | None:
         return None if value is None else round(6 + (value - low) / span * (WIDTH - 12), 1)
 
     at = place(each.value)
     assert at is not None
-    return Interval(name, spoken(each, words), at, place(each.low), place(each.high), name == report.served, name == report.baseline)
+    return DrawnInterval(name, spoken(each, words), at, place(each.low), place(each.high), name == report.served, name == report.baseline)
 
 
 def history_plot(history: Sequence[TrainedVersion], words: Words) -> dict[str, Any] | None:

@@ -2,52 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
+import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+from zoneinfo import ZoneInfo
 
 import msgspec
-import numpy as np
-import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from features.catalogue.shop import Shop
 from features.events.event import Channel
 from features.events.identifiers import kind_of
-from features.people.consent import Consents, standing
+from features.people.consent import CONTACT_CHANNELS
 from features.people.contacts import Contacts
-from features.people.identity import Identities
-from features.state.clock import clock_of, microseconds
-from features.state.disk import move_into_place
+from features.state.disk import make_folder, move_into_place
 from features.state.home import Home
-from features.state.ports import MissingStateError
-from features.store.event_log import EventLog
-from features.store.feature_store import FeatureStore
-from features.store.outputs import remember_output
+from features.store.decision_log import BatchDecisions
+from features.store.outputs import owners_of, part_of, remember_output
 from models.kind import Answers
 from models.recommendations import Listing
 from models.recommender.recipes import RECIPES
-from models.registry import ModelSettings
-from serving.decide.engine import WITHDRAWN, Engine
-from serving.decide.questions import (
-    ItemChoice,
-    ItemsAnswer,
-    NextBestOfferRequest,
-    OfferChoice,
-    OffersAnswer,
-    RecommendationsRequest,
-    ScoreAnswer,
-    ScoreRequest,
-)
-from serving.decide.who import Who
+from serving.decide.addresses import Addresses, missing
+from serving.decide.batch_files import CsvFile, JsonLinesFile, ParquetFile, Writer
+from serving.decide.engine import WITHDRAWN, DecisionRecord, Engine
+from serving.decide.formats import CONTACT, FORMATS, FileFormat, FormatName
+from serving.decide.policy import HELD_OUT
+from serving.decide.population import AnyAnswer, Population
+from serving.decide.questions import ItemChoice, ItemsAnswer, OfferChoice, OffersAnswer, ScoreAnswer
 
-AnyAnswer = ScoreAnswer | ItemsAnswer | OffersAnswer
-CHUNK = 500
+NOTHING = "nothing to offer"
 _TIME = pa.timestamp("us", tz="UTC")
 _COMMON = [
     ("customer_id", pa.string()),
@@ -67,7 +54,15 @@ _COMMON = [
 ]
 SCHEMAS: dict[Answers, pa.Schema] = {
     "score": pa.schema(_COMMON),
-    "items": pa.schema([*_COMMON, ("name", pa.string()), ("because_of", pa.string()), ("expected_at", _TIME)]),
+    "items": pa.schema(
+        [
+            *_COMMON,
+            *((name, pa.string()) for name in ("name", "because_of")),
+            ("expected_at", _TIME),
+            ("price_minor", pa.int64()),
+            *((name, pa.string()) for name in ("image_url", "url")),
+        ]
+    ),
     "offers": pa.schema(
         [
             *_COMMON,
@@ -80,6 +75,70 @@ SCHEMAS: dict[Answers, pa.Schema] = {
 }
 
 
+SIDE_BY_SIDE: dict[Answers, tuple[str, ...]] = {
+    "score": ("score", "reason"),
+    "items": ("id", "name", "price_minor", "image_url", "url", "reason"),
+    "offers": ("id", "campaign_id", "title", "text", "benefit_percent", "benefit_minor", "reason"),
+}
+"""What a file of one row a customer tells of each place of a list."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """How the answers leave.
+
+    Attributes:
+        form: which tool loads the file, of a CSV.
+        delimiter: what divides the columns of a CSV.
+        with_contact: whether addresses and numbers stand in the file. It is a sending file then: who may not be reached by the channel,
+            is in the control group or gets nothing is left out.
+        note: is told, before each part is written, whose contact data it has.
+    """
+
+    form: FormatName = "plain"
+    delimiter: str = ","
+    with_contact: bool = False
+    note: Callable[[Sequence[str]], None] = lambda customers: None
+
+    def check(self, out: Path, channel: Channel | None) -> None:
+        """See that the file can be written so.
+
+        Raises:
+            ValueError: it cannot; the message names the option.
+        """
+        if out.suffix not in (".parquet", ".jsonl", ".csv"):
+            raise ValueError(f"--out {out}: end the name in .csv, .parquet or .jsonl")
+        if self.form != "plain" and out.suffix != ".csv":
+            raise ValueError(f"--for {self.form}: it loads a CSV: end the name of --out in .csv")
+        if FORMATS[self.form].by_customer and not self.with_contact:
+            raise ValueError(f"--for {self.form}: it is a sending file: add --with-contact, and the --channel by which it goes out")
+        if self.with_contact and channel not in CONTACT_CHANNELS:
+            raise ValueError(f"--with-contact: say with --channel by what they are reached ({', '.join(CONTACT_CHANNELS)})")
+        if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
+            raise ValueError(f"--delimiter {self.delimiter!r}: give one character, such as ;")
+
+
+PLAIN = Delivery()
+
+
+@dataclass
+class BatchOutcome:
+    """What became of a batch.
+
+    Attributes:
+        rows: how many rows the file has.
+        customers: how many customers have any.
+        left_out: of a sending file, how many customers are not in it, by the reason.
+        logged, known: how many decisions were logged, and how many had been by the same batch before.
+    """
+
+    rows: int = 0
+    customers: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    logged: int = 0
+    known: int = 0
+
+
 def score(
     home: Home,
     engine_of: Callable[[Home], Engine],
@@ -90,66 +149,179 @@ def score(
     advance: Callable[[int, int], None] = lambda done, of: None,
     channel: Channel | None = None,
     listing: Listing = "for_you",
-) -> int:
-    """Score every customer known at *as_of* by the model *name* and write *out* whole or not at all; returns the number of rows.
+    delivery: Delivery = PLAIN,
+) -> BatchOutcome:
+    """Score every customer known at *as_of* by the model *name* and write *out* whole or not at all.
 
     One row a customer and rank; a customer to whom the question does not apply, who does not allow it, or who has not permitted
-    contact by *channel*, has one row with a null score and the reason as ``fallback``, so that every customer is in the file.
+    contact by *channel*, has one row with a null score and the reason as ``fallback``, so that every customer is in the file, but for
+    a sending file (see ``Delivery``). Every row has its decision, which is logged before the file is there.
     What is allowed is what is allowed now, whatever *as_of*. Memory holds one chunk of customers. *listing* says which list of a model
     that recommends items; one about items takes the customer's open cart, or what they looked at.
 
     Raises:
-        ValueError: the suffix is neither ``.parquet`` nor ``.jsonl``, or the list needs items that nobody names in a batch.
+        ValueError: the file cannot be written so, or the list needs items that nobody names in a batch.
         MissingStateError: no customer was known then, or the log ends long before.
         NoChampionError: the model has no champion.
     """
-    writers: dict[str, Callable[[Path, pa.Schema], Writer]] = {".parquet": ParquetFile, ".jsonl": JsonLinesFile}
-    writer_of = writers.get(out.suffix)
-    if writer_of is None:
-        raise ValueError(f"--out {out}: end the name in .parquet or .jsonl")
+    delivery.check(out, channel)
     if RECIPES[listing].asks_about == "needed":
         raise ValueError(f"--listing {listing} is about an item: ask for it over HTTP, with item_ids")
     crowd = Population.open(home, engine_of, name, as_of)
-    strongest, contacts = crowd.identities.strongest(), Contacts(home, crowd.identities.vault)
-    remember_output(home, out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part, written = out.with_name(f".{out.name}.{os.getpid()}.part"), 0
-    try:
-        with writer_of(part, SCHEMAS[crowd.settings.kind.answers]) as writer:
-            for chunk in crowd.chunks():
-                keys = {customer: strongest[customer] for customer in chunk if customer in strongest}
-                clear = contacts.identifiers(list(keys.values()))
-                named = {customer: f"{kind_of(key)}:{clear[key]}" for customer, key in keys.items() if key in clear}
-                rows = [
-                    {**line, "identifier": named.get(row["customer_id"])}
-                    for row in crowd.rows(chunk, channel)
-                    for line in lines_of(crowd.ask(row, limit, channel, listing), str(row["customer_id"]))
-                ]
-                writer.write(rows)
-                written += len(rows)
-                crowd.engine.governor.sync()
-                advance(crowd.asked, len(crowd.customers))
-            refused = {customer: crowd.who(customer).not_reached(channel) or WITHDRAWN for customer in crowd.silent}
-            writer.write([{"customer_id": customer, "as_of": as_of, "rank": 1, "fallback": why} for customer, why in refused.items()])
-            written += len(refused)
+    crowd.engine.champion(name)
+    batch = _Batch(crowd, delivery, limit, channel, listing, Contacts(home, crowd.identities.vault), BatchDecisions(home))
+    make_folder(out.parent.absolute())
+    with whole(home, out, lambda part, owners: batch.writer(out.suffix, part, owners, ZoneInfo(Shop.load(home).timezone))) as writer:
+        for chunk in crowd.chunks():
+            batch.write(writer, chunk)
+            advance(crowd.asked, len(crowd.customers))
+        batch.write_silent(writer)
+        batch.decisions.flush()
         crowd.engine.governor.sync()
+    found = batch.found
+    found.logged, found.known = batch.decisions.logged, batch.decisions.known
+    return found
+
+
+@contextlib.contextmanager
+def whole(home: Home, out: Path, writer_of: Callable[[Path, Path], Writer]) -> Iterator[Writer]:
+    """Write *out*, and of a CSV whose its rows are, such that it is there whole, or not at all; an erasure finds it, whatever happens."""
+    owners = owners_of(out)
+    part, owners_part = part_of(out), part_of(owners)
+    written = [out, part, *([owners, owners_part] if out.suffix == ".csv" else [])]
+    remember_output(home, *written)
+    try:
+        with writer_of(part, owners_part) as writer:
+            yield writer
+        # what was not there yet may be off the list by now
+        remember_output(home, *written)
+        if out.suffix == ".csv":
+            # rows and their owners of two batches must never stand side by side
+            out.unlink(missing_ok=True)
+            move_into_place(owners_part, owners)
         move_into_place(part, out)
     finally:
         part.unlink(missing_ok=True)
-    return written
+        owners_part.unlink(missing_ok=True)
 
 
-def _withdrawn(identities: Identities, consents: Consents) -> set[str]:
-    """The customers who do not allow their data to be used: they have no feature rows."""
-    speakers = consents.speakers(identities.owners())
-    return {customer for customer in speakers if not _who(identities, consents, customer).may_be_used}
+@dataclass
+class _Batch:
+    """One batch under way."""
 
+    crowd: Population
+    delivery: Delivery
+    limit: int
+    channel: Channel | None
+    listing: Listing
+    contacts: Contacts
+    decisions: BatchDecisions
+    found: BatchOutcome = field(default_factory=BatchOutcome)
 
-def _who(identities: Identities, consents: Consents, customer: str) -> Who:
-    # her row may carry a name that she had before a merge: what she says counts for both
-    current = identities.current(customer)
-    allowed = standing(consents, identities, current)
-    return Who(customer, allowed.personalization, allowed.forbidden_channels, (current, *identities.former(current)))
+    def __post_init__(self) -> None:
+        self.strongest = self.crowd.identities.strongest()
+        self.addresses = Addresses(self.crowd.identities, self.contacts)
+        self.answers = self.crowd.settings.kind.answers
+        self.form: FileFormat = FORMATS[self.delivery.form]
+
+    def writer(self, suffix: str, part: Path, owners: Path, zone: ZoneInfo) -> Writer:
+        """What writes the file, by its name's ending."""
+        schema = SCHEMAS[self.answers]
+        if self.delivery.with_contact:
+            schema = pa.schema([*schema, *((name, pa.string()) for name in CONTACT)])
+        if suffix == ".csv":
+            return CsvFile(part, owners, self.columns(), self.form, self.delivery.delimiter, zone)
+        return ParquetFile(part, schema) if suffix == ".parquet" else JsonLinesFile(part, schema)
+
+    def columns(self) -> list[str]:
+        """Those of a CSV."""
+        if self.form.by_customer:
+            return list(self.form.row("", {}, self.side_by_side([])))
+        contact = CONTACT if self.delivery.with_contact else ()
+        first = ("customer_id", "identifier")
+        return [*first, *contact, *(name for name in SCHEMAS[self.answers].names if name not in first)]
+
+    def write(self, writer: Writer, chunk: Sequence[str]) -> None:
+        """Ask about some customers, log the decisions and write the rows."""
+        contact = self.addresses.of(chunk) if self.delivery.with_contact else {}
+        named, rows = self._named(chunk), list[tuple[str, Mapping[str, Any]]]()
+        for row in self.crowd.rows(chunk, self.channel):
+            customer = str(row["customer_id"])
+            if (why := self._unreachable(customer, contact)) is not None:
+                self.found.left_out[why] += 1
+                continue
+            told, record = self.crowd.ask(row, self.limit, self.channel, self.listing)
+            self.decisions.add(record)
+            lines = [{**line, "identifier": named.get(customer)} for line in lines_of(told, customer)]
+            if (why := self._not_sent(customer, told, record)) is not None:
+                self.found.left_out[why] += 1
+                continue
+            rows += [(customer, line) for line in self._shaped(customer, lines, contact.get(customer, {}))]
+        self._write(writer, rows)
+        self.crowd.engine.governor.sync()
+
+    def write_silent(self, writer: Writer) -> None:
+        """Write a line for each customer of whom nothing may be used."""
+        rows: list[tuple[str, Mapping[str, Any]]] = []
+        for customer in self.crowd.silent:
+            why, record = self.crowd.refusal(customer, self.channel, self.listing)
+            if self.delivery.with_contact:
+                self.found.left_out[why] += 1
+                continue
+            self.decisions.add(record)
+            line = {"customer_id": customer, "as_of": self.crowd.as_of, "rank": 1, "fallback": why, "decision_id": record["decision_id"]}
+            rows.append((customer, line))
+        self._write(writer, rows)
+
+    def _write(self, writer: Writer, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        customers = list(dict.fromkeys(customer for customer, _ in rows))
+        if self.delivery.with_contact and customers:
+            # before it can be read in the file
+            self.delivery.note(customers)
+        writer.write_rows(rows)
+        self.found.rows += len(rows)
+        self.found.customers += len(customers)
+
+    def _named(self, chunk: Sequence[str]) -> dict[str, str]:
+        """By customer their strongest identifier in clear."""
+        keys = {customer: self.strongest[customer] for customer in chunk if customer in self.strongest}
+        clear = self.contacts.identifiers(list(keys.values()))
+        return {customer: f"{kind_of(key)}:{clear[key]}" for customer, key in keys.items() if key in clear}
+
+    def _unreachable(self, customer: str, contact: Mapping[str, Mapping[str, str]]) -> str | None:
+        """Why a customer is not in a sending file, whatever the answer would be."""
+        if not self.delivery.with_contact:
+            return None
+        who = self.crowd.who(customer)
+        if not who.may_be_used:
+            return WITHDRAWN
+        return who.not_reached(self.channel) or missing(contact.get(customer, {}), self.channel)
+
+    def _not_sent(self, customer: str, told: AnyAnswer, record: DecisionRecord) -> str | None:
+        """Why an answer is not in a sending file."""
+        if not self.delivery.with_contact:
+            return None
+        policy = self.crowd.engine.governor.policy
+        if record["assignment"]["held_out"] or policy.is_kept_from(policy.assigned(self.crowd.who(customer).ids[0]), self.channel):
+            return HELD_OUT
+        if isinstance(told, ScoreAnswer):
+            return None if told.score is not None else told.fallback or NOTHING
+        return None if (told.items if isinstance(told, ItemsAnswer) else told.offers) else told.fallback or NOTHING
+
+    def _shaped(self, customer: str, lines: Sequence[dict[str, Any]], contact: Mapping[str, str]) -> list[dict[str, Any]]:
+        if self.form.by_customer:
+            return [self.form.row(customer, contact, self.side_by_side(lines))]
+        return [{**line, **{name: contact.get(name) for name in CONTACT}} for line in lines] if self.delivery.with_contact else list(lines)
+
+    def side_by_side(self, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """One row of all places of a customer's list."""
+        prefix = self.crowd.name.replace("-", "_")
+        told: dict[str, Any] = {f"{prefix}_decision_id": lines[0]["decision_id"] if lines else None}
+        for place in range(1 if self.answers == "score" else self.limit):
+            line = lines[place] if place < len(lines) else {}
+            number = "" if self.answers == "score" else f"_{place + 1}"
+            told |= {f"{prefix}{number}_{name}": line.get(name) for name in SIDE_BY_SIDE[self.answers]}
+        return told
 
 
 def lines_of(told: AnyAnswer, customer: str) -> Iterator[dict[str, Any]]:
@@ -164,165 +336,10 @@ def lines_of(told: AnyAnswer, customer: str) -> Iterator[dict[str, Any]]:
     found: Sequence[ItemChoice | OfferChoice] = told.items if isinstance(told, ItemsAnswer) else told.offers
     if not found:
         nothing = {"rank": 1, "id": None, "score": None, "source": None, "reason": None, "propensity": None}
-        yield {**common, **nothing, "fallback": common["fallback"] or "nothing to offer"}
+        yield {**common, **nothing, "fallback": common["fallback"] or NOTHING}
     for rank, choice in enumerate(found, 1):
         line = msgspec.structs.asdict(choice)
         line["id"] = line.get("item_id") or line.get("offer_id")
         if isinstance(told, OffersAnswer):
             line["offers_version"] = told.offers_version
         yield {**common, "rank": rank, **line}
-
-
-@dataclass
-class Population:
-    """Every customer known at a moment, and what a model is asked of each; memory holds one chunk of them.
-
-    Attributes:
-        settings: what is read of each.
-        customers: who has feature rows, in the order in which they are asked.
-        silent: who does not allow their data to be used, and so has none.
-        now: when the answers go out.
-        asked: how many have been asked, the chunk at hand among them.
-        counted: whether it has been looked up, once for all chunks, what was sent to each by now.
-    """
-
-    engine: Engine
-    name: str
-    settings: ModelSettings
-    as_of: datetime
-    store: FeatureStore
-    identities: Identities
-    consents: Consents
-    customers: Sequence[str]
-    silent: Sequence[str]
-    now: datetime
-    asked: int = 0
-    counted: bool = False
-
-    @classmethod
-    def open(cls, home: Home, engine_of: Callable[[Home], Engine], name: str, as_of: datetime) -> Population:
-        """Everybody known at *as_of*, for the model *name*.
-
-        Raises:
-            MissingStateError: no customer was known then, or the log ends long before.
-        """
-        shop = Shop.load(home)
-        EventLog(home, shop.timezone).check_reaches(as_of)
-        engine = engine_of(home)
-        store, settings = FeatureStore(home, engine.services()), engine.reading(name)
-        kind = settings.kind
-        store.apply()
-        for view in kind.views:
-            store.backfill(view, {as_of: None})
-        customers = pq.ParquetFile(store.snapshot(kind.views[0], as_of)).read(columns=["customer_id"])["customer_id"].to_pylist()
-        if not customers:
-            raise MissingStateError(f"no customer was known before {as_of.isoformat()}: choose a later --as-of")
-        identities, consents = Identities(home), Consents(home, shop.consent)
-        silent = sorted(_withdrawn(identities, consents) - set(customers))
-        now = max(as_of, clock_of(home.settings)())
-        return cls(engine, name, settings, as_of, store, identities, consents, customers, silent, now)
-
-    def chunks(self) -> Iterator[Sequence[str]]:
-        """The customers, some at a time."""
-        for start in range(0, len(self.customers), CHUNK):
-            chunk = self.customers[start : start + CHUNK]
-            self.asked = start + len(chunk)
-            yield chunk
-
-    def rows(self, chunk: Sequence[str], channel: Channel | None) -> list[dict[str, Any]]:
-        """Feature rows as the online reader would give them: None for unknown, and the moment of each view.
-
-        What was sent to a customer is told as of now, whatever the moment of the batch: that is when its messages go out.
-        """
-        rows = _rows(self.store, self.settings, chunk, self.as_of)
-        if not (folds := self.engine.reads(self.name, (channel,))):
-            return rows
-        if not self.counted:
-            self.store.backfill("customer_state", {self.now: None})
-            self.counted = True
-        spine = pd.DataFrame({"customer_id": chunk, "event_timestamp": pd.Timestamp(self.now)})
-        frame = self.store.historical(spine, "state_v1", folds).drop(columns="event_timestamp")
-        sent = {row["customer_id"]: row for row in frame.to_dict("records")}
-        return [{**row, **{name: _plain(value) for name, value in sent.get(row["customer_id"], {}).items()}} for row in rows]
-
-    def who(self, customer: str) -> Who:
-        """A customer with what they allow now."""
-        return _who(self.identities, self.consents, customer)
-
-    def ask(self, row: Mapping[str, Any], limit: int, channel: Channel | None, listing: Listing, dry_run: bool = False) -> AnyAnswer:
-        """The answer that HTTP would give about the customer of a feature row; the same batch run again keeps its decisions' ids."""
-        who, answers = self.who(row["customer_id"]), self.settings.kind.answers
-        said = f"{self.name}/{listing}/{channel}/{self.as_of.isoformat()}/{row['customer_id']}"
-        name = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
-        told: AnyAnswer
-        if answers == "score":
-            told, _ = self.engine.score(self.name, ScoreRequest(channel=channel), who, row, self.as_of)
-        elif answers == "items":
-            wish = RecommendationsRequest(limit=limit, channel=channel, listing=listing, dry_run=dry_run)
-            told, _ = self.engine.recommendations(self.name, wish, who, row, self.as_of, name, self.now)
-        else:
-            offer = NextBestOfferRequest(limit=limit, channel=channel, dry_run=dry_run)
-            told, _ = self.engine.next_best_offer(self.name, offer, who, row, self.as_of, name, self.now)
-        return told
-
-
-def _rows(store: FeatureStore, settings: ModelSettings, customers: Sequence[str], as_of: datetime) -> list[dict[str, Any]]:
-    """Feature rows as the online reader would give them: None for unknown, and the moment of each view."""
-    spine = pd.DataFrame({"customer_id": customers, "event_timestamp": pd.Timestamp(as_of)})
-    frame = store.historical(spine, settings.feature_service, settings.kind.folds).drop(columns="event_timestamp")
-    frame = frame.astype(object).where(frame.notna(), None)
-    stamps = {f"{view}_at": microseconds(as_of) for view in settings.kind.views}
-    return [{**{k: _plain(v) for k, v in row.items()}, **stamps} for row in frame.to_dict("records")]
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray) else value
-
-
-class Writer(Protocol):
-    """A file being written."""
-
-    def __enter__(self) -> Writer: ...
-    def __exit__(self, *error: object) -> None: ...
-    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append rows."""
-        ...
-
-
-class ParquetFile:
-    """Rows as Parquet, one row group a chunk."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._schema = schema
-        self._writer = pq.ParquetWriter(path, schema)
-
-    def __enter__(self) -> ParquetFile:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._writer.close()
-
-    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append rows."""
-        self._writer.write_table(pa.Table.from_pylist([dict(row) for row in rows], self._schema))
-
-
-class JsonLinesFile:
-    """Rows as JSON, one a line."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._names = schema.names
-        self._file = open(path, "wb")  # noqa: SIM115 - closed by __exit__
-
-    def __enter__(self) -> JsonLinesFile:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append rows."""
-        for row in rows:
-            self._file.write(msgspec.json.encode({name: row.get(name) for name in self._names}) + b"\n")

@@ -19,6 +19,7 @@ from features.definitions.conditions import ConditionError, folds_of
 from features.definitions.domain import domain_named
 from features.definitions.segments import Vocabulary
 from features.definitions.view import views_of
+from features.state.disk import DamagedStateError
 from features.state.home import Home
 from features.store.feature_store import SERVICES
 from models.attributes import Attributes
@@ -35,6 +36,7 @@ from serving.decide.governor import LAST_TOUCH, MESSAGES, POLICY, Governor
 from serving.decide.merchandising import RULES, Merchandiser, TriedRules
 from serving.decide.policy import Policy
 from serving.decide.reader import STATE
+from serving.decide.risk import LEAVING, Champion, ChurnRisk
 from serving.decide.rule_checks import RuleChecks
 from serving.decide.rule_shelf import RuleShelf
 from serving.decide.rules import Rules, ShopRule
@@ -57,6 +59,8 @@ class Loaded:
     """Where in the attributes each of them stands."""
     label: Callable[[str], str] = str
     """What to call one of them."""
+    shown: Callable[[str], Mapping[str, Any]] = lambda item_id: {}
+    """What is shown of an item beside."""
     book: OfferBook | None = None
     """The offers that it chooses from."""
     terms: Terms | None = None
@@ -88,7 +92,9 @@ class Champions:
         """By which channel and when messages are answered, once that was learnt."""
         self._sending_read: float | None = None
         self._rng = np.random.default_rng()
-        self.governor = Governor(home)
+        self.risk = ChurnRisk(self._leaving)
+        """How likely a customer is to leave."""
+        self.governor = Governor(home, self.risk)
         self.rules = Rules(home, RuleChecks(home, lambda: self.governor.vocabulary))
         """What the shop pins, boosts and blocks."""
         self.merchandiser = Merchandiser(self.rules, self.governor)
@@ -158,7 +164,7 @@ class Champions:
                 return []
             # offers that name what is no more keep the segments that have it
             ready = {name: self._with_terms(name, held, vocabulary, policy) for name, held in self._loaded.items()}
-        except (WrittenError, ConditionError, OSError) as error:
+        except (WrittenError, ConditionError, DamagedStateError, OSError) as error:
             if self.broken.get(POLICY) != (why := f"the policy before stays in force: {error}"):
                 logger.error("%s", why)
             self.broken[POLICY] = why
@@ -253,9 +259,16 @@ class Champions:
             stocked = trained.stocked(Catalogue(self._home).read("items").to_pydict())
             shelf = RuleShelf(stocked.shelf.ids, stocked.positions, stocked.attributes, stocked.shelf.popularity_share)
             return Loaded(
-                loaded, stocked.pipeline, stocked.attributes, stocked.positions, stocked.label, items_digest=items, shelf=shelf,
+                loaded,
+                stocked.pipeline,
+                attributes=stocked.attributes,
+                positions=stocked.positions,
+                label=stocked.label,
+                shown=stocked.shown,
+                items_digest=items,
+                shelf=shelf,
                 goods=stocked.shelf,
-            )  # fmt: skip
+            )
         if kind.answers == "offers":
             offers: NextBestOffer = loaded.model
             book = offers.book(Offer.from_row(row) for row in offers_in_force(self._home))
@@ -278,6 +291,14 @@ class Champions:
             if name in self.broken:
                 detail = f"the champion for {name} cannot be loaded: train and promote another, or roll back (python -m training rollback)"
             raise NoChampionError(detail) from None
+
+    def _leaving(self) -> Champion | None:
+        """The champion that tells how likely a customer is to leave, and the base rate that it was trained on."""
+        name = next((name for name, model in self.models.items() if model.kind.name == LEAVING), "")
+        if (held := self._loaded.get(name)) is None:
+            return None
+        rate = held.model.tags.get("base_rate")
+        return held.model.model, None if rate is None else float(rate)
 
     def views_of(self, name: str) -> tuple[str, ...]:
         """The feature views that a model reads."""

@@ -10,8 +10,8 @@ from datetime import datetime
 from features.events.event import Channel
 from features.state.home import Home
 from models.recommendations import Listing
-from serving.decide.batch import AnyAnswer, Population
 from serving.decide.engine import WITHDRAWN, Engine
+from serving.decide.population import AnyAnswer, Population
 from serving.decide.questions import ItemsAnswer, ScoreAnswer
 
 NOTHING_THERE = "there was nothing to choose from"
@@ -68,7 +68,7 @@ def coverage(
     crowd, found = Population.open(home, engine_of, name, as_of), Coverage()
     for chunk in crowd.chunks():
         for row in crowd.rows(chunk, channel):
-            found.add(crowd.ask(row, limit, channel, listing, dry_run=True))
+            found.add(crowd.ask(row, limit, channel, listing, dry_run=True)[0])
         advance(crowd.asked, len(crowd.customers))
     for customer in crowd.silent:
         found.customers += 1

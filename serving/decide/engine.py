@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import uuid
@@ -12,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from features.definitions.segments import WrongContextError
 from features.events.event import Channel
@@ -81,8 +83,8 @@ class Engine(Champions):
         }
         query = _query(request, who, row, as_of, loaded.attributes, request.exclude_item_ids, **asked)
         query, held = self.merchandiser.bound(query, loaded.shelf, now or as_of)
+        decide = partial(loaded.pipeline.decide, rng=self._drawing(decision_id))
         decision_id = decision_id or uuid.uuid4().hex
-        decide = partial(loaded.pipeline.decide, rng=self._rng)
         found = self.governor.decide(Matter(who.ids, query, decision_id, "items", request.dry_run, now or as_of, decide))
         decision, rules = self.merchandiser.told(query, held, _told(who, query, found.decision))
         return self._list(loaded, name, request, query, decision, decision_id, rules, found.assigned, found.held_out)
@@ -124,8 +126,8 @@ class Engine(Champions):
             asked["barred"] = {NOT_ASKED_FOR: ~loaded.terms.of(request.offer_ids)}
         query = _query(request, who, row, as_of, loaded.attributes, request.exclude_offer_ids, **asked)
         # whoever names it makes it again where it was broken off
+        decide = partial(loaded.pipeline.decide, rng=self._drawing(decision_id))
         is_repeatable, decision_id = bool(decision_id), decision_id or uuid.uuid4().hex
-        decide = partial(loaded.pipeline.decide, rng=self._rng)
         channels, zone, at = self._open_channels(request, who), self.governor.zone_of(query.row), now or as_of
         likely = responses(self._sending, channels, query.row, zone) if self._sending is not None and channels else {}
         later = timedelta(hours=AHEAD_HOURS) if request.best_time else timedelta()
@@ -157,6 +159,12 @@ class Engine(Champions):
         self._assign(answer, assigned, held_out)
         return answer, self._record(name, request, answer, offers, query.row, held_out)
 
+    def _drawing(self, decision_id: str) -> np.random.Generator:
+        """What draws: for a decision that may be made again always the same, so that its log stays true."""
+        if not decision_id:
+            return self._rng
+        return np.random.default_rng(int.from_bytes(hashlib.blake2b(decision_id.encode(), digest_size=8).digest()))
+
     def _store(self, request: RecommendationsRequest | NextBestOfferRequest) -> tuple[str | None, float | None]:
         """The store that a question names, or the nearest to where the customer is with how many kilometres away it is."""
         found = None if request.position is None else self._stores.nearest(request.position.lat, request.position.lon)
@@ -168,14 +176,14 @@ class Engine(Champions):
         return [c for c in request.channels if c not in who.forbidden_channels] or request.channels[:1]
 
     def score(
-        self, name: str, request: ScoreRequest, who: Who, row: Mapping[str, Any], as_of: datetime
+        self, name: str, request: ScoreRequest, who: Who, row: Mapping[str, Any], as_of: datetime, decision_id: str = ""
     ) -> tuple[ScoreAnswer, DecisionRecord]:
         """A number about her, such as the probability that she is about to leave."""
         loaded = self.champion(name)
         model: ScoreModel = loaded.model.model
         query = Query.from_row(who.customer_id, as_of, row) if who.may_be_used else Query.from_row(None, as_of, {})
         why_not = who.not_reached(request.channel) or (model.why_not(row) if who.may_be_used else WITHDRAWN)
-        about = self._about(name, loaded, query, why_not or self._age_note(name, row, as_of), uuid.uuid4().hex)
+        about = self._about(name, loaded, query, why_not or self._age_note(name, row, as_of), decision_id or uuid.uuid4().hex)
         value, reasons = (None, []) if why_not else model.answer(row)
         said = [str(r["text"]) for r in reasons if r["effect"] == "raises"] or [str(r["text"]) for r in reasons]
         answer = ScoreAnswer(
@@ -207,9 +215,11 @@ class Engine(Champions):
         name = loaded.label
         items = [ItemChoice(c.id, name(c.id), c.score, c.source, c.reason, c.propensity, **c.details) for c in decision.choices]
         about = self._about(kind, loaded, query, fallback, decision_id)
+        # a picture and a price are for the page alone: the log would only grow by them
+        shown = [msgspec.structs.replace(item, **loaded.shown(item.item_id)) for item in items]
         answer = ItemsAnswer(
             **about,
-            items=items,
+            items=shown,
             removed=dict(decision.removed),
             left_out=_named(decision),
             notes=notes_on(request.include, request.exclude, loaded.attributes),

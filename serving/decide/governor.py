@@ -18,6 +18,7 @@ from features.catalogue.shop import Shop
 from features.catalogue.yaml_file import wrong
 from features.definitions.conditions import ConditionError
 from features.definitions.segments import Vocabulary, of_the_question
+from features.definitions.standing import Risk
 from features.people.consent import CONTACT_CHANNELS
 from features.state.disk import DamagedStateError
 from features.state.home import Home
@@ -113,8 +114,8 @@ class Governor:
         WrittenError: the policy or the segments have a mistake: nothing may go out without them.
     """
 
-    def __init__(self, home: Home) -> None:
-        self._home, self._shop = home, Shop.load(home)
+    def __init__(self, home: Home, risk: Risk | None = None) -> None:
+        self._home, self._shop, self._risk = home, Shop.load(home), risk
         self.policy, self.vocabulary = self.read()
         """The last that were whole."""
         self._ledger, self._zone = Ledger(home), ZoneInfo(self._shop.timezone)
@@ -126,7 +127,7 @@ class Governor:
         Raises:
             WrittenError: one of them has a mistake.
         """
-        vocabulary = Vocabulary.load(self._home, self._shop.domain)
+        vocabulary = Vocabulary.load(self._home, self._shop.domain, self._risk)
         path = self._home.root / POLICY
         policy = Policy.read(path)
         for number, rule in enumerate(policy.arbitration.context):
@@ -143,6 +144,10 @@ class Governor:
     def release(self, decision_id: str) -> None:
         """Nothing will come of a decision: what it promised is free again."""
         self._ledger.release(decision_id)
+
+    def taken(self, budgets: Sequence[str], stocks: Sequence[str], now: datetime) -> tuple[dict[str, int], dict[str, int]]:
+        """How often each of these offers is given out, and redeemed."""
+        return self._ledger.taken(budgets, stocks, now)
 
     @property
     def gives(self) -> bool:

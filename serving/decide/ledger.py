@@ -217,6 +217,15 @@ class Ledger:
         self._free, self._free_at = None if gone else asked, time.monotonic()
         return frozenset(gone)
 
+    def taken(self, budgets: Sequence[str], stocks: Sequence[str], now: datetime) -> tuple[dict[str, int], dict[str, int]]:
+        """How often each of these offers is given out, and redeemed; of none that never was is anything told."""
+        if not self._database.exists:
+            return {}, {}
+        read = self._opened().read
+        given = _given(read, budgets, microseconds(now), "") if budgets else {}
+        counted = _added(read(_TIMES, {"offers": [_redeemed(offer) for offer in stocks]})) if stocks else {}
+        return given, {offer: counted[name] for offer in stocks if (name := _redeemed(offer)) in counted}
+
     def reached(self, decision_ids: Sequence[str], redemptions: Sequence[tuple[str, str]] = ()) -> None:
         """Count for good what decisions gave out, as they are known to have reached somebody, and redemptions (event and offer); each
         counts once however often it is told.

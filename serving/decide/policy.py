@@ -156,6 +156,11 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         contacts = "contacts" in covers and channel in CONTACT_CHANNELS
         return contacts or ("offers" if answers == "offers" else "recommendations") in covers
 
+    def is_kept_from(self, assignment: Assignment, channel: str | None) -> bool:
+        """Whether a customer is left out of whatever is sent by *channel*, because of the control group."""
+        covers = self.control_group.covers if self.control_group is not None else ()
+        return assignment.group == "control" and channel in CONTACT_CHANNELS and "contacts" in covers
+
     def _variants(self, customer_id: str) -> Iterator[tuple[str, str]]:
         for experiment in self.experiments:
             number, upper = drawn(experiment.salt, customer_id), 0.0

@@ -235,6 +235,11 @@ class ItemChoice(msgspec.Struct, omit_defaults=True):
     """The item that speaks for it, where one does."""
     expected_at: datetime | None = None
     """When the customer will need it again by their own rhythm, in ``buy_again``."""
+    price_minor: int | None = None
+    """What it costs in minor units of the shop's currency: as the catalogue tells, or else as was paid for it."""
+    image_url: str | None = None
+    url: str | None = None
+    """Its picture and its page, where the catalogue tells them."""
     contributions: dict[str, float] | None = None
     """What each input of the ranker added to its score, where ``explain`` asks."""
     rule_ids: list[str] | None = None

@@ -180,6 +180,16 @@ def _tell_fields(components: dict[str, Any], kinds: Sequence[Any]) -> None:
                 for name, text in _field_texts(owner).items():
                     if name in properties:
                         properties[name]["description"] = text
+        for field in msgspec.structs.fields(struct):
+            _tell_time(properties[field.encode_name], msgspec.inspect.type_info(field.type))
+
+
+def _tell_time(schema: dict[str, Any], info: msgspec.inspect.Type) -> None:
+    """Say of a time that it is one: msgspec does so only where a time zone is asked for."""
+    if any(isinstance(each, msgspec.inspect.DateTimeType) for each in (info, *_parts(info))):
+        for each in schema.get("anyOf", [schema]):
+            if each.get("type") == "string":
+                each["format"] = "date-time"
 
 
 def _structs(kinds: Sequence[Any]) -> Iterator[type[msgspec.Struct]]:

@@ -114,6 +114,11 @@ class Intake:
         """Hand every event on once it is folded; what waited from before is seen too."""
         self._drain.follow = follow
 
+    def refresh_region(self) -> str | None:
+        """Read phone numbers from now on in the shop's region as it is described now: an import may have named it. Returns the region."""
+        self._shop = msgspec.structs.replace(self._shop, phone_region=Shop.load(self._home).phone_region)
+        return self._shop.phone_region
+
     @property
     def unfollowed(self) -> int:
         """How many events left the inbox without what follows them."""

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -99,16 +99,17 @@ def status() -> None:
 def export(
     sink: Annotated[str, typer.Argument(help="A sink of journeys.yaml without a url.")],
     out: Annotated[Path, typer.Option(help="The file to write: .csv or .jsonl.")],
-    form: Annotated[str, typer.Option("--format", help="plain, braze, klaviyo or audience.")] = "plain",
+    form: Annotated[str, typer.Option("--format", help="plain, excel, braze, klaviyo or audience.")] = "plain",
 ) -> None:
     """Write what waits for a sink into a file, with contact data; permissions are those of this moment."""
     from features.people.consent import Consents
     from features.people.contacts import Contacts
     from features.people.identity import Identities
     from features.state.ports import deriving
+    from serving.decide.formats import format_named
     from serving.decide.ledger import Ledger
     from serving.journeys.desk import JourneyDesk
-    from serving.journeys.outbox import Format, export
+    from serving.journeys.outbox import export
     from serving.journeys.runs import Runs
 
     home = Home.from_environment()
@@ -116,9 +117,7 @@ def export(
     if sink not in plans.sinks or plans.sinks[sink].url is not None:
         known = ", ".join(s.name for s in plans.said.sinks if s.url is None) or "none is declared"
         raise ValueError(f"{sink!r} is no sink for files: use one of journeys.yaml without a url ({known})")
-    chosen = next((each for each in get_args(Format) if each == form), None)
-    if chosen is None:
-        raise ValueError(f"--format {form!r} is not one of {', '.join(get_args(Format))}")
+    chosen = format_named(form, "--format")
     identities = Identities(home)
     consents, contacts = Consents(home, Shop.load(home).consent), Contacts(home, identities.vault)
     desk = JourneyDesk(home, None, None, None, identities, consents, contacts, None, Ledger(home).release)

@@ -10,10 +10,10 @@ from features.definitions.folds.registered import NAMES
 from features.people.consent import Consents
 from features.people.contacts import Contacts
 from features.people.identity import Identities
-from features.people.vault import IDENTIFIER
 from features.state.home import Home
 from features.state.ports import MissingStateError
 from features.store.decision_log import DecisionLog
+from serving.decide.addresses import Addresses, contact_of
 from serving.decide.engine import Engine
 from serving.decide.questions import NextBestOfferRequest, OffersAnswer
 from serving.decide.reader import OnlineReader
@@ -22,8 +22,6 @@ from serving.journeys.outbox import GONE, WITHDRAWN
 from serving.journeys.outgoing import Outgoing
 from serving.journeys.today import Today
 
-EXTERNAL = ("loyalty_card", "user_id")
-"""The identifiers by which other systems know a customer, the likelier first."""
 Take = Callable[[list[dict[str, Any]]], Any]
 """Takes events in, as clients send them.
 
@@ -55,6 +53,7 @@ class JourneyDesk:
         self._forget = forget
         self._home, self._engine, self._reader, self._decisions, self._take = home, engine, reader, decisions, take
         self._identities, self._consents, self._contacts = identities, consents, contacts
+        self._addresses = Addresses(identities, contacts)
 
     # --- for journeys
 
@@ -104,10 +103,7 @@ class JourneyDesk:
 
     def contact(self, customer_id: str) -> Mapping[str, str]:
         """Their ``external_id``, ``email`` and ``phone``, in clear, as far as they are known; of several the one told last."""
-        told = self._clear(customer_id)
-        known: dict[str, str] = {name: told[name] for name in ("email", "phone") if name in told}
-        external = next((told[kind] for kind in EXTERNAL if kind in told), None)
-        return known if external is None else {"external_id": external, **known}
+        return contact_of(self._clear(customer_id))
 
     def sent(self, message: Outgoing, now: datetime) -> None:
         """Take in that a message was sent, once however often it is told."""
@@ -128,10 +124,7 @@ class JourneyDesk:
 
     def _clear(self, customer_id: str) -> dict[str, str]:
         """The identifiers of a customer in clear, by kind, the strongest first; of several of a kind the one told last."""
-        keys = self._identities.members(self._identities.current(customer_id))
-        # oldest first: the last stays
-        newest = {c.identity_key.partition(":")[0]: c.value for c in self._contacts.of(keys) if c.field == IDENTIFIER}
-        return {kind: newest[kind] for kind in dict.fromkeys(key.partition(":")[0] for key in keys) if kind in newest}
+        return self._addresses.clear([customer_id])[customer_id]
 
     def _parts(self) -> tuple[Engine, OnlineReader]:
         assert self._engine is not None

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
 import hmac
-import io
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import urllib3
@@ -21,6 +19,7 @@ from features.state.clock import Clock, microseconds
 from features.state.disk import write_atomically
 from features.state.home import Home
 from features.store.outputs import owners_of, remember_output
+from serving.decide.formats import FORMATS, FormatName, encoded, header
 from serving.journeys.outgoing import Outgoing, Outgoings
 from serving.journeys.plan import Plans, Sink, seconds_of
 
@@ -35,7 +34,6 @@ LONGEST_RETRY_SECONDS = 3_600
 TRY_AGAIN = frozenset({408, 425, 429})
 """What a receiver answers that wants the same again later, beside everything from 500 on."""
 PATIENCE = urllib3.Timeout(connect=3, read=10)
-Format = Literal["plain", "braze", "klaviyo", "audience"]
 WITHDRAWN = "the customer does not permit contact by this channel any more"
 EXPIRED = "it waited until its place under the caps, or in a budget, went to others"
 GONE = "nobody is known by that id any more"
@@ -190,7 +188,7 @@ def payload(message: Outgoing, contact: Mapping[str, str]) -> dict[str, Any]:
     return {**told, **said, "contact": dict(contact)}
 
 
-def export(outgoing: Outgoings, people: People, home: Home, sink: str, out: Path, form: Format, now: datetime) -> tuple[int, int]:
+def export(outgoing: Outgoings, people: People, home: Home, sink: str, out: Path, form: FormatName, now: datetime) -> tuple[int, int]:
     """Write what waits for a sink into a file: returns how many rows it has, and how many were dropped.
 
     Each row leaves once: until the file is whole its rows belong to it, and the same command writes them again after a crash. Contact data
@@ -200,8 +198,8 @@ def export(outgoing: Outgoings, people: People, home: Home, sink: str, out: Path
         ValueError: the file is neither CSV nor JSON Lines, the format is not written so, or another file of this sink was begun and never
             ended.
     """
-    if out.suffix not in (".csv", ".jsonl") or (form == "audience" and out.suffix == ".jsonl"):
-        raise ValueError(f"--out {out}: end the name in .csv or .jsonl" + (" (an audience is a CSV)" if form == "audience" else ""))
+    if out.suffix not in (".csv", ".jsonl") or (form not in _LINES and out.suffix == ".jsonl"):
+        raise ValueError(f"--out {out}: end the name in .csv" + (" or .jsonl" if form in _LINES else f" (the format {form} is a CSV)"))
     name, at, dropped = str(out.resolve()), microseconds(now), 0
     begun = outgoing.of_sink(sink, ("writing",))
     if others := sorted({str(message.reason) for message in begun if message.reason != name}):
@@ -227,24 +225,19 @@ def export(outgoing: Outgoings, people: People, home: Home, sink: str, out: Path
     return len(kept), dropped
 
 
-def _written(rows: Sequence[tuple[Mapping[str, Any], Mapping[str, str]]], form: Format, as_csv: bool) -> bytes:
-    shape = (_ROWS if as_csv else _LINES)[form]
-    lines = [shape(said, contact) for said, contact in rows]
+def _written(rows: Sequence[tuple[Mapping[str, Any], Mapping[str, str]]], form: FormatName, as_csv: bool) -> bytes:
     if not as_csv:
-        return b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
-    text = io.StringIO()
+        return b"".join(msgspec.json.encode(_LINES[form](said, contact)) + b"\n" for said, contact in rows)
+    shape = FORMATS[form]
+
+    def told(said: Mapping[str, Any]) -> dict[str, Any]:
+        return _properties(said) if shape.by_customer else {**_properties(said), "decided_at": str(said["decided_at"])}
+
     # a file without rows has its header too
     nobody: dict[str, Any] = dict.fromkeys(("customer_id", "channel", "journey", "decision_id", "decided_at"))
-    writer = csv.DictWriter(text, list(shape({**nobody, "offer": {}}, {})))
-    writer.writeheader()
-    writer.writerows({name: _harmless(value) for name, value in line.items()} for line in lines)
-    return text.getvalue().encode()
-
-
-def _harmless(value: Any) -> Any:
-    """A text that no spreadsheet takes for a formula; a phone number keeps its plus."""
-    is_formula = isinstance(value, str) and value[:1] in ("=", "@", "\t", "\r", "+", "-") and not value[1:].replace(" ", "").isdigit()
-    return f"'{value}" if is_formula else value
+    columns = list(shape.row("", {}, told({**nobody, "offer": {}})))
+    lines = [shape.row(said["customer_id"], contact, told(said)) for said, contact in rows]
+    return header(columns, shape) + encoded(lines, columns, shape, ",", None)
 
 
 def _properties(said: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,16 +257,6 @@ def _braze(said: Mapping[str, Any], contact: Mapping[str, str]) -> dict[str, Any
     return {**event, "properties": {name: value for name, value in _properties(said).items() if value is not None}}
 
 
-def _braze_row(said: Mapping[str, Any], contact: Mapping[str, str]) -> dict[str, Any]:
-    """One user of Braze's CSV import: the offer as custom attributes."""
-    known = {
-        "external_id": contact.get("external_id", said["customer_id"]),
-        "email": contact.get("email", ""),
-        "phone": contact.get("phone", ""),
-    }
-    return {**known, **{f"ubiquo_{name}": value for name, value in _properties(said).items()}}
-
-
 def _klaviyo(said: Mapping[str, Any], contact: Mapping[str, str]) -> dict[str, Any]:
     """One event of Klaviyo's events API (JSON:API)."""
     names = {"email": "email", "phone": "phone_number", "external_id": "external_id"}
@@ -284,18 +267,6 @@ def _klaviyo(said: Mapping[str, Any], contact: Mapping[str, str]) -> dict[str, A
     return {"data": {"type": "event", "attributes": {"properties": _properties(said), **told}}}
 
 
-def _klaviyo_row(said: Mapping[str, Any], contact: Mapping[str, str]) -> dict[str, Any]:
-    """One profile of Klaviyo's list import."""
-    known = {"Email": contact.get("email", ""), "Phone Number": contact.get("phone", ""), "External ID": contact.get("external_id", "")}
-    return {**known, **{f"ubiquo_{name}": value for name, value in _properties(said).items()}}
-
-
-def _audience(said: Mapping[str, Any], contact: Mapping[str, str]) -> dict[str, Any]:
-    """One member of an ad platform's audience: SHA-256 of the normalised address and number, as customer match takes them."""
-    told = {"Email": contact.get("email", "").strip().lower(), "Phone": contact.get("phone", "")}
-    return {name: hashlib.sha256(value.encode()).hexdigest() if value else "" for name, value in told.items()}
-
-
 Shape = Callable[[Mapping[str, Any], Mapping[str, str]], dict[str, Any]]
-_LINES: dict[str, Shape] = {"plain": _plain, "braze": _braze, "klaviyo": _klaviyo}
-_ROWS: dict[str, Shape] = {"plain": _plain, "braze": _braze_row, "klaviyo": _klaviyo_row, "audience": _audience}
+_LINES: Mapping[str, Shape] = {"plain": _plain, "braze": _braze, "klaviyo": _klaviyo}
+"""The formats that are written as JSON Lines too."""

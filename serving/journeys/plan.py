@@ -153,11 +153,20 @@ class Operation(NamedTuple):
         return f"go to {self.target}" if self.kind == "go" else "end"
 
 
+class PlacedStep(NamedTuple):
+    """A step with the position at which whoever is there stands, and of a branch its ways on."""
+
+    position: int
+    step: JourneyStep
+    ways: tuple[tuple[Branch, tuple[PlacedStep, ...]], ...] = ()
+
+
 class JourneyPlan:
     """One journey laid out; equal declarations have one digest.
 
     Attributes:
         operations: what to do, by position.
+        steps, after: the steps, and those after conversion, with where they stand.
         conversion: where it goes on once what it is for has happened.
     """
 
@@ -168,10 +177,10 @@ class JourneyPlan:
         self.text = msgspec.json.encode(journey).decode()
         self.digest = hashlib.sha256(self.text.encode()).hexdigest()[:16]
         self.operations: list[Operation] = []
-        self._lay(journey.steps)
+        self.steps = self._lay(journey.steps)
         self.operations.append(Operation("end"))
         self.conversion = len(self.operations)
-        self._lay(journey.after_conversion)
+        self.after = self._lay(journey.after_conversion)
         self.operations.append(Operation("end"))
 
     @classmethod
@@ -179,29 +188,36 @@ class JourneyPlan:
         """That of a journey as it stood when it was begun."""
         return cls(msgspec.json.decode(text, type=Journey), vocabulary)
 
-    def _lay(self, steps: Sequence[JourneyStep]) -> None:
+    def _lay(self, steps: Sequence[JourneyStep]) -> tuple[PlacedStep, ...]:
+        placed: list[PlacedStep] = []
         for step in steps:
+            at = len(self.operations)
+            ways: tuple[tuple[Branch, tuple[PlacedStep, ...]], ...] = ()
             if step.offer is not None:
                 self.operations.append(Operation("offer", offer=step.offer))
             elif step.wait is not None:
                 self.operations.append(Operation("wait", seconds=seconds_of(step.wait), until=step.until))
             else:
-                self._branch(step.branch or ())
+                ways = self._branch(step.branch or ())
+            placed.append(PlacedStep(at, step, ways))
+        return tuple(placed)
 
-    def _branch(self, branches: Sequence[Branch]) -> None:
+    def _branch(self, branches: Sequence[Branch]) -> tuple[tuple[Branch, tuple[PlacedStep, ...]], ...]:
         ends: list[int] = []
+        ways: list[tuple[Branch, tuple[PlacedStep, ...]]] = []
         for branch in branches:
             at = len(self.operations)
             condition = None if branch.when is None else self._condition(branch.when)
             if condition is not None:
                 self.operations.append(Operation("unless", condition=condition))
-            self._lay(branch.steps)
+            ways.append((branch, self._lay(branch.steps)))
             ends.append(len(self.operations))
             self.operations.append(Operation("go"))
             if condition is not None:
                 self.operations[at] = Operation("unless", condition=condition, target=len(self.operations))
         for end in ends:
             self.operations[end] = Operation("go", target=len(self.operations))
+        return tuple(ways)
 
     def _condition(self, text: str, more: Names | None = None) -> CelCondition:
         return CelCondition.parse(text, {**self._vocabulary.names, **OF_THE_JOURNEY, **(more or {})})

@@ -170,6 +170,19 @@ class Runs:
         query = sa.select(_R.journey, state, sa.func.count()).group_by(_R.journey, state).order_by(_R.journey, state)
         return [(str(j), str(s), int(n)) for j, s, n in self._session.read(query)]
 
+    def standing(self) -> list[tuple[str, str, int, int, int]]:
+        """By journey, form of it (``plan``) and position how many customers stand there, and how many of these have yet to begin."""
+        begins = sa.func.sum(sa.case((_R.state.like('%"begins": true%'), 1), else_=0))
+        query = sa.select(_R.journey, _R.plan, _R.position, sa.func.count(), begins).where(_R.due_at.is_not(None))
+        rows = self._session.read(query.group_by(_R.journey, _R.plan, _R.position))
+        return [(str(j), str(p), int(at), int(n), int(b)) for j, p, at, n, b in rows]
+
+    def messages(self) -> list[tuple[str, str, int]]:
+        """By journey and status how many messages its runs have brought about."""
+        query = sa.select(_R.journey, OUTBOX.c.status, sa.func.count()).join_from(OUTBOX, RUNS, OUTBOX.c.run_id == _R.run_id)
+        rows = self._session.read(query.group_by(_R.journey, OUTBOX.c.status))
+        return [(str(j), str(s), int(n)) for j, s, n in rows]
+
     def last_day(self, journey: str) -> str | None:
         """The last day on which a daily journey was looked at to the end."""
         rows = self._session.read(sa.select(DAYS.c.day).where(DAYS.c.journey == journey))

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from features.state.disk import move_into_place, write_atomically
 from features.state.home import Home
-from features.store.outputs import is_owners, outputs, owners_of
+from features.store.outputs import is_owners, is_part, outputs, owners_of
 from serving.privacy.holdings import Row, Subject
 
 
@@ -49,7 +49,10 @@ class BatchFiles:
     def find(self, subject: Subject) -> Iterator[Row]:
         """Her lines."""
         for path in outputs(self._home):
-            if path.suffix == ".parquet":
+            if is_part(path):
+                # of whom its rows are nobody can tell
+                yield {"file": path.name}
+            elif path.suffix == ".parquet":
                 yield from _parquet_rows(path, subject)
             elif owners_of(path).exists():
                 yield from ({"file": path.name, "line": line.decode("utf-8", "replace")} for line in OwnedFile(path).of(subject))
@@ -60,7 +63,11 @@ class BatchFiles:
         """Write each file that has her anew, without her."""
         gone = 0
         for path in outputs(self._home):
-            if path.suffix == ".parquet":
+            if is_part(path):
+                # nobody writes while a customer is erased: it was broken off, and can be made anew
+                path.unlink()
+                gone += 1
+            elif path.suffix == ".parquet":
                 gone += _without(path, subject)
             elif owners_of(path).exists():
                 gone += OwnedFile(path).erase(subject)
@@ -115,6 +122,9 @@ def _without(path: Path, subject: Subject) -> int:
     if count:
         table = pq.ParquetFile(path).read()
         part = path.with_name(f".{path.name}.part")
+        part.touch()
+        # it may hold addresses, and stays as private as it was
+        part.chmod(stat.S_IMODE(path.stat().st_mode))
         pq.write_table(table.filter(pc.invert(_mine(table, subject))), part)
         move_into_place(part, path)
     return count

@@ -178,10 +178,14 @@ class Audit:
 
     def note(self, at: datetime, key: str, action: str, customer_id: str, outcome: str) -> None:
         """Write one line; it is on the disk when this returns."""
-        subject = self._vault.tombstone(customer_id)
-        row = {"at": microseconds(at), "key": key, "action": action, "subject": subject, "outcome": outcome}
+        self.note_all(at, key, action, [customer_id], outcome)
+
+    def note_all(self, at: datetime, key: str, action: str, customer_ids: Sequence[str], outcome: str) -> None:
+        """Write one line a customer; they are on the disk when this returns."""
+        same = {"at": microseconds(at), "key": key, "action": action, "outcome": outcome}
+        rows = [{**same, "subject": self._vault.tombstone(customer_id)} for customer_id in customer_ids]
         with self._database.begin() as connection:
-            connection.execute(sa.insert(_AUDIT).values(row))
+            connection.execute(sa.insert(_AUDIT), rows)
 
     def note_rule(self, at: datetime, key: str, action: str, rule_id: str, outcome: str) -> None:
         """Write one line about merchandising rules, which are nobody's: the subject is the rule's id, or nothing."""

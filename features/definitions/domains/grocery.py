@@ -9,6 +9,7 @@ from features.definitions.domain import Domain, Leaving
 from features.definitions.feature import Derived, Feature, Measure, Moment, counted, ratio
 from features.definitions.shopping import (
     FADED_UNITS,
+    FAVOURITE_CATEGORY,
     ITEM_STATISTICS,
     LEAVING,
     LEAVING_AND_OFFERS,
@@ -52,6 +53,7 @@ def planned(past: Timeline, moment: Moment) -> ir.Table:
 CUSTOMER = (
     RECENCY,
     TENURE,
+    FAVOURITE_CATEGORY,
     visit_days(7, "{:.0f} visit days in the last week"),
     visit_days(14, "{:.0f} visit days in the last 2 weeks"),
     visit_days(28, "{:.0f} visit days in the last 4 weeks", -1, LEAVING_AND_OFFERS),

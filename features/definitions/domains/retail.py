@@ -5,6 +5,7 @@ from __future__ import annotations
 from features.definitions.domain import Domain, Leaving
 from features.definitions.feature import Derived, Feature, counted, ratio
 from features.definitions.shopping import (
+    FAVOURITE_CATEGORY,
     ITEM_STATISTICS,
     LEAVING,
     RECENCY,
@@ -24,6 +25,7 @@ CUSTOMER = (
     RECENCY,
     TENURE,
     VISIT_DAYS_TOTAL,
+    FAVOURITE_CATEGORY,
     visit_days(30, "ordered on {:.0f} days of the last month", -1),
     visit_days(91, "ordered on {:.0f} days of the last 3 months", -1),
     visit_days(182, "ordered on {:.0f} days of the last half year", -1),

@@ -16,7 +16,7 @@ from serving.console.port import RefusedError
 from serving.console.visit import Page, Visit
 from serving.privacy.keys import Scope
 
-WHO: Scope = "admin"
+WHO: Scope = "manage"
 """Who may look at what was not taken, and send it again; what a letter says only those see who may read customers."""
 A_PAGE = 50
 MAX_PAGE = 10_000

@@ -25,7 +25,7 @@ FOLD = "fold "
 _PLACE = re.compile(r"\{[^}]*\}")
 
 
-class Line(NamedTuple):
+class CatalogueLine(NamedTuple):
     """One feature as the page shows it."""
 
     name: str
@@ -56,7 +56,7 @@ def _is_old(view: Mapping[str, Any], now: Any) -> bool:
     return view["as_of"] is not None and now - view["as_of"] > MAX_FEATURE_AGE
 
 
-def _read(home: Home, models: Mapping[str, ModelSettings], words: Words) -> tuple[Any, list[Line], list[dict[str, Any]]]:
+def _read(home: Home, models: Mapping[str, ModelSettings], words: Words) -> tuple[Any, list[CatalogueLine], list[dict[str, Any]]]:
     domain = domain_named(Shop.load(home).domain)
     lines = [_line(each, models, words) for each in listed(domain)]
     views = []
@@ -75,17 +75,17 @@ def _read(home: Home, models: Mapping[str, ModelSettings], words: Words) -> tupl
     return domain, lines, views
 
 
-def _line(each: Listed, models: Mapping[str, ModelSettings], words: Words) -> Line:
+def _line(each: Listed, models: Mapping[str, ModelSettings], words: Words) -> CatalogueLine:
     fold = each.made_of.removeprefix(FOLD) if each.made_of.startswith(FOLD) else ""
     kinds = [kind.strip() for kind in each.inputs_of.split(",") if kind.strip()]
     reads = tuple(name for name, model in models.items() if (fold in model.kind.folds if fold else model.kind.name in kinds))
     # what was not said in the reader's language is in English; the catalogue of texts holds the phrases of reasons
     says = _PLACE.sub("…", words.say(each.says)) if each.says else each.name.replace("_", " ")
     view = "customer_state" if fold else VIEW_OF[each.entity]
-    return Line(each.name, each.entity, view, each.made_of, each.dtype, each.allowed, says, reads)
+    return CatalogueLine(each.name, each.entity, view, each.made_of, each.dtype, each.allowed, says, reads)
 
 
-def _text(line: Line) -> str:
+def _text(line: CatalogueLine) -> str:
     return " ".join((*line[:7], *line.models)).casefold()
 
 

@@ -1,0 +1,1 @@
+"""The commands of serving that are too long for its front door: batches and audiences."""
