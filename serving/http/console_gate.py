@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from http.cookies import CookieError, SimpleCookie
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
+
+from starlette.requests import cookie_parser
 
 from serving.console.address import COOKIE
 
@@ -14,11 +15,8 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 def cookie_of(headers: Mapping[bytes, bytes]) -> str:
     """The API key that a browser keeps for the console; empty where there is none."""
-    try:
-        held = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1"))
-    except CookieError:
-        return ""
-    return held[COOKIE].value if COOKIE in held else ""
+    # as browsers write them: what another application of this host keeps beside it may have any form
+    return cookie_parser(headers.get(b"cookie", b"").decode("latin-1")).get(COOKIE, "")
 
 
 def not_ours(method: str, headers: Mapping[bytes, bytes], is_local: bool) -> str | None:
@@ -28,13 +26,25 @@ def not_ours(method: str, headers: Mapping[bytes, bytes], is_local: bool) -> str
     a form. Where no key is asked for, the host must be this machine: else a name of a stranger that points here would be this site.
     """
     host = headers.get(b"host", b"").decode("latin-1")
-    if is_local and urlsplit(f"//{host}").hostname not in LOOPBACK:
+    if is_local and _split(f"//{host}").hostname not in LOOPBACK:
         return "without keys the console answers to localhost alone: make a key first (python -m serving keys create)"
     if method in ("GET", "HEAD"):
         return None
     origin = headers.get(b"origin", b"").decode("latin-1")
-    if not origin or urlsplit(origin).netloc != host:
+    if not host or _split(origin).netloc != host:
         return "only a page of this console may send that"
-    if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() not in FORMS:
+    kind, _, more = headers.get(b"content-type", b"").lower().partition(b";")
+    if kind.strip() not in FORMS:
         return "a page sends a form"
+    # other encodings can say what is no Unicode
+    if b"charset" in more.replace(b"charset=utf-8", b""):
+        return "a page sends its form in UTF-8"
     return None
+
+
+def _split(address: str) -> SplitResult:
+    """The parts of an address; none where it is no address."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
