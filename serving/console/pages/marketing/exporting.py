@@ -75,10 +75,12 @@ def file_named(home: Home, name: str) -> Path | None:
     return path if NAME.match(name) and path.is_file() else None
 
 
-def customers_in(path: Path) -> list[str]:
-    """Whose data is in a file."""
-    owners = owners_of(path)
-    return msgspec.json.decode(owners.read_bytes(), type=list[str]) if owners.exists() else []
+def customers_in(path: Path) -> list[str] | None:
+    """Whose data is in a file; None where what tells it is gone, or damaged."""
+    try:
+        return msgspec.json.decode(owners_of(path).read_bytes(), type=list[str])
+    except (OSError, msgspec.DecodeError):
+        return None
 
 
 def remove(path: Path) -> None:
@@ -108,7 +110,8 @@ def held_files(home: Home) -> list[HeldFile]:
             continue
         with contextlib.suppress(OSError):
             told = path.stat()
-            rows = len(customers_in(path)) if owners_of(path).exists() else None
+            customers = customers_in(path)
+            rows = None if customers is None else len(customers)
             at = datetime.fromtimestamp(told.st_mtime, UTC)
             found.append(HeldFile(path.name, str(path), told.st_size, at, rows, path.resolve() in ours))
     return sorted(found, key=lambda each: each.written_at, reverse=True)

@@ -45,7 +45,10 @@ async def _file(visit: Visit) -> Path:
 
 def _note(visit: Visit, path: Path) -> None:
     assert visit.key is not None
-    if customers := customers_in(path):
+    customers = customers_in(path)
+    if customers is None:
+        raise RefusedError(409, visit.words.say("Nothing tells any more whose rows these are: delete the file and write it anew."))
+    if customers:
         visit.runtime.audit.note_all(visit.runtime.clock(), visit.key.name, DOWNLOADED, customers, "done")
 
 
