@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from datetime import datetime
@@ -19,6 +20,8 @@ from features.state.home import Home
 T = TypeVar("T", bound=msgspec.Struct)
 Advance = Callable[[int, int], None]
 ROOT = Path(__file__).resolve().parents[2]
+MOST_SAID = 1_000_000
+"""How many characters of the last that such a process says are looked at."""
 FORGOTTEN = "Traceback"
 """What stands in the words of a process that ended by a mistake of ours."""
 
@@ -74,17 +77,21 @@ def counted(asked: Asked, into: type[T], advance: Advance) -> T:
     Raises:
         RuntimeError: it cannot be counted; the message says why.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "serving.console.counting", msgspec.json.encode(asked).decode()],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        answer = _answer(process.stdout, advance)
-        _, words = process.communicate()
-    finally:
-        if process.poll() is None:
-            process.kill()
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        # into a file: a pipe that nobody empties meanwhile would hold up who says much
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "serving.console.counting", msgspec.json.encode(asked).decode()],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=said, text=True,
+        )  # fmt: skip
+        try:
+            assert process.stdout is not None
+            answer = _answer(process.stdout, advance)
+            process.communicate()
+        finally:
+            if process.poll() is None:
+                process.kill()
+        said.seek(0)
+        words = said.read()[-MOST_SAID:]
     if process.returncode or not answer:
         lines = words.strip().splitlines() or [f"the process ended with code {process.returncode}"]
         raise RuntimeError(lines[-1].removeprefix("error: ") if FORGOTTEN not in words else words)
@@ -95,8 +102,10 @@ def _answer(lines: IO[str], advance: Advance) -> str:
     for line in lines:
         if line.startswith("{"):
             return line
-        done, _, of = line.partition(" ")
-        advance(int(done), int(of))
+        done, _, of = line.strip().partition(" ")
+        # a library may print past what was set aside for it
+        if done.isdecimal() and of.isdecimal():
+            advance(int(done), int(of))
     return ""
 
 

@@ -150,6 +150,8 @@ class Jobs:
             except Exception as error:
                 logger.exception("a count that a page began has failed: %s", name)
                 self._failed[name] = str(error)[:300] or type(error).__name__
+                while len(self._failed) > MOST_KEPT:
+                    self._failed.pop(next(iter(self._failed)), None)
             finally:
                 self._running.pop(name, None)
 
