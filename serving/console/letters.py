@@ -110,7 +110,8 @@ class Resending:
             runtime = self._port.runtime
             outcome = ", ".join(f"{n} {outcome}" for outcome, n in sorted(self.outcomes.items())) or "none"
             subject = f"{self.source} {self.field}"
-            await self._port.work(runtime.audit.note, runtime.clock(), self._key, "replay letters", subject, outcome)
+            # not among the pages' work: what was done is written down however many wait there
+            await asyncio.to_thread(runtime.audit.note, runtime.clock(), self._key, "replay letters", subject, outcome)
 
     def _find(self) -> list[dict[str, Any]]:
         newest = self._port.runtime.log.letters.newest(self.source, self.field, LOOKED_AT)

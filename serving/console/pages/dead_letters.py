@@ -69,6 +69,8 @@ async def again(visit: Visit) -> Response:
     if visit.said("corrected"):
         if not visit.may("read_customer"):
             raise RefusedError(403, visit.words.say("Only who may read customers may change what a letter says."))
+        # the page that tells of a mistake shows what the letter says
+        await _note(visit, "read letter", letter["letter_id"], "done")
         text = visit.said("raw")
         try:
             fixed = msgspec.json.decode(text)
