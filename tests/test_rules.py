@@ -290,6 +290,8 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"action": "block", "item_ids": ["i1"], "from": "2018-02-01T00:00:00Z", "until": "2018-01-31T00:00:00Z"}, "until", "is not after from"),
     ({"action": "block", "item_ids": ["i1"], "until": "2017-01-31T00:00:00Z"}, "until", "has passed already"),
     ({"action": "block", "item_ids": ["i1"], "until": "2018-01-31T00:00:00"}, "until", "timezone"),
+    ({"action": "block", "item_ids": ["i1"], "until": "9999-12-31T23:59:59Z"}, "until", "leave it out"),
+    ({"action": "block", "item_ids": ["i1"], "from": "0001-01-01T00:00:00+14:00"}, "from", "leave it out"),
     ({"action": "block", "item_ids": ["i1"], "condition": "spend_minor_91 >"}, "condition", "is no CEL expression"),
     ({"action": "block", "item_ids": ["i1"], "condition": "spend_minor_92 > 1.0"}, "condition", "such as spend_minor_91"),
     ({"action": "block", "item_ids": ["i1"], "condition": "weather == 'rain'"}, "condition", "only questions for offers tell"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -133,6 +134,8 @@ def _number(name: str, text: str, is_whole: bool = False) -> float:
         found = float(text.replace(",", "."))
     except ValueError:
         raise WrongRuleError(name, f"{text!r} is no number") from None
+    if not math.isfinite(found):
+        raise WrongRuleError(name, f"{text!r} is no number")
     if is_whole and not found.is_integer():
         raise WrongRuleError(name, f"{text!r} is no whole number")
     return found

@@ -31,6 +31,8 @@ ABOUT_ITEMS: tuple[Listing, ...] = tuple(each for each in get_args(Listing) if R
 """The lists of an item's page."""
 LAST_PLACE = 100
 LEAST_FACTOR, MOST_FACTOR = 0.1, 10.0
+FIRST_YEAR, LAST_YEAR = 1970, 9998
+"""Within them a moment has a time in every zone."""
 MOST_RULES = 1_000
 """How many rules may hold or wait at once."""
 LOOK_SECONDS = 0.5
@@ -114,6 +116,9 @@ class NewRule(RuleContent, kw_only=True, frozen=True, forbid_unknown_fields=True
             raise WrongRuleError("factor", f"is for a boost: leave it out of a {self.action}")
         if self.page_item_ids and (others := sorted({*self.listings} - {*ABOUT_ITEMS})):
             raise WrongRuleError("listings", f"{others[0]} is on no item's page: use {', '.join(ABOUT_ITEMS)}, or leave out page_item_ids")
+        for name, moment in (("from", self.begins), ("until", self.until)):
+            if moment is not None and not FIRST_YEAR <= moment.year <= LAST_YEAR:
+                raise WrongRuleError(name, f"must lie in the years {FIRST_YEAR} to {LAST_YEAR}: leave it out for a rule without that bound")
         if self.begins is not None and self.until is not None and self.until <= self.begins:
             raise WrongRuleError("until", "is not after from: it would never hold")
 
