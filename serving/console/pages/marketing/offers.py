@@ -143,7 +143,8 @@ async def offers_page(visit: Visit) -> Response:
     """The table."""
     runtime, query = visit.runtime, visit.query
     shown: Shown = next((each for each in ("now", "not", "all") if each == query.get("shown")), "now")
-    page = int(number) if (number := query.get("page", "1")).isdigit() and 0 < int(number) < 1_000_000 else 1
+    number = query.get("page", "1")
+    page = max(int(number), 1) if number.isascii() and number.isdigit() and len(number) < 7 else 1
     wish = OfferWish(query.get("q", "").strip()[:200], shown, query.get("kind", ""), query.get("stage", ""), page)
     jobs = jobs_of(runtime)
     kept = await visit.port.work(jobs.found, NAME, OfferCounts)
