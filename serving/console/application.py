@@ -15,6 +15,8 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from features.catalogue.shop import Shop
+from features.state.disk import DamagedStateError
+from features.state.ports import MissingStateError
 from serving.console.address import COOKIE, READER, ROOT, SIGN_IN, STATIC
 from serving.console.pages.access import PAGES as ACCESS
 from serving.console.pages.associate import PAGES as ASSOCIATE
@@ -68,6 +70,8 @@ class Console:
 
     def __init__(self, port: Port) -> None:
         self._port = port
+        self._shop: Shop | None = None
+        self._shop_stamp: tuple[int, ...] = ()
         routes: list[Any] = [
             Route(SIGN_IN, self._signing_in, methods=["GET", "POST"]),
             Route(f"{ROOT}/sign-out", self._signing_out, methods=["POST"]),
@@ -90,8 +94,8 @@ class Console:
             if visit.key is None:
                 here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
                 return visit.go(f"/sign-in?{urlencode({'next': here})}" if page.method == "GET" and not visit.is_partial else "/sign-in")
-            if not visit.key.may(page.scope):
-                return visit.problem(403, visit.words.say("Your key does not hold the scope that this page needs:") + f" {page.scope}")
+            if (scope := page.lacking(visit.key)) is not None:
+                return visit.problem(403, visit.words.say("Your key does not hold the scope that this page needs:") + f" {scope}")
             try:
                 return await page.answer(visit)
             except RefusedError as error:
@@ -106,19 +110,29 @@ class Console:
     async def _visit(self, request: Request) -> Visit:
         key: Key | None = request.scope.get(READER)
         language = language_of(request.cookies.get("ubiquo_language"), request.headers.get("accept-language", ""))
-        try:
-            shop = Shop.load(self._port.runtime.home)
-            words = Words(language, shop.timezone, shop.currency)
-        except RefusedError:
-            words = Words(language)
+        shop = self._described()
+        words = Words(language) if shop is None else Words(language, shop.timezone, shop.currency)
         menu: dict[str, list[Page]] = {}
         for page in PAGES:
-            if page.menu and key is not None and key.may(page.scope):
+            if page.menu and key is not None and page.lacking(key) is None:
                 menu.setdefault(page.group, []).append(page)
         visit = Visit(request, self._port, key, words, menu)
         if request.method == "POST":
             visit.form = await request.form(max_files=1, max_fields=200)
         return visit
+
+    def _described(self) -> Shop | None:
+        """The shop, read anew where its description has changed; as it was where that cannot be read, None where it never could."""
+        try:
+            home = self._port.runtime.home
+            told = home.shop.stat()
+            stamp = told.st_mtime_ns, told.st_size, told.st_ino
+            if stamp != self._shop_stamp:
+                self._shop_stamp = stamp
+                self._shop = Shop.load(home)
+        except (RefusedError, MissingStateError, DamagedStateError, OSError) as error:
+            logger.warning("pages write numbers and times as before: %s", error)
+        return self._shop
 
     async def _signing_in(self, request: Request) -> Response:
         visit = await self._visit(request)

@@ -34,6 +34,7 @@ class Page:
         method: ``GET``, or ``POST`` for what changes something.
         menu: what the menu calls it, in English; left out of the menu if empty.
         group: under which heading of the menu it stands.
+        also: what the key must hold besides.
     """
 
     path: str
@@ -42,6 +43,11 @@ class Page:
     method: str = "GET"
     menu: str = ""
     group: str = ""
+    also: tuple[Scope, ...] = ()
+
+    def lacking(self, key: Key) -> Scope | None:
+        """The first scope that it needs and *key* does not hold; None where it may be seen."""
+        return next((scope for scope in (self.scope, *self.also) if not key.may(scope)), None)
 
 
 @dataclass
@@ -116,6 +122,16 @@ def _environment(words: Words) -> Environment:
         loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         extensions=["jinja2.ext.i18n"],
     )  # fmt: skip
-    made.install_gettext_callables(words.say, words.many, newstyle=True)  # type: ignore[attr-defined]
+
+    escape = made.filters["escape"]
+
+    def say(text: str) -> str:
+        # Jinja takes what comes back for markup, whatever it was made of
+        return str(escape(words.say(text)))
+
+    def many(one: str, more: str, n: int) -> str:
+        return str(escape(words.many(one, more, n)))
+
+    made.install_gettext_callables(say, many, newstyle=True)  # type: ignore[attr-defined]
     made.filters |= words.filters()
     return made

@@ -79,12 +79,18 @@ async def news(visit: Visit) -> Response:
 
 async def older(visit: Visit) -> Response:
     """More of the timeline."""
-    start = int(said) if (said := visit.query.get("start", "0")).isdigit() else 0
-    runtime, customer_id = visit.runtime, visit.part("customer_id")
-    lived = await visit.port.work(
-        timeline_of, runtime.home, runtime.identities, runtime.consents, customer_id, EVENTS_SHOWN, start
-    )  # fmt: skip
+    said = visit.query.get("start", "0")
+    start = int(said) if said.isascii() and said.isdigit() and len(said) < 10 else 0
+    customer_id = visit.runtime.identities.current(visit.part("customer_id"))
+    lived = await visit.port.work(_lived_before, visit.runtime, customer_id, start, visit.key.name if visit.key else "")
     return visit.page("_timeline.html", **_lines(visit, lived, customer_id, start))
+
+
+def _lived_before(runtime: Runtime, customer_id: str, start: int, reader: str) -> Lived:
+    lived = timeline_of(runtime.home, runtime.identities, runtime.consents, customer_id, EVENTS_SHOWN, start)
+    # this part of their life is asked for by itself, whether or not the page was opened before
+    runtime.audit.note(runtime.clock(), reader, "read", customer_id, "done" if lived.rows else "unknown")
+    return lived
 
 
 async def _answer(visit: Visit, template: str) -> Response:
@@ -108,12 +114,13 @@ async def _answer(visit: Visit, template: str) -> Response:
 
 def _look(runtime: Runtime, customer_id: str, reader: str) -> _Seen:
     now = runtime.clock()
+    # first, as it brings into the tables what was just acknowledged: of all that is read below nothing may be older than it
+    stamp = _stamp(runtime, customer_id)
     try:
         told = who_they_are(runtime.identities, runtime.consents, runtime.contacts, customer_id)
     except UnknownCustomerError:
         runtime.audit.note(now, reader, "read", customer_id, "unknown")
         raise
-    stamp = _stamp(runtime, customer_id)
     who = runtime.who(told["customer_id"])
     lived = timeline_of(runtime.home, runtime.identities, runtime.consents, told["customer_id"], EVENTS_SHOWN)
     row: Mapping[str, Any] = {}
@@ -208,13 +215,15 @@ async def propose(visit: Visit) -> Response:
     if name is None or channel not in get_args(Channel):
         raise RefusedError(400, visit.words.say("Choose a channel."))
     customer_id, offer_id = visit.part("customer_id"), visit.said("offer_id")
+    # before anything is promised: of whom nothing can be told nothing is decided
+    spoken_of = await visit.port.work(_spoken_of, visit.runtime, customer_id)
     answer = await visit.port.ask(f"/v1/{name}", {"customer_id": customer_id, "offer_ids": [offer_id], "channel": channel, "limit": 1})
     if not answer["offers"]:
         return visit.problem(
             409, visit.words.say("That offer may not be made to this customer now:") + f" {answer['fallback'] or answer['group']}"
         )
     offer = answer["offers"][0]
-    await _tell(visit, customer_id, "offer_view", answer["decision_id"], channel, offer)
+    await _tell(visit, spoken_of, "offer_view", answer["decision_id"], channel, offer)
     return visit.page("_proposed.html", offer=offer, decision_id=answer["decision_id"], channel=channel, customer_id=customer_id)
 
 
@@ -229,14 +238,16 @@ async def outcome(visit: Visit) -> Response:
     customer_id = visit.part("customer_id")
     told = {"offer_id": visit.said("offer_id"), "campaign_id": visit.said("campaign_id")}
     shown = [item for item in visit.said("item_ids").split(",") if item]
-    await _tell(visit, customer_id, OUTCOMES[said], visit.said("decision_id"), visit.said("channel") or "store", told, shown)
+    spoken_of = await visit.port.work(_spoken_of, visit.runtime, customer_id)
+    await _tell(visit, spoken_of, OUTCOMES[said], visit.said("decision_id"), visit.said("channel") or "store", told, shown)
     return visit.page("_told.html", said=said)
 
 
 async def _tell(
-    visit: Visit, customer_id: str, name: str, decision_id: str, channel: str, offer: Mapping[str, Any], items: Sequence[str] = ()
-) -> None:
-    kind, value = await visit.port.work(_spoken_of, visit.runtime, customer_id)
+    visit: Visit, spoken_of: tuple[IdentifierKind, str], name: str, decision_id: str, channel: str, offer: Mapping[str, Any],
+    items: Sequence[str] = (),
+) -> None:  # fmt: skip
+    kind, value = spoken_of
     event = {
         # a button that is pressed twice tells it once
         "event_id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{decision_id}/{name}/{','.join(items)}")),
@@ -251,7 +262,10 @@ async def _tell(
 
 def _spoken_of(runtime: Runtime, customer_id: str) -> tuple[IdentifierKind, str]:
     """An identifier of the customer in clear: the strongest that is known."""
-    told = who_they_are(runtime.identities, runtime.consents, runtime.contacts, customer_id)
+    try:
+        told = who_they_are(runtime.identities, runtime.consents, runtime.contacts, customer_id)
+    except UnknownCustomerError as error:
+        raise RefusedError(404, str(error)) from None
     for each in told["identifiers"]:
         if each["value"]:
             return each["kind"], each["value"]
@@ -263,6 +277,6 @@ PAGES = [
     Page("/customers/{customer_id}", customer, "read_customer"),
     Page("/customers/{customer_id}/news", news, "read_customer"),
     Page("/customers/{customer_id}/timeline", older, "read_customer"),
-    Page("/customers/{customer_id}/propose", propose, "ingest", method="POST"),
-    Page("/customers/{customer_id}/outcome", outcome, "ingest", method="POST"),
+    Page("/customers/{customer_id}/propose", propose, "read_customer", method="POST", also=("decide", "ingest")),
+    Page("/customers/{customer_id}/outcome", outcome, "read_customer", method="POST", also=("ingest",)),
 ]

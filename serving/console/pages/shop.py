@@ -172,7 +172,7 @@ async def _watched(visit: Visit, visitor: _Visitor, model: str, before: Sequence
             scores.append({"name": name, **await visit.port.ask(f"/v1/{name}", {**whom, "dry_run": True})})
         elif settings.kind.answers == "offers" and offers is None:
             offers = await visit.port.ask(f"/v1/{name}", {**whom, "channel": "web", "dry_run": True})
-    seen = await visit.port.work(_seen, runtime, likes["customer_id"])
+    seen = await visit.port.work(_seen, runtime, likes["customer_id"], visit.key.name if visit.key else "")
     present = await visit.port.work(_present, runtime, visitor)
     lines = event_lines(seen["events"], ShownItems(runtime.engine), visit.words)
     fresh = {item["item_id"] for item in likes["items"]} - set(before) if before else set()
@@ -185,7 +185,7 @@ def _present(runtime: Runtime, visitor: _Visitor) -> Mapping[str, Any]:
     return runtime.reader.present(customer, runtime.clock()) or NOWHERE
 
 
-def _seen(runtime: Runtime, customer_id: str | None) -> dict[str, Any]:
+def _seen(runtime: Runtime, customer_id: str | None, reader: str) -> dict[str, Any]:
     """The latest of the customer's timeline, and where they stand in journeys."""
     if customer_id is None:
         return {"events": [], "runs": []}
@@ -197,11 +197,13 @@ def _seen(runtime: Runtime, customer_id: str | None) -> dict[str, Any]:
         plan = runtime.journeys.runner.plans.plans.get(run.journey)
         step = plan.operations[run.position].told() if plan is not None and plan.digest == run.plan else ""
         runs.append({"journey": run.journey, "step": step, "due": None if run.due_at is None else moment_of(run.due_at)})
+    runtime.audit.note(runtime.clock(), reader, "read", customer_id, "done")
     return {"events": lived.rows, "runs": runs}
 
 
 PAGES = [
-    Page("/shop", shop, "decide", menu="Demo shop", group="Overview"),
-    Page("/shop/act", act, "ingest", method="POST"),
-    Page("/shop/sign-in", sign_in, "ingest", method="POST"),
+    Page("/shop", shop, "decide", menu="Demo shop", group="Overview", also=("read_customer",)),
+    Page("/shop/act", act, "ingest", method="POST", also=("decide", "read_customer")),
+    Page("/shop/sign-in", sign_in, "ingest", method="POST", also=("decide", "read_customer")),
 ]
+"""Whoever comes in with a card sees beside the shop what its holder did: that is to read a customer."""
