@@ -13,6 +13,7 @@ import pytest
 from scene import Service, loyalty_cards
 from test_console import client, from_here, happens
 
+from features.people.identity import Identities
 from features.people.vault import Vault
 from serving.console.counting import Asked, OfferCounts, counted
 from serving.console.pages.marketing.exporting import customers_in
@@ -135,6 +136,15 @@ class TestOddValues:
         form = RuleForm({"action": "block"}, [("price", f"{number}..{number}")])
         with pytest.raises(WrongRuleError, match="is no number"):
             form.rule(ZoneInfo("UTC"), frozenset({"price"}))
+
+    def test_a_day_without_end_is_told(self) -> None:
+        end = datetime(9999, 12, 31, 23, 59, tzinfo=UTC)
+        assert "9999" in Words("it", "Europe/Rome").day(end)
+        assert "9999" in Words("it", "Europe/Rome").moment(end)
+
+    def test_customers_are_counted_as_they_are_listed(self, own_service: Service) -> None:
+        known = Identities(own_service.home)
+        assert known.count() == len(known.customers()) > 0
 
     def test_a_shop_that_cannot_be_read_takes_no_page_away(self, own_service: Service) -> None:
         path = own_service.home.shop

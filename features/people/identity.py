@@ -152,6 +152,10 @@ class Identities:
         hidden = self.hidden.customers
         return [customer for customer in self._graph.customers() if customer not in hidden]
 
+    def count(self) -> int:
+        """How many customers have an identifier; it costs the same however many they are."""
+        return self._graph.count() - sum(bool(self._graph.members(customer)) for customer in self.hidden.customers)
+
     def strongest(self) -> dict[str, str]:
         """Each customer's strongest identity key, the first of them by alphabet."""
         hidden = self.hidden.customers

@@ -217,6 +217,10 @@ class IdentityState:
         """Every customer that has an identifier, in order."""
         return sorted(self._members)
 
+    def count(self) -> int:
+        """How many customers have an identifier."""
+        return len(self._members)
+
     def strongest(self) -> dict[str, str]:
         """Each customer's strongest identity key, the first of them by alphabet."""
         return {customer: min(keys, key=lambda key: (RANK[kind_of(key)], key)) for customer, keys in list(self._members.items())}

@@ -80,14 +80,23 @@ class Words:
         """A day of the shop."""
         if moment is None:
             return "–"
-        return format_date(moment.astimezone(ZoneInfo(self.zone)) if isinstance(moment, datetime) else moment, "medium", locale=self.locale)
+        return format_date(self._there(moment) if isinstance(moment, datetime) else moment, "medium", locale=self.locale)
 
     def moment(self, at: datetime | float | None) -> str:
         """A time of the shop, from a moment or Unix seconds."""
         if at is None:
             return "–"
         told = datetime.fromtimestamp(at, UTC) if isinstance(at, int | float) else at
-        return format_datetime(told, "d MMM y, HH:mm", tzinfo=ZoneInfo(self.zone), locale=self.locale)
+        told = self._there(told)
+        return format_datetime(told, "d MMM y, HH:mm", tzinfo=told.tzinfo, locale=self.locale)
+
+    def _there(self, moment: datetime) -> datetime:
+        """The moment in the shop's zone; as it is at the ends of the calendar, where 9999-12-31 says that there is no end."""
+        moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+        try:
+            return moment.astimezone(ZoneInfo(self.zone))
+        except OverflowError:
+            return moment
 
     def ago(self, at: datetime | None, now: datetime) -> str:
         """How long ago it was, roughly."""

@@ -13,7 +13,7 @@ async def home(visit: Visit) -> Response:
     runtime = visit.runtime
     shop = await visit.port.work(Shop.load, runtime.home)
     problems, degraded = visit.port.state()
-    customers = await visit.port.work(lambda: len(runtime.identities.customers()))
+    customers = await visit.port.work(runtime.identities.count)
     models = len(runtime.engine.models) - len(runtime.engine.missing())
     say, number = visit.words.say, visit.words.number
     figures = [

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -102,6 +103,13 @@ class HeldFile:
     """Whether a page wrote it, and may hand it out or delete it."""
 
 
+@lru_cache(256)
+def _rows(path: Path, written_at: int, size: int) -> int | None:
+    """How many customers are in a file as it was written: a page asks again and again, and the lists may be long."""
+    customers = customers_in(path)
+    return None if customers is None else len(customers)
+
+
 def held_files(home: Home) -> list[HeldFile]:
     """All files that hold rows of customers, wherever they lie, the newest first."""
     found, ours = [], {path.resolve() for path in files_of(home)}
@@ -110,8 +118,7 @@ def held_files(home: Home) -> list[HeldFile]:
             continue
         with contextlib.suppress(OSError):
             told = path.stat()
-            customers = customers_in(path)
-            rows = None if customers is None else len(customers)
+            rows = _rows(path, told.st_mtime_ns, told.st_size)
             at = datetime.fromtimestamp(told.st_mtime, UTC)
             found.append(HeldFile(path.name, str(path), told.st_size, at, rows, path.resolve() in ours))
     return sorted(found, key=lambda each: each.written_at, reverse=True)
