@@ -22,6 +22,8 @@ from serving.console.pages.dead_letters import PAGES as DEAD_LETTERS
 from serving.console.pages.feature_catalogue import PAGES as FEATURES
 from serving.console.pages.home import PAGES as HOME
 from serving.console.pages.marketing import PAGES as MARKETING
+from serving.console.pages.merchandise import PAGES as MERCHANDISE
+from serving.console.pages.merchandise_rules import PAGES as MERCHANDISE_RULES
 from serving.console.pages.models import PAGES as MODELS
 from serving.console.pages.operations import PAGES as OPERATIONS
 from serving.console.pages.shop import PAGES as SHOP
@@ -32,7 +34,19 @@ from serving.privacy.keys import Key
 
 logger = logging.getLogger("ubiquo")
 FILES = Path(__file__).parent / "static"
-PAGES: Sequence[Page] = (*HOME, *SHOP, *ASSOCIATE, *MARKETING, *MODELS, *FEATURES, *OPERATIONS, *DEAD_LETTERS, *ACCESS)
+PAGES: Sequence[Page] = (
+    *HOME,
+    *SHOP,
+    *ASSOCIATE,
+    *MERCHANDISE,
+    *MERCHANDISE_RULES,
+    *MARKETING,
+    *MODELS,
+    *FEATURES,
+    *OPERATIONS,
+    *DEAD_LETTERS,
+    *ACCESS,
+)
 """Every page, in the order of the menu."""
 COOKIE_SECONDS = 12 * 3600
 """How long one stays signed in: a working day."""

@@ -40,6 +40,13 @@ class Port(Protocol):
             RefusedError: it would be refused.
         """
 
+    async def decide(self, task: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """Do what reads the models, in its turn among the questions of others.
+
+        Raises:
+            RefusedError: too many wait already.
+        """
+
     async def take(self, events: Sequence[Mapping[str, Any]], source: str = SOURCE, translate: Translate | None = None) -> dict[str, Any]:
         """Take events in, as POST /v1/events would; what comes from another *source* is messages, which *translate* makes events.
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from models.attributes import TextAttribute
+from models.recommender.shelf import Shelf
 from serving.console.words import Words
 from serving.decide.champions import Loaded
 from serving.decide.engine import Engine
@@ -23,6 +24,11 @@ class ShownItems:
     def __init__(self, engine: Engine) -> None:
         name = model_that(engine, "items")
         self._loaded: Loaded | None = None if name is None or name in engine.missing() else engine.champion(name)
+
+    @property
+    def shelf(self) -> Shelf | None:
+        """The items with what is known of each; None where no model recommends items."""
+        return None if self._loaded is None else self._loaded.goods
 
     def label(self, item_id: str) -> str:
         """What to call an item."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -28,16 +29,17 @@ from models.kind import ModelKind
 from models.next_best_offer import NextBestOffer
 from models.offers import Offer, OfferBook
 from models.recommender.recommender import Recommender
+from models.recommender.shelf import Shelf
 from models.registry import LoadedModel, ModelSettings, NoChampionError, Registry
 from models.sending import SENDING, SendingRates
 from serving.decide.governor import LAST_TOUCH, MESSAGES, POLICY, Governor
-from serving.decide.merchandising import RULES, Merchandiser
+from serving.decide.merchandising import RULES, Merchandiser, TriedRules
 from serving.decide.policy import Policy
 from serving.decide.reader import STATE
 from serving.decide.risk import LEAVING, Champion, ChurnRisk
 from serving.decide.rule_checks import RuleChecks
 from serving.decide.rule_shelf import RuleShelf
-from serving.decide.rules import Rules
+from serving.decide.rules import Rules, ShopRule
 from serving.decide.terms import Terms
 
 logger = logging.getLogger("ubiquo")
@@ -68,6 +70,8 @@ class Loaded:
     """Which tables it was built on."""
     shelf: RuleShelf | None = None
     """Its items, as merchandising rules reach them."""
+    goods: Shelf | None = None
+    """Its items with what is known of each, as the catalogue stands."""
 
 
 class Champions:
@@ -135,6 +139,14 @@ class Champions:
             self._stores, self._stores_read = Stores(known), stores
         self._refresh_rules()
         return news
+
+    def under(self, rules: Sequence[ShopRule]) -> Self:
+        """The same, as it would answer under other rules, the strongest first. One that is only tried needs an id that no other has: what
+        a rule reaches is kept by its id, and forgotten with the next ``refresh``.
+        """
+        tried = copy(self)
+        tried.merchandiser = Merchandiser(TriedRules(tuple(rules)), self.governor)
+        return tried
 
     def _refresh_rules(self) -> None:
         """Find out what the rules reach before anybody asks, and which of them do not act."""
@@ -255,6 +267,7 @@ class Champions:
                 shown=stocked.shown,
                 items_digest=items,
                 shelf=shelf,
+                goods=stocked.shelf,
             )
         if kind.answers == "offers":
             offers: NextBestOffer = loaded.model

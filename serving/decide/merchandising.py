@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from features.definitions.conditions import CelCondition, ConditionError
 from features.definitions.segments import Vocabulary, of_the_question
@@ -13,7 +13,7 @@ from models.decision import Choice, Decision, Query
 from models.recommender.arrange import placed
 from serving.decide.governor import Governor
 from serving.decide.rule_shelf import RuleEffect, RuleShelf
-from serving.decide.rules import ABOUT_ITEMS, Rules, ShopRule
+from serving.decide.rules import ABOUT_ITEMS, ShopRule
 
 RULES = "rules"
 """Under which name is told what of the rules is not in force, and what they multiply scores by."""
@@ -112,10 +112,31 @@ class _Reading:
         return _Listed(since, until, always, rules, tuple([rule.rule_id for rule in rules]), on_pages, asked)
 
 
+class LiveRules(Protocol):
+    """Where the rules that have not ended are looked up."""
+
+    unread: str | None
+
+    def live(self) -> Sequence[ShopRule]:
+        """The rules, the last made first: the same object as long as nothing has changed."""
+
+
+@dataclass
+class TriedRules:
+    """Rules to be tried, in the place of those of a home."""
+
+    rules: Sequence[ShopRule]
+    unread: str | None = None
+
+    def live(self) -> Sequence[ShopRule]:
+        """These."""
+        return self.rules
+
+
 class Merchandiser:
     """Applies the rules of one home to questions that are answered with items."""
 
-    def __init__(self, rules: Rules, governor: Governor) -> None:
+    def __init__(self, rules: LiveRules, governor: Governor) -> None:
         self.rules, self._governor = rules, governor
         self._last = _Reading.of((), governor.vocabulary)
 

@@ -199,9 +199,7 @@ class Rules:
             WrongRuleError: it does not fit the shop, holds already, or there are too many.
             UnknownRuleError, EndedRuleError: as ``end``, of the rule that it is to replace.
         """
-        if rule.until is not None and rule.until <= at:
-            raise WrongRuleError("until", "has passed already: it would never hold")
-        self._check(rule)
+        self.check(rule, at)
         said = _content(rule)
         with self._database.begin() as connection:
             live = [_made(*row) for row in connection.execute(sa.select(_RULES).where(_RULES.c.ended_at.is_(None)))]
@@ -217,6 +215,16 @@ class Rules:
             made = _made(*connection.execute(sa.select(_RULES).where(_RULES.c.number == number)).one())
         self._read_now()
         return made
+
+    def check(self, rule: NewRule, at: datetime) -> None:
+        """See that a rule fits the shop.
+
+        Raises:
+            WrongRuleError: it does not.
+        """
+        if rule.until is not None and rule.until <= at:
+            raise WrongRuleError("until", "has passed already: it would never hold")
+        self._check(rule)
 
     def end(self, rule_id: str, by: str, at: datetime) -> ShopRule:
         """End a rule; it counts in the next answer.

@@ -53,6 +53,10 @@ class ConsolePort:
         """What POST *path* would answer."""
         return await self._run(self._decisions, self._app.call, path, dict(body))
 
+    async def decide(self, task: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """Do what reads the models, in its turn among the questions."""
+        return await self._run(self._decisions, lambda: task(*arguments, **named))
+
     async def take(self, events: Sequence[Mapping[str, Any]], source: str = SOURCE, translate: Translate | None = None) -> dict[str, Any]:
         """Take events in."""
         batch = [dict(each) for each in events] if translate is None else events

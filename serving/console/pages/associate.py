@@ -16,13 +16,14 @@ from starlette.responses import Response
 from features.catalogue.shop import Shop
 from features.definitions.domain import domain_named
 from features.events.event import Channel
-from features.events.identifiers import KINDS, IdentifierError, IdentifierKind
+from features.events.identifiers import IdentifierKind
 from features.store.profile import Lived, UnknownCustomerError, timeline_of, who_they_are
 from models.inputs import Input
 from models.reasons import say
 from serving.console.port import RefusedError
 from serving.console.shown import ShownItems, event_lines, model_that
 from serving.console.visit import Page, Visit
+from serving.console.whom import known_by
 from serving.runtime import Runtime
 
 EVENTS_SHOWN = 25
@@ -55,26 +56,10 @@ class _Seen:
 async def find(visit: Visit) -> Response:
     """Whoever is known by what was typed: their page, or a choice of several."""
     asked = visit.query.get("q", "").strip()[:256]
-    found = await visit.port.work(_known_by, visit.runtime, asked) if asked else {}
+    found = await visit.port.work(known_by, visit.runtime, asked) if asked else {}
     if len(found) == 1:
         return visit.go(f"/customers/{next(iter(found))}")
     return visit.page("customers.html", 200 if found or not asked else 404, asked=asked, found=found)
-
-
-def _known_by(runtime: Runtime, asked: str) -> dict[str, list[str]]:
-    """Each customer that *asked* leads to, with the kinds of identifier by which it does."""
-    found: dict[str, list[str]] = {}
-    current = runtime.identities.current(asked)
-    if runtime.identities.members(current):
-        found[current] = ["customer_id"]
-    for kind in KINDS:
-        try:
-            customer = runtime.identities.resolve({kind: asked}, runtime.phone_region)
-        except IdentifierError:
-            continue
-        if customer is not None:
-            found.setdefault(customer, []).append(kind)
-    return found
 
 
 # --- one customer
