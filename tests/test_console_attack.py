@@ -114,6 +114,13 @@ class TestTheGate:
         assert not_ours("POST", {**form, b"host": b""}, is_local=False) is not None
         assert not_ours("GET", {b"host": b"["}, is_local=True) is not None
 
+    def test_without_keys_no_name_of_a_stranger_opens_customers(self, own_service: Service) -> None:
+        with client(own_service, host="rebound.example") as stranger:
+            for path in ("/v1/customers/c_1", "/v1/customers/c_1/export", "/v1/rules"):
+                assert stranger.get(path).status_code == 403, path
+            assert stranger.post("/v1/profile", json={"customer_id": "c_1"}).status_code == 403
+            assert stranger.post("/v1/churn", json={"customer_id": "c_1"}).status_code == 200
+
     def test_a_form_in_an_encoding_of_its_own_is_refused(self, keyed_service: Keyed) -> None:
         service, _ = keyed_service
         body = b'--x\r\nContent-Disposition: form-data; name="key"\r\n\r\n+2AA-\r\n--x--\r\n'

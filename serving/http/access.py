@@ -33,7 +33,7 @@ from serving.http.browser import (
     network_of,
     trusted_proxies,
 )
-from serving.http.console_gate import cookie_of, not_ours
+from serving.http.console_gate import cookie_of, is_this_machine, not_ours
 from serving.http.rates import Counters
 from serving.privacy.keys import LOCAL, Key, Keys, Scope
 
@@ -49,6 +49,8 @@ SCOPE_OF: dict[str, Scope] = {
     "/v1/profile": "read_customer",
     "/metrics": "decide",
 }
+ABOUT_PEOPLE: frozenset[Scope] = frozenset({"read_customer", "manage", "admin"})
+"""What whoever speaks to a service without keys may do by this machine's own names alone: else any page could in a browser on it."""
 MAX_BODY_BYTES = 1_000_000
 MAX_BUFFERED_BYTES = 128_000_000
 """How much of all bodies is held while they arrive."""
@@ -203,6 +205,10 @@ class AccessControl:
                 return Refusal(401, "No valid key", "send the API key as 'Authorization: Bearer KEY'")
             if (refused := self._not_allowed(scope, key)) is not None:
                 return refused
+            if key is LOCAL and scope_of(scope["path"], scope["method"]) in ABOUT_PEOPLE and not is_this_machine(headers):
+                return Refusal(
+                    403, "Not allowed", "without keys this answers to localhost alone: make a key (python -m serving keys create)"
+                )
             scope[KEY] = key.name
         who = ("address", address) if key is None or key is LOCAL else ("key", key.name)
         if not self._limiter.hit(self._rate, *who):

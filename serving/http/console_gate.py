@@ -26,7 +26,7 @@ def not_ours(method: str, headers: Mapping[bytes, bytes], is_local: bool) -> str
     a form. Where no key is asked for, the host must be this machine: else a name of a stranger that points here would be this site.
     """
     host = headers.get(b"host", b"").decode("latin-1")
-    if is_local and _split(f"//{host}").hostname not in LOOPBACK:
+    if is_local and not is_this_machine(headers):
         return "without keys the console answers to localhost alone: make a key first (python -m serving keys create)"
     if method in ("GET", "HEAD"):
         return None
@@ -40,6 +40,12 @@ def not_ours(method: str, headers: Mapping[bytes, bytes], is_local: bool) -> str
     if b"charset" in more.replace(b"charset=utf-8", b""):
         return "a page sends its form in UTF-8"
     return None
+
+
+def is_this_machine(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a request names this machine as its host: a page of a stranger, whose name was made to point here, does not."""
+    host = headers.get(b"host", b"").decode("latin-1")
+    return _split(f"//{host}").hostname in LOOPBACK
 
 
 def _split(address: str) -> SplitResult:
