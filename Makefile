@@ -35,6 +35,7 @@ bench: $(VENV)/dev.stamp
 	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_log.py
 	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_growth.py
 	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_scale.py
+	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_console.py
 	UBIQUO_KILLS=12 $(PY) -m pytest tests/test_intake.py -s -k whenever_the_process_is_killed
 
 # what clients, crashes, full disks and clocks can do to a running service: some ten minutes, loopback only

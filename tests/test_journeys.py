@@ -345,9 +345,9 @@ journeys:
         scene.runner.follow([scene.event("message_click", "before"), *(scene.event("add_to_cart", f"other-{k}") for k in range(5))])
         assert len(scene.runs.active([f"other-{k}" for k in range(5)])) == 5
         # nor does one that names what is no more
-        words = Vocabulary.parse(b"segments: {gone: recency_days > 1.0}", "segments.yaml", "")
+        words = Vocabulary.parse(b"segments: {no_more: recency_days > 1.0}", "segments.yaml", "")
         scene.runner.plans = Plans.read(scene.home.root / "journeys.yaml", words, EVENTS)
-        text = scene.plans.plans["cart-left"].text.replace("recency_days < 90", "gone")
+        text = scene.plans.plans["cart-left"].text.replace("recency_days < 90", "no_more")
         with scene.runs._session.writing() as connection:
             connection.execute(sa.update(PLANS).values(text=text))
         scene.open()
