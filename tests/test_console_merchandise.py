@@ -356,7 +356,7 @@ class TestAMerchandisersDay:
         expect(page.get_by_label("Customer", exact=True)).to_have_value(customer["card"])
         page.get_by_label("Place in the list").fill("3")
         page.get_by_role("button", name="Make the rule").click()
-        expect(page.get_by_text("is made")).to_be_visible()
+        expect(page.get_by_text("it counts in the next answer within its time")).to_be_visible()
         answer = shop.list_of(**question)
         assert [item["item_id"] for item in answer] == [*before[:2], pinned, *before[2:9]]
         assert answer[2]["source"] == "pinned by a rule"
@@ -367,6 +367,6 @@ class TestAMerchandisersDay:
         page.goto("/console/rules")
         page.on("dialog", lambda dialog: dialog.accept())
         page.get_by_role("button", name=re.compile("^End it")).first.click()
-        expect(page.get_by_text("is ended")).to_be_visible()
+        expect(page.get_by_text("it counts in no answer from now on")).to_be_visible()
         assert [item["item_id"] for item in shop.list_of(**question)] == before
         context.close()
