@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import lru_cache
 from typing import Literal
 
 from starlette.responses import Response
 
 from features.catalogue.tables import Catalogue
+from features.state.home import Home
 from features.state.ports import MissingStateError
 from models.offers import Offer
 from serving.console.counting import Asked, OfferCount, OfferCounts, counted
@@ -90,6 +92,14 @@ class OfferWish:
         return named and stands and self.kind in ("", offer.kind) and self.stage in ("", offer.stage)
 
 
+@lru_cache(2)
+def _read(home: Home, changed: int) -> tuple[Sequence[Offer], Sequence[int]]:
+    """The offers of the table, and how many items each names; read once for each *changed*, as a large one takes seconds."""
+    read = Catalogue(home).read("offers")
+    items = read["item_ids"].combine_chunks().value_lengths().to_pylist()
+    return [Offer.from_row(row) for row in read.drop_columns(["item_ids"]).to_pylist()], [number or 0 for number in items]
+
+
 def table_of(runtime: Runtime, wish: OfferWish, now: datetime, words: Words) -> OfferTable:
     """The offers that are asked for, those in force first.
 
@@ -97,9 +107,8 @@ def table_of(runtime: Runtime, wish: OfferWish, now: datetime, words: Words) -> 
         MissingStateError: there is no table of offers.
     """
     catalogue = Catalogue(runtime.home)
-    read = catalogue.read("offers")
-    items = read["item_ids"].combine_chunks().value_lengths().to_pylist()
-    offers = [Offer.from_row(row) for row in read.drop_columns(["item_ids"]).to_pylist()]
+    file = catalogue.path("offers")
+    offers, items = _read(runtime.home, file.stat().st_mtime_ns if file.exists() else 0)
     budgets = {offer.offer_id: offer.budget for offer in offers if offer.budget is not None}
     stocks = {offer.offer_id: offer.stock for offer in offers if offer.stock is not None}
     given, redeemed = runtime.engine.governor.taken(list(budgets), list(stocks), now)
@@ -108,7 +117,7 @@ def table_of(runtime: Runtime, wish: OfferWish, now: datetime, words: Words) -> 
     for offer, number in zip(offers, items, strict=True):
         out = None if offer.budget is None else given.get(offer.offer_id, 0)
         back = None if offer.stock is None else redeemed.get(offer.offer_id, 0)
-        line = OfferLine(offer, number or 0, out, back, None)
+        line = OfferLine(offer, number, out, back, None)
         lines.append(replace(line, why_not=next(_reasons(line, now, closed, words), None)))
     lines.sort(key=lambda line: (line.why_not is not None, -line.offer.valid_from.timestamp(), line.offer.offer_id))
     found = [line for line in lines if wish.wants(line)]
