@@ -55,7 +55,13 @@ def main() -> None:
         for name, view in {"shop": shop, "customer": customer}.items():
             view(page)
             page.screenshot(path=PICTURES / f"{name}.png")
-        for name, path in {"journeys": "/console/journeys", "audiences": "/console/audiences", "model": "/console/models/churn"}.items():
+        page.goto("/console/audiences")
+        page.get_by_role("button", name="Count all segments").click()
+        page.get_by_role("button", name="Count all segments").wait_for(state="visible", timeout=120_000)
+        page.wait_for_function("!document.body.innerText.includes('Not counted yet')", timeout=120_000)
+        page.get_by_role("heading", name="The shop's own segments").scroll_into_view_if_needed()
+        page.screenshot(path=PICTURES / "audiences.png")
+        for name, path in {"journeys": "/console/journeys/win-back", "model": "/console/models/churn"}.items():
             page.goto(path)
             page.wait_for_load_state("networkidle")
             page.screenshot(path=PICTURES / f"{name}.png")

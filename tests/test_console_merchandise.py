@@ -81,7 +81,7 @@ def customer(own_service: Service) -> dict[str, str]:
 
 def shown_ids(text: str) -> list[str]:
     """The items of the list on a page, in order."""
-    return re.findall(r'<span class="quiet small mono">(\w+)</span>', text.partition('<ol class="ranked"')[2].partition("</ol>")[0])
+    return re.findall(r'data-item="(\w+)"', text.partition('<ol class="ranked"')[2].partition("</ol>")[0])
 
 
 # --- items
@@ -268,7 +268,7 @@ class TestRules:
         form = {"action": "pin", "items": before[4], "place": "1", "listings": "for_you"}
         text = shop.send("/rules/new", do="look", listing="for_you", customer=customer["card"], **form)
         without, with_it = re.findall(r'<ol class="plain-list">(.*?)</ol>', text, re.DOTALL)
-        ids = re.compile(r'<span class="quiet small mono">(\w+)</span>')
+        ids = re.compile(r'data-item="(\w+)"')
         assert ids.findall(without) == before
         assert ids.findall(with_it)[:6] == [before[4], *before[:4], before[5]]
         assert [item["item_id"] for item in shop.list_of(listing="for_you", customer_id=customer["id"])] == before
@@ -356,7 +356,7 @@ class TestAMerchandisersDay:
         expect(page.get_by_label("Customer", exact=True)).to_have_value(customer["card"])
         page.get_by_label("Place in the list").fill("3")
         page.get_by_role("button", name="Make the rule").click()
-        expect(page.get_by_text("is made")).to_be_visible()
+        expect(page.get_by_text("it counts in the next answer within its time")).to_be_visible()
         answer = shop.list_of(**question)
         assert [item["item_id"] for item in answer] == [*before[:2], pinned, *before[2:9]]
         assert answer[2]["source"] == "pinned by a rule"
@@ -367,6 +367,6 @@ class TestAMerchandisersDay:
         page.goto("/console/rules")
         page.on("dialog", lambda dialog: dialog.accept())
         page.get_by_role("button", name=re.compile("^End it")).first.click()
-        expect(page.get_by_text("is ended")).to_be_visible()
+        expect(page.get_by_text("it counts in no answer from now on")).to_be_visible()
         assert [item["item_id"] for item in shop.list_of(**question)] == before
         context.close()

@@ -147,10 +147,9 @@ def item_facts(shelf: Shelf, item_id: str) -> dict[str, Any]:
             values = [text] if (text := column.at(place)) is not None else []
         attributes += [(name, value, column.kind) for value in values]
     sold = {name: float(shelf.statistics[name][place]) for name in ("buyers", "purchases_28")} if is_learnt else {}
-    price = float(shelf.price[place])
     return {
         "attributes": attributes,
-        "price": None if np.isnan(price) else price,
+        "price": shelf.price_of(place),
         "on_sale": bool(shelf.on_sale[place]),
         "is_learnt": is_learnt,
         "rank": 1 + round((1.0 - float(shelf.popularity_share[place])) * len(shelf.ids)) if is_learnt else None,

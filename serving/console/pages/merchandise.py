@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from models.attributes import WrongWishError
 from models.recommendations import Listing
-from models.recommender.shelf import Shelf
+from models.recommender.shelf import DETAILS, KIND, Shelf
 from serving.console.goods import FoundItems, find_items, item_facts
 from serving.console.lists import list_names, source_said
 from serving.console.mistakes import Mistakes
@@ -26,8 +26,6 @@ from serving.privacy.keys import LOCAL
 ITEMS_SHOWN = 50
 MOST_FILTERS = 5
 COLUMNS = 3
-TELLING, IN_A_NAME = ("department", "brand", "size"), ("name", "category", "type")
-"""Which attributes say most about an item beside its name, and which its name is made of."""
 ALIKE_SHOWN = 6
 """How many items of each list an item's page shows."""
 OFFERED = 8
@@ -66,9 +64,10 @@ async def items(visit: Visit) -> Response:
 
 
 def _columns(shelf: Shelf | None) -> list[str]:
-    """The attributes that tell apart items of one name."""
-    names = [] if shelf is None else [name for name in shelf.attributes if name not in IN_A_NAME]
-    return [*(name for name in TELLING if name in names), *(name for name in names if name not in TELLING)][:COLUMNS]
+    """The attributes that tell of an item what its name does not."""
+    names = [] if shelf is None else list(shelf.attributes)
+    told = ("name",) if "name" in names else (*KIND, *DETAILS)
+    return [name for name in names if name not in (*told, "price_minor")][:COLUMNS]
 
 
 def _filters(visit: Visit) -> list[tuple[str, str]]:
