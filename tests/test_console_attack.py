@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from features.people.vault import Vault
 from serving.console.counting import Asked, OfferCounts, counted
 from serving.console.pages.marketing.exporting import customers_in
 from serving.console.rule_form import RuleForm
-from serving.console.visit import _environment
+from serving.console.visit import FOLDER, _environment
 from serving.console.words import Words
 from serving.decide.rules import WrongRuleError
 from serving.http.console_gate import cookie_of, not_ours
@@ -46,6 +47,11 @@ class TestWhatEventsCarryStaysText:
 
     def test_no_text_that_a_template_translates_is_markup(self) -> None:
         assert _environment(Words("it")).from_string("{{ _(said) }}").render(said="<b>") == "&lt;b&gt;"
+
+    def test_templates_translate_their_own_words_alone(self) -> None:
+        # anything else goes by words.say: a per cent sign in it would be read as a place for a value
+        for template in sorted(FOLDER.glob("*.html")):
+            assert re.findall(r"(?<![\w.])_\((?!\")[^)]*\)", template.read_text()) == [], template.name
 
 
 class TestAScopeOpensItsOwnPagesAndNoMore:
