@@ -22,9 +22,10 @@ def shop(page: Page) -> None:
     page.goto("/console/shop")
     for place in (1, 4, 2):
         page.get_by_role("button", name="Look at").nth(place).click()
-        page.wait_for_load_state("networkidle")
+        page.wait_for_timeout(2_000)
     page.get_by_role("button", name="Into the cart").nth(3).click()
-    page.wait_for_load_state("networkidle")
+    page.wait_for_timeout(2_000)
+    page.evaluate("window.scrollTo(0, 0)")
 
 
 def customer(page: Page) -> None:
@@ -57,9 +58,8 @@ def main() -> None:
             page.screenshot(path=PICTURES / f"{name}.png")
         page.goto("/console/audiences")
         page.get_by_role("button", name="Count all segments").click()
-        page.get_by_role("button", name="Count all segments").wait_for(state="visible", timeout=120_000)
-        page.wait_for_function("!document.body.innerText.includes('Not counted yet')", timeout=120_000)
-        page.get_by_role("heading", name="The shop's own segments").scroll_into_view_if_needed()
+        page.wait_for_function("[...document.querySelectorAll('td.num')].some(cell => /[0-9]/.test(cell.textContent))", timeout=120_000)
+        page.get_by_role("heading", name="The shop's own segments").evaluate("heading => heading.scrollIntoView({block: 'center'})")
         page.screenshot(path=PICTURES / "audiences.png")
         for name, path in {"journeys": "/console/journeys/win-back", "model": "/console/models/churn"}.items():
             page.goto(path)
