@@ -277,8 +277,8 @@ class TestAFashionShop:
         assert len(rows) == len(shop.products)
         for each in shop.products:
             row = rows[each.code]
-            assert (row["name"], row["colour"], row["style"], row["size"], row["price"]) == (
-                each.name, each.colour, each.style, each.size, each.cents / 100,
+            assert (row["name"], row["colour"], row["style"], row["size"], row["price_minor"]) == (
+                each.name, each.colour, each.style, each.size, each.cents,
             )  # fmt: skip
 
 

@@ -436,7 +436,8 @@ def test_a_change_over_http_counts_in_the_next_answer_and_is_kept_with_it(own_se
     assert service.get("/v1/rules/r999", "DELETE")[0] == 404
     assert [item["item_id"] for item in ask()["items"]] == [item["item_id"] for item in plain["items"]]
     told = json.loads(service.get("/v1/rules?with_ended=true")[1])["rules"]
-    assert [each["state"] for each in told] == ["ended", "ended"]
+    # other tests have made some of the same shop's
+    assert [each["state"] for each in told if each["rule_id"] in (pin["rule_id"], block["rule_id"])] == ["ended", "ended"]
     eventually(lambda: kept(service.home, blocked["decision_id"]) is not None)
     assert set(kept(service.home, blocked["decision_id"]) or ()) == {pin["rule_id"], block["rule_id"]}
     assert kept(service.home, plain["decision_id"]) == []
