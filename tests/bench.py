@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -56,6 +57,11 @@ async def one_connection(port: int, path: str, bodies: Sequence[bytes], count: i
         await reader.readexactly(length)
         seconds.append(time.perf_counter() - started)
     writer.close()
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def cpu_seconds(pid: int) -> float:
@@ -109,6 +115,8 @@ def main() -> None:
     policy = home.root / "policy.yaml"
     standing = policy.read_bytes() if policy.exists() else None
     try:
+        while not listens(port):
+            time.sleep(0.05)
         base = asyncio.run(measure(port, "/", [b"{}"], 20_000, floor.pid))
         print("| route | CPU ms a request | p50 ms | p99 ms | requests/s | times the floor's CPU | share of the floor's rate |")
         print("|---|---|---|---|---|---|---|")
