@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import shutil
 import threading
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from lakes import Gate, Lake
-from scene import NEW_YEAR, SECRET, command, copy_home, event, eventually, start_service, stop_service
+from scene import NEW_YEAR, SECRET, TinyShop, command, copy_home, event, eventually, start_service, stop_service
 
 from features.people.identity import Identities
 from features.state import lake_cache, lake_store, lake_tables
 from features.state.disk import DamagedStateError
 from features.state.home import Home
 from features.state.lake_store import LakeError
-from features.state.ports import EVENTS, IDENTIFIERS, MovedOnError, Table
+from features.state.ports import EVENTS, MovedOnError, Table
 from features.state.settings import SettingError, Settings
 from features.store.event_log import EventLog
+from features.store.feature_store import FeatureStore
 from serving.privacy.erasure import prove
 from serving.privacy.holdings import Subject
 
@@ -42,7 +43,6 @@ def gate(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """What stands between every client of ours and the store."""
     gate = Gate(lake.url)
     monkeypatch.setenv("AWS_ENDPOINT_URL", gate.url)
-    monkeypatch.setattr(lake_store, "TRIES", 2)
     yield gate
     gate.close()
 
@@ -184,7 +184,8 @@ class TestFailures:
     def test_a_store_that_stalls_in_the_middle_of_an_append_leaves_nothing_half(
         self, table: Table, other: Table, gate: Gate, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setitem(lake_store.SECONDS, "request", 1)
+        for what in ("request", "silence"):
+            monkeypatch.setitem(lake_store.SECONDS, what, 1)
         table.append(rows("ada"))
         stalled, go_on = threading.Event(), threading.Event()
 
@@ -238,7 +239,7 @@ class TestFailures:
         assert len(held(other)) == 1
         assert table.repair() == []
 
-    def test_a_command_tells_it_in_one_line(self, tmp_path: Path, lake: Lake, gate: Gate, tiny: Any) -> None:
+    def test_a_command_tells_it_in_one_line(self, tmp_path: Path, lake: Lake, gate: Gate, tiny: TinyShop) -> None:
         gate.shut = True
         done = command("features", "status", home=tiny.home.root, UBIQUO_LAKE=lake.address, AWS_MAX_RETRIES="0")
         assert done.returncode == 1
@@ -246,7 +247,7 @@ class TestFailures:
         assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_a_log_whose_lease_was_lost_appends_nothing(lake: Lake, tiny: Any, tmp_path: Path) -> None:
+def test_a_log_whose_lease_was_lost_appends_nothing(lake: Lake, tiny: TinyShop, tmp_path: Path) -> None:
     """Two machines bring the same event in at once, as each believes that it holds the lease."""
     machines = [Home(tmp_path / name, Settings(lake=lake.address, secret=SECRET)) for name in ("one", "other")]
     logs = [EventLog(home, "America/New_York") for home in machines]
@@ -271,56 +272,90 @@ def test_a_log_whose_lease_was_lost_appends_nothing(lake: Lake, tiny: Any, tmp_p
 
 
 def betrayed(lake: Lake, home: Home, subject: Subject) -> list[str]:
-    """Where anything of a customer is left, in the home or in any object of the bucket."""
-    found = [each.file for each in prove(home, subject).found]
-    keys = {key.partition(":")[2].encode() for key in subject.keys} | {each.encode() for each in subject.customer_ids}
-    return found + [name for name, content in lake.content().items() if any(key in content for key in keys)]
+    """Where anything of a customer is left, in the home, its copies or any object of the bucket."""
+    told = [each.file for each in prove(home, subject).found]
+    traces = {key.partition(":")[2] for key in subject.keys} | {*subject.customer_ids, *subject.event_ids}
+    for name, content in lake.content().items():
+        # what is compressed is looked at value by value
+        text = str(pq.read_table(pa.BufferReader(content)).to_pylist()) if name.endswith(".parquet") else content.decode("latin-1")
+        told += [name for trace in traces if trace in text]
+    return told
 
 
 def test_a_shop_moves_to_a_lake_and_lives_there(trained: Home, lake: Lake, gate: Gate, tmp_path: Path) -> None:
     home = copy_home(trained, tmp_path / "home")
     before = EventLog(home, "America/New_York").count()
-    gate.meets = lambda request: exec("raise OSError") if len(lake.names()) > 3 else None
+
+    def break_off(request: bytes) -> None:
+        gate.shut = gate.shut or len(lake.names()) > 3
+
+    gate.meets = break_off
     broken = command("features", "lake", "--to", lake.address, home=home.root)
     assert broken.returncode == 1
     assert "the object store of" in broken.stdout
     assert not (home.root / "lake").exists(), "the home goes on with its folder"
-    gate.meets = lambda request: None
+    gate.meets, gate.shut = lambda request: None, False
     moved = command("features", "lake", "--to", lake.address, home=home.root)
     assert moved.returncode == 0, moved.stdout + moved.stderr
-    assert f"{before} rows" in moved.stdout
-    assert "UBIQUO_LAKE=" in moved.stdout
-    assert command("features", "status", home=home.root).returncode == 1, "it cannot be forgotten"
-    told = command("features", "status", home=home.root, UBIQUO_LAKE=lake.address)
-    assert f"{before} events" in told.stdout
-    for place in home.table_folders.values():
-        assert place.exists, "it stays until somebody deletes it"
-    at_the_lake = Home(home.root, Settings(lake=lake.address))
-    live(at_the_lake, lake, gate, before)
-
-
-def live(home: Home, lake: Lake, gate: Gate, before: int) -> None:
+    assert f"events: version {home.table_folders[EVENTS].version()}, {before} rows" in moved.stdout
+    again = command("features", "lake", "--to", lake.address, home=home.root)
+    assert (again.returncode, "already" in again.stdout) == (1, True)
+    forgotten = command("features", "status", home=home.root)
+    assert forgotten.returncode == 1
+    assert f"set UBIQUO_LAKE={lake.address}" in forgotten.stdout
+    assert f"{before} events" in command("features", "status", home=home.root, UBIQUO_LAKE=lake.address).stdout
     for folder in home.table_folders.values():
-        with contextlib.suppress(FileNotFoundError):
-            folder.path.rename(folder.path.with_name(f"{folder.path.name}.old"))
+        if folder.exists:
+            # nothing of it is used any more
+            shutil.rmtree(folder.path)
+    lives_on(Home(home.root, Settings(lake=lake.address, secret=SECRET)), lake, gate, before)
+
+
+def lives_on(home: Home, lake: Lake, gate: Gate, before: int) -> None:
+    """Events are logged, also those that came while the store was away; whoever is erased is in no object and in no copy."""
+    log = EventLog(home, "America/New_York")
+    who = {"identifiers": {"email": "countess.lovelace@example.org"}}
+    seen = {"name": "view_item", "channel": "web", "items": [{"item_id": "937292"}], **who}
     service = start_service(home, UBIQUO_LAKE=lake.address)
     try:
-        who = {"identifiers": {"email": "countess.lovelace@example.org"}}
-        sent = {"name": "view_item", "occurred_at": "2018-01-01T05:00:00Z", "channel": "web", "items": [{"item_id": "937292"}], **who}
-        service.ask("events", {"event_id": "seen at the lake 1", **sent})
-        log = EventLog(home, "America/New_York")
+        service.ask("events", {"event_id": "seen-at-the-lake-1", "occurred_at": NEW_YEAR.isoformat(), **seen})
         eventually(lambda: log.count() == before + 1)
+        asked = {**who, "listing": "also_like", "limit": 3}
+        service.ask("recommendations", asked)
         gate.shut = True
-        service.ask("events", {"event_id": "seen at the lake 2", **sent})
-        assert service.post("/v1/recommendations", {**who, "listing": "also_like", "limit": 3})[0] == 200, "answers go on"
-        time.sleep(1)
+        service.ask("events", {"event_id": "seen-at-the-lake-2", "occurred_at": NEW_YEAR.isoformat(), **seen})
+        answered = service.post("/v1/recommendations", asked)
+        assert answered[0] == 200, answered
+        eventually(lambda: "the object store of" in (home.root / f"service-{service.port}.log").read_text())
         gate.shut = False
         eventually(lambda: log.count() == before + 2)
-        identities = Identities(home)
-        subject = Subject.of(
-            home, identities, log.contacts, json.loads(service.post("/v1/profile", who)[1]["customer_id"] and "null") or ""
-        )
+        told = service.ask("profile", who)
+        subject = Subject.of(home, Identities(home), log.contacts, told["customer_id"])
+        assert subject is not None
+        assert prove(home, subject).found
+        status, text = service.get(f"/v1/customers/{told['customer_id']}", "DELETE")
+        while status == 202:
+            status, text = service.get(json.loads(text)["ask"])
+        receipt = json.loads(text)
+        assert (status, receipt["proof"]["found"]) == (200, [])
+        assert receipt["places"]["events"] == 2
     finally:
         stop_service(service)
-    assert home.tables[IDENTIFIERS].version() > 0
-    assert subject is None or betrayed(lake, home, subject) == []
+    assert log.count() == before
+    assert betrayed(lake, home, subject) == []
+
+
+def test_features_are_those_that_a_home_of_its_own_would_give(tiny: TinyShop, lake: Lake, tmp_path: Path) -> None:
+    at_the_lake = TinyShop(Home(tmp_path / "there", Settings(lake=lake.address, secret=SECRET)), tiny.shop)
+    shutil.copytree(tiny.home.root, at_the_lake.home.root)
+    made = []
+    for shop in (tiny, at_the_lake):
+        for k in range(6):
+            shop.add(event(f"e{k}", "purchase", NEW_YEAR - timedelta(days=k + 1), f"{1 + k % 2}", items=[("i0", 1, 100 + k)]))
+        store = FeatureStore(shop.home)
+        store.apply()
+        store.backfill("customer_activity", {NEW_YEAR: None})
+        assert store.materialize("customer_activity", NEW_YEAR) == 2
+        made.append(pq.read_table(store.snapshot("customer_activity", NEW_YEAR)).to_pylist())
+    assert made[0] == made[1]
+    assert not any((at_the_lake.home.root / "log" / name).exists() for name in ("events", "identifiers"))

@@ -21,9 +21,10 @@ from features.state.delta import DeltaError
 from features.state.disk import PRIVATE_FILE, DamagedStateError, NoSpaceError, make_folder, move_into_place
 from features.state.settings import ObjectStore
 
-SECONDS = {"request": 20, "connect": 5}
-"""How long a store may say nothing. Tried a few times, it is given up within about a minute, and whoever waits is told."""
-TRIES = 3
+SECONDS = {"request": 20, "silence": 8, "connect": 5}
+"""How long one request may take, how long a store may say nothing, and how long it may take to reach it."""
+TRIES = 2
+"""After so many a store is given up: whoever waits is told within half a minute, and tries again later."""
 AT_ONCE = 8
 """How many objects are fetched, or deleted, at once."""
 PART = 8_000_000
@@ -66,7 +67,7 @@ class LakeStore:
             endpoint_override=store.endpoint or None,
             region=store.region,
             force_virtual_addressing=store.virtual,
-            request_timeout=SECONDS["request"],
+            request_timeout=SECONDS["silence"],
             connect_timeout=SECONDS["connect"],
             retry_strategy=AwsStandardS3RetryStrategy(max_attempts=TRIES),
         )

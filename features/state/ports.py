@@ -30,6 +30,10 @@ class MissingStateError(RuntimeError):
     """A table, snapshot or model that a command needs does not exist yet; the message names the fix."""
 
 
+class UnreachableError(OSError):
+    """A server that keeps something cannot be reached now, or answers too late; the message names it."""
+
+
 class LeaseTakenError(RuntimeError):
     """Somebody else holds a lease, so that it cannot be had now."""
 
