@@ -21,7 +21,7 @@ from features.store.dead_letters import DeadLetter
 from features.store.event_index import Incoming
 from features.store.event_log import EventLog
 from serving.intake.backlog import Backlog, Taken
-from serving.intake.event_queue import TICK, Accepted, EventQueue, Refused, Progress
+from serving.intake.event_queue import TICK, Accepted, EventQueue, Progress, Refused
 from serving.intake.recent import RecentlyLearnt
 
 logger = logging.getLogger("ubiquo")

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from features.state.clock import Clock, microseconds, system_clock
 from features.state.ports import AnyRow, Database, DatabaseSession, State
 from features.state.sql import BIG, put, run_many
-from serving.intake.event_queue import EPOCH, TICK, Accepted, Entry, Follow, Moved, Refused, Progress, Turn
+from serving.intake.event_queue import EPOCH, TICK, Accepted, Entry, Follow, Moved, Progress, Refused, Turn
 
 logger = logging.getLogger("ubiquo")
 READ_BYTES = 32_000_000
