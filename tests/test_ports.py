@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -19,6 +20,8 @@ from features.state.disk import DamagedStateError
 from features.state.file_lease import FileLease
 from features.state.home import Home
 from features.state.ports import Database, Lease, LeaseTakenError, Secrets, State, Table
+from features.state.postgres import PostgresDatabase, PostgresKeeping
+from features.state.postgres_server import server_at
 from features.state.settings import Settings
 from features.state.sql import BIG, put, run_many
 from serving.intake.event_queue import Accepted, EventQueue, Refused
@@ -394,6 +397,52 @@ class TestSQLiteFile(DatabaseContract):
         (tmp_path / "contacts.db").write_bytes(b"this is no database, though it is long enough to be taken for the head of one" * 20)
         with pytest.raises(DamagedStateError, match=r"contacts\.db is damaged"):
             Home(tmp_path, Settings()).database("contacts", THINGS).connect()
+
+
+class TestPostgresDatabase(DatabaseContract):
+    @pytest.fixture(params=["durable", "soon", "counted"])
+    def database(self, postgres_url: str, request: pytest.FixtureRequest) -> Database:
+        keeping = {"durable": PostgresKeeping(), "soon": PostgresKeeping(is_durable=False), "counted": PostgresKeeping(counts=True)}
+        return PostgresDatabase(server_at(postgres_url), "things", (THINGS,), keeping[request.param])
+
+    @staticmethod
+    def bytes_of(database: Database) -> bytes:
+        """What lies in the table's own file; the server's write-ahead log is another matter."""
+        assert isinstance(database, PostgresDatabase)
+        with contextlib.closing(database.server.opened(60.0)) as connection:
+            connection.execute("CHECKPOINT")
+            found = connection.execute("SELECT pg_read_binary_file(pg_relation_filepath('ubiquo_things.things'))").fetchall()
+        return bytes(found[0][0])
+
+    @staticmethod
+    def break_scrub(session: Any, patch: pytest.MonkeyPatch) -> None:
+        tidy = session._tidy
+
+        def broken(connection: sa.Connection, table: str, rewrites: bool) -> None:
+            tidy(connection, table, rewrites)
+            connection.exec_driver_sql("BEGIN; SET LOCAL statement_timeout = 10; SELECT pg_sleep(1)")
+
+        patch.setattr(session, "_tidy", broken)
+
+    @staticmethod
+    def empty(database: Database) -> None:
+        with database.begin() as connection:
+            THINGS.drop(connection)
+
+    def test_the_stamp_of_one_that_is_counted_stays_the_same_while_nothing_changes(self, postgres_url: str) -> None:
+        database = PostgresDatabase(server_at(postgres_url), "things", (THINGS,), PostgresKeeping(counts=True))
+        database.connect()
+        before = database.stamp()
+        with database.begin() as connection:
+            assert connection.execute(sa.select(THINGS)).fetchall() == []
+        assert database.stamp() == before
+        with database.begin() as connection:
+            connection.execute(sa.insert(THINGS).values(name="a"))
+        changed = database.stamp()
+        assert changed != before
+        database.discard()
+        database.connect()
+        assert database.stamp() not in (before, changed, None)
 
 
 class EventQueueContract:
