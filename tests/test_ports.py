@@ -19,8 +19,9 @@ from scene import NEW_YEAR, ROOT, SECRET, surroundings
 from features.state.disk import DamagedStateError
 from features.state.file_lease import FileLease
 from features.state.home import Home
-from features.state.ports import Database, Lease, LeaseTakenError, Secrets, State, Table
+from features.state.ports import Database, Lease, LeaseLostError, LeaseTakenError, Secrets, State, Table
 from features.state.postgres import PostgresDatabase, PostgresKeeping
+from features.state.postgres_lease import PostgresLease
 from features.state.postgres_server import server_at
 from features.state.settings import Settings
 from features.state.sql import BIG, put, run_many
@@ -90,6 +91,53 @@ class TestFileLease(LeaseContract):
         FileLease(tmp_path).take("work").close()
 
 
+class TestPostgresLease(LeaseContract):
+    @pytest.fixture
+    def pair(self, postgres_url: str) -> tuple[Lease, Lease]:
+        return PostgresLease(server_at(postgres_url)), PostgresLease(server_at(postgres_url))
+
+    def test_what_a_killed_process_held_is_free(self, postgres_url: str) -> None:
+        code = (
+            "import os, signal, sys; from features.state.postgres_lease import *; from features.state.postgres_server import server_at\n"
+            "held = PostgresLease(server_at(sys.argv[1])).take('work'); print('held', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+        )
+        done = subprocess.run([sys.executable, "-c", code, postgres_url], cwd=ROOT, capture_output=True, text=True, env=surroundings())
+        assert done.stdout == "held\n"
+        with PostgresLease(server_at(postgres_url)).hold("work"):
+            pass
+
+    def test_one_that_was_lost_is_told(self, postgres_url: str) -> None:
+        lease = PostgresLease(server_at(postgres_url))
+        cut = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
+
+        def lose() -> None:
+            with lease.hold("work") as held:
+                assert held.still_held()
+                with contextlib.closing(server_at(postgres_url).opened()) as other:
+                    other.execute(cut)
+                assert not held.still_held()
+                lease.take("work").close()
+
+        with pytest.raises(LeaseLostError, match="work was lost"):
+            lose()
+
+        def fail() -> None:
+            with lease.hold("work"), contextlib.closing(server_at(postgres_url).opened()) as other:
+                other.execute(cut)
+                _ = 1 / 0
+
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        # what is kept for the next lease was lost as well
+        held = lease.take("work")
+        held.close()
+        with contextlib.closing(server_at(postgres_url).opened()) as other:
+            other.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()"
+            )
+        lease.take("work").close()
+
+
 class SecretsContract:
     @pytest.fixture
     def secrets(self, tmp_path: Path) -> Secrets:
@@ -105,6 +153,12 @@ class SecretsContract:
         assert secrets.marked() is None
         secrets.mark(b"a digest")
         assert secrets.marked() == b"a digest"
+
+
+class TestSecretsBesidePostgres(SecretsContract):
+    @pytest.fixture
+    def secrets(self, tmp_path: Path, postgres_url: str) -> Secrets:
+        return Home(tmp_path, Settings(database=postgres_url)).secrets
 
 
 class TestFileSecrets(SecretsContract):
@@ -411,7 +465,8 @@ class TestPostgresDatabase(DatabaseContract):
         assert isinstance(database, PostgresDatabase)
         with contextlib.closing(database.server.opened(60.0)) as connection:
             connection.execute("CHECKPOINT")
-            found = connection.execute("SELECT pg_read_binary_file(pg_relation_filepath('ubiquo_things.things'))").fetchall()
+            schema = database.place.rpartition(" ")[2]
+            found = connection.execute(f"SELECT pg_read_binary_file(pg_relation_filepath('{schema}.things'))").fetchall()
         return bytes(found[0][0])
 
     @staticmethod
@@ -443,6 +498,14 @@ class TestPostgresDatabase(DatabaseContract):
         database.discard()
         database.connect()
         assert database.stamp() not in (before, changed, None)
+
+
+class TestPostgresHome(TestPostgresDatabase):
+    """A database of a home whose tables follow from elsewhere: those that last are made by migrations."""
+
+    @pytest.fixture(params=["event_index"])
+    def database(self, tmp_path: Path, postgres_url: str, request: pytest.FixtureRequest) -> Database:
+        return Home(tmp_path, Settings(database=postgres_url)).database(request.param, THINGS)
 
 
 class EventQueueContract:
@@ -504,6 +567,16 @@ class EventQueueContract:
         assert 1 <= len(queue.waiting()) < 6
         assert len(queue.waiting(-1)) == 6
         queue.close()
+
+
+class TestInboxInPostgres(EventQueueContract):
+    @pytest.fixture
+    def state(self, tmp_path: Path, postgres_url: str) -> State:
+        return Home(tmp_path, Settings(database=postgres_url))
+
+    @staticmethod
+    def opened(state: State) -> EventQueue:
+        return Inbox(state)
 
 
 class TestInbox(EventQueueContract):

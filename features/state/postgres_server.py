@@ -55,7 +55,7 @@ class UnreachableDatabaseError(OSError):
     """The database server cannot be reached, or has ended the connection; the message names it and the fix.
 
     Attributes:
-        is_silent: whether it was waited for in vain, so that to ask again at once would wait as long.
+        is_silent: whether it was waited for, or asked for a connection, in vain: to ask again at once would end the same way.
     """
 
     is_silent = False
@@ -107,6 +107,8 @@ class PostgresServer:
         self.place = f"PostgreSQL at {told.host or 'this machine'}:{told.port or 5432}, database {told.database or told.username}"
         """Where it is, in words; without a password."""
         self._url = url
+        self.is_current = False
+        """Whether the tables were found to be those that this code knows."""
         self.engine = sa.create_engine(
             "postgresql+psycopg://", creator=self.opened, poolclass=QueuePool, pool_size=KEPT_CONNECTIONS, pool_use_lifo=True,
             max_overflow=MOST_CONNECTIONS - KEPT_CONNECTIONS, pool_timeout=WRITE_SECONDS, pool_reset_on_return=None,
@@ -128,9 +130,11 @@ class PostgresServer:
             connection = PatientConnection.connect(make_conninfo(**told), autocommit=True)
         except psycopg.Error as error:
             why = " ".join(str(error).split())
-            raise UnreachableDatabaseError(
+            found = UnreachableDatabaseError(
                 f"{self.place} cannot be used ({why}): see that it runs, that this machine reaches it, and what UBIQUO_DATABASE says"
-            ) from error
+            )
+            found.is_silent = True
+            raise found from error
         connection.patience = patience
         return connection
 
@@ -185,6 +189,11 @@ def raw(connection: Connection) -> PatientConnection:
 def has_failed(connection: PatientConnection) -> bool:
     """Whether a statement of the transaction has failed, so that nothing of it can be stored."""
     return connection.info.transaction_status == TransactionStatus.INERROR
+
+
+def is_error(error: BaseException) -> bool:
+    """Whether the server or the way to it is to blame."""
+    return isinstance(error, psycopg.Error)
 
 
 def is_idle(connection: PatientConnection) -> bool:
