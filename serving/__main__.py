@@ -47,6 +47,7 @@ def serve(
     context: typer.Context,
     host: Annotated[str, typer.Option(help="Address to listen on; beyond loopback UBIQUO_API_KEY must be set.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 3000,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="How many processes answer; each holds the models in memory.")] = 1,
 ) -> None:
     """Start the HTTP service."""
     if context.invoked_subcommand is not None:
@@ -56,12 +57,25 @@ def serve(
     check_champions(home)
     make_folder(home.root)
     os.environ["UBIQUO_LOOPBACK"] = "1" if is_loopback(host) else "0"
-    os.environ["UBIQUO_SINGLE_PROCESS"] = "1"
+    os.environ["UBIQUO_SINGLE_PROCESS"] = "1" if workers == 1 else "0"
     os.environ.setdefault("BENTOML_HOME", str(home.root / "bentoml"))
     console.print(f"serving on http://{host}:{port}: /v1/..., /openapi.json, /metrics, /readyz; Ctrl-C ends it", highlight=False)
+    if workers > 1:
+        from serving.http.logs import configure_logging
+        from serving.http.workers import supervise
+
+        sys.exit(supervise(host, port, workers, configure_logging))
     from serving.http.server import serve as serve_http
 
     sys.exit(serve_http(host, port))
+
+
+@app.command(hidden=True)
+def worker(listening: int, told: int) -> None:
+    """Answer beside others on a socket that ``--workers`` has opened."""
+    from serving.http.server import work
+
+    sys.exit(work(listening, told))
 
 
 @app.command()

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 import sqlalchemy as sa
-from scene import NEW_YEAR, ROOT, SECRET, surroundings
+from scene import NEW_YEAR, ROOT, SECRET, Brought, surroundings
 
+from features.state.clock import Clock, fixed_clock
 from features.state.disk import DamagedStateError
 from features.state.file_lease import FileLease
 from features.state.home import Home
@@ -25,12 +28,15 @@ from features.state.postgres_lease import PostgresLease
 from features.state.postgres_server import server_at
 from features.state.settings import Settings
 from features.state.sql import BIG, put, run_many
-from serving.intake.event_queue import Accepted, EventQueue, Refused
+from serving.intake.event_queue import Accepted, EventQueue, Refused, Turn
 from serving.intake.inbox import Inbox
 
 THINGS = sa.Table(
     "things", sa.MetaData(), sa.Column("name", sa.Text, primary_key=True), sa.Column("size", BIG), sa.Column("content", sa.LargeBinary)
 )
+
+
+MIDNIGHT = fixed_clock(NEW_YEAR)
 
 
 class LeaseContract:
@@ -514,7 +520,7 @@ class EventQueueContract:
         raise NotImplementedError
 
     @staticmethod
-    def opened(state: State) -> EventQueue:
+    def opened(state: State, clock: Clock = MIDNIGHT) -> EventQueue:
         raise NotImplementedError
 
     @staticmethod
@@ -527,46 +533,132 @@ class EventQueueContract:
         assert queue.last_received() is None
         letters, refused = [self.letter(n) for n in range(5)], [Refused(NEW_YEAR + timedelta(seconds=9), "http", b"why")]
         done = [Future[None]() for _ in range(3)]
-        queue.submit(letters[:3], [], done[0])
-        queue.submit(letters[3:], refused, done[1])
-        queue.submit([], [], done[2])
-        for each in done:
-            each.result(10)
+        brought = Brought(letters[:3]), Brought(letters[3:], refused), Brought()
+        for each, future in zip(brought, done, strict=True):
+            queue.submit(each, future)
+        for future in done:
+            future.result(10)
+        assert all(each.is_stored for each in brought)
+        letters = [*brought[0].entered, *brought[1].entered]
         queue.close()
         assert not queue.is_open
         again = self.opened(state)
         assert again.waiting() == letters
         assert again.waiting(2) == letters[:2]
-        assert again.waiting(-1, after=letters[1].received_at) == letters[2:]
-        assert again.refused() == refused
+        assert again.waiting(-1, after=letters[1].seq) == letters[2:]
+        assert again.refused() == [refused[0]._replace(seq=6)]
+        assert again.count_refused() == 1
         assert again.last_received() == refused[0].received_at
-        again.drained(letters[:2], refused)
+        again.drained(letters[:2], again.refused())
         assert (again.waiting(), again.refused(), again.last_received()) == (letters[2:], [], letters[4].received_at)
         again.scrub()
         again.close()
 
     def test_what_cannot_be_stored_is_told_and_keeps_nothing_else_back(self, state: State) -> None:
         queue = self.opened(state)
-        first, twice, later = (Future[None]() for _ in range(3))
-        queue.submit([self.letter(1)], [], first)
+
+        class Broken(Brought):
+            def enter(self, turn: Turn) -> tuple[Sequence[Accepted], Sequence[Refused]]:
+                raise ZeroDivisionError
+
+        class Again(Brought):
+            def enter(self, turn: Turn) -> tuple[Sequence[Accepted], Sequence[Refused]]:
+                return self._letters, ()
+
+        first, broken, twice, later = (Future[None]() for _ in range(4))
+        queue.submit(Brought([self.letter(1)]), first)
+        queue.submit(Broken(), broken)
         first.result(10)
-        queue.submit([self.letter(1)], [], twice)
-        assert twice.exception(10) is not None
-        queue.submit([self.letter(2)], [], later)
+        assert isinstance(broken.exception(10), ZeroDivisionError)
+        again = Again([self.letter(1)._replace(seq=1)])
+        turned = Brought()
+        turned.enter = lambda turn: (turn.next(), again.enter(turn))[1]  # type: ignore[method-assign]
+        queue.submit(turned, twice)
+        assert twice.exception(10) is not None, "a place is given once"
+        queue.submit(Brought([self.letter(2)]), later)
         assert later.exception(10) is None
         assert [each.event_id for each in queue.waiting()] == ["e1", "e2"]
         queue.close()
         late: Future[None] = Future()
-        queue.submit([self.letter(3)], [], late)
+        queue.submit(Brought([self.letter(3)]), late)
         assert isinstance(late.exception(10), RuntimeError)
 
     def test_large_events_are_not_all_read_at_once(self, state: State) -> None:
         queue, done = self.opened(state), Future[None]()
-        queue.submit([self.letter(n, 9_000_000) for n in range(6)], [], done)
+        queue.submit(Brought([self.letter(n, 9_000_000) for n in range(6)]), done)
         done.result(30)
         assert 1 <= len(queue.waiting()) < 6
         assert len(queue.waiting(-1)) == 6
         queue.close()
+
+    def test_receipts_only_grow_whatever_the_clocks_of_the_machines_say(self, state: State) -> None:
+        queue, moments = self.opened(state), list[datetime]()
+        for _ in range(3):
+            moments.append(queue.now())
+            late = self.opened(state, fixed_clock(NEW_YEAR - timedelta(minutes=5)))
+            moments.append(late.now())
+            late.close()
+        assert moments == sorted(set(moments))
+        queue.close()
+
+    def test_every_process_follows_the_others_in_one_order(self, state: State) -> None:
+        queues = [self.opened(state) for _ in range(3)]
+        orders: list[list[str]] = [[] for _ in queues]
+
+        class Counted(Brought):
+            def __init__(self, letter: Accepted, order: list[str]) -> None:
+                super().__init__([letter])
+                self.order = order
+
+            def stored(self) -> None:
+                self.order += [letter.event_id for letter in self.entered]
+
+        for queue, order in zip(queues, orders, strict=True):
+            queue.followed_by(lambda letters, order=order: order.extend(x.event_id for x in letters), lambda *_: None)  # type: ignore[misc]
+
+        def work(n: int) -> None:
+            for k in range(40):
+                done: Future[None] = Future()
+                queues[n].submit(Counted(self.letter(k)._replace(event_id=f"{n}-{k}"), orders[n]), done)
+                done.result(10)
+                queues[n].catch_up()
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        for queue in queues:
+            queue.catch_up()
+        stored = [letter.event_id for letter in queues[0].waiting(-1)]
+        assert len(stored) == 120
+        assert orders == [stored] * 3
+        for queue in queues:
+            queue.close()
+
+    def test_who_falls_behind_is_told_that_something_is_missing(self, state: State) -> None:
+        one, other = self.opened(state), self.opened(state)
+        seen: list[str] = []
+        told: list[tuple[int, bool]] = []
+        other.followed_by(
+            lambda letters: seen.extend(x.event_id for x in letters), lambda standing, missing: told.append((standing.moved, missing))
+        )
+        for n in range(4):
+            done: Future[None] = Future()
+            one.submit(Brought([self.letter(n)]), done)
+            done.result(10)
+            if n == 0:
+                other.catch_up()
+            if n == 2:
+                one.drained(one.waiting(), [])
+        other.catch_up()
+        assert (seen, told) == (["e0", "e3"], [(3, True)])
+        one.drained(one.waiting(), [])
+        other.catch_up()
+        other.catch_up()
+        assert told == [(3, True), (4, False)]
+        one.close()
+        other.close()
 
 
 class TestInboxInPostgres(EventQueueContract):
@@ -575,8 +667,8 @@ class TestInboxInPostgres(EventQueueContract):
         return Home(tmp_path, Settings(database=postgres_url))
 
     @staticmethod
-    def opened(state: State) -> EventQueue:
-        return Inbox(state)
+    def opened(state: State, clock: Clock = MIDNIGHT) -> EventQueue:
+        return Inbox(state, clock)
 
 
 class TestInbox(EventQueueContract):
@@ -585,5 +677,21 @@ class TestInbox(EventQueueContract):
         return Home(tmp_path, Settings())
 
     @staticmethod
-    def opened(state: State) -> EventQueue:
-        return Inbox(state)
+    def opened(state: State, clock: Clock = MIDNIGHT) -> EventQueue:
+        return Inbox(state, clock)
+
+    def test_what_waits_in_an_inbox_of_before_keeps_its_order(self, tmp_path: Path) -> None:
+        (tmp_path / "home").mkdir()
+        with sqlite3.connect(tmp_path / "home" / "inbox.db") as old:
+            old.execute(
+                "CREATE TABLE waiting (received_at INTEGER PRIMARY KEY, event_id TEXT NOT NULL, content_hash TEXT NOT NULL,"
+                " payload BLOB NOT NULL, source TEXT NOT NULL, personal BLOB)"
+            )
+            old.execute("CREATE TABLE refused (received_at INTEGER PRIMARY KEY, source TEXT NOT NULL, token BLOB NOT NULL)")
+            old.executemany("INSERT INTO waiting VALUES (?, ?, 'hash', x'7b7d', 'http', NULL)", [(30, "b"), (10, "a")])
+            old.execute("INSERT INTO refused VALUES (20, 'http', x'00')")
+        for _ in range(2):
+            queue = self.opened(Home(tmp_path / "home", Settings()))
+            assert [(letter.event_id, letter.seq) for letter in queue.waiting()] == [("a", 1), ("b", 2)]
+            assert [each.seq for each in queue.refused()] == [3]
+            queue.close()

@@ -6,9 +6,8 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +36,27 @@ from features.state.settings import SettingError, Settings
 from features.state.sql import BIG, run_many
 from serving.decide.ledger import Ledger
 from serving.decide.rules import Rules
-from serving.intake.event_queue import Accepted
+from serving.intake.event_queue import Accepted, Refused, Turn
 from serving.intake.inbox import Inbox
 from serving.journeys.runs import Runs
 from serving.privacy.keys import Audit, Keys
 
 THINGS = sa.Table("things", sa.MetaData(), sa.Column("name", sa.Text, primary_key=True), sa.Column("size", BIG))
 _ALL = sa.select(THINGS.c.name).order_by(THINGS.c.name)
+
+
+class _Event:
+    """One event on its way into the inbox."""
+
+    def __init__(self, event_id: str) -> None:
+        self._event_id = event_id
+
+    def enter(self, turn: Turn) -> tuple[Sequence[Accepted], Sequence[Refused]]:
+        seq, at = turn.next()
+        return [Accepted(self._event_id, "hash", at, b"{}", "http", seq=seq)], ()
+
+    def stored(self) -> None:
+        """Nothing follows from it."""
 
 
 class _Asked(Home):
@@ -320,8 +333,13 @@ def test_a_server_that_is_killed_keeps_what_was_committed_and_nothing_half(own_c
     session = database.connect()
     lease = PostgresLease(server)
     inbox = Inbox(Home(tmp_path, Settings(database=url)))
-    done = Future[None]()
-    inbox.submit([Accepted("e1", "hash", NEW_YEAR, b"{}", "http")], [], done)
+
+    def submit(event_id: str) -> Future[None]:
+        done: Future[None] = Future()
+        inbox.submit(_Event(event_id), done)
+        return done
+
+    done = submit("e1")
     done.result(20)
     with session.writing() as connection:
         run_many(connection, sa.insert(THINGS), [(f"{k:03}", k) for k in range(100)])
@@ -338,13 +356,11 @@ def test_a_server_that_is_killed_keeps_what_was_committed_and_nothing_half(own_c
     with pytest.raises(UnreachableDatabaseError, match=r"cannot be used.*see that it runs"):
         session.read(_ALL)
     assert not held.still_held()
-    lost = Future[None]()
-    inbox.submit([Accepted("e2", "hash", NEW_YEAR + timedelta(hours=1), b"{}", "http")], [], lost)
+    lost = submit("e2")
     assert isinstance(lost.exception(20), UnreachableDatabaseError)
     own_cluster.start()
     assert session.read(sa.select(sa.func.count()).select_from(THINGS)) == [(100,)]
-    again = Future[None]()
-    inbox.submit([Accepted("e3", "hash", NEW_YEAR + timedelta(hours=2), b"{}", "http")], [], again)
+    again = submit("e3")
     again.result(20)
     assert [each.event_id for each in inbox.waiting()] == ["e1", "e3"]
     inbox.close()

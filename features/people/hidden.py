@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
 
 import sqlalchemy as sa
@@ -42,7 +42,9 @@ class Hidden:
     It is read again where it has changed, so other processes know too. Safe to call from several threads.
     """
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, shown_again: Callable[[], object] = lambda: None) -> None:
+        """Read them; *shown_again* is done before what somebody has purged is hidden no more."""
+        self._shown_again = shown_again
         self._database = state.database("hidden", _HIDDEN)
         self._lock = threading.Lock()
         self._seen = _NOTHING
@@ -77,6 +79,10 @@ class Hidden:
             run_many(connection, _SHOW, rows)
         self._look_at = 0.0
 
+    def look_again(self) -> None:
+        """Look at once, the next time, whether another process has hidden anybody."""
+        self._look_at = 0.0
+
     def _read(self) -> dict[str, frozenset[str]]:
         # it is asked for with every identifier that is looked up
         now = time.monotonic()
@@ -92,5 +98,8 @@ class Hidden:
                 found: dict[str, set[str]] = {kind: set() for kind in _KINDS}
                 for kind, value in connection.execute(sa.select(_HIDDEN)):
                     found[kind].add(value)
+            if seen.values["key"] - found["key"]:
+                # they are nowhere any more: who remembers them must not
+                self._shown_again()
             seen = self._seen = _Seen(stamp, {kind: frozenset(values) for kind, values in found.items()})
         return seen.values

@@ -9,7 +9,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from features.state.disk import PRIVATE_FILE, make_folder, write_atomically
 from features.state.ports import Lease, LeaseTakenError
@@ -114,6 +114,31 @@ class FileSecrets:
     def mark(self, mark: bytes) -> None:
         """Note *mark* beside the data."""
         write_atomically(self._mark, mark, PRIVATE_FILE)
+
+
+class _Open(Protocol):
+    def fileno(self) -> int:
+        """The descriptor."""
+
+
+def use(path: Path, file: _Open) -> None:
+    """Have *file*, which is *path*, count as in use until it is closed, or its process ends."""
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise LeaseTakenError(f"another process holds {path}") from None
+
+
+def is_in_use(path: Path) -> bool:
+    """Whether a process uses the file."""
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 class Scratch:

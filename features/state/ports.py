@@ -30,11 +30,15 @@ class MissingStateError(RuntimeError):
     """A table, snapshot or model that a command needs does not exist yet; the message names the fix."""
 
 
+class UnreachableError(OSError):
+    """A server that keeps something cannot be reached now, or answers too late; the message names it."""
+
+
 class LeaseTakenError(RuntimeError):
     """Somebody else holds a lease, so that it cannot be had now."""
 
 
-class LeaseLostError(OSError):
+class LeaseLostError(UnreachableError):
     """A lease was lost while it was held, as the way to whoever keeps it was cut: another may have had it meanwhile."""
 
 

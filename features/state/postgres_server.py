@@ -20,6 +20,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import QueuePool
 
 from features.state.disk import DamagedStateError, NoSpaceError
+from features.state.ports import UnreachableError
 
 CONNECT_SECONDS = 3
 READ_SECONDS = 3.0
@@ -51,7 +52,7 @@ _NO_TABLE, _READ_ONLY = ("42P01", "3F000"), "25006"
 _ENDED = ("57P01", "57P02", "57P03", "57P05", "25P03")
 
 
-class UnreachableDatabaseError(OSError):
+class UnreachableDatabaseError(UnreachableError):
     """The database server cannot be reached, or has ended the connection; the message names it and the fix.
 
     Attributes:

@@ -15,7 +15,7 @@ from msgspec import Meta
 PREFIX = "UBIQUO_"
 ANOTHERS = {"MLFLOW_TRACKING_URI": "tracking_uri"}
 """Variables of other projects that mean something here too, each with its setting."""
-INTERNAL = ("loopback", "single_process")
+INTERNAL = ("loopback", "single_process", "shared", "siblings")
 """How ``python -m serving`` tells the process that answers how it was started."""
 
 
@@ -45,6 +45,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     demo_shop: Annotated[bool, Meta(description="whether the console has a shop to try; what is done in it counts as real")] = False
     loopback: Annotated[bool, Meta(description="only this machine can ask")] = False
     single_process: Annotated[bool, Meta(description="no arbiter watches over the process")] = False
+    shared: Annotated[bool, Meta(description="other services run on the same state")] = False
+    siblings: Annotated[str, Meta(description="the folder in which the processes of one service tell their metrics")] = ""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:

@@ -38,10 +38,14 @@ def _bytes(name: str, nullable: bool = False) -> sa.Column[bytes]:
 
 def _inbox(schema: str) -> None:
     op.create_table(
-        "waiting", _big("received_at", True), _text("event_id"), _text("content_hash"), _bytes("payload"), _text("source"),
+        "waiting", _big("seq", True), _big("received_at"), _text("event_id"), _text("content_hash"), _bytes("payload"), _text("source"),
         _bytes("personal", nullable=True), schema=schema,
     )  # fmt: skip
-    op.create_table("refused", _big("received_at", True), _text("source"), _bytes("token"), schema=schema)
+    op.create_table("refused", _big("seq", True), _big("received_at"), _text("source"), _bytes("token"), schema=schema)
+    op.create_table(
+        "turn", sa.Column("id", sa.Integer, primary_key=True, autoincrement=False), _big("seq"), _big("received_at", nullable=True),
+        _big("moved"), _big("moved_until", nullable=True), schema=schema,
+    )  # fmt: skip
 
 
 def _people() -> None:
