@@ -28,9 +28,11 @@ from features.state import postgres_server
 from features.state.home import LASTING, Home
 from features.state.migrations import FOLDER, HEAD, REVISIONS
 from features.state.ports import Database
+from features.state.postgres import REVISIONS as REVISIONS_TABLE
 from features.state.postgres import PostgresDatabase, PostgresKeeping
 from features.state.postgres_lease import PostgresLease
 from features.state.postgres_migrations import NewerStateError, revision_of
+from features.state.postgres_moving import MOVING
 from features.state.postgres_server import UnreachableDatabaseError, server_at
 from features.state.settings import SettingError, Settings
 from features.state.sql import BIG, run_many
@@ -91,11 +93,18 @@ def test_the_migrations_make_what_the_code_asks_for(tmp_path: Path, postgres_url
     for name, tables in home.asked.items():
         for table in tables:
             table.to_metadata(known, schema=f"ubiquo_{name}")
-    mine = {f"ubiquo_{name}" for name in LASTING}
+    for own in (REVISIONS_TABLE, MOVING):
+        own.to_metadata(known)
+    mine = {"ubiquo", *(f"ubiquo_{name}" for name in LASTING)}
     with server_at(postgres_url).engine.connect() as connection:
         context = MigrationContext.configure(
             connection,
-            opts={"include_schemas": True, "compare_type": True, "include_name": lambda name, kind, _: kind != "schema" or name in mine},
+            opts={
+                "include_schemas": True,
+                "compare_type": True,
+                "version_table_schema": "ubiquo",
+                "include_name": lambda name, kind, _: kind != "schema" or name in mine,
+            },
         )
         assert compare_metadata(context, known) == []
     script = ScriptDirectory(str(FOLDER))

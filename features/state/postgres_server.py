@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from functools import cache
 from typing import Any
 from weakref import WeakSet
@@ -66,6 +66,7 @@ class PatientConnection(psycopg.Connection[Any]):
     """A connection that is given up once the server is silent for ``patience`` seconds, however the network hangs."""
 
     patience = WRITE_SECONDS
+    server: PostgresServer
 
     def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
         """Let a call go on until it is done.
@@ -136,7 +137,7 @@ class PostgresServer:
             )
             found.is_silent = True
             raise found from error
-        connection.patience = patience
+        connection.patience, connection.server = patience, self
         return connection
 
     def forget(self) -> None:
@@ -177,6 +178,30 @@ class PostgresServer:
             return self.lost(error)
         told = self.explained(error, context.statement)
         return None if told is error else told
+
+
+def copy_rows(connection: Connection, table: Any, schema: str | None, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Insert many rows, whose values stand in the order of the table's columns, in one message.
+
+    Raises:
+        IntegrityError: a row is there already, or misses something; likewise what else the server says.
+    """
+    quote = connection.dialect.identifier_preparer.quote
+    place = ".".join(quote(part) for part in (schema, table.name) if part)
+    statement = f"COPY {place} ({', '.join(quote(column.name) for column in table.columns)}) FROM STDIN"
+    driver = raw(connection)
+    try:
+        with driver.cursor() as cursor, cursor.copy(statement.encode()) as copy:
+            for row in rows:
+                copy.write_row(row)
+    except psycopg.Error as error:
+        if driver.closed:
+            connection.invalidate(error)
+            raise driver.server.lost(error) from error
+        told = driver.server.explained(error, statement)
+        if told is error:
+            told = sa.exc.DBAPIError.instance(statement, None, error, psycopg.Error, dialect=connection.dialect)
+        raise told from error
 
 
 def raw(connection: Connection) -> PatientConnection:

@@ -17,6 +17,10 @@ BIG = BigInteger().with_variant(Integer(), "sqlite")
 """A whole number of 64 bits. SQLite has no other, and looks rows up by their place only where the key is of its own type."""
 
 
+COPIED_ROWS = 200
+"""From so many rows on a server is sent them in the words that it restores backups with: ten times as fast."""
+
+
 def put(table: Table) -> InsertOrKeep:
     """An insert that can say what holds on a conflict: ``on_conflict_do_nothing``, or ``on_conflict_do_update`` of named columns.
 
@@ -43,6 +47,11 @@ def run_many(connection: Connection, statement: Insert | UpdateBase, rows: Seque
     once, as an object.
     """
     if not rows:
+        return
+    if len(rows) >= COPIED_ROWS and connection.dialect.name == "postgresql" and type(statement) is Insert:
+        from features.state.postgres_server import copy_rows
+
+        copy_rows(connection, statement.table, schema_of(connection), rows)
         return
     text, names = _compiled(statement, connection.dialect, schema_of(connection))
     if connection.dialect.positional:

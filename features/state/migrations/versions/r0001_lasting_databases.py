@@ -12,6 +12,10 @@ _COUNTED = ("tombstones", "hidden", "access", "rules")
 def upgrade() -> None:
     """Make schemas, tables and indexes."""
     op.create_table("revisions", _text("database", primary_key=True), _big("revision"), schema="ubiquo")
+    op.create_table(
+        "moving", _text("database", True), _text("name", True), _text("home"), _text("last"), _big("rows"),
+        sa.Column("is_done", sa.Boolean, nullable=False), schema="ubiquo",
+    )  # fmt: skip
     for name in ("inbox", "contacts", "tombstones", "hidden", "access", "reservations", "journeys", "rules"):
         op.execute(sa.schema.CreateSchema(f"ubiquo_{name}", if_not_exists=True))
     for name in _COUNTED:
