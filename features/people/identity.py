@@ -61,7 +61,7 @@ class Identities:
     def __init__(self, state: State, vault: Vault | None = None) -> None:
         self._state, self._table = state, state.tables[IDENTIFIERS]
         self.vault = vault or Vault.open(state)
-        self.hidden = Hidden(state, self.refresh)
+        self.hidden = Hidden(state, self._forget)
         """Who was erased: they are nobody's from then on, though the table may hold them yet."""
         self._lock = threading.RLock()
         self._graph = IdentityGraph()
@@ -93,6 +93,13 @@ class Identities:
                 fresh.disturbed = self._graph.disturbed
                 self._graph = self._learnt_again(fresh)
             self._seen.note()
+
+    def _forget(self, keys: frozenset[str]) -> None:
+        """Read the table anew without what this process has learnt of *keys*, which another has purged."""
+        with self._lock:
+            self._learnt = [each for each in self._learnt if keys.isdisjoint(_about(each[0]))]
+            self._seen = Seen(self._table)
+            self.refresh()
 
     def _take_over(self, files: Sequence[str]) -> None:
         """Take over what was appended: mostly what this process has worked out as well, from the same events in the same order."""
@@ -300,6 +307,11 @@ class Identities:
             self._index.forget(keys, customers, event_ids, self._table.version())
         self.refresh()
         return gone
+
+
+def _about(lesson: Lesson | Step) -> Sequence[str]:
+    """The identity keys that a lesson is about."""
+    return [*lesson.keys, *lesson.previous] if isinstance(lesson, Lesson) else [lesson.identity_key]
 
 
 def write_anew(state: State, steps: Sequence[Step]) -> None:

@@ -109,7 +109,8 @@ class Supervisor:
                 process.leave()
             codes = [process.wait() for process in self._processes]
             shutil.rmtree(self._folder, ignore_errors=True)
-        return max(codes, default=0)
+        # a process that was told to leave ends by that signal
+        return 0 if {*codes} <= {0, -signal.SIGTERM} else 1
 
     def _start(self) -> Process:
         process = Process(self._listener, self._environment)

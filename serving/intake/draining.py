@@ -314,8 +314,9 @@ class Drain:
         """
         until = standing.moved_until
         assert until is not None
+        # what this process has learnt too stands in the table now
+        self._identities.refresh()
         if is_missing:
-            self._identities.refresh()
             self._consents.refresh()
         self._waiting.moved_elsewhere(standing.moved, self._inbox.count_refused())
         self._recent.told((), until)

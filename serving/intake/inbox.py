@@ -7,7 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -153,7 +153,7 @@ class Inbox:
             return {}
         failed: dict[Future[None], Exception] = {}
         self._state.check_room()
-        with self._writer.writing() as connection:
+        with self._in_turn(), self._writer.writing() as connection:
             standing = _standing_of(connection.execute(_STANDING).fetchall())
             # first what others have stored since: the order of places is the order in which all of them are followed
             self._go_on(lambda query: connection.execute(query).fetchall(), standing)
@@ -175,6 +175,10 @@ class Inbox:
             connection.execute(_GIVEN, {"last": turn.seq, "at": microseconds(turn.received_at)})
         self._standing = self._standing._replace(last=turn.seq, received_at=turn.received_at)
         return failed
+
+    def _in_turn(self) -> AbstractContextManager[object]:
+        """Where several processes write to one file each waits in line: SQLite lets whoever asks at the right moment go first."""
+        return self._state.lease.hold("turn") if self._state.settings.shared else nullcontext()
 
     # --- following
 
@@ -247,7 +251,7 @@ class Inbox:
     def drained(self, letters: Sequence[Accepted], refused: Sequence[Refused]) -> None:
         """Let go of what the log now holds; *letters* are those that waited longest."""
         to, until = (letters[-1].seq, letters[-1].received_at + TICK) if letters else (0, EPOCH)
-        with self._writer.writing() as connection:
+        with self._in_turn(), self._writer.writing() as connection:
             run_many(connection, _LET_GO, [(x.seq,) for x in letters])
             run_many(connection, _LET_GO_REFUSED, [(x.seq,) for x in refused])
             if letters:
