@@ -24,6 +24,7 @@ from features.state.home import Home
 from features.state.ports import MissingStateError
 from serving.commands.audience import audience_app
 from serving.commands.batch import register as register_batch
+from serving.commands.migrate import register as register_migrate
 from serving.decide.rule_commands import rules_app
 from serving.journeys.commands import journeys_app, outbox_app
 from serving.privacy.keys import REFRESH_SECONDS, Audit, Keys
@@ -39,6 +40,7 @@ app.add_typer(outbox_app, name="outbox")
 app.add_typer(rules_app, name="rules")
 app.add_typer(audience_app, name="audience")
 register_batch(app)
+register_migrate(app)
 console = Console()
 
 
