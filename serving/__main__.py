@@ -24,6 +24,7 @@ from features.state.home import Home
 from features.state.ports import MissingStateError
 from serving.commands.audience import audience_app
 from serving.commands.batch import register as register_batch
+from serving.commands.migrate import register as register_migrate
 from serving.decide.rule_commands import rules_app
 from serving.journeys.commands import journeys_app, outbox_app
 from serving.privacy.keys import REFRESH_SECONDS, Audit, Keys
@@ -39,6 +40,7 @@ app.add_typer(outbox_app, name="outbox")
 app.add_typer(rules_app, name="rules")
 app.add_typer(audience_app, name="audience")
 register_batch(app)
+register_migrate(app)
 console = Console()
 
 
@@ -61,10 +63,9 @@ def serve(
     os.environ.setdefault("BENTOML_HOME", str(home.root / "bentoml"))
     console.print(f"serving on http://{host}:{port}: /v1/..., /openapi.json, /metrics, /readyz; Ctrl-C ends it", highlight=False)
     if workers > 1:
-        from serving.http.logs import configure_logging
         from serving.http.workers import supervise
 
-        sys.exit(supervise(host, port, workers, configure_logging))
+        sys.exit(supervise(host, port, workers, os.environ))
     from serving.http.server import serve as serve_http
 
     sys.exit(serve_http(host, port))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import subprocess
@@ -23,7 +24,10 @@ from features.state.clock import Clock, fixed_clock
 from features.state.disk import DamagedStateError
 from features.state.file_lease import FileLease
 from features.state.home import Home
-from features.state.ports import Database, Lease, LeaseTakenError, MovedOnError, Secrets, State, Table
+from features.state.ports import Database, Lease, LeaseLostError, LeaseTakenError, MovedOnError, Secrets, State, Table
+from features.state.postgres import PostgresDatabase, PostgresKeeping
+from features.state.postgres_lease import PostgresLease
+from features.state.postgres_server import server_at
 from features.state.settings import Settings
 from features.state.sql import BIG, put, run_many
 from serving.intake.event_queue import Accepted, EventQueue, Refused, Turn
@@ -95,6 +99,53 @@ class TestFileLease(LeaseContract):
         FileLease(tmp_path).take("work").close()
 
 
+class TestPostgresLease(LeaseContract):
+    @pytest.fixture
+    def pair(self, postgres_url: str) -> tuple[Lease, Lease]:
+        return PostgresLease(server_at(postgres_url)), PostgresLease(server_at(postgres_url))
+
+    def test_what_a_killed_process_held_is_free(self, postgres_url: str) -> None:
+        code = (
+            "import os, signal, sys; from features.state.postgres_lease import *; from features.state.postgres_server import server_at\n"
+            "held = PostgresLease(server_at(sys.argv[1])).take('work'); print('held', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+        )
+        done = subprocess.run([sys.executable, "-c", code, postgres_url], cwd=ROOT, capture_output=True, text=True, env=surroundings())
+        assert done.stdout == "held\n"
+        with PostgresLease(server_at(postgres_url)).hold("work"):
+            pass
+
+    def test_one_that_was_lost_is_told(self, postgres_url: str) -> None:
+        lease = PostgresLease(server_at(postgres_url))
+        cut = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
+
+        def lose() -> None:
+            with lease.hold("work") as held:
+                assert held.still_held()
+                with contextlib.closing(server_at(postgres_url).opened()) as other:
+                    other.execute(cut)
+                assert not held.still_held()
+                lease.take("work").close()
+
+        with pytest.raises(LeaseLostError, match="work was lost"):
+            lose()
+
+        def fail() -> None:
+            with lease.hold("work"), contextlib.closing(server_at(postgres_url).opened()) as other:
+                other.execute(cut)
+                _ = 1 / 0
+
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        # what is kept for the next lease was lost as well
+        held = lease.take("work")
+        held.close()
+        with contextlib.closing(server_at(postgres_url).opened()) as other:
+            other.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()"
+            )
+        lease.take("work").close()
+
+
 class SecretsContract:
     @pytest.fixture
     def secrets(self, tmp_path: Path) -> Secrets:
@@ -110,6 +161,12 @@ class SecretsContract:
         assert secrets.marked() is None
         secrets.mark(b"a digest")
         assert secrets.marked() == b"a digest"
+
+
+class TestSecretsBesidePostgres(SecretsContract):
+    @pytest.fixture
+    def secrets(self, tmp_path: Path, postgres_url: str) -> Secrets:
+        return Home(tmp_path, Settings(database=postgres_url)).secrets
 
 
 class TestFileSecrets(SecretsContract):
@@ -497,6 +554,61 @@ class TestSQLiteFile(DatabaseContract):
             Home(tmp_path, Settings()).database("contacts", THINGS).connect()
 
 
+class TestPostgresDatabase(DatabaseContract):
+    @pytest.fixture(params=["durable", "soon", "counted"])
+    def database(self, postgres_url: str, request: pytest.FixtureRequest) -> Database:
+        keeping = {"durable": PostgresKeeping(), "soon": PostgresKeeping(is_durable=False), "counted": PostgresKeeping(counts=True)}
+        return PostgresDatabase(server_at(postgres_url), "things", (THINGS,), keeping[request.param])
+
+    @staticmethod
+    def bytes_of(database: Database) -> bytes:
+        """What lies in the table's own file; the server's write-ahead log is another matter."""
+        assert isinstance(database, PostgresDatabase)
+        with contextlib.closing(database.server.opened(60.0)) as connection:
+            connection.execute("CHECKPOINT")
+            schema = database.place.rpartition(" ")[2]
+            found = connection.execute(f"SELECT pg_read_binary_file(pg_relation_filepath('{schema}.things'))").fetchall()
+        return bytes(found[0][0])
+
+    @staticmethod
+    def break_scrub(session: Any, patch: pytest.MonkeyPatch) -> None:
+        tidy = session._tidy
+
+        def broken(connection: sa.Connection, table: str, rewrites: bool) -> None:
+            tidy(connection, table, rewrites)
+            connection.exec_driver_sql("BEGIN; SET LOCAL statement_timeout = 10; SELECT pg_sleep(1)")
+
+        patch.setattr(session, "_tidy", broken)
+
+    @staticmethod
+    def empty(database: Database) -> None:
+        with database.begin() as connection:
+            THINGS.drop(connection)
+
+    def test_the_stamp_of_one_that_is_counted_stays_the_same_while_nothing_changes(self, postgres_url: str) -> None:
+        database = PostgresDatabase(server_at(postgres_url), "things", (THINGS,), PostgresKeeping(counts=True))
+        database.connect()
+        before = database.stamp()
+        with database.begin() as connection:
+            assert connection.execute(sa.select(THINGS)).fetchall() == []
+        assert database.stamp() == before
+        with database.begin() as connection:
+            connection.execute(sa.insert(THINGS).values(name="a"))
+        changed = database.stamp()
+        assert changed != before
+        database.discard()
+        database.connect()
+        assert database.stamp() not in (before, changed, None)
+
+
+class TestPostgresHome(TestPostgresDatabase):
+    """A database of a home whose tables follow from elsewhere: those that last are made by migrations."""
+
+    @pytest.fixture(params=["event_index"])
+    def database(self, tmp_path: Path, postgres_url: str, request: pytest.FixtureRequest) -> Database:
+        return Home(tmp_path, Settings(database=postgres_url)).database(request.param, THINGS)
+
+
 class EventQueueContract:
     @pytest.fixture
     def state(self, tmp_path: Path) -> State:
@@ -577,9 +689,9 @@ class EventQueueContract:
     def test_receipts_only_grow_whatever_the_clocks_of_the_machines_say(self, state: State) -> None:
         queue, moments = self.opened(state), list[datetime]()
         for _ in range(3):
-            moments.append(queue.now())
+            moments.append(queue.moment())
             late = self.opened(state, fixed_clock(NEW_YEAR - timedelta(minutes=5)))
-            moments.append(late.now())
+            moments.append(late.moment())
             late.close()
         assert moments == sorted(set(moments))
         queue.close()
@@ -642,6 +754,16 @@ class EventQueueContract:
         assert told == [(3, True), (4, False)]
         one.close()
         other.close()
+
+
+class TestInboxInPostgres(EventQueueContract):
+    @pytest.fixture
+    def state(self, tmp_path: Path, postgres_url: str) -> State:
+        return Home(tmp_path, Settings(database=postgres_url))
+
+    @staticmethod
+    def opened(state: State, clock: Clock = MIDNIGHT) -> EventQueue:
+        return Inbox(state, clock)
 
 
 class TestInbox(EventQueueContract):

@@ -42,9 +42,9 @@ class Hidden:
     It is read again where it has changed, so other processes know too. Safe to call from several threads.
     """
 
-    def __init__(self, state: State, shown_again: Callable[[frozenset[str]], object] = lambda keys: None) -> None:
-        """Read them; *shown_again* is told the identity keys that somebody has purged, before they are hidden no more."""
-        self._shown_again = shown_again
+    def __init__(self, state: State, changed: Callable[[], object] = lambda: None) -> None:
+        """Read them; *changed* is called where another process has hidden or purged anybody, before that is told."""
+        self._changed = changed
         self._database = state.database("hidden", _HIDDEN)
         self._lock = threading.Lock()
         self._seen = _NOTHING
@@ -98,8 +98,7 @@ class Hidden:
                 found: dict[str, set[str]] = {kind: set() for kind in _KINDS}
                 for kind, value in connection.execute(sa.select(_HIDDEN)):
                     found[kind].add(value)
-            if gone := seen.values["key"] - found["key"]:
-                # they are nowhere any more: who remembers them must not
-                self._shown_again(gone)
+            # who is nowhere any more must not be remembered either
+            self._changed()
             seen = self._seen = _Seen(stamp, {kind: frozenset(values) for kind, values in found.items()})
         return seen.values

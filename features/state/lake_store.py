@@ -19,6 +19,7 @@ from pyarrow.fs import AwsStandardS3RetryStrategy, FileSelector, FileType, S3Fil
 
 from features.state.delta import DeltaError
 from features.state.disk import PRIVATE_FILE, DamagedStateError, NoSpaceError, make_folder, move_into_place
+from features.state.ports import UnreachableError
 from features.state.settings import ObjectStore
 
 SECONDS = {"request": 20, "silence": 8, "connect": 5}
@@ -39,7 +40,7 @@ def options() -> dict[str, str]:
     return {**told, **waits, "aws_region": store.region, "max_retries": f"{TRIES - 1}", "retry_timeout": "30s"}
 
 
-class LakeError(OSError):
+class LakeError(UnreachableError):
     """The object store cannot be reached, or refuses; the message names the address and what it said."""
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_type_hints
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -54,6 +55,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis: Annotated[str, Meta(description="where online rows are kept, such as localhost:6379; else in SQLite")] = ""
     lake: Annotated[str, Meta(description="where the tables of the log lie, such as s3://bucket/prefix; else in the home")] = ""
     cache: Annotated[str, Meta(description="this machine's folder for copies of the lake's files; else cache in the home")] = ""
+    database: Annotated[str, Meta(description="postgresql://user:password@host:port/name: state that many machines share")] = ""
     rate_limit: Annotated[str, Meta(description="how often one key may ask")] = "2000/second"
     cors_origins: Annotated[str, Meta(description="whose pages may call: origins such as https://shop.example, by commas")] = ""
     browser_rate_limit: Annotated[str, Meta(description="how often one address may ask with a browser's key")] = "600/minute"
@@ -90,6 +92,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 values[known[variable]] = msgspec.convert(text, get_type_hints(cls, include_extras=True)[known[variable]], strict=False)
             except msgspec.ValidationError as error:
                 raise SettingError(f"{variable}={text!r}: {str(error)[0].lower()}{str(error)[1:]}") from None
+        _check_database(values.get("database", ""))
         return cls(**values)
 
     def __post_init__(self) -> None:
@@ -108,6 +111,34 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def models_file(self) -> Path | None:
         """The file that describes the models, where it is not the one beside the code."""
         return Path(self.mlflow) if self.mlflow else None
+
+
+def _check_database(url: str) -> None:
+    """See that a URL names a database that can be used; the message repeats none of it, as it may hold a password.
+
+    Raises:
+        SettingError: it does not.
+    """
+    if not url:
+        return
+    try:
+        told = urlsplit(url)
+        # a port that is none raises
+        fits = told.scheme == "postgresql" and bool(told.path.strip("/")) and (told.port is None or told.port > 0)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise SettingError("UBIQUO_DATABASE must read postgresql://user:password@host:port/database; leave it out to keep state in files")
+
+
+def shown(setting: str, value: object) -> str:
+    """What may be told of a setting: of a secret that there is one, of a URL all but its password."""
+    if setting in ("secret", "api_key"):
+        return "(set)" if value else ""
+    if setting == "database" and value:
+        told = urlsplit(str(value))
+        return told._replace(netloc=f"{'(set)@' if '@' in told.netloc else ''}{told.netloc.rpartition('@')[2]}", query="").geturl()
+    return f"{value}"
 
 
 def variable_of(setting: str) -> str:

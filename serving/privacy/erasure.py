@@ -190,7 +190,7 @@ class Office:
             self._running[receipt_id] = Future()
             self._write_order(receipt_id, subject, at, self._hide(subject))
             # other services look whom it hides before they answer next
-            self._intake.inbox.now()
+            self._intake.inbox.moment()
         if self._nightly is None:
             self.purge()
         return receipt_id
@@ -350,6 +350,8 @@ class Office:
             clear_spills(self._home)
             # until a moment ago she was still known, and may have been answered
             counts[self._decisions.name] += self._decisions.erase(everybody)
+            # other services forget them before they are hidden no more
+            self._intake.inbox.moment()
             # nothing holds them any more: nothing need be hidden
             self._identities.hidden.remove(everybody.keys, everybody.customer_ids, everybody.event_ids)
             proof = prove(self._home, everybody, leaving_out=pending)
