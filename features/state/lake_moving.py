@@ -13,7 +13,7 @@ from features.state.lake_tables import LOG, LakeTable
 from features.state.tables import DeltaFolder
 
 
-class Moved(NamedTuple):
+class CopiedTable(NamedTuple):
     """What of a table lies in the lake now."""
 
     version: int
@@ -28,7 +28,7 @@ class NotACopyError(ValueError):
     """What lies at an address of the lake is no copy of the table that is to go there."""
 
 
-def copy_table(folder: DeltaFolder, table: LakeTable, done: Callable[[int], None] = lambda size: None) -> Moved | None:
+def copy_table(folder: DeltaFolder, table: LakeTable, done: Callable[[int], None] = lambda size: None) -> CopiedTable | None:
     """Copy a table to the lake and compare the two; None where there is no table. Safe to repeat. Hold the table's lease.
 
     Data first and then the commits in their order, so that no commit is there before what it tells of.
@@ -59,7 +59,7 @@ def copy_table(folder: DeltaFolder, table: LakeTable, done: Callable[[int], None
         done(size)
     _compare(folder, table, store, data)
     rows = sum(pq.read_metadata(path).num_rows for path in data)
-    return Moved(folder.version(), len(data) + len(told), copied, sum(path.stat().st_size for path in (*data, *told)), rows)
+    return CopiedTable(folder.version(), len(data) + len(told), copied, sum(path.stat().st_size for path in (*data, *told)), rows)
 
 
 def _check_commits(log: Path, store: LakeStore, lying: list[str]) -> None:
