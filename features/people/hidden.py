@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
 
 import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
 
 from features.state.ports import State
 from features.state.sql import put, run_many
 
+logger = logging.getLogger("ubiquo")
 _KINDS = ("key", "customer", "event")
 LOOK_SECONDS = 1.0
 """How often it is looked whether another process has hidden anybody; what this one hides it knows at once."""
@@ -89,6 +92,14 @@ class Hidden:
         if now < self._look_at:
             return self._seen.values
         self._look_at = now + LOOK_SECONDS
+        try:
+            return self._read_if_changed()
+        except (OSError, SQLAlchemyError) as error:
+            # nobody can be hidden either while it cannot be reached
+            logger.error("%s cannot be read, so whoever was hidden before stays so: %s", self._database.place, error)
+            return self._seen.values
+
+    def _read_if_changed(self) -> dict[str, frozenset[str]]:
         stamp = self._database.stamp()
         if stamp is None:
             return _NOTHING.values

@@ -20,6 +20,8 @@ from serving.intake.event_queue import EPOCH, TICK, Accepted, Entry, Follow, Mov
 
 logger = logging.getLogger("ubiquo")
 READ_BYTES = 32_000_000
+LOOK_SECONDS = 0.25
+"""How long a question waits to be told whether other processes have stored anything."""
 MOMENT_SECONDS = 40.0
 """How long is waited for a moment of the queue: a commit may wait for the disk."""
 
@@ -91,7 +93,7 @@ class Inbox:
     def __init__(self, state: State, clock: Clock = system_clock) -> None:
         self._state, self._clock = state, clock
         database = _opened(state)
-        self._reader, self._writer = database.connect(), database.connect()
+        self._reader, self._writer, self._looker = database.connect(), database.connect(), database.connect(LOOK_SECONDS)
         if not self._reader.read(_STANDING):
             with self._writer.writing() as connection:
                 run_many(connection, _BEGIN, [(0, 0, None, 0, None)])
@@ -178,13 +180,15 @@ class Inbox:
 
     def _in_turn(self) -> AbstractContextManager[object]:
         """Where several processes write to one file each waits in line: SQLite lets whoever asks at the right moment go first."""
-        return self._state.lease.hold("turn") if self._state.settings.shared else nullcontext()
+        settings = self._state.settings
+        return self._state.lease.hold("turn") if settings.shared and not settings.database else nullcontext()
 
     # --- following
 
     def catch_up(self) -> None:
         """Follow all that was stored before this was called; costs one look where nothing is new."""
-        current = self._read_standing()
+        # every question waits for this
+        current = _standing_of(self._looker.read(_STANDING))
         if (current.last, current.moved) != (self._standing.last, self._standing.moved):
             with self._following:
                 self._go_on(self._reader.read, self._read_standing())
@@ -273,8 +277,8 @@ class Inbox:
         self._closed = True
         self._jobs.put(None)
         self._thread.join()
-        self._reader.close()
-        self._writer.close()
+        for session in (self._reader, self._writer, self._looker):
+            session.close()
 
 
 def last_received(state: State) -> datetime | None:
