@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 PREFIX = "UBIQUO_"
-ANOTHERS = {"MLFLOW_TRACKING_URI": "tracking_uri"}
+ANOTHERS = {"MLFLOW_TRACKING_URI": "tracking_uri", "SPARK_MASTER": "spark_master"}
 """Variables of other projects that mean something here too, each with its setting."""
 INTERNAL = ("loopback", "single_process")
 """How ``python -m serving`` tells the process that answers how it was started."""
@@ -30,6 +30,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     clock: Annotated[str, Meta(description="system, from:ISO-TIME (runs on from there) or fixed:ISO-TIME")] = "system"
     api_key: Annotated[str, Meta(description="a key that opens everything, beside those of python -m serving keys")] = ""
     redis: Annotated[str, Meta(description="where online rows are kept, such as localhost:6379; else in SQLite")] = ""
+    engine: Annotated[str, Meta(description="what computes features and scores in bulk: duckdb or spark")] = "duckdb"
+    spark_master: Annotated[str, Meta(description="where Spark runs, such as spark://host:7077; else as Spark is told, or local[2]")] = ""
     rate_limit: Annotated[str, Meta(description="how often one key may ask")] = "2000/second"
     cors_origins: Annotated[str, Meta(description="whose pages may call: origins such as https://shop.example, by commas")] = ""
     browser_rate_limit: Annotated[str, Meta(description="how often one address may ask with a browser's key")] = "600/minute"
