@@ -17,6 +17,7 @@ from features.definitions.timeline import Timeline
 from features.people.consent import LEARNING
 from features.state.clock import local_midnight
 from features.state.home import Home
+from features.store.compute import compute_of
 from features.store.timeline import open_timeline
 from models.eligibility import Eligibility
 from models.inputs import Input
@@ -176,7 +177,7 @@ class Truth:
     def __init__(self, home: Home, until: datetime) -> None:
         self.shop = Shop.load(home)
         self.domain = domain_named(self.shop.domain)
-        self.timeline: Timeline = open_timeline(home, identified_by=until, purposes=LEARNING)
+        self.timeline: Timeline = open_timeline(home, identified_by=until, purposes=LEARNING, compute=compute_of(home))
         past = self.timeline.before(until)
         self._place = {customer: place for place, customer in enumerate(customers_in_order(past))}
         self._visits = self._rows(past.baskets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,27 +13,29 @@ import ibis.expr.types as ir
 import pyarrow as pa
 
 from features.definitions.compute import Step
+from features.state.file_lease import Scratch
 from features.state.home import Home
+from features.store.duckdb_compute import SPILL, clear_spills
+from features.store.packing import PACKED, packed, unpacked
 from features.store.spark_session import open_session
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-PACKED = "part binary"
-"""A row of what comes back: a batch of rows as Arrow's stream, as Spark hands rows over one by one."""
-
 
 class SparkCompute:
     """Tables of one timeline in the process's Spark session, under names that no other timeline has.
 
-    The driver holds what it is *given*, and one part at a time of what comes back; the rest lies on the executors' disks.
+    The driver holds what it is *given*, and one part at a time of what comes back.
     """
 
     def __init__(self, home: Home) -> None:
         self.session = open_session(home)
         self.backend: Any = ibis.pyspark.connect(self.session)
+        clear_spills(home)
+        self._spill = Scratch(home.root, SPILL)
         self._mark = uuid.uuid4().hex[:8]
-        self._held: dict[str, DataFrame] = {}
+        self._views: list[str] = []
 
     def parquet(self, name: str, files: Sequence[str], schema: pa.Schema | None = None) -> ir.Table:
         """The rows of Parquet files, read by the executors."""
@@ -48,20 +51,25 @@ class SparkCompute:
         return self._named(name, self.session.createDataFrame(rows))
 
     def kept(self, name: str, expression: ir.Table) -> ir.Table:
-        """What *expression* gives, on the executors' disks from the first use on."""
-        from pyspark import StorageLevel
+        """What *expression* gives, as Parquet in a folder of the home.
 
-        frame = self.frame(expression).persist(StorageLevel.DISK_ONLY)
-        self._held[name] = frame
-        return self._named(name, frame)
+        It is not left to Spark's cache: whatever reads from that carries the whole way to it in its plan, which soon takes longer to
+        plan than to work out, and loses it with an executor.
+        """
+        return self._named(name, self._stored(name, self.frame(expression)))
 
     def let_go(self, *names: str) -> None:
-        """Nothing is let go before the end: what is kept is worked out when it is read, from these."""
+        """Delete tables."""
+        for name in names:
+            shutil.rmtree(self._place(name), ignore_errors=True)
 
     def ordered(self, expression: ir.Table, key: str) -> Iterator[pa.Table]:
         """The rows of *expression* in the order of *key*, partition by partition."""
-        for batch in self._back(self.frame(expression).orderBy(key), packed):
+        # a sort looks at its rows twice: first at a sample, to divide them
+        rows = self._stored("ordered", self.frame(expression))
+        for batch in brought_back(rows.orderBy(key), packed):
             yield pa.Table.from_batches([batch])
+        self.let_go("ordered")
 
     def stepped(self, expression: ir.Table, groups: str, order: Sequence[str], step: Step) -> Iterator[pa.RecordBatch]:
         """What *step* makes of each partition: its rows come in order, so that no group need fit into memory."""
@@ -70,7 +78,7 @@ class SparkCompute:
         def stepped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             return packed(step(batches))
 
-        return self._back(frame, stepped)
+        return brought_back(frame, stepped)
 
     def frame(self, expression: ir.Table) -> DataFrame:
         """An expression of this timeline's tables as Spark's own."""
@@ -78,24 +86,23 @@ class SparkCompute:
         return frame
 
     def close(self) -> None:
-        """Let go of what the executors hold; the session goes on."""
-        for frame in self._held.values():
-            frame.unpersist()
+        """Let go of all tables; the session goes on."""
         for name in self._views:
             self.session.catalog.dropTempView(name)
-        self._held.clear()
+        self._spill.close()
 
     def _named(self, name: str, frame: DataFrame) -> ir.Table:
         view = f"{name}_{self._mark}"
         frame.createOrReplaceTempView(view)
+        self._views.append(view)
         return self.backend.table(view)
 
-    @property
-    def _views(self) -> list[str]:
-        return [name for name in self.backend.list_tables() if name.endswith(self._mark)]
+    def _stored(self, name: str, frame: DataFrame) -> DataFrame:
+        frame.write.mode("overwrite").parquet(self._place(name))
+        return self.session.read.schema(frame.schema).parquet(self._place(name))
 
-    def _back(self, frame: DataFrame, step: Any) -> Iterator[pa.RecordBatch]:
-        return brought_back(frame, step)
+    def _place(self, name: str) -> str:
+        return str(self._spill.folder / name)
 
 
 def brought_back(frame: DataFrame, step: Step) -> Iterator[pa.RecordBatch]:
@@ -107,8 +114,7 @@ def brought_back(frame: DataFrame, step: Step) -> Iterator[pa.RecordBatch]:
         # an iterator alone would work out one partition after the other
         parts.count()
         for row in parts.toLocalIterator(prefetchPartitions=True):
-            with pa.ipc.open_stream(pa.py_buffer(row[0])) as stream:
-                yield from stream
+            yield from unpacked(row[0])
 
 
 class _Persisted:
@@ -119,15 +125,6 @@ class _Persisted:
 
     def close(self) -> None:
         self._frame.unpersist()
-
-
-def packed(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Each batch as one row that holds it as Arrow's stream."""
-    for batch in batches:
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, batch.schema) as stream:
-            stream.write_batch(batch)
-        yield pa.record_batch([pa.array([sink.getvalue().to_pybytes()], pa.binary())], names=["part"])
 
 
 def _address(file: str) -> str:

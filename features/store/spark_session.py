@@ -56,7 +56,7 @@ def open_session(home: Home) -> SparkSession:
     if (running := SparkSession.getActiveSession()) is not None:
         return running
     builder = SparkSession.builder.appName("ubiquo")
-    told = {
+    told: dict[str, bool | float | int | str | None] = {
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.execution.arrow.pyspark.enabled": "true",
         # times are microseconds in UTC, as DuckDB and Arrow have them
