@@ -67,7 +67,7 @@ def compared(
             took(view.name, engine, time.perf_counter() - began)
         for at in moments:
             one, other = by_engine["duckdb"][at], by_engine["spark"][at]
-            parts = {view.name: one.column_names} if view.compute is not None else {f"{view.name}: {name}": [name] for name in NAMES}
+            parts = {view.name: list(view.columns)} if view.compute is not None else {f"{view.name}: {name}": [name] for name in NAMES}
             found += [beside(name, at, one.select([view.key, *names]), other.select([view.key, *names])) for name, names in parts.items()]
     return found
 

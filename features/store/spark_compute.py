@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
+TIME = "timestamp('UTC', 6)"
+
+
 class SparkCompute:
     """Tables of one timeline in the process's Spark session, under names that no other timeline has.
 
@@ -95,7 +98,9 @@ class SparkCompute:
         view = f"{name}_{self._mark}"
         frame.createOrReplaceTempView(view)
         self._views.append(view)
-        return self.backend.table(view)
+        table = self.backend.table(view)
+        # Spark's times are moments, which ibis takes for times of no zone
+        return table.cast({column: TIME for column, kind in table.schema().items() if kind.is_timestamp()})
 
     def _stored(self, name: str, frame: DataFrame) -> DataFrame:
         frame.write.mode("overwrite").parquet(self._place(name))

@@ -63,6 +63,8 @@ def open_session(home: Home) -> SparkSession:
         "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
         "spark.sql.caseSensitive": "true",
         "spark.ui.showConsoleProgress": "false",
+        # as features are many, plans are long; nobody reads the texts that Spark makes of each
+        "spark.sql.maxPlanStringLength": "1000",
     }
     if home.settings.spark_master:
         builder = builder.master(home.settings.spark_master)
