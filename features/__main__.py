@@ -306,13 +306,13 @@ def repair(
 @app.command("settings")
 def show_settings() -> None:
     """The variables of the environment, what each is, and what it means; the secrets are not shown."""
-    from features.state.settings import Settings, described, variable_of
+    from features.state.settings import Settings, described, shown, variable_of
 
     now = Settings.from_environment()
     table = Table(Column("variable", no_wrap=True), "is", "unless set", "meaning")
     for name, default, meaning in described():
         value = getattr(now, name)
-        table.add_row(variable_of(name), "(set)" if value and name in ("secret", "api_key") else f"{value}", default, meaning)
+        table.add_row(variable_of(name), shown(name, value), default, meaning)
     console.print(table)
 
 

@@ -24,6 +24,7 @@ from features.state.home import Home
 from features.state.ports import MissingStateError
 from serving.commands.audience import audience_app
 from serving.commands.batch import register as register_batch
+from serving.commands.migrate import register as register_migrate
 from serving.decide.rule_commands import rules_app
 from serving.journeys.commands import journeys_app, outbox_app
 from serving.privacy.keys import REFRESH_SECONDS, Audit, Keys
@@ -39,6 +40,7 @@ app.add_typer(outbox_app, name="outbox")
 app.add_typer(rules_app, name="rules")
 app.add_typer(audience_app, name="audience")
 register_batch(app)
+register_migrate(app)
 console = Console()
 
 
@@ -47,6 +49,7 @@ def serve(
     context: typer.Context,
     host: Annotated[str, typer.Option(help="Address to listen on; beyond loopback UBIQUO_API_KEY must be set.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 3000,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="How many processes answer; each holds the models in memory.")] = 1,
 ) -> None:
     """Start the HTTP service."""
     if context.invoked_subcommand is not None:
@@ -56,12 +59,24 @@ def serve(
     check_champions(home)
     make_folder(home.root)
     os.environ["UBIQUO_LOOPBACK"] = "1" if is_loopback(host) else "0"
-    os.environ["UBIQUO_SINGLE_PROCESS"] = "1"
+    os.environ["UBIQUO_SINGLE_PROCESS"] = "1" if workers == 1 else "0"
     os.environ.setdefault("BENTOML_HOME", str(home.root / "bentoml"))
     console.print(f"serving on http://{host}:{port}: /v1/..., /openapi.json, /metrics, /readyz; Ctrl-C ends it", highlight=False)
+    if workers > 1:
+        from serving.http.workers import supervise
+
+        sys.exit(supervise(host, port, workers, os.environ))
     from serving.http.server import serve as serve_http
 
     sys.exit(serve_http(host, port))
+
+
+@app.command(hidden=True)
+def worker(listening: int, told: int) -> None:
+    """Answer beside others on a socket that ``--workers`` has opened."""
+    from serving.http.server import work
+
+    sys.exit(work(listening, told))
 
 
 @app.command()

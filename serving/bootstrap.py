@@ -18,13 +18,13 @@ from features.store.feature_store import FeatureStore
 from models.registry import Registry, RegistrySettings, load_settings
 from serving.decide.engine import Engine
 from serving.decide.reader import OnlineReader
-from serving.intake.inbox import Inbox
+from serving.intake.inbox import Inbox, last_received
 from serving.intake.intake import Intake
 from serving.journeys.desk import JourneyDesk
 from serving.journeys.journeys import Journeys
 from serving.privacy.erasure import BusyHomeError, Office
 from serving.privacy.keys import Audit
-from serving.runtime import Parts, Runtime, hold_alone
+from serving.runtime import Parts, Runtime, hold
 
 
 def model_settings(home: Home) -> RegistrySettings:
@@ -46,24 +46,27 @@ def start(home: Home, clock: Clock | None = None) -> Runtime:
     """
     shop = Shop.load(home)
     # whoever serves or erases from outside must know that a service remembers
-    held = hold_alone(home)
+    held = hold(home, is_shared := home.settings.shared or bool(home.settings.database))
     home.check_room()
     # before anything is read: a wrong secret, what a power cut left, what is damaged
     Vault.open(home)
     log = EventLog(home, shop.timezone)
     log.recover()
-    inbox = Inbox(home)
-    latest = max((t for t in (log.latest_received(), inbox.last_received()) if t is not None), default=None)
+    latest = max((t for t in (log.latest_received(), last_received(home)) if t is not None), default=None)
     clock = clock or clock_of(home.settings, latest)
+    inbox = Inbox(home, clock)
     identities, consents = Identities(home), Consents(home, shop.consent)
     engine = open_engine(home)
-    writer = FeatureStore(home, engine.services())
-    writer.apply()
+    # Feast writes its registry in one file, which others read
+    with home.lease.hold("registry"):
+        writer = FeatureStore(home, engine.services())
+        writer.apply()
     decisions = DecisionLog(home)
     intake = Intake(home, clock, inbox, writer, identities, consents)
-    # a connection of its own: a reader must not see, nor wait within, what the intake is writing
-    reader = OnlineReader(FeatureStore(home, engine.services()), shop.timezone, intake.recent)
-    steps = OnlineReader(FeatureStore(home, engine.services()), shop.timezone, intake.recent)
+    with home.lease.hold("registry"):
+        # a connection of its own: a reader must not see, nor wait within, what the intake is writing
+        reader = OnlineReader(FeatureStore(home, engine.services()), shop.timezone, intake.recent)
+        steps = OnlineReader(FeatureStore(home, engine.services()), shop.timezone, intake.recent)
     desk = JourneyDesk(home, engine, steps, decisions, identities, consents, intake.contacts, intake.accept, engine.governor.release)
     journeys = Journeys(home, engine, desk, clock, identities.vault)
     intake.followed_by(journeys.follow)
@@ -72,6 +75,7 @@ def start(home: Home, clock: Clock | None = None) -> Runtime:
             home=home,
             shop=shop,
             held=held,
+            is_shared=is_shared,
             clock=clock,
             log=log,
             is_ahead=latest is not None and latest > clock() + AHEAD,
@@ -103,7 +107,7 @@ def open_office(home: Home, clock: Clock, purge_at: str = "") -> Iterator[Office
         registry = Registry(model_settings(home))
         store, identities, decisions = FeatureStore(home), Identities(home), DecisionLog(home)
         store.apply()
-        intake = Intake(home, clock, Inbox(home), store, identities, Consents(home, Shop.load(home).consent))
+        intake = Intake(home, clock, Inbox(home, clock), store, identities, Consents(home, Shop.load(home).consent))
         try:
             office = Office(home, clock, store, intake, decisions, registry, purge_at)
             office.resume()

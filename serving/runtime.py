@@ -8,10 +8,12 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+from sqlalchemy.exc import SQLAlchemyError
 
 from features.catalogue.shop import Shop
 from features.people.consent import Consents
@@ -19,9 +21,10 @@ from features.people.identity import Identities
 from features.state.clock import Clock, WatchedClock
 from features.state.disk import RESERVED_BYTES, DamagedStateError, NoSpaceError
 from features.state.home import Home
-from features.state.ports import SERVING, Held, LeaseTakenError, MissingStateError
+from features.state.ports import SERVING, Held, Lease, LeaseTakenError, MissingStateError, UnreachableError
 from features.store.decision_log import DecisionLog
 from features.store.event_log import EventLog
+from models.registry import ModelSettings
 from serving.decide.engine import Engine
 from serving.decide.reader import OnlineReader
 from serving.decide.who import Who, who_is
@@ -38,6 +41,8 @@ SYNC_SECONDS = 0.05
 """How often promises are brought onto the disk."""
 MODEL_CHECK_SECONDS = 30.0
 TIDY_SECONDS = 60.0
+UNREAD = "what is known of the customer cannot be read now"
+BEHIND = "what was just done may be missing, as the database cannot be reached"
 
 
 class AlreadyServedError(MissingStateError):
@@ -57,16 +62,49 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def hold_alone(home: Home) -> Held:
-    """The lock of the one service of a home; it ends with the process.
+def hold(home: Home, is_shared: bool) -> Held:
+    """The lease of a service of an installation, alone or shared with others; it ends with the process.
 
     Raises:
         AlreadyServedError: another process holds it.
     """
     try:
-        return home.lease.take(SERVING)
+        return home.lease.take(SERVING, shared=is_shared)
     except LeaseTakenError:
-        raise AlreadyServedError(f"another service runs on {home.root}, or an erasure: end it first, or give another UBIQUO_HOME") from None
+        raise AlreadyServedError(
+            f"another service runs on {home.place}, or an erasure: end it first, or give another UBIQUO_HOME"
+        ) from None
+
+
+class Turns:
+    """Chores of which one service at a time has each: it keeps it as long as it lives, and another takes it up then."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+        self._held: dict[str, Held] = {}
+        self._lock = threading.Lock()
+
+    def taken(self, name: str, chore: Callable[[], Any]) -> Callable[[], Any]:
+        """The *chore*, done only where this service has it, or nobody."""
+
+        def do() -> Any:
+            return chore() if self._has(name) else None
+
+        return do
+
+    def _has(self, name: str) -> bool:
+        with self._lock:
+            if name not in self._held:
+                with contextlib.suppress(LeaseTakenError):
+                    self._held[name] = self._lease.take(name)
+            return name in self._held
+
+    def close(self) -> None:
+        """Leave them to others."""
+        with self._lock:
+            for held in self._held.values():
+                held.close()
+            self._held.clear()
 
 
 class Parts(NamedTuple):
@@ -75,6 +113,8 @@ class Parts(NamedTuple):
     home: Home
     shop: Shop
     held: Held
+    is_shared: bool
+    """Whether other services may run on the same state."""
     clock: Clock
     log: EventLog
     is_ahead: bool
@@ -147,7 +187,11 @@ class Runtime:
         self.decisions, self.intake, self.contacts = parts.decisions, parts.intake, parts.intake.contacts
         self.office, self.audit, self.reader = parts.office, parts.audit, parts.reader
         self.journeys = parts.journeys
+        self.is_shared = parts.is_shared
+        self.behind: str | None = None
+        """Why answers may lack what was just done."""
         self.office.resume()
+        turns = self._turns = Turns(self.home.lease)
         chores: list[tuple[str, Callable[[], Any], float]] = [
             ("moving events to the log", self.intake.drain_if_due, TICK_SECONDS),
             ("flushing decisions", self.decisions.flush_if_due, TICK_SECONDS),
@@ -157,20 +201,23 @@ class Runtime:
             ("looking for new champions", self._refresh_models, MODEL_CHECK_SECONDS),
             # an import by another process makes customers known that this one has not met
             ("looking for new customers", self._refresh_customers, MODEL_CHECK_SECONDS),
-            ("tidying the log", self._log.maintain, TIDY_SECONDS),
-            ("tidying the decisions", self.decisions.maintain, TIDY_SECONDS),
+            ("tidying the log", turns.taken("tidying", self._log.maintain), TIDY_SECONDS),
+            ("tidying the decisions", turns.taken("tidying", self.decisions.maintain), TIDY_SECONDS),
             ("giving memory back", give_back, TIDY_SECONDS),
         ]
+        if self.is_shared:
+            # also where nobody asks: what others take must not pile up
+            chores.insert(0, ("following other services", self._catch_up, TICK_SECONDS))
         self._worker = Worker("ubiquo-background", chores)
         steps: list[tuple[str, Callable[[], Any], float]] = [
-            ("moving journeys on", self.journeys.step, TICK_SECONDS),
+            ("moving journeys on", turns.taken("journeys", self.journeys.step), TICK_SECONDS),
             ("reading the journeys", self.journeys.refresh, MODEL_CHECK_SECONDS),
-            ("tidying the journeys", self.journeys.tidy, TIDY_SECONDS),
+            ("tidying the journeys", turns.taken("journeys", self.journeys.tidy), TIDY_SECONDS),
         ]
         # a receiver that is slow holds up neither steps nor events
         self._others = [
             Worker("ubiquo-journeys", steps),
-            Worker("ubiquo-outbox", [("sending messages", self.journeys.send, TICK_SECONDS)]),
+            Worker("ubiquo-outbox", [("sending messages", turns.taken("outbox", self.journeys.send), TICK_SECONDS)]),
             # little at a time, so that no decision waits long for the disk
             Worker("ubiquo-promises", [("bringing promises onto the disk", self.engine.governor.sync, SYNC_SECONDS)], SYNC_SECONDS),
         ]
@@ -183,6 +230,7 @@ class Runtime:
         self.intake.close()
         self.journeys.close()
         self.decisions.close()
+        self._turns.close()
         self._held.close()
 
     @property
@@ -207,6 +255,7 @@ class Runtime:
     def degraded(self) -> list[str]:
         """What answers less than it should."""
         found = [f"{kind}: {why}" for kind, why in self.engine.broken.items()]
+        found += [] if self.behind is None else [f"{self.behind}: events are refused meanwhile"]
         found += self.journeys.degraded()
         for worker in self._others:
             found += [f"{name} has failed {n} times in a row: {why}" for name, (n, why) in dict(worker.failures).items() if n >= 3]
@@ -220,6 +269,36 @@ class Runtime:
         if self.decisions.unlogged:
             found.append(f"{self.decisions.unlogged} decisions could not be kept")
         return found
+
+    def catch_up(self) -> None:
+        """Know what any service had taken before this was called. Where that cannot be told, ``behind`` says why, until it can again."""
+        if not self.is_shared or self.behind is not None:
+            return
+        try:
+            self._catch_up()
+        except (OSError, SQLAlchemyError, DamagedStateError) as error:
+            # what is known already is answered from; the background tries again
+            self.behind = BEHIND
+            logger.error("what other services have taken cannot be read: %s", error)
+
+    def _catch_up(self) -> None:
+        try:
+            self.intake.catch_up()
+        except BaseException:
+            self.behind = BEHIND
+            raise
+        self.behind = None
+
+    def row(
+        self, model: ModelSettings, customer_id: str | None, as_of: datetime, more: Sequence[str] = ()
+    ) -> tuple[Mapping[str, Any], str | None]:
+        """What a model is told of a customer, and what may be missing in it; nothing where their rows cannot be reached."""
+        behind = self.behind if customer_id is not None else None
+        try:
+            return self.reader.row(model, customer_id, as_of, more), behind
+        except UnreachableError as error:
+            logger.error("a customer is answered as one of whom nothing is known: %s", error)
+            return {}, UNREAD
 
     def who(self, customer_id: str | None) -> Who:
         """The customer with what they allow now."""

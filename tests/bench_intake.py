@@ -134,7 +134,10 @@ def endpoint(folder: Path, name: str, code: str, home: Home) -> tuple[int, subpr
 
 FORGETFUL = """
 from serving.intake import inbox
-def forget(self, letters, refused, done):
+from serving.intake.event_queue import Turn
+def forget(self, entry, done):
+    entry.enter(Turn(self._standing, self._clock))
+    entry.stored()
     done.set_result(None)
 inbox.Inbox.submit = forget
 from serving.__main__ import main

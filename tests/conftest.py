@@ -18,12 +18,14 @@ import pytest
 import scene
 from hypothesis import HealthCheck, settings
 from playwright.sync_api import Browser, sync_playwright
+from postgres import PostgresCluster, programs
 from scene import NEW_YEAR, SECRET, SMALL_CUT, Pages, Service, TinyShop, command, copy_home, free_port, start_service, stop_service
 from warm import Forge
 
 from features.catalogue.shop import Shop
 from features.catalogue.tables import ITEM_CONTEXT, ITEMS, OFFERS, Catalogue
 from features.state.home import Home, configure_process
+from features.state.postgres_server import server_at
 from serving.privacy.keys import SCOPES, Keys
 
 configure_process()
@@ -224,3 +226,23 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield f"127.0.0.1:{port}"
     process.terminate()
     process.wait()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresCluster]:
+    """A server of the worker's own."""
+    folder = programs()
+    if folder is None:
+        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
+    cluster = PostgresCluster(folder)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgresCluster) -> Iterator[str]:
+    """A database of the test's own."""
+    url = postgres.new_database()
+    yield url
+    server_at.cache_clear()
+    postgres.give_back(url)

@@ -36,6 +36,7 @@ from features.state.home import Home
 from features.store.event_index import Incoming
 from features.store.event_log import EventLog
 from features.store.feature_store import FeatureStore
+from serving.intake.event_queue import Accepted, Refused, Turn
 
 Process = subprocess.Popen[bytes] | Forked
 ROOT = Path(__file__).resolve().parent.parent
@@ -320,3 +321,19 @@ def histories(bought: dict[str, list[str]], at: datetime = NEW_YEAR) -> list[dic
         }
         for customer, items in bought.items()
     ]
+
+
+class Brought:
+    """What a request brings to the queue: letters and refused rows, as they are to lie there."""
+
+    def __init__(self, letters: Sequence[Accepted] = (), refused: Sequence[Refused] = ()) -> None:
+        self._letters, self._refused = letters, refused
+        self.entered: list[Accepted] = []
+        self.is_stored = False
+
+    def enter(self, turn: Turn) -> tuple[Sequence[Accepted], Sequence[Refused]]:
+        self.entered = [letter._replace(seq=turn.next()[0]) for letter in self._letters]
+        return self.entered, [each._replace(seq=turn.next()[0]) for each in self._refused]
+
+    def stored(self) -> None:
+        self.is_stored = True

@@ -119,7 +119,14 @@ class TestClock:
     def test_a_row_from_a_time_to_come_is_not_believed_and_made_anew(self, tiny: TinyShop) -> None:
         store, identities = FeatureStore(tiny.home), Identities(tiny.home)
         store.apply()
-        intake = Intake(tiny.home, fixed_clock(NEW_YEAR), Inbox(tiny.home), store, identities, Consents(tiny.home, tiny.shop.consent))
+        intake = Intake(
+            tiny.home,
+            fixed_clock(NEW_YEAR),
+            Inbox(tiny.home, fixed_clock(NEW_YEAR)),
+            store,
+            identities,
+            Consents(tiny.home, tiny.shop.consent),
+        )
         answer = intake.accept([event("a", "purchase", NEW_YEAR - timedelta(days=1), "1", ["i1"])])
         her = answer.events[0].customer_id
         assert her is not None
@@ -153,7 +160,9 @@ class TestOrder:
             copy_of(tiny.home, home)
             store, identities = FeatureStore(home), Identities(home)
             store.apply()
-            intake = Intake(home, fixed_clock(NEW_YEAR), Inbox(home), store, identities, Consents(home, tiny.shop.consent))
+            intake = Intake(
+                home, fixed_clock(NEW_YEAR), Inbox(home, fixed_clock(NEW_YEAR)), store, identities, Consents(home, tiny.shop.consent)
+            )
             if run:
                 mixed = said * 2
                 random.Random(3).shuffle(mixed)

@@ -21,6 +21,7 @@ from features.people.consent import CONTACT_CHANNELS, FEATURES, LEARNING, PURPOS
 from features.people.contacts import Contacts
 from features.people.identity import Identities
 from features.state.home import Home
+from features.state.seen import Seen
 from features.store.feature_store import FeatureStore
 from features.store.profile import profile
 from features.store.timeline import open_timeline
@@ -205,7 +206,7 @@ def test_what_was_said_is_not_forgotten_while_the_log_is_read_again(tiny: TinySh
         return read(paths)
 
     monkeypatch.setattr(consent, "_spoken", watched)
-    consents._read = {"a file that a compaction has taken away"}
+    consents._seen = Seen(tiny.home.tables["events"])
     consents.refresh()
     assert seen == [False], "nobody is silent meanwhile"
     assert not consents.allows(keys, "personalization"), "what is not in the log yet stays"

@@ -27,7 +27,10 @@ MAY_READ_THE_ENVIRONMENT = {
 }  # fmt: skip
 
 
-ENGINES = {"sqlite3": "features/state/sqlite_file.py", "fcntl": "features/state/file_lease.py", "deltalake": "features/state/delta.py"}
+ENGINES = {
+    "sqlite3": "features/state/sqlite_file.py", "fcntl": "features/state/file_lease.py", "deltalake": "features/state/delta.py",
+    "psycopg": "features/state/postgres_server.py",
+}  # fmt: skip
 """What only one file may import: the engine behind a port."""
 
 

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 import sqlalchemy as sa
-from scene import NEW_YEAR, ROOT, SECRET, surroundings
+from scene import NEW_YEAR, ROOT, SECRET, Brought, surroundings
 
+from features.state.clock import Clock, fixed_clock
 from features.state.disk import DamagedStateError
 from features.state.file_lease import FileLease
 from features.state.home import Home
-from features.state.ports import Database, Lease, LeaseTakenError, Secrets, State, Table
+from features.state.ports import Database, Lease, LeaseLostError, LeaseTakenError, Secrets, State, Table
+from features.state.postgres import PostgresDatabase, PostgresKeeping
+from features.state.postgres_lease import PostgresLease
+from features.state.postgres_server import server_at
 from features.state.settings import Settings
 from features.state.sql import BIG, put, run_many
-from serving.intake.event_queue import Accepted, EventQueue, Refused
+from serving.intake.event_queue import Accepted, EventQueue, Refused, Turn
 from serving.intake.inbox import Inbox
 
 THINGS = sa.Table(
     "things", sa.MetaData(), sa.Column("name", sa.Text, primary_key=True), sa.Column("size", BIG), sa.Column("content", sa.LargeBinary)
 )
+
+
+MIDNIGHT = fixed_clock(NEW_YEAR)
 
 
 class LeaseContract:
@@ -87,6 +97,53 @@ class TestFileLease(LeaseContract):
         FileLease(tmp_path).take("work").close()
 
 
+class TestPostgresLease(LeaseContract):
+    @pytest.fixture
+    def pair(self, postgres_url: str) -> tuple[Lease, Lease]:
+        return PostgresLease(server_at(postgres_url)), PostgresLease(server_at(postgres_url))
+
+    def test_what_a_killed_process_held_is_free(self, postgres_url: str) -> None:
+        code = (
+            "import os, signal, sys; from features.state.postgres_lease import *; from features.state.postgres_server import server_at\n"
+            "held = PostgresLease(server_at(sys.argv[1])).take('work'); print('held', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+        )
+        done = subprocess.run([sys.executable, "-c", code, postgres_url], cwd=ROOT, capture_output=True, text=True, env=surroundings())
+        assert done.stdout == "held\n"
+        with PostgresLease(server_at(postgres_url)).hold("work"):
+            pass
+
+    def test_one_that_was_lost_is_told(self, postgres_url: str) -> None:
+        lease = PostgresLease(server_at(postgres_url))
+        cut = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
+
+        def lose() -> None:
+            with lease.hold("work") as held:
+                assert held.still_held()
+                with contextlib.closing(server_at(postgres_url).opened()) as other:
+                    other.execute(cut)
+                assert not held.still_held()
+                lease.take("work").close()
+
+        with pytest.raises(LeaseLostError, match="work was lost"):
+            lose()
+
+        def fail() -> None:
+            with lease.hold("work"), contextlib.closing(server_at(postgres_url).opened()) as other:
+                other.execute(cut)
+                _ = 1 / 0
+
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        # what is kept for the next lease was lost as well
+        held = lease.take("work")
+        held.close()
+        with contextlib.closing(server_at(postgres_url).opened()) as other:
+            other.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()"
+            )
+        lease.take("work").close()
+
+
 class SecretsContract:
     @pytest.fixture
     def secrets(self, tmp_path: Path) -> Secrets:
@@ -102,6 +159,12 @@ class SecretsContract:
         assert secrets.marked() is None
         secrets.mark(b"a digest")
         assert secrets.marked() == b"a digest"
+
+
+class TestSecretsBesidePostgres(SecretsContract):
+    @pytest.fixture
+    def secrets(self, tmp_path: Path, postgres_url: str) -> Secrets:
+        return Home(tmp_path, Settings(database=postgres_url)).secrets
 
 
 class TestFileSecrets(SecretsContract):
@@ -396,13 +459,68 @@ class TestSQLiteFile(DatabaseContract):
             Home(tmp_path, Settings()).database("contacts", THINGS).connect()
 
 
+class TestPostgresDatabase(DatabaseContract):
+    @pytest.fixture(params=["durable", "soon", "counted"])
+    def database(self, postgres_url: str, request: pytest.FixtureRequest) -> Database:
+        keeping = {"durable": PostgresKeeping(), "soon": PostgresKeeping(is_durable=False), "counted": PostgresKeeping(counts=True)}
+        return PostgresDatabase(server_at(postgres_url), "things", (THINGS,), keeping[request.param])
+
+    @staticmethod
+    def bytes_of(database: Database) -> bytes:
+        """What lies in the table's own file; the server's write-ahead log is another matter."""
+        assert isinstance(database, PostgresDatabase)
+        with contextlib.closing(database.server.opened(60.0)) as connection:
+            connection.execute("CHECKPOINT")
+            schema = database.place.rpartition(" ")[2]
+            found = connection.execute(f"SELECT pg_read_binary_file(pg_relation_filepath('{schema}.things'))").fetchall()
+        return bytes(found[0][0])
+
+    @staticmethod
+    def break_scrub(session: Any, patch: pytest.MonkeyPatch) -> None:
+        tidy = session._tidy
+
+        def broken(connection: sa.Connection, table: str, rewrites: bool) -> None:
+            tidy(connection, table, rewrites)
+            connection.exec_driver_sql("BEGIN; SET LOCAL statement_timeout = 10; SELECT pg_sleep(1)")
+
+        patch.setattr(session, "_tidy", broken)
+
+    @staticmethod
+    def empty(database: Database) -> None:
+        with database.begin() as connection:
+            THINGS.drop(connection)
+
+    def test_the_stamp_of_one_that_is_counted_stays_the_same_while_nothing_changes(self, postgres_url: str) -> None:
+        database = PostgresDatabase(server_at(postgres_url), "things", (THINGS,), PostgresKeeping(counts=True))
+        database.connect()
+        before = database.stamp()
+        with database.begin() as connection:
+            assert connection.execute(sa.select(THINGS)).fetchall() == []
+        assert database.stamp() == before
+        with database.begin() as connection:
+            connection.execute(sa.insert(THINGS).values(name="a"))
+        changed = database.stamp()
+        assert changed != before
+        database.discard()
+        database.connect()
+        assert database.stamp() not in (before, changed, None)
+
+
+class TestPostgresHome(TestPostgresDatabase):
+    """A database of a home whose tables follow from elsewhere: those that last are made by migrations."""
+
+    @pytest.fixture(params=["event_index"])
+    def database(self, tmp_path: Path, postgres_url: str, request: pytest.FixtureRequest) -> Database:
+        return Home(tmp_path, Settings(database=postgres_url)).database(request.param, THINGS)
+
+
 class EventQueueContract:
     @pytest.fixture
     def state(self, tmp_path: Path) -> State:
         raise NotImplementedError
 
     @staticmethod
-    def opened(state: State) -> EventQueue:
+    def opened(state: State, clock: Clock = MIDNIGHT) -> EventQueue:
         raise NotImplementedError
 
     @staticmethod
@@ -415,46 +533,142 @@ class EventQueueContract:
         assert queue.last_received() is None
         letters, refused = [self.letter(n) for n in range(5)], [Refused(NEW_YEAR + timedelta(seconds=9), "http", b"why")]
         done = [Future[None]() for _ in range(3)]
-        queue.submit(letters[:3], [], done[0])
-        queue.submit(letters[3:], refused, done[1])
-        queue.submit([], [], done[2])
-        for each in done:
-            each.result(10)
+        brought = Brought(letters[:3]), Brought(letters[3:], refused), Brought()
+        for each, future in zip(brought, done, strict=True):
+            queue.submit(each, future)
+        for future in done:
+            future.result(10)
+        assert all(each.is_stored for each in brought)
+        letters = [*brought[0].entered, *brought[1].entered]
         queue.close()
         assert not queue.is_open
         again = self.opened(state)
         assert again.waiting() == letters
         assert again.waiting(2) == letters[:2]
-        assert again.waiting(-1, after=letters[1].received_at) == letters[2:]
-        assert again.refused() == refused
+        assert again.waiting(-1, after=letters[1].seq) == letters[2:]
+        assert again.refused() == [refused[0]._replace(seq=6)]
+        assert again.count_refused() == 1
         assert again.last_received() == refused[0].received_at
-        again.drained(letters[:2], refused)
+        again.drained(letters[:2], again.refused())
         assert (again.waiting(), again.refused(), again.last_received()) == (letters[2:], [], letters[4].received_at)
         again.scrub()
         again.close()
 
     def test_what_cannot_be_stored_is_told_and_keeps_nothing_else_back(self, state: State) -> None:
         queue = self.opened(state)
-        first, twice, later = (Future[None]() for _ in range(3))
-        queue.submit([self.letter(1)], [], first)
+
+        class Broken(Brought):
+            def enter(self, turn: Turn) -> tuple[Sequence[Accepted], Sequence[Refused]]:
+                raise ZeroDivisionError
+
+        class Again(Brought):
+            def enter(self, turn: Turn) -> tuple[Sequence[Accepted], Sequence[Refused]]:
+                return self._letters, ()
+
+        first, broken, twice, later = (Future[None]() for _ in range(4))
+        queue.submit(Brought([self.letter(1)]), first)
+        queue.submit(Broken(), broken)
         first.result(10)
-        queue.submit([self.letter(1)], [], twice)
-        assert twice.exception(10) is not None
-        queue.submit([self.letter(2)], [], later)
+        assert isinstance(broken.exception(10), ZeroDivisionError)
+        again = Again([self.letter(1)._replace(seq=1)])
+        turned = Brought()
+        turned.enter = lambda turn: (turn.next(), again.enter(turn))[1]  # type: ignore[method-assign]
+        queue.submit(turned, twice)
+        assert twice.exception(10) is not None, "a place is given once"
+        queue.submit(Brought([self.letter(2)]), later)
         assert later.exception(10) is None
         assert [each.event_id for each in queue.waiting()] == ["e1", "e2"]
         queue.close()
         late: Future[None] = Future()
-        queue.submit([self.letter(3)], [], late)
+        queue.submit(Brought([self.letter(3)]), late)
         assert isinstance(late.exception(10), RuntimeError)
 
     def test_large_events_are_not_all_read_at_once(self, state: State) -> None:
         queue, done = self.opened(state), Future[None]()
-        queue.submit([self.letter(n, 9_000_000) for n in range(6)], [], done)
+        queue.submit(Brought([self.letter(n, 9_000_000) for n in range(6)]), done)
         done.result(30)
         assert 1 <= len(queue.waiting()) < 6
         assert len(queue.waiting(-1)) == 6
         queue.close()
+
+    def test_receipts_only_grow_whatever_the_clocks_of_the_machines_say(self, state: State) -> None:
+        queue, moments = self.opened(state), list[datetime]()
+        for _ in range(3):
+            moments.append(queue.moment())
+            late = self.opened(state, fixed_clock(NEW_YEAR - timedelta(minutes=5)))
+            moments.append(late.moment())
+            late.close()
+        assert moments == sorted(set(moments))
+        queue.close()
+
+    def test_every_process_follows_the_others_in_one_order(self, state: State) -> None:
+        queues = [self.opened(state) for _ in range(3)]
+        orders: list[list[str]] = [[] for _ in queues]
+
+        class Counted(Brought):
+            def __init__(self, letter: Accepted, order: list[str]) -> None:
+                super().__init__([letter])
+                self.order = order
+
+            def stored(self) -> None:
+                self.order += [letter.event_id for letter in self.entered]
+
+        for queue, order in zip(queues, orders, strict=True):
+            queue.followed_by(lambda letters, order=order: order.extend(x.event_id for x in letters), lambda *_: None)  # type: ignore[misc]
+
+        def work(n: int) -> None:
+            for k in range(40):
+                done: Future[None] = Future()
+                queues[n].submit(Counted(self.letter(k)._replace(event_id=f"{n}-{k}"), orders[n]), done)
+                done.result(10)
+                queues[n].catch_up()
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        for queue in queues:
+            queue.catch_up()
+        stored = [letter.event_id for letter in queues[0].waiting(-1)]
+        assert len(stored) == 120
+        assert orders == [stored] * 3
+        for queue in queues:
+            queue.close()
+
+    def test_who_falls_behind_is_told_that_something_is_missing(self, state: State) -> None:
+        one, other = self.opened(state), self.opened(state)
+        seen: list[str] = []
+        told: list[tuple[int, bool]] = []
+        other.followed_by(
+            lambda letters: seen.extend(x.event_id for x in letters), lambda standing, missing: told.append((standing.moved, missing))
+        )
+        for n in range(4):
+            done: Future[None] = Future()
+            one.submit(Brought([self.letter(n)]), done)
+            done.result(10)
+            if n == 0:
+                other.catch_up()
+            if n == 2:
+                one.drained(one.waiting(), [])
+        other.catch_up()
+        assert (seen, told) == (["e0", "e3"], [(3, True)])
+        one.drained(one.waiting(), [])
+        other.catch_up()
+        other.catch_up()
+        assert told == [(3, True), (4, False)]
+        one.close()
+        other.close()
+
+
+class TestInboxInPostgres(EventQueueContract):
+    @pytest.fixture
+    def state(self, tmp_path: Path, postgres_url: str) -> State:
+        return Home(tmp_path, Settings(database=postgres_url))
+
+    @staticmethod
+    def opened(state: State, clock: Clock = MIDNIGHT) -> EventQueue:
+        return Inbox(state, clock)
 
 
 class TestInbox(EventQueueContract):
@@ -463,5 +677,21 @@ class TestInbox(EventQueueContract):
         return Home(tmp_path, Settings())
 
     @staticmethod
-    def opened(state: State) -> EventQueue:
-        return Inbox(state)
+    def opened(state: State, clock: Clock = MIDNIGHT) -> EventQueue:
+        return Inbox(state, clock)
+
+    def test_what_waits_in_an_inbox_of_before_keeps_its_order(self, tmp_path: Path) -> None:
+        (tmp_path / "home").mkdir()
+        with sqlite3.connect(tmp_path / "home" / "inbox.db") as old:
+            old.execute(
+                "CREATE TABLE waiting (received_at INTEGER PRIMARY KEY, event_id TEXT NOT NULL, content_hash TEXT NOT NULL,"
+                " payload BLOB NOT NULL, source TEXT NOT NULL, personal BLOB)"
+            )
+            old.execute("CREATE TABLE refused (received_at INTEGER PRIMARY KEY, source TEXT NOT NULL, token BLOB NOT NULL)")
+            old.executemany("INSERT INTO waiting VALUES (?, ?, 'hash', x'7b7d', 'http', NULL)", [(30, "b"), (10, "a")])
+            old.execute("INSERT INTO refused VALUES (20, 'http', x'00')")
+        for _ in range(2):
+            queue = self.opened(Home(tmp_path / "home", Settings()))
+            assert [(letter.event_id, letter.seq) for letter in queue.waiting()] == [("a", 1), ("b", 2)]
+            assert [each.seq for each in queue.refused()] == [3]
+            queue.close()

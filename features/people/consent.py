@@ -17,6 +17,7 @@ from features.events.identifiers import RANK
 from features.people.identity import Identities
 from features.state.clock import microseconds
 from features.state.ports import EVENTS, State
+from features.state.seen import Seen
 
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 CONTACT_CHANNELS: tuple[ContactChannel, ...] = get_args(ContactChannel)
@@ -76,28 +77,30 @@ class Consents:
     def __init__(self, state: State, policy: ConsentPolicy) -> None:
         self.policy = policy
         self._events = state.tables[EVENTS]
-        self._lock = threading.Lock()
+        self._lock, self._reading = threading.Lock(), threading.Lock()
         self._by_key: dict[str, dict[str, Statement]] = {}
-        self._read: set[str] = set()
+        self._seen = Seen(self._events)
         self._noted: dict[str, tuple[list[str], Statement]] = {}
         """What was said and is not in the log yet."""
         self.refresh()
 
     def refresh(self) -> None:
         """Read what is new in the log. What was noted and is not there yet stays, and nobody is silent meanwhile."""
-        standing = set(self._events.files())
-        anew = not self._read <= standing
-        rows = _spoken(sorted(standing if anew else standing - self._read))
-        with self._lock:
-            # compacted or erased: what is gone must go here too, in one step for those who read
-            by_key: dict[str, dict[str, Statement]] = {} if anew else {key: dict(said) for key, said in self._by_key.items()}
-            for keys, statement in rows:
-                self._noted.pop(statement.event_id, None)
-                _file(by_key, keys, statement)
-            for keys, statement in self._noted.values():
-                _file(by_key, keys, statement)
-            self._by_key = by_key
-            self._read = standing
+        with self._reading:
+            files = self._seen.news()
+            if files is not None and not files:
+                return
+            rows = _spoken(sorted(self._seen.everything() if files is None else files))
+            with self._lock:
+                # erased: what is gone must go here too, in one step for those who read
+                by_key: dict[str, dict[str, Statement]] = {} if files is None else {key: dict(said) for key, said in self._by_key.items()}
+                for keys, statement in rows:
+                    self._noted.pop(statement.event_id, None)
+                    _file(by_key, keys, statement)
+                for keys, statement in self._noted.values():
+                    _file(by_key, keys, statement)
+                self._by_key = by_key
+            self._seen.note()
 
     def note(self, event: SealedEvent, known_at: datetime) -> bool:
         """Take an event of this moment into account at once; returns whether it was a statement."""

@@ -17,8 +17,10 @@ from features.people.hidden import Hidden
 from features.people.identity_graph import IdentityGraph
 from features.people.identity_state import Step, keys_of
 from features.people.step_index import NumberedStep, StepIndex
+from features.people.tombstones import Tombstones
 from features.people.vault import Vault
 from features.state.ports import IDENTIFIERS, LOG, State
+from features.state.seen import Seen
 from features.state.table_index import MARK
 
 SCHEMA = pa.schema(
@@ -60,12 +62,14 @@ class Identities:
     def __init__(self, state: State, vault: Vault | None = None) -> None:
         self._state, self._table = state, state.tables[IDENTIFIERS]
         self.vault = vault or Vault.open(state)
-        self.hidden = Hidden(state)
+        self.hidden = Hidden(state, self.refresh)
         """Who was erased: they are nobody's from then on, though the table may hold them yet."""
+        self._tombstones = Tombstones(state, self.vault)
         self._lock = threading.RLock()
         self._graph = IdentityGraph()
-        self._learnt: list[Lesson | Step] = []
-        self._read: set[str] = set()
+        self._learnt: list[tuple[Lesson | Step, int]] = []
+        """What is to be written, and how many steps each taught."""
+        self._seen = Seen(self._table)
         self._seq = 0
         self._index = StepIndex(state.database("step_index", MARK), self._table)
         self.refresh()
@@ -79,31 +83,64 @@ class Identities:
         hold over both.
         """
         with self._lock:
-            standing = set(self._table.files())
-            if standing == self._read:
-                return
-            if self._read <= standing and not self._graph.news:
-                self._take_over(self._graph, standing - self._read)
+            files = self._seen.news()
+            if files is not None:
+                if files:
+                    self._take_over(files)
             else:
                 fresh = IdentityGraph()
-                self._take_over(fresh, standing)
-                for again in self._learnt:
-                    if isinstance(again, Lesson):
-                        fresh.learn(*again)
-                    else:
-                        fresh.record(again)
-                fresh.disturbed = self._graph.disturbed | fresh.changed_since(self._graph)
-                self._graph = fresh
-            self._read = standing
+                self._seq = 0
+                for step in self._read(self._seen.everything()):
+                    fresh.apply(step)
+                fresh.disturbed = self._graph.disturbed
+                self._graph = self._learnt_again(fresh)
+            self._seen.note()
 
-    def _take_over(self, graph: IdentityGraph, paths: Collection[str]) -> None:
-        if not paths:
+    def _take_over(self, files: Sequence[str]) -> None:
+        """Take over what was appended: mostly what this process has worked out as well, from the same events in the same order."""
+        steps, own = self._read(files), self._graph.news
+        same = min(len(steps), len(own))
+        if steps[:same] == own[:same]:
+            self._graph.news = own[same:]
+            while same and self._learnt:
+                lesson, number = self._learnt.pop(0)
+                if number > same:
+                    self._learnt.insert(0, (lesson, number - same))
+                same = max(0, same - number)
+            for step in steps[len(own) :]:
+                self._graph.apply(step)
             return
+        # others have learnt something else meanwhile: the guards must hold over both
+        fresh = IdentityGraph()
+        for step in self._read(self._seen.everything()):
+            fresh.apply(step)
+        fresh.disturbed = self._graph.disturbed
+        self._graph = self._learnt_again(fresh)
+
+    def _learnt_again(self, fresh: IdentityGraph) -> IdentityGraph:
+        """What was learnt here and is not written yet, learnt again on top of *fresh*."""
+        again = []
+        for lesson, _ in self._learnt:
+            if self._tombstones.stand_since(_about(lesson), lesson.known_at):
+                # another process has erased them meanwhile
+                continue
+            had = len(fresh.news)
+            if isinstance(lesson, Lesson):
+                fresh.learn(*lesson)
+            else:
+                fresh.record(lesson)
+            again.append((lesson, len(fresh.news) - had))
+        self._learnt = [(lesson, count) for lesson, count in again if count]
+        fresh.disturbed = fresh.disturbed | fresh.changed_since(self._graph)
+        return fresh
+
+    def _read(self, paths: Sequence[str]) -> list[Step]:
+        if not paths:
+            return []
         # an erasure writes the same texts in another of Arrow's layouts
         rows = pa.concat_tables([pq.ParquetFile(path).read().cast(SCHEMA) for path in paths]).sort_by("seq")
-        for step in _steps(rows):
-            graph.apply(step)
         self._seq = max(self._seq, rows["seq"][-1].as_py() if len(rows) else 0)
+        return list(_steps(rows))
 
     # --- look-ups
 
@@ -211,7 +248,7 @@ class Identities:
             had = len(self._graph.news)
             owner = self._graph.learn(*lesson)
             if len(self._graph.news) > had:
-                self._learnt.append(lesson)
+                self._learnt.append((lesson, len(self._graph.news) - had))
             return owner
 
     def learn_all(self, events: Iterable[tuple[SealedEvent, datetime]]) -> None:
@@ -228,7 +265,7 @@ class Identities:
         with self._lock:
             had = len(self._graph.news)
             self._graph.join(one, other, known_at, why)
-            self._learnt += self._graph.news[had:]
+            self._learnt += [(step, 1) for step in self._graph.news[had:]]
 
     def part(self, customer_id: str, keys: Sequence[str], known_at: datetime, why: str) -> str:
         """Take *keys* from a customer, for good: no event will join them again. Returns the customer that they make.
@@ -239,7 +276,7 @@ class Identities:
         with self._lock:
             had = len(self._graph.news)
             minted = self._graph.part(customer_id, keys, known_at, why)
-            self._learnt += self._graph.news[had:]
+            self._learnt += [(step, 1) for step in self._graph.news[had:]]
             return minted
 
     def flush(self) -> None:
@@ -256,7 +293,7 @@ class Identities:
             # not before they are written: a failed commit is tried again
             self._graph.news, self._learnt = [], []
             self._seq += len(steps)
-            self._read = set(self._table.files())
+            self._seen.note(self._table.version())
 
     def erase(self, keys: Sequence[str], customers: Sequence[str], event_ids: Sequence[str] = ()) -> int:
         """Delete every row of these identifiers and customers, and what others' rows say of them and of their events; returns how many."""
@@ -268,6 +305,11 @@ class Identities:
             self._index.forget(keys, customers, event_ids, self._table.version())
         self.refresh()
         return gone
+
+
+def _about(lesson: Lesson | Step) -> Sequence[str]:
+    """The identity keys that a lesson is about."""
+    return [*lesson.keys, *lesson.previous] if isinstance(lesson, Lesson) else [lesson.identity_key]
 
 
 def write_anew(state: State, steps: Sequence[Step]) -> None:

@@ -130,6 +130,15 @@ class AppendOnlyFile:
             self._file.truncate(before)
             raise
 
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._file.fileno()
+
+    def rename(self, path: Path) -> None:
+        """Call the file *path* from here on."""
+        self.path.rename(path)
+        self.path = path
+
     def close(self) -> None:
         """Let go of the file."""
         self._file.close()

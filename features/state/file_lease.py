@@ -9,13 +9,34 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from features.state.disk import PRIVATE_FILE, make_folder, write_atomically
-from features.state.ports import LeaseTakenError
+from features.state.ports import Lease, LeaseTakenError
 
 SHORTEST_SECRET = 32
 _LOCK = "in-use"
+
+
+class FileHeld:
+    """A locked file, which stays locked until it is closed."""
+
+    def __init__(self, handle: IO[str]) -> None:
+        self._handle = handle
+
+    def still_held(self) -> bool:
+        """Whether it was not closed: the operating system takes a lock from nobody."""
+        return not self._handle.closed
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._handle.close()
+
+    def __enter__(self) -> FileHeld:
+        return self
+
+    def __exit__(self, *ended: object) -> None:
+        self.close()
 
 
 class FileLease:
@@ -25,14 +46,14 @@ class FileLease:
         self._folder = folder
 
     @contextlib.contextmanager
-    def hold(self, name: str, *, shared: bool = False) -> Iterator[None]:
+    def hold(self, name: str, *, shared: bool = False) -> Iterator[FileHeld]:
         """Hold the lease *name*, alone or *shared*, having waited for it."""
         with self._opened(name) as handle:
             fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-            yield
+            yield FileHeld(handle)
 
-    def take(self, name: str, *, shared: bool = False) -> IO[str]:
-        """Hold the lease *name* at once, until the file is closed.
+    def take(self, name: str, *, shared: bool = False) -> FileHeld:
+        """Hold the lease *name* at once, until it is closed.
 
         Raises:
             LeaseTakenError: somebody holds it.
@@ -43,7 +64,7 @@ class FileLease:
         except BlockingIOError:
             handle.close()
             raise LeaseTakenError(f"another process holds {name}.lock of {self._folder}: let it end first") from None
-        return handle
+        return FileHeld(handle)
 
     def _opened(self, name: str) -> IO[str]:
         make_folder(self._folder)
@@ -59,7 +80,7 @@ class FileSecrets:
         lease: so that two processes do not make two secrets.
     """
 
-    def __init__(self, folder: Path, given: str, lease: FileLease) -> None:
+    def __init__(self, folder: Path, given: str, lease: Lease) -> None:
         self._file, self._mark, self._given, self._lease = folder / "secret.key", folder / "secret.check", given, lease
 
     @property
@@ -93,6 +114,31 @@ class FileSecrets:
     def mark(self, mark: bytes) -> None:
         """Note *mark* beside the data."""
         write_atomically(self._mark, mark, PRIVATE_FILE)
+
+
+class _Open(Protocol):
+    def fileno(self) -> int:
+        """The descriptor."""
+
+
+def use(path: Path, file: _Open) -> None:
+    """Have *file*, which is *path*, count as in use until it is closed, or its process ends."""
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise LeaseTakenError(f"another process holds {path}") from None
+
+
+def is_in_use(path: Path) -> bool:
+    """Whether a process uses the file."""
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 class Scratch:

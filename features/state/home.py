@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Table
 
 from features.state.disk import check_room, free_bytes
 from features.state.file_lease import FileLease, FileSecrets
-from features.state.ports import DEAD_LETTERS, DECISIONS, EVENTS, IDENTIFIERS
+from features.state.moving import check_moved, check_not_moved
+from features.state.ports import DEAD_LETTERS, DECISIONS, EVENTS, IDENTIFIERS, Database, Lease, MissingStateError
 from features.state.settings import Settings
 from features.state.sqlite_file import DERIVED, ROLLED_BACK, SHARED, WRITTEN_AHEAD, WRITTEN_SOON, Keeping, SQLiteFile
 from features.state.tables import DeltaFolder
+
+if TYPE_CHECKING:
+    from features.state.postgres_state import PostgresState
 
 _DATABASES: dict[str, tuple[str, Keeping]] = {
     "inbox": ("inbox.db", WRITTEN_AHEAD),
@@ -32,6 +37,15 @@ _DATABASES: dict[str, tuple[str, Keeping]] = {
     "online": ("feast/online.db", SHARED),
 }
 """Each database with its file and how the file keeps what is written to it."""
+LASTING = tuple(name for name, (_, keeping) in _DATABASES.items() if keeping not in (DERIVED, SHARED))
+"""The databases that follow from nothing else."""
+_ON_A_SERVER = {
+    ROLLED_BACK: {"is_durable": True, "counts": True},
+    WRITTEN_AHEAD: {"is_durable": True, "counts": False},
+    WRITTEN_SOON: {"is_durable": False, "counts": False},
+    DERIVED: {"is_durable": False, "counts": False},
+}
+"""The same on a database server: whether a commit waits for its disk, and whether it is asked for what has changed."""
 _TABLES = {EVENTS: "log/events", IDENTIFIERS: "log/identifiers", DEAD_LETTERS: "log/dead_letters", DECISIONS: "decisions/table"}
 
 
@@ -57,9 +71,9 @@ class Home:
         return str(self.root)
 
     @cached_property
-    def lease(self) -> FileLease:
-        """Who may do what only one may do."""
-        return FileLease(self.root)
+    def lease(self) -> Lease:
+        """Who may do what only one may do: locked files, or locks of the database server that many machines share."""
+        return postgres_of(self.settings).lease() if self.settings.database else FileLease(self.root)
 
     @cached_property
     def secrets(self) -> FileSecrets:
@@ -71,15 +85,35 @@ class Home:
         """The Delta tables of the log, by name."""
         return {name: DeltaFolder(self.root / place) for name, place in _TABLES.items()}
 
-    def database(self, name: str, *tables: Table) -> SQLiteFile:
-        """The database *name*, which holds *tables*."""
-        file, keeping = _DATABASES[name]
+    def database(self, name: str, *tables: Table) -> Database:
+        """The database *name*, which holds *tables*: a file, or a schema on the server that many machines share.
+
+        Raises:
+            MovedStateError: what is asked for lies in the other of the two.
+        """
         if name not in self._databases:
-            self._databases[name] = SQLiteFile(self.root / file, tables, keeping)
+            self._databases[name] = self._chosen(name, tables)
         return self._databases[name]
 
+    def _chosen(self, name: str, tables: Sequence[Table]) -> Database:
+        file, keeping = _DATABASES[name]
+        if keeping is SHARED:
+            # another library's
+            return SQLiteFile(self.root / file, tables, keeping)
+        if not self.settings.database:
+            check_not_moved(self.root)
+            return SQLiteFile(self.root / file, tables, keeping)
+        if name in LASTING:
+            check_moved(self.root, self.root / file)
+        return postgres_of(self.settings).database(name, tables, is_lasting=name in LASTING, **_ON_A_SERVER[keeping])
+
+    def file_of(self, name: str) -> SQLiteFile:
+        """The file that held the database *name* before it was moved to a server."""
+        file, keeping = _DATABASES[name]
+        return SQLiteFile(self.root / file, (), keeping)
+
     @cached_property
-    def _databases(self) -> dict[str, SQLiteFile]:
+    def _databases(self) -> dict[str, Database]:
         return {}
 
     def free_bytes(self) -> int:
@@ -156,6 +190,21 @@ class Home:
 
     def _file(self, database: str) -> Path:
         return self.root / _DATABASES[database][0]
+
+
+def postgres_of(settings: Settings) -> PostgresState:
+    """The engine of many machines; its libraries are imported only where it is used.
+
+    Raises:
+        MissingStateError: they are not installed.
+    """
+    try:
+        from features.state.postgres_state import PostgresState
+    except ImportError as error:
+        raise MissingStateError(
+            f"UBIQUO_DATABASE needs a package that is not installed ({error}): pip install 'ubiquo[postgres]'"
+        ) from None
+    return PostgresState(settings.database)
 
 
 def configure_process() -> None:

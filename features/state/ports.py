@@ -30,12 +30,23 @@ class MissingStateError(RuntimeError):
     """A table, snapshot or model that a command needs does not exist yet; the message names the fix."""
 
 
+class UnreachableError(OSError):
+    """A server that keeps something cannot be reached now, or answers too late; the message names it."""
+
+
 class LeaseTakenError(RuntimeError):
     """Somebody else holds a lease, so that it cannot be had now."""
 
 
+class LeaseLostError(UnreachableError):
+    """A lease was lost while it was held, as the way to whoever keeps it was cut: another may have had it meanwhile."""
+
+
 class Held(Protocol):
     """A lease that is held until it is closed, or its process ends."""
+
+    def still_held(self) -> bool:
+        """Whether nobody else can have it; on many machines a lease is lost with the way to whoever keeps it."""
 
     def close(self) -> None:
         """Let go of it."""
@@ -47,8 +58,12 @@ class Held(Protocol):
 class Lease(Protocol):
     """Who may do what only one may do at a time, or only beside others that share. Whatever a dead process held is free."""
 
-    def hold(self, name: str, *, shared: bool = False) -> AbstractContextManager[object]:
-        """Hold the lease *name*, alone or *shared*, having waited for it."""
+    def hold(self, name: str, *, shared: bool = False) -> AbstractContextManager[Held]:
+        """Hold the lease *name*, alone or *shared*, having waited for it.
+
+        Raises:
+            LeaseLostError: at the end; it was lost meanwhile.
+        """
 
     def take(self, name: str, *, shared: bool = False) -> Held:
         """Hold the lease *name* at once.

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -14,7 +15,7 @@ from msgspec import Meta
 PREFIX = "UBIQUO_"
 ANOTHERS = {"MLFLOW_TRACKING_URI": "tracking_uri", "SPARK_MASTER": "spark_master"}
 """Variables of other projects that mean something here too, each with its setting."""
-INTERNAL = ("loopback", "single_process")
+INTERNAL = ("loopback", "single_process", "shared", "siblings")
 """How ``python -m serving`` tells the process that answers how it was started."""
 
 
@@ -32,6 +33,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis: Annotated[str, Meta(description="where online rows are kept, such as localhost:6379; else in SQLite")] = ""
     engine: Annotated[str, Meta(description="what computes features and scores in bulk: duckdb or spark")] = "duckdb"
     spark_master: Annotated[str, Meta(description="where Spark runs, such as spark://host:7077; else as Spark is told, or local[2]")] = ""
+    database: Annotated[str, Meta(description="postgresql://user:password@host:port/name: state that many machines share")] = ""
     rate_limit: Annotated[str, Meta(description="how often one key may ask")] = "2000/second"
     cors_origins: Annotated[str, Meta(description="whose pages may call: origins such as https://shop.example, by commas")] = ""
     browser_rate_limit: Annotated[str, Meta(description="how often one address may ask with a browser's key")] = "600/minute"
@@ -45,6 +47,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     demo_shop: Annotated[bool, Meta(description="whether the console has a shop to try; what is done in it counts as real")] = False
     loopback: Annotated[bool, Meta(description="only this machine can ask")] = False
     single_process: Annotated[bool, Meta(description="no arbiter watches over the process")] = False
+    shared: Annotated[bool, Meta(description="other services run on the same state")] = False
+    siblings: Annotated[str, Meta(description="the folder in which the processes of one service tell their metrics")] = ""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
@@ -66,6 +70,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 values[known[variable]] = msgspec.convert(text, get_type_hints(cls, include_extras=True)[known[variable]], strict=False)
             except msgspec.ValidationError as error:
                 raise SettingError(f"{variable}={text!r}: {str(error)[0].lower()}{str(error)[1:]}") from None
+        _check_database(values.get("database", ""))
         return cls(**values)
 
     @property
@@ -77,6 +82,34 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def models_file(self) -> Path | None:
         """The file that describes the models, where it is not the one beside the code."""
         return Path(self.mlflow) if self.mlflow else None
+
+
+def _check_database(url: str) -> None:
+    """See that a URL names a database that can be used; the message repeats none of it, as it may hold a password.
+
+    Raises:
+        SettingError: it does not.
+    """
+    if not url:
+        return
+    try:
+        told = urlsplit(url)
+        # a port that is none raises
+        fits = told.scheme == "postgresql" and bool(told.path.strip("/")) and (told.port is None or told.port > 0)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise SettingError("UBIQUO_DATABASE must read postgresql://user:password@host:port/database; leave it out to keep state in files")
+
+
+def shown(setting: str, value: object) -> str:
+    """What may be told of a setting: of a secret that there is one, of a URL all but its password."""
+    if setting in ("secret", "api_key"):
+        return "(set)" if value else ""
+    if setting == "database" and value:
+        told = urlsplit(str(value))
+        return told._replace(netloc=f"{'(set)@' if '@' in told.netloc else ''}{told.netloc.rpartition('@')[2]}", query="").geturl()
+    return f"{value}"
 
 
 def variable_of(setting: str) -> str:

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, Executable, Table, event
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from features.state.disk import PRIVATE_FILE, DamagedStateError, NoSpaceError, make_folder
 from features.state.ports import AnyRow
 
+_DIALECT = sqlite.dialect()
 WAIT_SECONDS = 60.0
 MOVED_EVERY_SECONDS = 10.0
 """How often what is written ahead goes into a file that does so only when it is told to."""
@@ -161,7 +163,7 @@ class SQLiteFile:
             for pragma in self._keeping.pragmas:
                 db.execute(f"PRAGMA {pragma}").fetchall()
             for statement in self._ddl:
-                db.execute(str(statement))
+                db.execute(str(statement.compile(dialect=_DIALECT)))
         except sqlite3.Error as error:
             db.close()
             raise explained(error, self._path) from error
@@ -267,8 +269,13 @@ def explained(error: Exception, path: Path) -> Exception:
 
 
 def is_damage(error: BaseException) -> bool:
-    """Whether the file is to blame, and not the disk, a lock or a bound on open files; one that is cut short is an error of reading."""
+    """Whether the file is to blame, and not the disk, a lock or a bound on open files; one that is cut short is an error of reading.
+
+    In PostgreSQL tables that are damaged, or gone as somebody has discarded them, are.
+    """
     while error is not None:
+        if getattr(error, "sqlstate", None) in ("XX001", "XX002", "42P01", "3F000"):
+            return True
         code = getattr(error, "sqlite_errorcode", 0)
         if code:
             return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or code == sqlite3.SQLITE_IOERR_SHORT_READ

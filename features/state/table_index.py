@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy import Column, Connection, Executable, Integer, MetaData, Text
 
 from features.state.ports import AnyRow, Database, DatabaseSession, Table
+from features.state.sql import table_names
 from features.state.sqlite_file import is_damage
 
 Entry = TypeVar("Entry")
@@ -171,7 +172,7 @@ class TableIndex(ABC, Generic[Entry]):
                 return
             if known:
                 logger.warning("%s is of another format; it is made anew", self._database.place)
-            for name in sa.inspect(connection).get_table_names():
+            for name in table_names(connection):
                 sa.Table(name, MetaData()).drop(connection)
             for table in (MARK, *self.sql):
                 table.create(connection)

@@ -15,6 +15,7 @@ import msgspec
 import pyarrow as pa
 
 from features.state.disk import RESERVED_BYTES, AppendOnlyFile, check_room, free_bytes, make_folder, unlink_all
+from features.state.file_lease import is_in_use, use
 from features.state.home import Home
 from features.state.ports import DECISIONS, Table
 from features.store.event_log import connect
@@ -66,7 +67,8 @@ class DecisionLog:
     """An append-only spool that a decision reaches before its answer leaves, and the Delta table it is flushed to.
 
     The spool is handed to the operating system at once, so a crash of the process loses nothing; a line cut short by a
-    crash of the machine is passed over with a warning. A spool is deleted once what it holds is in the table, and synced.
+    crash of the machine is passed over with a warning. A spool is deleted once what it holds is in the table, and synced. Each process
+    has spools of its own; those of one that ended are moved on by any other.
     """
 
     def __init__(self, home: Home) -> None:
@@ -123,6 +125,9 @@ class DecisionLog:
         rotated = self._rotate()
         moved = 0
         for sealed in sorted(set(self._folder.glob(_SPOOLS)) - {self._spool.path}):
+            if sealed != rotated and is_in_use(sealed):
+                # another process is writing to it
+                continue
             for lines in _decoded(sealed):
                 # only what was just written is certainly new: any other spool may be of a flush that broke off
                 known = self._known([line.decision_id for line in lines]) if sealed != rotated else set()
@@ -162,7 +167,11 @@ class DecisionLog:
             return old.path
 
     def _new_spool(self) -> AppendOnlyFile:
-        return AppendOnlyFile(self._folder / f"spool-{os.getpid()}-{os.urandom(8).hex()}.jsonl")
+        spool = AppendOnlyFile(self._folder / f"new-{os.getpid()}-{os.urandom(8).hex()}")
+        # it gets its name once it is in use, so that nobody takes it for one that a crash left
+        use(spool.path, spool)
+        spool.rename(self._folder / f"spool-{spool.path.name.removeprefix('new-')}.jsonl")
+        return spool
 
     def _known(self, decision_ids: list[str]) -> set[str]:
         files = self.table.files()

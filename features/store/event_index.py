@@ -204,7 +204,7 @@ class EventIndex(TableIndex[Incoming]):
             held.add(digest)
             events.append((n, digest, bytes.fromhex(row.content_hash), _payload(row) if its else None))
             at, by = microseconds(row.event.occurred_at), declared.get(_purposes(row))
-            said += [(ids[key], at, n, key == its[0], by) for key in its]
+            said += [(ids[key], at, n, int(key == its[0]), by) for key in its]
         run_many(connection, _PUT_EVENT, events)
         run_many(connection, _PUT_SAID, said)
 

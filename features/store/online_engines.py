@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import sqlalchemy as sa
 
 from features.definitions.view import ONLINE, View
-from features.state.ports import Database, State
+from features.state.ports import Database, State, UnreachableError
 
 if TYPE_CHECKING:
     from features.state.lean_feast import feast
@@ -24,6 +25,10 @@ PROJECT, KEY_VERSION = "ubiquo", 3
 
 
 READ_ROWS = 10_000
+READ_SECONDS = 0.25
+"""How long an answer of Redis is waited for."""
+DOWN_SECONDS = 1.0
+"""For how long it is not asked again once it has not answered."""
 
 
 class PackedRow(NamedTuple):
@@ -122,31 +127,72 @@ class RedisRows:
     """Rows in Redis: one hash holds all of an entity, and goes with its last field."""
 
     def __init__(self, store: feast.FeatureStore) -> None:
-        self._store = store
-        self._client = store._get_provider().online_store._get_client(store.config.online_store)
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        online, config = store._get_provider().online_store, store.config.online_store
+        self._writer = online._get_client(config)
+        place = config.connection_string
+        self._place = ",".join(part for part in place.split(",") if "=" not in part)
+        # a client of its own: an answer does not wait as long as a write may, and asks once more where Redis was started anew
+        waits = f"{place},socket_timeout={READ_SECONDS},socket_connect_timeout={READ_SECONDS}"
+        self._client = type(online)()._get_client(config.model_copy(update={"connection_string": waits}))
+        self._client.set_retry(Retry(NoBackoff(), 1))
+        self._down_until = 0.0
+        self._named: dict[str, tuple[bytes, bytes]] = {}
 
     def keep_only(self, views: Collection[str]) -> None:
         """Nothing to do: hashes are not listed by view."""
 
     def read(self, views: Sequence[View], keys: Sequence[str]) -> list[list[PackedRow]]:
-        """For each of *views* what is held of each of *keys*: Feast asks Redis once for all of them."""
+        """For each of *views* what is held of each of *keys*, in one round trip: as Feast reads it, without the answer that it makes of it.
+
+        Raises:
+            UnreachableError: Redis does not answer; for a moment it is not asked again.
+        """
         if not keys:
             return [[] for _ in views]
-        features = [f"{view.name}{ONLINE}:{column}" for view in views for column in (view.at_column, view.packed_column)]
-        answer = self._store.get_online_features(features=features, entity_rows=[{views[0].key: key} for key in keys]).to_dict()
-        return [[PackedRow(*each) for each in zip(answer[v.at_column], answer[v.packed_column], strict=True)] for v in views]
+        if time.monotonic() < self._down_until:
+            raise UnreachableError(f"Redis at {self._place} has just not answered")
+        fields = [field for view in views for field in self._fields(view)]
+        found: list[list[PackedRow]] = [[] for _ in views]
+        for start in range(0, len(keys), READ_ROWS):
+            with self._told(), self._client.pipeline(transaction=False) as asked:
+                for key in self._keys(entities_of(views[0].key, keys[start : start + READ_ROWS])):
+                    asked.hmget(key, fields)
+                answers = asked.execute()
+            for values in answers:
+                for k, rows in enumerate(found):
+                    rows.append(_unpacked(*values[2 * k : 2 * k + 2]))
+        return found
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        from redis.exceptions import RedisError
+
+        try:
+            yield
+        except RedisError as error:
+            self._down_until = time.monotonic() + DOWN_SECONDS
+            raise UnreachableError(f"Redis at {self._place} does not answer ({type(error).__name__}: {error})") from None
+
+    def _fields(self, view: View) -> tuple[bytes, bytes]:
+        """What Feast calls the two values of a view in an entity's hash."""
+        from feast.infra.online_stores.helpers import _mmh3
+
+        if view.name not in self._named:
+            at, packed = (_mmh3(f"{view.name}{ONLINE}:{column}") for column in (view.at_column, view.packed_column))
+            self._named[view.name] = at, packed
+        return self._named[view.name]
 
     def delete(self, view: View, entities: Sequence[Any]) -> int:
         """Let go of the fields of *view* in each entity's hash; returns how many hashes had any."""
-        from feast.infra.online_stores.helpers import _mmh3
-
-        name = f"{view.name}{ONLINE}"
-        hashed = [_mmh3(f"{name}:{field}") for field in (view.at_column, view.packed_column)]
-        return sum(bool(self._client.hdel(key, f"_ts:{name}", *hashed)) for key in self._keys(entities))
+        fields = f"_ts:{view.name}{ONLINE}", *self._fields(view)
+        return sum(bool(self._writer.hdel(key, *fields)) for key in self._keys(entities))
 
     def delete_all(self, entities: Sequence[Any]) -> None:
         """Let go of the hashes, what another version of this code wrote too."""
-        self._client.delete(*self._keys(entities))
+        self._writer.delete(*self._keys(entities))
 
     def scrub(self) -> None:
         """Nothing to do: Redis keeps nothing of what is gone."""
@@ -156,6 +202,14 @@ class RedisRows:
         from feast.infra.online_stores.helpers import _redis_key
 
         return [_redis_key(PROJECT, entity, entity_key_serialization_version=KEY_VERSION) for entity in entities]
+
+
+def _unpacked(at: bytes | None, packed: bytes | None) -> PackedRow:
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    if not at or not packed:
+        return NOTHING
+    return PackedRow(Value.FromString(at).int64_val, Value.FromString(packed).bytes_val)
 
 
 def entities_of(key: str, values: Sequence[str]) -> list[Any]:

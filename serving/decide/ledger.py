@@ -85,20 +85,21 @@ _OWN = sa.select(_G.offer_id, -sa.func.count()).where(
 _COUNTED = _TIMES.union_all(_NO_MORE.group_by(_G.offer_id), _OWN.group_by(_G.offer_id))
 _GIVE = put(GIVEN)
 # its own of before, which may have expired; what has reached somebody stays for good
-_GIVE = _GIVE.on_conflict_do_update(set_={"expires_at": sa.func.max(_G.expires_at, _GIVE.excluded.expires_at)})
+_LATER = sa.case((_GIVE.excluded.expires_at > _G.expires_at, _GIVE.excluded.expires_at), else_=_G.expires_at)
+_GIVE = _GIVE.on_conflict_do_update(index_elements=[_G.decision_id, _G.offer_id], set_={"expires_at": _LATER})
 _HELD = sa.select(_G.offer_id).where(_G.decision_id == sa.bindparam("decision"))
 _TAKE_BACK = (
     sa.delete(GIVEN)
     .where(_G.decision_id == sa.bindparam("decision"), _G.expires_at < FOREVER, _G.offer_id.not_in(_OFFERS))
     .returning(_G.offer_id)
 )
-_SOME_UNUSED: sa.Select[Any] = (
-    sa.select(sa.literal_column("rowid")).select_from(GIVEN).where(_G.expires_at <= sa.bindparam("now")).limit(TIDIED_AT_ONCE)
+_SOME_UNUSED = sa.select(_G.decision_id).where(_G.expires_at <= sa.bindparam("now")).limit(TIDIED_AT_ONCE)
+_UNUSED = (
+    sa.delete(GIVEN).where(_G.decision_id.in_(_SOME_UNUSED.scalar_subquery()), _G.expires_at <= sa.bindparam("now")).returning(_G.offer_id)
 )
-_UNUSED = sa.delete(GIVEN).where(sa.literal_column("rowid").in_(_SOME_UNUSED.scalar_subquery())).returning(_G.offer_id)
 _REACHED = sa.update(GIVEN).where(_G.decision_id.in_(sa.bindparam("decisions", expanding=True))).values(expires_at=FOREVER)
 _COUNT = put(TIMES)
-_COUNT = _COUNT.on_conflict_do_update(set_={"times": TIMES.c.times + _COUNT.excluded.times})
+_COUNT = _COUNT.on_conflict_do_update(index_elements=[TIMES.c.offer_id], set_={"times": TIMES.c.times + _COUNT.excluded.times})
 _REDEEM = put(REDEEMED).on_conflict_do_nothing()
 
 

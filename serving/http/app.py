@@ -11,7 +11,7 @@ from functools import cache, partial
 from typing import Any
 
 import msgspec
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from features.events.event import EVENT_NAMES, explain
 from features.events.identifiers import IdentifierError
@@ -33,6 +33,7 @@ from serving.http.openapi import document
 from serving.http.problems import HttpProblem, Problem
 from serving.http.pulse import Pulse
 from serving.http.rules_desk import RULES, RulesDesk
+from serving.http.siblings import Siblings
 from serving.http.trackers import TRACKERS, Tracker, TrackersAnswer
 from serving.http.visitor import check_question, without_ids
 from serving.intake.intake import SOURCE, InboxFullError, NotStoredError, Translate
@@ -55,7 +56,8 @@ PATIENCE_SECONDS = 5.0
 class App:
     """The ASGI application. It answers 503 until a runtime is set."""
 
-    def __init__(self, settings: RegistrySettings) -> None:
+    def __init__(self, settings: RegistrySettings, siblings: str = "") -> None:
+        """Prepare to answer by the models of *settings*; *siblings* is where the processes of one service tell their metrics."""
         self.runtime: Runtime | None = None
         self._encode = msgspec.json.Encoder().encode
         self._answers: dict[str, tuple[Any, Callable[[Any, datetime], Any]]] = {
@@ -75,10 +77,12 @@ class App:
         self._routes = {*self._answers, *RESERVED}
         self._desk, self._rules_desk = CustomerDesk(), RulesDesk()
         # one thread decides: more would only contend for the interpreter. What cannot be begun soon is refused at once
-        self._decisions = Lane("questions", threads=1, waiting=32, patience_seconds=0.5, deadline_seconds=3.0)
+        self._decisions = Lane("questions", threads=1, waiting=32, patience_seconds=0.5, deadline_seconds=3.0, first=self.catch_up)
         # these wait for the disk, and share its syncs
         self._intakes = Lane("batches of events", threads=4, waiting=32, patience_seconds=1.0, deadline_seconds=5.0)
-        self._desks = Lane("profiles, exports and erasures", threads=1, waiting=16, patience_seconds=600.0, deadline_seconds=600.0)
+        self._desks = Lane(
+            "profiles, exports and erasures", threads=1, waiting=16, patience_seconds=600.0, deadline_seconds=600.0, first=self.catch_up
+        )
         self._long = LongAnswers(self._desks)
         self._aside = Lane("metrics", threads=1, waiting=4, patience_seconds=1.0, deadline_seconds=3.0)
         self._rules = Lane("rules", threads=1, waiting=16, patience_seconds=5.0, deadline_seconds=10.0)
@@ -100,6 +104,8 @@ class App:
             ("ubiquo_events_waiting", "Events that wait for the log", self._waiting),
         ):
             Gauge(name, about, registry=self.metrics).set_function(read)
+
+        self._siblings = Siblings(self.metrics, siblings)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -159,12 +165,18 @@ class App:
         """What answers less than it should, while everything else goes on."""
         return [] if self.runtime is None else self.runtime.degraded()
 
+    def catch_up(self) -> None:
+        """Know what other services of the installation have taken; what follows is answered from that."""
+        if self.runtime is not None:
+            self.runtime.catch_up()
+
     def lists(self) -> frozenset[str]:
         """The addresses of the models that recommend items."""
         return self._lists
 
     def close(self) -> None:
         """Finish what was begun."""
+        self._siblings.close()
         self._port.close()
         for lane in (self._decisions, self._intakes, self._desks, self._aside, self._rules):
             lane.close()
@@ -173,9 +185,10 @@ class App:
         """Answer and log one question to a model."""
         runtime = self._live()
         who = self._who(runtime, request)
-        row = runtime.reader.row(runtime.engine.reading(name), who.customer_id, as_of, runtime.engine.reads(name, request.reached_by))
-        ask = {"score": runtime.engine.score, "items": runtime.engine.recommendations, "offers": runtime.engine.next_best_offer}
-        return self._log(runtime, ask[model.kind.answers](name, request, who, row, as_of))  # type: ignore[operator]
+        engine = runtime.engine
+        row, missing = runtime.row(engine.reading(name), who.customer_id, as_of, engine.reads(name, request.reached_by))
+        ask = {"score": engine.score, "items": engine.recommendations, "offers": engine.next_best_offer}
+        return self._log(runtime, ask[model.kind.answers](name, request, who, row, as_of), missing)  # type: ignore[operator]
 
     def similar_items(self, request: SimilarItemsRequest, as_of: datetime) -> Any:
         """Answer and log one question for similar items."""
@@ -230,7 +243,7 @@ class App:
             return 200, await self._aside.run(self._describe, names), b"application/json"
         if path == "/metrics":
             self._ready.set(self._models - len(self._live().engine.missing()))
-            return 200, await self._aside.run(generate_latest, self.metrics), b"text/plain; version=0.0.4"
+            return 200, await self._aside.run(self._siblings.told), b"text/plain; version=0.0.4"
         if path.startswith((CUSTOMERS, ERASURES, RESULTS)) or path == "/v1/profile":
             return await self._answered_by_the_desk(scope, receive, path)
         if path == RULES or path.startswith(f"{RULES}/"):
@@ -291,9 +304,8 @@ class App:
             except LookupError as error:
                 raise HttpProblem(404, "Not found", str(error)) from None
         else:
-            # a mistake is told at once
-            work = self._desk.work(runtime, scope["method"], path, await _read(receive), key)
-            found = await self._long.ask(key, PATIENCE_SECONDS, work)
+            body, method = await _read(receive), scope["method"]
+            found = await self._long.ask(key, PATIENCE_SECONDS, lambda: self._desk.work(runtime, method, path, body, key)())
         if isinstance(found, Ticket):
             state = {"state": "running", "ask": f"{RESULTS}{found.result_id}"}
             return 202, self._encode(state), b"application/json"
@@ -341,8 +353,10 @@ class App:
             raise HttpProblem(400, "Bad request", mend, f"identifiers.{kind}") from None
 
     @staticmethod
-    def _log(runtime: Runtime, decided: tuple[Any, dict[str, Any]]) -> Any:
+    def _log(runtime: Runtime, decided: tuple[Any, dict[str, Any]], missing: str | None = None) -> Any:
         answer, record = decided
+        if missing is not None:
+            answer.fallback = record["fallback"] = "; ".join(filter(None, (missing, answer.fallback)))
         answer.logged = runtime.decisions.append(record)
         return answer
 

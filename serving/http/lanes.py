@@ -36,9 +36,19 @@ class Lane:
         waiting: how many may wait for a thread.
         patience_seconds: how long one may wait before it is begun.
         deadline_seconds: after how long its caller is told that it is not done.
+        first: what is done on the thread before each piece of work.
     """
 
-    def __init__(self, name: str, threads: int, waiting: int, patience_seconds: float, deadline_seconds: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        threads: int,
+        waiting: int,
+        patience_seconds: float,
+        deadline_seconds: float,
+        first: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._first = first
         self.name, self._room, self._patience, self._deadline = name, threads + waiting, patience_seconds, deadline_seconds
         self._threads = ThreadPoolExecutor(threads, f"ubiquo-{name}")
         self._held = 0
@@ -105,7 +115,7 @@ class Lane:
             CrowdedError: there is no place.
         """
         self.enter()
-        future = self._threads.submit(contextvars.copy_context().run, work, *arguments)
+        future = self._threads.submit(contextvars.copy_context().run, self._first_then, work, *arguments)
         future.add_done_callback(lambda _: self.leave())
         return future
 
@@ -115,9 +125,13 @@ class Lane:
         def in_turn() -> T:
             if time.monotonic() - asked > self._patience:
                 raise CrowdedError(f"too many {self.name} wait")
-            return work(*arguments)
+            return self._first_then(work, *arguments)
 
         return self._threads.submit(in_turn)
+
+    def _first_then(self, work: Callable[..., T], *arguments: Any) -> T:
+        self._first()
+        return work(*arguments)
 
     def close(self) -> None:
         """Finish what was begun."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import os
 import resource
 import socket
 import sys
-from typing import Any, ClassVar
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, ClassVar, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -26,12 +29,16 @@ WRITE_SECONDS = 30.0
 SWITCH_SECONDS = 0.001
 """How long a thread may hold the interpreter while the event loop waits for it."""
 BACKLOG = 1_024
+LEAVE_SECONDS = 1.5
+"""How long a process that leaves goes on answering on the connections that it has."""
 _M_ARENA_MAX = -8
 
 
 class Connection(HttpToolsProtocol):
     """An HTTP/1.1 connection with deadlines for headers and for reading, and a bound on how many there are."""
 
+    is_leaving: ClassVar[bool] = False
+    """Whether this process is about to end: each connection gets one more answer, which says that it is the last."""
     waiting: ClassVar[dict[Connection, None]] = {}
     """Those of which no whole request is here, the one that has waited longest first."""
 
@@ -79,6 +86,9 @@ class Connection(HttpToolsProtocol):
             self._header_timer = None
         self._in_headers, self._header_bytes = False, 0
         super().on_headers_complete()
+        if Connection.is_leaving and self.cycle is not None:
+            cast(list[tuple[bytes, bytes]], self.cycle.scope["headers"]).append((b"connection", b"close"))
+            self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         """The next bytes are another request's."""
@@ -138,8 +148,62 @@ def _share_memory_between_threads() -> None:
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
+class Server(uvicorn.Server):
+    """Leaves without a failed request: it takes no new connection, tells each that is there to go elsewhere, and then ends."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Leave on the first signal; at once on the second, or before it answers."""
+        if Connection.is_leaving or self._loop is None or not self.started:
+            super().handle_exit(sig, frame)
+            return
+        Connection.is_leaving = True
+        self._captured_signals.append(sig)
+        self._loop.call_soon_threadsafe(self._leave)
+
+    def _leave(self) -> None:
+        assert self._loop is not None
+        for each in self.servers:
+            each.close()
+        self._loop.call_later(LEAVE_SECONDS, self._end)
+
+    def _end(self) -> None:
+        self.should_exit = True
+
+
 def serve(host: str, port: int) -> int:
     """Answer HTTP until told to end; returns the exit code: other than 0 if the service could not start."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        # taken now, so that two services do not both begin to load, and listened on once there is something to answer
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        return answer_on(listener, lambda config: uvicorn.Server(config))
+
+
+def work(listening: int, told: int) -> int:
+    """Answer HTTP on a socket that other processes answer on too, and say by a byte on *told* that it is begun; returns the exit code."""
+
+    def ready() -> None:
+        os.write(told, b".")
+        os.close(told)
+
+    with socket.socket(fileno=listening) as listener:
+        return answer_on(listener, lambda config: Server(config, ready))
+
+
+def answer_on(listener: socket.socket, made: Callable[[uvicorn.Config], uvicorn.Server]) -> int:
+    """Answer HTTP on a socket until told to end; returns the exit code."""
     # here, as everything heavy waits for it
     from threadpoolctl import threadpool_limits
 
@@ -153,6 +217,7 @@ def serve(host: str, port: int) -> int:
     allow_many_files()
     # numpy is here by now: the environment comes too late for its threads
     threadpool_limits(1, "blas")
+    host, port = listener.getsockname()[:2]
     config = uvicorn.Config(
         AccessControl(Parted(Ubiquo.to_asgi())),  # type: ignore[attr-defined]
         host=host,
@@ -170,14 +235,10 @@ def serve(host: str, port: int) -> int:
         log_config=None,
         lifespan="on",
     )
-    server = uvicorn.Server(config)
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
-        # taken now, so that two services do not both begin to load, and listened on once there is something to answer
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        # it ends what it has begun, and then passes on the signal that ended it; where it cannot start it exits
-        with contextlib.suppress(KeyboardInterrupt, SystemExit):
-            server.run(sockets=[listener])
+    server = made(config)
+    # it ends what it has begun, and then passes on the signal that ended it; where it cannot start it exits
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
+        server.run(sockets=[listener])
     if application.failure is not None:
         raise application.failure
     return 0 if server.started else 1

@@ -44,7 +44,7 @@ class Ubiquo:
         from serving.bootstrap import model_settings, start
         from serving.http.app import App
 
-        self._app = App(model_settings(home))
+        self._app = App(model_settings(home), home.settings.siblings)
         try:
             self._app.runtime = start(home)
         except Exception as error:

@@ -1,18 +1,14 @@
-"""What was accepted and is not in the log yet, and the order in which receipts are given."""
+"""What was accepted and is not in the log yet."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from concurrent.futures import Future
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 from features.events.event import SealedEvent
-from features.state.clock import Clock
 from serving.intake.event_queue import Accepted, Refused
-
-TICK = timedelta(microseconds=1)
 
 
 class Taken(NamedTuple):
@@ -23,32 +19,20 @@ class Taken(NamedTuple):
     received_at: datetime
 
 
-class Turn:
-    """Receipts are given one after the other: hold the lock for as many as belong together."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.lock = threading.Lock()
-        self.last: datetime | None = None
-        self._clock = clock
-
-    def next_moment(self) -> datetime:
-        """The time of receipt: the clock's, but always later than the last, so that the order of events is their order."""
-        now = self._clock()
-        self.last = now if self.last is None or now > self.last + TICK else self.last + 2 * TICK
-        return self.last
+class _Held(NamedTuple):
+    content_hash: str
+    seq: int
+    size: int
 
 
 class Backlog:
-    """Which events wait for the log, by id, and how many bytes they and the refused rows hold. Safe to call from several threads."""
+    """Which events wait for the log, by id, and how many bytes they hold. Safe to call from several threads."""
 
     def __init__(self, refused: int) -> None:
-        self._events: dict[str, tuple[str, Future[None]]] = {}
-        """The content hash of each, and what is done once it is on the disk."""
+        self._events: dict[str, _Held] = {}
         self._refused = refused
-        self._counting = threading.Lock()
+        self._lock = threading.Lock()
         self.bytes = 0
-        self.generation = 0
-        """How often something was moved into the log."""
 
     def __len__(self) -> int:
         """How many events wait."""
@@ -59,27 +43,32 @@ class Backlog:
         """How many events and refused rows wait to be moved on."""
         return len(self._events) + self._refused
 
-    def get(self, event_id: str) -> tuple[str, Future[None]] | None:
-        """The content hash of an event that waits, and what is done once it is on the disk."""
-        return self._events.get(event_id)
+    def get(self, event_id: str) -> str | None:
+        """The content hash of an event that waits."""
+        held = self._events.get(event_id)
+        return None if held is None else held.content_hash
 
-    def enter(self, letter: Accepted, stored: Future[None]) -> None:
-        """An event waits from here on."""
-        self._events[letter.event_id] = letter.content_hash, stored
-        with self._counting:
-            self.bytes += len(letter.payload)
+    def enter(self, letters: Iterable[Accepted], refused: int = 0) -> None:
+        """Events, and so many refused rows, wait from here on."""
+        with self._lock:
+            self._refused += refused
+            for letter in letters:
+                self._events[letter.event_id] = _Held(letter.content_hash, letter.seq, len(letter.payload))
+                self.bytes += len(letter.payload)
 
-    def refuse(self, rows: Sequence[Refused]) -> None:
-        """Rows wait for the dead letters from here on."""
-        with self._counting:
-            self._refused += len(rows)
-            self.bytes += sum(len(row.token) for row in rows)
-
-    def let_go(self, letters: Sequence[Accepted], refused: Sequence[Refused], moved: bool = False) -> None:
-        """These do not wait any more: they were *moved* into the log, or could not be stored."""
-        for letter in letters:
-            self._events.pop(letter.event_id, None)
-        with self._counting:
-            self.generation += moved
+    def moved(self, letters: Sequence[Accepted], refused: Sequence[Refused]) -> None:
+        """These are in the log."""
+        with self._lock:
+            self._let_go(letter.event_id for letter in letters)
             self._refused = max(0, self._refused - len(refused))
-            self.bytes = max(0, self.bytes - sum(len(x.payload) for x in letters) - sum(len(x.token) for x in refused))
+
+    def moved_elsewhere(self, to: int, refused: int) -> None:
+        """Another process has moved what waited up to a place, and so many refused rows are left."""
+        with self._lock:
+            self._let_go([event_id for event_id, held in self._events.items() if held.seq <= to])
+            self._refused = refused
+
+    def _let_go(self, event_ids: Iterable[str]) -> None:
+        for event_id in event_ids:
+            held = self._events.pop(event_id, None)
+            self.bytes = max(0, self.bytes - (0 if held is None else held.size))

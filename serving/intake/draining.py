@@ -6,25 +6,27 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from datetime import datetime
 from typing import NamedTuple
 
 import msgspec
 
 from features.events.event import SealedEvent
+from features.people.consent import Consents
 from features.people.identity import Identities
 from features.people.vault import Personal, Vault
-from features.state.ports import MissingStateError
+from features.state.ports import Lease, LeaseTakenError, MissingStateError
 from features.store.customer_rows import CustomerRows
 from features.store.dead_letters import DeadLetter
 from features.store.event_index import Incoming
 from features.store.event_log import EventLog
-from serving.intake.backlog import TICK, Backlog, Taken, Turn
-from serving.intake.event_queue import EPOCH, Accepted, EventQueue, Refused
+from serving.intake.backlog import Backlog, Taken
+from serving.intake.event_queue import TICK, Accepted, EventQueue, Progress, Refused
 from serving.intake.recent import RecentlyLearnt
 
 logger = logging.getLogger("ubiquo")
+MOVING = "moving"
+"""The lease of whoever moves events into the log."""
 STORE_SECONDS = 4.0
 """How long the disk is waited for."""
 REFUSED_AT_ONCE = 1_000
@@ -58,10 +60,11 @@ class Drain:
 
     Args:
         inbox, log, rows: from where to where.
-        identities, vault: who is who, and what opens what is encrypted.
-        turn, waiting, recent: what the intake shares with it.
+        identities, consents, vault: who is who and what they allow, and what opens what is encrypted.
+        lease: who among several processes moves events on.
+        waiting, recent: what the intake shares with it.
         usable: whether an event of a customer may be used.
-        show: lets events that were taken count in answers.
+        show, learn: let events that were taken count in answers, and say whose they are.
         max_waiting: with half as many waiting nothing is postponed any more.
     """
 
@@ -72,19 +75,22 @@ class Drain:
         log: EventLog,
         rows: CustomerRows,
         identities: Identities,
+        consents: Consents,
         vault: Vault,
-        turn: Turn,
+        lease: Lease,
         waiting: Backlog,
         recent: RecentlyLearnt,
         usable: Callable[[str, datetime], bool],
         show: Callable[[Sequence[Taken]], None],
+        learn: Callable[[SealedEvent, datetime], str | None],
         max_waiting: int,
     ) -> None:
         self._inbox, self._log, self.rows, self._identities, self._vault = inbox, log, rows, identities, vault
-        self._turn, self._waiting, self._recent, self._usable, self._show = turn, waiting, recent, usable, show
+        self._consents, self._lease, self._waiting, self._recent, self._usable = consents, lease, waiting, recent, usable
+        self._show, self._learn = show, learn
         self._max_waiting = max_waiting
-        self._moving = threading.RLock()
-        """One thread at a time moves what waits into the log."""
+        self._moving, self._depth = threading.RLock(), 0
+        """One thread of one process at a time moves what waits into the log."""
         self._spoilt: set[str] = set()
         """Customers whose online rows a failure left half brought up to date."""
         self._disturbed: dict[str, datetime] = {}
@@ -107,12 +113,33 @@ class Drain:
             self._postponed += 1
             return 0
         self._postponed = 0
-        return self.drain()
+        # another process may be at it
+        with contextlib.suppress(LeaseTakenError), self._alone(is_patient=False):
+            return self.drain()
+        return 0
+
+    @contextlib.contextmanager
+    def _alone(self, is_patient: bool = True) -> Iterator[None]:
+        """Nobody else moves events on, in this process or another.
+
+        Raises:
+            LeaseTakenError: another process does, and it is not to be waited for.
+        """
+        with self._moving, contextlib.ExitStack() as held:
+            if self._depth == 0:
+                held.enter_context(self._lease.hold(MOVING) if is_patient else self._lease.take(MOVING))
+                # what another has moved meanwhile is known before anything is taken up
+                self._inbox.catch_up()
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
 
     def drain(self) -> int:
         """Move what waits into the log, and what is new of it into the online rows, in batches; returns how many events."""
         moved = 0
-        with self._moving:
+        with self._alone():
             self._log.catch_up()
             more = True
             while more:
@@ -131,7 +158,12 @@ class Drain:
             # what an earlier failure left unfolded goes first: only when all is folded may it leave the inbox
             batch = self._read(letters)
             try:
-                self._unfolded += self._log.append(batch, self._identities).fresh
+                fresh = self._log.append(batch, self._identities).fresh
+                self._unfolded += fresh
+                # what lies in the log already may be of one that broke off here: whether the rows know it nobody can tell
+                known = {row.event.event_id for row in batch} - {row.event.event_id for row in fresh}
+                again = (self._identities.customer_of(row.event) for row in batch if row.event.event_id in known)
+                self._spoilt |= {customer for customer in again if customer is not None}
             except BaseException:
                 # it may lie in the log all the same, and is no news then: the rows are made anew from the log
                 self._spoilt |= {customer for row in batch if (customer := self._identities.customer_of(row.event))}
@@ -140,7 +172,7 @@ class Drain:
         self._unfolded = []
         self._follow(batch)
         self._inbox.drained(letters, refused)
-        self._waiting.let_go(letters, refused, moved=True)
+        self._waiting.moved(letters, refused)
         return len(letters) + len(refused), left or len(refused) >= REFUSED_AT_ONCE
 
     def _follow(self, batch: Sequence[Incoming]) -> None:
@@ -171,7 +203,7 @@ class Drain:
         """The events that have waited longest, as many as are folded at once, and whether there may be more."""
         letters: list[Accepted] = []
         for _ in range(BATCHES_FOLDED_AT_ONCE):
-            more = self._inbox.waiting(after=letters[-1].received_at if letters else EPOCH)
+            more = self._inbox.waiting(after=letters[-1].seq if letters else 0)
             if not more:
                 return letters, False
             letters += more
@@ -191,12 +223,8 @@ class Drain:
         Everything received before the moment of the features is in the log when they are computed, so that a replay of
         the log at that moment finds the same.
         """
-        with self._turn.lock:
-            at = self._turn.next_moment()
-            earlier: Future[None] = Future()
-            self._inbox.submit([], [], earlier)
-        earlier.result(STORE_SECONDS * 10)
-        with self._moving:
+        with self._alone():
+            at = self._inbox.moment()
             self.drain()
             customers = sorted(self._touched)
             if customers:
@@ -213,7 +241,7 @@ class Drain:
     @contextlib.contextmanager
     def standing_still(self) -> Iterator[None]:
         """Bring everything into the log, and let nothing more get there meanwhile; events are still taken into the inbox."""
-        with self._moving:
+        with self._alone():
             self.drain()
             yield
 
@@ -229,7 +257,7 @@ class Drain:
     def _fold_rows(self, events: Sequence[Incoming], until: datetime) -> None:
         taken = self._identities.take_disturbed()
         # afterwards: whatever disturbed them was received by then
-        self._disturbed |= dict.fromkeys(taken, self._turn.last or until)
+        self._disturbed |= dict.fromkeys(taken, self._inbox.standing().received_at or until)
         disturbed = (
             self._spoilt
             | self._disturbed.keys()
@@ -255,25 +283,46 @@ class Drain:
         have reached the rows or not, so the rows of all who had a past are made anew. What cannot be read or learnt is skipped here:
         that drain makes a dead letter of it.
         """
-        stored: Future[None] = Future()
-        stored.set_result(None)
-        after = EPOCH
-        while letters := self._inbox.waiting(after=after):
-            after = letters[-1].received_at
-            taken = []
-            for letter in letters:
-                self._waiting.enter(letter, stored)
-                try:
-                    event = self._incoming(letter).event
-                    customer = self._recent.learn(event, letter.received_at)
-                except Exception as error:
-                    logger.error("a letter in the inbox cannot be taken up again (%s)", type(error).__name__)
-                    continue
-                taken.append(Taken(event, customer, letter.received_at))
-                if customer is not None and customer not in self._recent.minted:
-                    self._spoilt.add(customer)
-                    self._touched[customer] = letter.received_at + TICK
-            self._show(taken)
+        found: list[Taken] = []
+        self._inbox.followed_by(lambda letters: found.extend(self._take(letters)), self._moved_elsewhere)
+        for _, customer, at in found:
+            if customer is not None and customer not in self._recent.minted:
+                self._spoilt.add(customer)
+                self._touched[customer] = at + TICK
+        self._inbox.followed_by(self._take, self._moved_elsewhere)
+
+    def _take(self, letters: Sequence[Accepted]) -> list[Taken]:
+        """Let what another process has stored, or this one before it ended, count in answers."""
+        # an erasure takes a place in the queue, so that all look whom it hides
+        self._identities.hidden.look_again()
+        self._waiting.enter(letters)
+        taken = []
+        for letter in letters:
+            try:
+                event = msgspec.json.decode(letter.payload, type=SealedEvent)
+            except (msgspec.DecodeError, ValueError, TypeError) as error:
+                logger.error("a letter in the inbox cannot be taken up (%s)", type(error).__name__)
+                continue
+            taken.append(Taken(event, self._learn(event, letter.received_at), letter.received_at))
+        self._show(taken)
+        return taken
+
+    def _moved_elsewhere(self, standing: Progress, is_missing: bool) -> None:
+        """Another process has brought events into the log and the rows: what was remembered until then is let go.
+
+        Where it was faster than this one could follow, what those events told is read from the log.
+        """
+        until = standing.moved_until
+        assert until is not None
+        # what this process has learnt too stands in the table now
+        self._identities.refresh()
+        if is_missing:
+            self._consents.refresh()
+        self._waiting.moved_elsewhere(standing.moved, self._inbox.count_refused())
+        self._recent.told((), until)
+        # who was disturbed by what is still on its way is made anew once that is moved on
+        self._disturbed |= dict.fromkeys(self._identities.take_disturbed(), standing.received_at or until)
+        self._disturbed = {customer: at for customer, at in self._disturbed.items() if at >= until}
 
     def _incoming(self, letter: Accepted) -> Incoming:
         event = msgspec.json.decode(letter.payload, type=SealedEvent)

@@ -2,62 +2,107 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from features.state.clock import microseconds
-from features.state.ports import State
-from features.state.sql import BIG, run_many
-from serving.intake.event_queue import EPOCH, Accepted, Refused
+from features.state.clock import Clock, microseconds, system_clock
+from features.state.ports import AnyRow, Database, DatabaseSession, State
+from features.state.sql import BIG, put, run_many
+from serving.intake.event_queue import EPOCH, TICK, Accepted, Entry, Follow, Moved, Progress, Refused, Turn
 
+logger = logging.getLogger("ubiquo")
 READ_BYTES = 32_000_000
-
+LOOK_SECONDS = 0.25
+"""How long a question waits to be told whether other processes have stored anything."""
+MOMENT_SECONDS = 40.0
+"""How long is waited for a moment of the queue: a commit may wait for the disk."""
 
 _META = sa.MetaData()
-_WAITING = sa.Table(
+WAITING = sa.Table(
     "waiting",
     _META,
-    sa.Column("received_at", BIG, primary_key=True),
+    sa.Column("seq", BIG, primary_key=True, autoincrement=False),
+    sa.Column("received_at", BIG, nullable=False),
     sa.Column("event_id", sa.Text, nullable=False),
     sa.Column("content_hash", sa.Text, nullable=False),
     sa.Column("payload", sa.LargeBinary, nullable=False),
     sa.Column("source", sa.Text, nullable=False),
     sa.Column("personal", sa.LargeBinary),
 )
-_REFUSED = sa.Table(
+REFUSED = sa.Table(
     "refused",
     _META,
-    sa.Column("received_at", BIG, primary_key=True),
+    sa.Column("seq", BIG, primary_key=True, autoincrement=False),
+    sa.Column("received_at", BIG, nullable=False),
     sa.Column("source", sa.Text, nullable=False),
     sa.Column("token", sa.LargeBinary, nullable=False),
 )
-_STORE, _STORE_REFUSED = sa.insert(_WAITING), sa.insert(_REFUSED)
-_LET_GO, _LET_GO_REFUSED = (sa.delete(each).where(each.c.received_at == sa.bindparam("at")) for each in (_WAITING, _REFUSED))
+TURN = sa.Table(
+    "turn",
+    _META,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("seq", BIG, nullable=False),
+    sa.Column("received_at", BIG),
+    sa.Column("moved", BIG, nullable=False),
+    sa.Column("moved_until", BIG),
+)
+"""One row: how far the queue is."""
+TABLES = (WAITING, REFUSED, TURN)
+_STORE, _STORE_REFUSED = sa.insert(WAITING), sa.insert(REFUSED)
+_LET_GO, _LET_GO_REFUSED = (sa.delete(each).where(each.c.seq == sa.bindparam("at")) for each in (WAITING, REFUSED))
+_STANDING = sa.select(TURN.c.seq, TURN.c.received_at, TURN.c.moved, TURN.c.moved_until)
+_BEGIN = put(TURN).on_conflict_do_nothing()
+_GIVEN = sa.update(TURN).values(seq=sa.bindparam("last"), received_at=sa.bindparam("at"))
+_MOVED = sa.update(TURN).where(TURN.c.moved < sa.bindparam("to")).values(moved=sa.bindparam("to"), moved_until=sa.bindparam("until"))
 
 
 class _Job(NamedTuple):
-    letters: Sequence[Accepted]
-    refused: Sequence[Refused]
+    entry: Entry
     done: Future[None]
+
+
+class _Moment:
+    """Takes a place in the queue, and brings nothing."""
+
+    at: datetime
+
+    def enter(self, turn: Turn) -> tuple[Sequence[Accepted], Sequence[Refused]]:
+        """Nothing, at the next moment."""
+        _, self.at = turn.next()
+        return (), ()
+
+    def stored(self) -> None:
+        """Nothing follows from it."""
 
 
 class Inbox:
     """A database, synced at each commit; all that waits when a commit ends goes into the next one.
 
-    One process writes; calls come from any thread. What leaves is overwritten.
+    The places are given out within the commit, by whoever has the turn among all processes. So the order of places is the order in
+    which events were stored, and every process can follow it: what it follows is never taken back.
     """
 
-    def __init__(self, state: State) -> None:
-        self._state = state
-        database = state.database("inbox", _WAITING, _REFUSED)
-        self._reader, self._writer = database.connect(), database.connect()
+    def __init__(self, state: State, clock: Clock = system_clock) -> None:
+        self._state, self._clock = state, clock
+        database = _opened(state)
+        self._reader, self._writer, self._looker = database.connect(), database.connect(), database.connect(LOOK_SECONDS)
+        if not self._reader.read(_STANDING):
+            with self._writer.writing() as connection:
+                run_many(connection, _BEGIN, [(0, 0, None, 0, None)])
         self._closed = False
+        self._following = threading.RLock()
+        """Held while what was stored is followed, and while it is stored: each letter is followed once, in order."""
+        self._follow: Follow = lambda letters: None
+        self._moved: Moved = lambda standing, is_missing: None
+        self._standing = Progress()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="ubiquo-inbox", daemon=True)
         self._thread.start()
@@ -67,15 +112,18 @@ class Inbox:
         """Whether what is submitted will be stored."""
         return not self._closed and self._thread.is_alive()
 
-    def submit(self, letters: Sequence[Accepted], refused: Sequence[Refused], done: Future[None]) -> None:
-        """Hand everything to the next commit, in the order of calls; *done* is, once it is on the disk.
+    def followed_by(self, follow: Follow, moved: Moved) -> None:
+        """Hand on from now on what other processes have stored, and how far they have moved it on; begins with all that waits."""
+        with self._following:
+            self._follow, self._moved = follow, moved
+            self._go_on(self._reader.read, self._read_standing())
 
-        An empty submission is done once all earlier ones are.
-        """
+    def submit(self, entry: Entry, done: Future[None]) -> None:
+        """Have *entry* take part in the next commit, in the order of calls; *done* is, once it is on the disk and followed."""
         if self._closed:
             done.set_exception(RuntimeError("the inbox is closed"))
             return
-        self._jobs.put(_Job(letters, refused, done))
+        self._jobs.put(_Job(entry, done))
 
     def _work(self) -> None:
         closing = False
@@ -86,49 +134,135 @@ class Inbox:
             jobs = [job for job in taken if job is not None]
             closing = len(jobs) < len(taken)
             try:
-                self._commit(jobs)
+                with self._following:
+                    refused = self._commit(jobs)
+                    for job in jobs:
+                        if job.done not in refused:
+                            _tell(job.entry)
             except BaseException as error:
                 for each in jobs:
                     each.done.set_exception(error)
-            else:
-                for each in jobs:
+                continue
+            for each in jobs:
+                if (failure := refused.get(each.done)) is not None:
+                    each.done.set_exception(failure)
+                else:
                     each.done.set_result(None)
 
-    def _commit(self, jobs: Sequence[_Job]) -> None:
-        waiting = (x for job in jobs for x in job.letters)
-        letters = [(microseconds(x.received_at), x.event_id, x.content_hash, x.payload, x.source, x.personal) for x in waiting]
-        refused = [(microseconds(x.received_at), x.source, x.token) for job in jobs for x in job.refused]
-        if not letters and not refused:
-            return
+    def _commit(self, jobs: Sequence[_Job]) -> Mapping[Future[None], Exception]:
+        """Store what the jobs bring, in one transaction; returns those that brought nothing, as their entry failed."""
+        if not jobs:
+            return {}
+        failed: dict[Future[None], Exception] = {}
         self._state.check_room()
-        with self._writer.writing() as connection:
+        with self._in_turn(), self._writer.writing() as connection:
+            standing = _standing_of(connection.execute(_STANDING).fetchall())
+            # first what others have stored since: the order of places is the order in which all of them are followed
+            self._go_on(lambda query: connection.execute(query).fetchall(), standing)
+            turn = Turn(standing, self._clock)
+            letters: list[tuple[Any, ...]] = []
+            refused: list[tuple[Any, ...]] = []
+            for job in jobs:
+                try:
+                    accepted, rejected = job.entry.enter(turn)
+                except Exception as error:
+                    failed[job.done] = error
+                    continue
+                letters += [_row(each) for each in accepted]
+                refused += [(each.seq, microseconds(each.received_at), each.source, each.token) for each in rejected]
+            if turn.seq == standing.last or turn.received_at is None:
+                return failed
             run_many(connection, _STORE, letters)
             run_many(connection, _STORE_REFUSED, refused)
+            connection.execute(_GIVEN, {"last": turn.seq, "at": microseconds(turn.received_at)})
+        self._standing = self._standing._replace(last=turn.seq, received_at=turn.received_at)
+        return failed
 
-    def waiting(self, limit: int = 10_000, after: datetime = EPOCH) -> list[Accepted]:
-        """The events that were received after a moment and have not left yet, oldest first; a limit of -1 is none."""
-        query = sa.select(_WAITING).where(_WAITING.c.received_at > microseconds(after)).order_by(_WAITING.c.received_at)
+    def _in_turn(self) -> AbstractContextManager[object]:
+        """Where several processes write to one file each waits in line: SQLite lets whoever asks at the right moment go first."""
+        settings = self._state.settings
+        return self._state.lease.hold("turn") if settings.shared and not settings.database else nullcontext()
+
+    # --- following
+
+    def catch_up(self) -> None:
+        """Follow all that was stored before this was called; costs one look where nothing is new."""
+        # every question waits for this
+        current = _standing_of(self._looker.read(_STANDING))
+        if (current.last, current.moved) != (self._standing.last, self._standing.moved):
+            with self._following:
+                self._go_on(self._reader.read, self._read_standing())
+
+    def standing(self) -> Progress:
+        """How far it is, as far as this process has followed."""
+        return self._standing
+
+    def moment(self) -> datetime:
+        """A moment before which everything received is on the disk, and followed here; whatever comes is received later."""
+        moment, done = _Moment(), Future[None]()
+        self.submit(moment, done)
+        done.result(MOMENT_SECONDS)
+        return moment.at
+
+    def _go_on(self, read: Callable[[sa.Select[Any]], Sequence[AnyRow]], seen: Progress) -> None:
+        """Follow what others have stored up to *seen*, which was read before; hold ``_following``."""
+        known = self._standing
+        if (seen.last, seen.moved) == (known.last, known.moved):
+            return
+        letters = []
+        if seen.last > known.last:
+            query = sa.select(WAITING).where(WAITING.c.seq > known.last).order_by(WAITING.c.seq)
+            letters = [_letter(row) for row in read(query)]
+        # looked at again: letters may have been moved on before they could be read
+        now = _standing_of(read(_STANDING))
+        is_missing = now.moved > known.last
+        reached = max(seen.last, letters[-1].seq if letters else 0, now.moved)
+        self._follow(letters)
+        if now.moved > known.moved:
+            self._moved(now, is_missing)
+        self._standing = now._replace(last=reached)
+
+    def _read_standing(self) -> Progress:
+        return _standing_of(self._reader.read(_STANDING))
+
+    # --- what waits
+
+    def waiting(self, limit: int = 10_000, after: int = 0) -> list[Accepted]:
+        """The events after a place that have not left yet, in order; a limit of -1 is none."""
+        query = sa.select(WAITING).where(WAITING.c.seq > after).order_by(WAITING.c.seq)
         found: list[Accepted] = []
         size = 0
         with self._reader.streaming(query if limit < 0 else query.limit(limit)) as rows:
-            for at, i, h, payload, *rest in rows:
-                found.append(Accepted(i, h, _moment(at), payload, *rest))
-                size += len(payload)
+            for row in rows:
+                found.append(_letter(row))
+                size += len(found[-1].payload)
                 if size > READ_BYTES and limit >= 0:
                     # large ones come in more goes: memory holds no more than this
                     break
         return found
 
     def refused(self, limit: int = 10_000) -> list[Refused]:
-        """The rows that could not be taken and have not left yet, oldest first."""
-        query = sa.select(_REFUSED).order_by(_REFUSED.c.received_at)
-        return [Refused(_moment(at), *rest) for at, *rest in self._reader.read(query if limit < 0 else query.limit(limit))]
+        """The rows that could not be taken and have not left yet, in order."""
+        query = sa.select(REFUSED).order_by(REFUSED.c.seq)
+        rows = self._reader.read(query if limit < 0 else query.limit(limit))
+        return [Refused(_moment(at), source, token, seq) for seq, at, source, token in rows]
+
+    def count_refused(self) -> int:
+        """How many rows that could not be taken have not left yet."""
+        [(count,)] = self._reader.read(sa.select(sa.func.count()).select_from(REFUSED))
+        return int(count)
 
     def drained(self, letters: Sequence[Accepted], refused: Sequence[Refused]) -> None:
-        """Let go of what the log now holds."""
-        with self._writer.writing() as connection:
-            run_many(connection, _LET_GO, [(microseconds(x.received_at),) for x in letters])
-            run_many(connection, _LET_GO_REFUSED, [(microseconds(x.received_at),) for x in refused])
+        """Let go of what the log now holds; *letters* are those that waited longest."""
+        to, until = (letters[-1].seq, letters[-1].received_at + TICK) if letters else (0, EPOCH)
+        with self._in_turn(), self._writer.writing() as connection:
+            run_many(connection, _LET_GO, [(x.seq,) for x in letters])
+            run_many(connection, _LET_GO_REFUSED, [(x.seq,) for x in refused])
+            if letters:
+                connection.execute(_MOVED, {"to": to, "until": microseconds(until)})
+        with self._following:
+            if to > self._standing.moved:
+                self._standing = self._standing._replace(moved=to, moved_until=until)
 
     def scrub(self) -> None:
         """Bring the file and its write-ahead log to hold no more than what waits."""
@@ -136,18 +270,76 @@ class Inbox:
 
     def last_received(self) -> datetime | None:
         """The latest receipt of what waits, or None."""
-        found = [self._reader.read(sa.select(sa.func.max(each.c.received_at))) for each in (_WAITING, _REFUSED)]
-        latest = max((at for [(at,)] in found if at is not None), default=None)
-        return None if latest is None else _moment(latest)
+        return _last_received(self._reader)
 
     def close(self) -> None:
         """Finish what was submitted and close the file."""
         self._closed = True
         self._jobs.put(None)
         self._thread.join()
-        self._reader.close()
-        self._writer.close()
+        for session in (self._reader, self._writer, self._looker):
+            session.close()
+
+
+def last_received(state: State) -> datetime | None:
+    """The latest receipt of what waits in the inbox of an installation, or None."""
+    with closing(_opened(state).connect()) as session:
+        return _last_received(session)
+
+
+def _last_received(session: DatabaseSession) -> datetime | None:
+    found = [session.read(sa.select(sa.func.max(each.c.received_at))) for each in (WAITING, REFUSED)]
+    latest = max((at for [(at,)] in found if at is not None), default=None)
+    return None if latest is None else _moment(latest)
+
+
+def _opened(state: State) -> Database:
+    database = state.database("inbox", *TABLES)
+    _bring_up_to_date(database)
+    return database
+
+
+def _tell(entry: Entry) -> None:
+    try:
+        entry.stored()
+    except Exception:
+        # it is stored, and must not be told otherwise; the log will know it
+        logger.exception("what was stored could not be followed at once")
+
+
+def _row(letter: Accepted) -> tuple[Any, ...]:
+    event_id, content_hash, received_at, payload, source, personal, seq = letter
+    return seq, microseconds(received_at), event_id, content_hash, payload, source, personal
+
+
+def _letter(row: AnyRow) -> Accepted:
+    seq, at, event_id, content_hash, payload, source, personal = row
+    return Accepted(event_id, content_hash, _moment(at), payload, source, personal, seq)
+
+
+def _standing_of(rows: Sequence[AnyRow]) -> Progress:
+    [(last, received_at, moved, until)] = rows
+    return Progress(last, None if received_at is None else _moment(received_at), moved, None if until is None else _moment(until))
 
 
 def _moment(microseconds: int) -> datetime:
     return EPOCH + timedelta(microseconds=microseconds)
+
+
+def _bring_up_to_date(database: Database) -> None:
+    """An inbox of before had the receipt for a place: what waits in it keeps its order."""
+    with database.begin() as connection:
+        if connection.dialect.name != "sqlite" or "seq" in {column["name"] for column in sa.inspect(connection).get_columns("waiting")}:
+            return
+        place = 0
+        for table in (WAITING, REFUSED):
+            names = [column.name for column in table.columns if column.name != "seq"]
+            old = sa.table(table.name, *(sa.column(name) for name in names))
+            rows = connection.execute(sa.select(*(old.c[name] for name in names)).order_by(old.c.received_at)).fetchall()
+            table.drop(connection)
+            table.create(connection)
+            run_many(connection, sa.insert(table), [(place + k, *row) for k, row in enumerate(rows, 1)])
+            place += len(rows)
+        with suppress(ValueError):
+            latest = max(at for each in (WAITING, REFUSED) for (at,) in connection.execute(sa.select(each.c.received_at)))
+            run_many(connection, _BEGIN, [(0, place, latest, 0, None)])

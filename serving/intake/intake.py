@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -18,22 +16,22 @@ from sqlalchemy.exc import SQLAlchemyError
 from features.catalogue.shop import Shop
 from features.definitions.domain import domain_named
 from features.definitions.folds.registered import Touch
-from features.events.event import Event, RejectedEvent, parse_event
+from features.events.event import Event, RejectedEvent, SealedEvent, parse_event
 from features.events.identifiers import holds_personal
 from features.people.consent import Consents
 from features.people.contacts import Contacts
 from features.people.identity import Identities
 from features.people.tombstones import STARTS_ANEW, Tombstones
 from features.people.vault import Sealed
-from features.state.clock import AHEAD, Clock, WatchedClock
+from features.state.clock import Clock, WatchedClock
 from features.state.disk import DamagedStateError, NoSpaceError
 from features.state.home import Home
 from features.store.customer_rows import CustomerRows
 from features.store.event_log import EventLog
 from features.store.keyed_state import KeyedState
-from serving.intake.backlog import Backlog, Taken, Turn
+from serving.intake.backlog import Backlog, Taken
 from serving.intake.draining import STORE_SECONDS, Drain, Follow
-from serving.intake.event_queue import Accepted, EventQueue, Refused
+from serving.intake.event_queue import Accepted, EventQueue, Refused, Turn
 from serving.intake.receipts import EventReceipt, EventsAnswer
 from serving.intake.recent import RecentlyLearnt
 
@@ -66,17 +64,79 @@ class NotStoredError(RuntimeError):
     """What was sent could not be stored; nothing of it was taken, or it cannot be told yet."""
 
 
-@dataclass
-class _Entry:
-    """What one batch has entered so far."""
+class _Batch:
+    """The events of one request on their way into the queue."""
 
-    receipts: list[EventReceipt] = field(default_factory=list)
-    letters: list[Accepted] = field(default_factory=list)
-    refused: list[Refused] = field(default_factory=list)
-    taken: list[Taken] = field(default_factory=list)
-    repeated: list[Future[None]] = field(default_factory=list)
-    settled: bool = False
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self, intake: Intake, raw: Sequence[Any], parsed: Sequence[Sealed | RejectedEvent], source: str) -> None:
+        self._intake, self._raw, self._parsed, self._source = intake, raw, parsed, source
+        self.receipts: list[EventReceipt] = []
+        self._letters: list[tuple[Accepted, SealedEvent, EventReceipt]] = []
+        self._refused: list[Refused] = []
+        ids = [each.event.event_id for each in parsed if isinstance(each, Sealed)]
+        # before anybody else has to wait
+        self._moved, self._logged = intake.inbox.standing().moved, intake.hashes_of(ids)
+        self._ids = ids
+        self._sealed = {id(each): intake.seal(each) for each in parsed if isinstance(each, Sealed)}
+
+    def enter(self, turn: Turn) -> tuple[Sequence[Accepted], Sequence[Refused]]:
+        """Give every event its receipt, and each new one its place.
+
+        Raises:
+            InboxFullError: too many events wait; none of these was taken.
+        """
+        intake = self._intake
+        intake.check_room_for(len(self._parsed))
+        if turn.moved != self._moved:
+            # what waited when the log was looked at may lie in it by now
+            self._logged = intake.hashes_of(self._ids)
+        welcome = iter(intake.tombstones.welcome(p.event for p in self._parsed if isinstance(p, Sealed)))
+        own: dict[str, str] = {}
+        for raw, sealed in zip(self._raw, self._parsed, strict=True):
+            if isinstance(sealed, RejectedEvent):
+                self._refuse(raw, sealed, turn)
+                continue
+            event = sealed.event
+            if not next(welcome):
+                self.receipts.append(EventReceipt("erased", event.event_id))
+                continue
+            known = own.get(event.event_id) or turn.entered.get(event.event_id) or intake.backlog.get(event.event_id)
+            known = known or self._logged.get(event.event_id)
+            if known is None:
+                own[event.event_id] = sealed.content_hash
+                seq, at = turn.next()
+                payload, personal = self._sealed[id(sealed)]
+                letter = Accepted(event.event_id, sealed.content_hash, at, payload, self._source, personal, seq)
+                receipt = EventReceipt("accepted", event.event_id)
+                self._letters.append((letter, event, receipt))
+                self.receipts.append(receipt)
+                continue
+            if event.name in STARTS_ANEW:
+                # it lifted a tombstone in memory, and is not stored
+                intake.tombstones.read_again()
+            if known == sealed.content_hash:
+                self.receipts.append(EventReceipt("duplicate", event.event_id))
+            else:
+                reason = f"{event.event_id!r} is already stored with other content: give a corrected event an id of its own"
+                self._refuse(raw, RejectedEvent("event_id", reason), turn)
+        turn.entered.update(own)
+        return [letter for letter, _, _ in self._letters], self._refused
+
+    def stored(self) -> None:
+        """What was entered counts from here on."""
+        self._intake.backlog.enter((letter for letter, _, _ in self._letters), len(self._refused))
+        taken = []
+        for letter, event, receipt in self._letters:
+            receipt.customer_id = self._intake.learn(event, letter.received_at)
+            taken.append(Taken(event, receipt.customer_id, letter.received_at))
+        self._intake.show(taken)
+
+    def _refuse(self, raw: Any, error: RejectedEvent, turn: Turn) -> None:
+        seq, at = turn.next()
+        self._refused.append(Refused(at, self._source, self._intake.sealed_refusal(error, raw), seq))
+        name = raw.get("event_id") if isinstance(raw, dict) else None
+        # an id is repeated only if it could have been one
+        shown = name if isinstance(name, str) and len(name) <= MAX_SHOWN and not holds_personal(name) else None
+        self.receipts.append(EventReceipt("rejected", shown, field=error.field, reason=error.reason))
 
 
 class Intake:
@@ -94,21 +154,18 @@ class Intake:
         """What the shop's domain counts beside the events of every shop."""
         self._vault = identities.vault
         self._log = EventLog(home, self._shop.timezone)
-        self._tombstones = Tombstones(home, self._vault)
+        self.tombstones = Tombstones(home, self._vault)
         self.inbox = inbox
         self._max_waiting = home.settings.max_waiting
-        self._turn, self._waiting = Turn(clock), Backlog(refused=len(inbox.refused(-1)))
+        self.backlog = Backlog(refused=inbox.count_refused())
         self.recent = RecentlyLearnt(identities)
         self._drain = Drain(
             inbox=inbox, log=self._log, rows=CustomerRows(home, store, self._log, identities, consents), identities=identities,
-            vault=self._vault, turn=self._turn, waiting=self._waiting, recent=self.recent, usable=self._usable, show=self._show,
-            max_waiting=self._max_waiting,
+            consents=consents, vault=self._vault, lease=home.lease, waiting=self.backlog, recent=self.recent, usable=self._usable,
+            show=self.show, learn=self.learn, max_waiting=self._max_waiting,
         )  # fmt: skip
-        last = inbox.last_received()
         self._log.catch_up()
         self._drain.recover()
-        if last is not None and last <= clock() + AHEAD:
-            self._turn.last = last
 
     def followed_by(self, follow: Follow) -> None:
         """Hand every event on once it is folded; what waited from before is seen too."""
@@ -142,121 +199,59 @@ class Intake:
             InboxFullError: too many events wait; none of these was taken.
         """
         self._home.check_room()
-        parsed = [self._parse(raw, translate, admit) for raw in raw_events]
+        batch = _Batch(self, raw_events, [self._parse(raw, translate, admit) for raw in raw_events], source)
         stored: Future[None] = Future()
-        ids = [p.event.event_id for p in parsed if isinstance(p, Sealed)]
-        # the log is looked at before anybody else has to wait
-        generation, logged = self._waiting.generation, self._log.hashes_of(ids)
-        with self._turn.lock:
-            if generation != self._waiting.generation:
-                # what waited then may lie in the log by now
-                logged = self._log.hashes_of(ids)
-            if self._waiting.bytes > MAX_WAITING_BYTES:
-                raise InboxFullError(f"{self._waiting.bytes // 1_000_000} MB of events wait for the log: send again in a few seconds")
-            if self.waiting + len(parsed) > self._max_waiting:
-                raise InboxFullError(f"{self.waiting} events wait for the log: send again in a few seconds")
-            entry = _Entry()
-            try:
-                self._enter(entry, raw_events, parsed, logged, stored, source)
-                self.inbox.submit(entry.letters, entry.refused, stored)
-            except BaseException as failure:
-                self._settle(entry, failure)
-                raise
-        # also where nobody waits for it any more
-        stored.add_done_callback(lambda done: self._settle(entry, done.exception()))
+        self.inbox.submit(batch, stored)
         try:
             stored.result(STORE_SECONDS)
         except TimeoutError:
             # it may be stored yet: whoever sends it again is told once it is
             logger.error("the disk takes longer than %.0f s", STORE_SECONDS)
             raise NotStoredError("the disk takes long: send the same again") from None
+        except InboxFullError:
+            raise
         except (SQLAlchemyError, OSError, DamagedStateError, RuntimeError) as error:
-            self._settle(entry, error)
+            # a new beginning that was not stored is none
+            self.tombstones.read_again()
             if isinstance(error, NoSpaceError):
                 raise
             logger.error("events could not be stored: %s", error)
-            raise NotStoredError("the events could not be stored: nothing of this request was taken") from None
-        self._settle(entry, None)
-        for other in entry.repeated:
-            # what is only repeated may not be on the disk yet, and may never get there
-            try:
-                other.result(STORE_SECONDS)
-            except Exception:
-                raise NotStoredError("what was sent before could not be stored: send the same again") from None
-        counts = {status: sum(r.status == status for r in entry.receipts) for status in ("accepted", "duplicate", "rejected", "erased")}
-        return EventsAnswer(counts["accepted"], counts["duplicate"], counts["rejected"], counts["erased"], entry.receipts)
+            raise NotStoredError("the events could not be stored: send the same again, what was stored is not taken twice") from None
+        receipts = batch.receipts
+        counts = {status: sum(r.status == status for r in receipts) for status in ("accepted", "duplicate", "rejected", "erased")}
+        return EventsAnswer(counts["accepted"], counts["duplicate"], counts["rejected"], counts["erased"], receipts)
 
-    def _enter(
-        self,
-        entry: _Entry,
-        raw_events: Sequence[Any],
-        parsed: Sequence[Sealed | RejectedEvent],
-        logged: Mapping[str, str],
-        stored: Future[None],
-        source: str,
-    ) -> None:
-        """Give every event its receipt, and each new one its place; *entry* tells at any moment what was entered."""
-        welcome = iter(self._tombstones.welcome(p.event for p in parsed if isinstance(p, Sealed)))
-        for raw, sealed in zip(raw_events, parsed, strict=True):
-            at = self._turn.next_moment()
-            error = sealed if isinstance(sealed, RejectedEvent) else None
-            if isinstance(sealed, Sealed):
-                event = sealed.event
-                if not next(welcome):
-                    entry.receipts.append(EventReceipt("erased", event.event_id))
-                    continue
-                held = self._waiting.get(event.event_id)
-                known = held[0] if held else logged.get(event.event_id)
-                if known is None:
-                    try:
-                        letter, customer = self._letter(sealed, at, source), self.recent.learn(event, at)
-                    except Exception as failure:
-                        # whatever it is that cannot be taken in, it must not hold up the others
-                        logger.exception("an event cannot be taken in; it becomes a dead letter")
-                        error = RejectedEvent("$", f"what it says cannot be taken in ({type(failure).__name__})")
-                    else:
-                        entry.letters.append(letter)
-                        self._waiting.enter(letter, stored)
-                        entry.taken.append(Taken(event, customer, at))
-                        entry.receipts.append(EventReceipt("accepted", event.event_id, customer))
-                        continue
-                elif known == sealed.content_hash:
-                    if held and held[1] is not stored:
-                        entry.repeated.append(held[1])
-                    entry.receipts.append(EventReceipt("duplicate", event.event_id))
-                    continue
-                else:
-                    reason = f"{event.event_id!r} is already stored with other content: give a corrected event an id of its own"
-                    error = RejectedEvent("event_id", reason)
-                if event.name in STARTS_ANEW:
-                    # it lifted a tombstone in memory, and is not stored
-                    self._tombstones.read_again()
-            assert error is not None
-            refused = self._refused(at, source, error, raw)
-            entry.refused.append(refused)
-            self._waiting.refuse([refused])
-            name = raw.get("event_id") if isinstance(raw, dict) else None
-            # an id is repeated only if it could have been one
-            shown = name if isinstance(name, str) and len(name) <= MAX_SHOWN and not holds_personal(name) else None
-            entry.receipts.append(EventReceipt("rejected", shown, field=error.field, reason=error.reason))
+    def check_room_for(self, events: int) -> None:
+        """See that so many more may wait.
 
-    def _settle(self, entry: _Entry, failure: BaseException | None) -> None:
-        """Show what is stored, or take back what is not: once, whoever comes first."""
-        with entry.lock:
-            if entry.settled:
-                return
-            entry.settled = True
-            if failure is None:
-                self._show(entry.taken)
-                return
-            self._waiting.let_go(entry.letters, entry.refused)
-            # a new beginning that was not stored is none
-            self._tombstones.read_again()
+        Raises:
+            InboxFullError: too many wait.
+        """
+        if self.backlog.bytes > MAX_WAITING_BYTES:
+            raise InboxFullError(f"{self.backlog.bytes // 1_000_000} MB of events wait for the log: send again in a few seconds")
+        if self.waiting + events > self._max_waiting:
+            raise InboxFullError(f"{self.waiting} events wait for the log: send again in a few seconds")
+
+    def hashes_of(self, event_ids: Sequence[str]) -> Mapping[str, str]:
+        """The content hash of each of *event_ids* that the log holds."""
+        return self._log.hashes_of(event_ids)
+
+    def learn(self, event: SealedEvent, at: datetime) -> str | None:
+        """Learn from an event who is who; returns its customer. One that cannot be understood teaches nothing: the log refuses it."""
+        try:
+            return self.recent.learn(event, at)
+        except Exception:
+            logger.exception("an event cannot be understood as to whose it is; it becomes a dead letter")
+            return None
+
+    def catch_up(self) -> None:
+        """Know all that any process of the installation had stored before this was called."""
+        self.inbox.catch_up()
 
     @property
     def waiting(self) -> int:
         """How many events and refused rows wait to be moved on."""
-        return self._waiting.rows
+        return self.backlog.rows
 
     def revision(self, customer_id: str) -> str:
         """What changes whenever the log has more of a customer, or they have another identifier."""
@@ -278,22 +273,25 @@ class Intake:
         except RejectedEvent as error:
             return error
 
-    def _letter(self, sealed: Sealed, at: datetime, source: str) -> Accepted:
-        news = self._log.contacts.news(sealed.personal)
-        personal = self._vault.encrypt(msgspec.json.encode(news)) if news else None
-        return Accepted(sealed.event.event_id, sealed.content_hash, at, msgspec.json.encode(sealed.event), source, personal)
+    def seal(self, sealed: Sealed) -> tuple[bytes, bytes | None]:
+        """An event as the queue keeps it, and encrypted what of it the contact table lacks."""
+        # of who was erased by another process the table may lack what this one takes for kept: they begin again by these
+        anew = sealed.event.name in STARTS_ANEW
+        news = list(sealed.personal) if anew else self._log.contacts.news(sealed.personal)
+        return msgspec.json.encode(sealed.event), self._vault.encrypt(msgspec.json.encode(news)) if news else None
 
-    def _refused(self, at: datetime, source: str, error: RejectedEvent, raw: Any) -> Refused:
+    def sealed_refusal(self, error: RejectedEvent, raw: Any) -> bytes:
+        """What was refused and why, encrypted."""
         try:
             said = msgspec.json.encode(raw).decode()
         except (RecursionError, ValueError, TypeError, OverflowError) as failure:
             said = f"a message that cannot be written down again ({type(failure).__name__})"
         if len(said) > MAX_KEPT:
             said = f"{said[:MAX_KEPT]}... ({len(said)} characters)"
-        letter = {"field": error.field, "reason": error.reason, "raw": said}
-        return Refused(at, source, self._vault.encrypt(msgspec.json.encode(letter)))
+        return self._vault.encrypt(msgspec.json.encode({"field": error.field, "reason": error.reason, "raw": said}))
 
-    def _show(self, taken: Sequence[Taken]) -> None:
+    def show(self, taken: Sequence[Taken]) -> None:
+        """Let events that are stored count in answers."""
         for event, _, at in taken:
             self._consents.note(event, at)
         for event, customer, at in taken:

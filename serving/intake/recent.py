@@ -24,8 +24,8 @@ class RecentlyLearnt:
         self._lock = threading.Lock()
         self._touches: dict[str, list[tuple[datetime, Touch]]] = {}
         self._formers: dict[str, list[Former]] = {}
-        self.minted: set[str] = set()
-        """Customers first seen by this process, who have no past to look up."""
+        self.minted: dict[str, datetime] = {}
+        """Customers first seen since this process began, who have no past to look up, and when that was."""
         self.ahead: set[str] = set()
         """Customers whose online rows a clock that was wrong has stamped with a time to come, or another definition has made."""
 
@@ -42,11 +42,11 @@ class RecentlyLearnt:
             return None
         with self._lock:
             if known_before is None and not before:
-                self.minted.add(customer)
+                self.minted[customer] = at
             for former in before - {customer}:
                 if self._identities.current(former) == customer:
                     # their rows tell of a past, if they have one
-                    self.minted.discard(former)
+                    self.minted.pop(former, None)
                     known = {each.customer_id: each for each in (*self._formers.pop(former, ()), *self._formers.get(customer, ()))}
                     self._formers[customer] = [*(known | {former: Former(former, at, members.get(former, ()))}).values()]
         return customer
@@ -75,7 +75,8 @@ class RecentlyLearnt:
     def told(self, customers: Collection[str], until: datetime) -> None:
         """From here on the rows of *customers* tell all, and those of everybody all that was received before *until*."""
         with self._lock:
-            self.minted.difference_update(customers)
+            gone = set(customers)
+            self.minted = {who: at for who, at in self.minted.items() if at >= until and who not in gone}
             touches = {who: [each for each in held if each[0] >= until] for who, held in self._touches.items()}
             formers = {who: [each for each in held if each.learnt_at >= until] for who, held in self._formers.items()}
             self._touches = {who: left for who, left in touches.items() if left}
@@ -88,7 +89,7 @@ class RecentlyLearnt:
             for customer in gone:
                 self._touches.pop(customer, None)
                 self._formers.pop(customer, None)
-                self.minted.discard(customer)
+                self.minted.pop(customer, None)
                 self.ahead.discard(customer)
             formers = {who: [each for each in held if each.customer_id not in gone] for who, held in self._formers.items()}
             self._formers = {who: left for who, left in formers.items() if left}

@@ -63,6 +63,8 @@ _MOVE = (
         state=sa.bindparam("told"), outcome=sa.bindparam("came"), revision=_R.revision + 1,
     )
 )  # fmt: skip
+_END_DAY = put(DAYS)
+_END_DAY = _END_DAY.on_conflict_do_update(index_elements=[DAYS.c.journey], set_={"day": _END_DAY.excluded.day})
 _PLAN = put(PLANS).on_conflict_do_nothing()
 
 
@@ -190,9 +192,8 @@ class Runs:
 
     def end_day(self, journey: str, day: str) -> None:
         """A daily journey was looked at for everybody."""
-        insert = put(DAYS)
         with self._session.writing() as connection:
-            run_many(connection, insert.on_conflict_do_update(set_={"day": insert.excluded.day}), [(journey, day)])
+            run_many(connection, _END_DAY, [(journey, day)])
 
     def tidy(self, now: int, kept: int) -> None:
         """Let go of what ended longer than *kept* ago: what has begun a journey, what was sent, and plans that nobody is in."""

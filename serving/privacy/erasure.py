@@ -52,6 +52,8 @@ from serving.privacy.holdings import (
 from serving.privacy.traces import EVENT_ID, Found, Trace, search
 
 PENDING = ".pending"
+ORDERING, ERASING = "ordering", "erasing"
+"""Leases: of whoever writes an erasure down, and of whoever carries them out."""
 logger = logging.getLogger("ubiquo")
 SHORTEST_SEARCHED = 8
 """Shorter values are searched for only together with their kind: a card number of four digits is part of any number."""
@@ -173,7 +175,7 @@ class Office:
         Raises:
             UnknownCustomerError: nobody is known by that id.
         """
-        with self._ordering:
+        with self._ordering, self._home.lease.hold(ORDERING):
             self._intake.drain()
             subject, receipt_id, at = self.subject(customer_id), uuid.uuid4().hex, self._clock()
             self._write_order(receipt_id, subject, at)
@@ -187,6 +189,8 @@ class Office:
             self._write_order(receipt_id, subject, at)
             self._running[receipt_id] = Future()
             self._write_order(receipt_id, subject, at, self._hide(subject))
+            # other services look whom it hides before they answer next
+            self._intake.inbox.moment()
         if self._nightly is None:
             self.purge()
         return receipt_id
@@ -217,7 +221,14 @@ class Office:
 
     def resume(self) -> list[str]:
         """Take up the erasures that a crash or a failure broke off; returns their receipts' ids."""
-        with self._ordering:
+        with contextlib.ExitStack() as held:
+            held.enter_context(self._ordering)
+            try:
+                # whoever carries them out holds these
+                held.enter_context(self._home.lease.take(ERASING))
+                held.enter_context(self._home.lease.take(ORDERING))
+            except LeaseTakenError:
+                return []
             broken = [path.stem for path in self._pending() if not self._is_under_way(path.stem)]
             for receipt_id in broken:
                 self._running[receipt_id] = Future()
@@ -247,12 +258,13 @@ class Office:
             TimeoutError: it is not done yet, or failed and will be tried again.
             LookupError: there is no such erasure.
         """
-        running = self._running.get(receipt_id)
-        if running is not None:
+        running, path = self._running.get(receipt_id), self._folder / f"{receipt_id}.json"
+        if running is not None and not (path.exists() and not running.done()):
             if timeout is not None and running.exception(timeout) is not None:
                 raise TimeoutError("the erasure failed and will be tried again")
             return running.result(timeout)
-        path = self._folder / f"{receipt_id}.json"
+        if receipt_id.isalnum() and (self._folder / f"{receipt_id}{PENDING}").exists():
+            raise TimeoutError("another service carries it out")
         if not receipt_id.isalnum() or not path.exists():
             raise LookupError("there is no receipt of that id")
         return msgspec.json.decode(path.read_bytes(), type=Receipt)
@@ -263,7 +275,11 @@ class Office:
         self._hands.shutdown()
 
     def _purge(self) -> None:
-        with self._ordering:
+        with self._home.lease.hold(ERASING):
+            self._purge_asked()
+
+    def _purge_asked(self) -> None:
+        with self._ordering, self._home.lease.hold(ORDERING):
             # none that is half asked for
             asked = [self._read_order(path) for path in self._pending()]
         orders = [order for order, _ in asked]
@@ -334,6 +350,8 @@ class Office:
             clear_spills(self._home)
             # until a moment ago she was still known, and may have been answered
             counts[self._decisions.name] += self._decisions.erase(everybody)
+            # other services forget them before they are hidden no more
+            self._intake.inbox.moment()
             # nothing holds them any more: nothing need be hidden
             self._identities.hidden.remove(everybody.keys, everybody.customer_ids, everybody.event_ids)
             proof = prove(self._home, everybody, leaving_out=pending)

@@ -46,6 +46,8 @@ _KEYS = sa.Table(
 _AUDIT = sa.Table(
     "audit",
     _META,
+    # SQLite has it in every table, made before or since
+    sa.Column("rowid", BIG, primary_key=True),
     sa.Column("at", BIG, nullable=False),
     sa.Column("key", sa.Text, nullable=False),
     sa.Column("action", sa.Text, nullable=False),
@@ -68,6 +70,9 @@ class Key(NamedTuple):
     def is_public(self) -> bool:
         """Whether it stands in the source of a page, where everybody reads it."""
         return self.scopes == {"browser"}
+
+
+_LINE = _AUDIT.c.at, _AUDIT.c.key, _AUDIT.c.action, _AUDIT.c.subject, _AUDIT.c.outcome
 
 
 LOCAL = Key("local", frozenset(SCOPES))
@@ -195,8 +200,8 @@ class Audit:
 
     def lines(self, customer_id: str | None = None) -> list[dict[str, Any]]:
         """Every line, or those about one customer, oldest first."""
-        # of one moment the order in which they were written: a sort keeps it
-        query = sa.select(_AUDIT).order_by(_AUDIT.c.at)
+        # of one moment the order in which they were written
+        query = sa.select(*_LINE).order_by(_AUDIT.c.at, _AUDIT.c.rowid)
         if customer_id:
             query = query.where(_AUDIT.c.subject == self._vault.tombstone(customer_id))
         with contextlib.closing(self._database.connect()) as session:
@@ -208,7 +213,7 @@ class Audit:
         wanted = [column == said for column, said in ((_AUDIT.c.key, key), (_AUDIT.c.action, action)) if said]
         if customer_id:
             wanted.append(_AUDIT.c.subject == self._vault.tombstone(customer_id))
-        query = sa.select(_AUDIT).where(*wanted).order_by(_AUDIT.c.at.desc()).limit(limit).offset(offset)
+        query = sa.select(*_LINE).where(*wanted).order_by(_AUDIT.c.at.desc(), _AUDIT.c.rowid.desc()).limit(limit).offset(offset)
         with contextlib.closing(self._database.connect()) as session:
             [(count,)] = session.read(sa.select(sa.func.count()).select_from(_AUDIT).where(*wanted))
             rows = session.read(query)
