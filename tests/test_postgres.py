@@ -18,6 +18,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from postgres import PostgresCluster, programs
 from scene import NEW_YEAR, SECRET
+from servers import Proxy
 from sqlalchemy.exc import OperationalError
 
 from features.people.contacts import Contacts
