@@ -64,11 +64,12 @@ class BusyHomeError(ValueError):
 
 
 class Proof(msgspec.Struct):
-    """A search of every file for everything that the customer was known by."""
+    """A search of every file, and of every table on a database server, for everything that the customer was known by."""
 
     files: int
     values: int
     found: list[Found]
+    tables: int = 0
 
 
 class Order(msgspec.Struct):
@@ -403,14 +404,15 @@ class Nightly:
 
 
 def prove(home: Home, subject: Subject, leaving_out: Collection[Path] = ()) -> Proof:
-    """Search every file of *home*, and every batch file, for everything that the subject was known by.
+    """Search every file of *home*, every batch file and every table on its server for everything that the subject was known by.
 
     Raises:
         subprocess.CalledProcessError: the search broke off.
     """
     files = sorted({*(p for p in home.root.rglob("*") if p.is_file()), *outputs(home)} - {*leaving_out})
     traces = list(_traces(subject))
-    return Proof(len(files), len(traces), search(files, traces))
+    searched = search(files, traces, home.settings.database)
+    return Proof(len(files), len(traces), searched.found, searched.tables)
 
 
 def _traces(subject: Subject) -> Iterator[Trace]:
