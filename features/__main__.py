@@ -11,9 +11,9 @@ from rich.markup import escape
 from rich.progress import DownloadColumn, MofNCompleteColumn, Progress
 from rich.table import Column, Table
 
-from features.commands import dead_letters, people
+from features.commands import dead_letters, lake, people
 from features.state.clock import clock_of, parse_as_of
-from features.state.command import run
+from features.state.command import EngineOption, run
 from features.state.home import Home
 from features.state.ports import SERVING, deriving
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Know the customer: events, features and the feature store.", no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(people.app, name="people")
+lake.register(app)
 console = Console()
 
 
@@ -219,14 +220,16 @@ def materialize(
     since: Annotated[
         str | None, typer.Option(help="Only the customers of whom anything became known since this date or time; the others' rows stay.")
     ] = None,
+    engine: EngineOption = None,
 ) -> None:
     """Compute every customer's features as of a moment and bring them online; newer online rows stay."""
     from features.catalogue.shop import Shop
     from features.store.borders import measure_borders
+    from features.store.compute import with_engine
     from features.store.event_log import EventLog
     from features.store.feature_store import FeatureStore
 
-    home = Home.from_environment()
+    home = with_engine(Home.from_environment(), engine)
     shop = Shop.load(home)
     moment = parse_as_of(as_of or shop.data_end.isoformat(), shop.timezone)
     if moment > clock_of(home.settings)():

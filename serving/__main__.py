@@ -63,10 +63,9 @@ def serve(
     os.environ.setdefault("BENTOML_HOME", str(home.root / "bentoml"))
     console.print(f"serving on http://{host}:{port}: /v1/..., /openapi.json, /metrics, /readyz; Ctrl-C ends it", highlight=False)
     if workers > 1:
-        from serving.http.logs import configure_logging
         from serving.http.workers import supervise
 
-        sys.exit(supervise(host, port, workers, configure_logging))
+        sys.exit(supervise(host, port, workers, os.environ))
     from serving.http.server import serve as serve_http
 
     sys.exit(serve_http(host, port))

@@ -46,7 +46,7 @@ def start(home: Home, clock: Clock | None = None) -> Runtime:
     """
     shop = Shop.load(home)
     # whoever serves or erases from outside must know that a service remembers
-    held = hold(home, is_shared := home.settings.shared)
+    held = hold(home, is_shared := home.settings.shared or bool(home.settings.database))
     home.check_room()
     # before anything is read: a wrong secret, what a power cut left, what is damaged
     Vault.open(home)

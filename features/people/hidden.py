@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
 
 import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
 
 from features.state.ports import State
 from features.state.sql import put, run_many
 
+logger = logging.getLogger("ubiquo")
 _KINDS = ("key", "customer", "event")
 LOOK_SECONDS = 1.0
 """How often it is looked whether another process has hidden anybody; what this one hides it knows at once."""
@@ -42,9 +45,9 @@ class Hidden:
     It is read again where it has changed, so other processes know too. Safe to call from several threads.
     """
 
-    def __init__(self, state: State, shown_again: Callable[[frozenset[str]], object] = lambda keys: None) -> None:
-        """Read them; *shown_again* is told the identity keys that somebody has purged, before they are hidden no more."""
-        self._shown_again = shown_again
+    def __init__(self, state: State, changed: Callable[[], object] = lambda: None) -> None:
+        """Read them; *changed* is called where another process has hidden or purged anybody, before that is told."""
+        self._changed = changed
         self._database = state.database("hidden", _HIDDEN)
         self._lock = threading.Lock()
         self._seen = _NOTHING
@@ -89,6 +92,14 @@ class Hidden:
         if now < self._look_at:
             return self._seen.values
         self._look_at = now + LOOK_SECONDS
+        try:
+            return self._read_if_changed()
+        except (OSError, SQLAlchemyError) as error:
+            # nobody can be hidden either while it cannot be reached
+            logger.error("%s cannot be read, so whoever was hidden before stays so: %s", self._database.place, error)
+            return self._seen.values
+
+    def _read_if_changed(self) -> dict[str, frozenset[str]]:
         stamp = self._database.stamp()
         if stamp is None:
             return _NOTHING.values
@@ -98,8 +109,7 @@ class Hidden:
                 found: dict[str, set[str]] = {kind: set() for kind in _KINDS}
                 for kind, value in connection.execute(sa.select(_HIDDEN)):
                     found[kind].add(value)
-            if gone := seen.values["key"] - found["key"]:
-                # they are nowhere any more: who remembers them must not
-                self._shown_again(gone)
+            # who is nowhere any more must not be remembered either
+            self._changed()
             seen = self._seen = _Seen(stamp, {kind: frozenset(values) for kind, values in found.items()})
         return seen.values

@@ -17,6 +17,7 @@ from features.people.hidden import Hidden
 from features.people.identity_graph import IdentityGraph
 from features.people.identity_state import Step, keys_of
 from features.people.step_index import NumberedStep, StepIndex
+from features.people.tombstones import Tombstones
 from features.people.vault import Vault
 from features.state.ports import IDENTIFIERS, LOG, State
 from features.state.seen import Seen
@@ -61,8 +62,9 @@ class Identities:
     def __init__(self, state: State, vault: Vault | None = None) -> None:
         self._state, self._table = state, state.tables[IDENTIFIERS]
         self.vault = vault or Vault.open(state)
-        self.hidden = Hidden(state, self._forget)
+        self.hidden = Hidden(state, self.refresh)
         """Who was erased: they are nobody's from then on, though the table may hold them yet."""
+        self._tombstones = Tombstones(state, self.vault)
         self._lock = threading.RLock()
         self._graph = IdentityGraph()
         self._learnt: list[tuple[Lesson | Step, int]] = []
@@ -94,13 +96,6 @@ class Identities:
                 self._graph = self._learnt_again(fresh)
             self._seen.note()
 
-    def _forget(self, keys: frozenset[str]) -> None:
-        """Read the table anew without what this process has learnt of *keys*, which another has purged."""
-        with self._lock:
-            self._learnt = [each for each in self._learnt if keys.isdisjoint(_about(each[0]))]
-            self._seen = Seen(self._table)
-            self.refresh()
-
     def _take_over(self, files: Sequence[str]) -> None:
         """Take over what was appended: mostly what this process has worked out as well, from the same events in the same order."""
         steps, own = self._read(files), self._graph.news
@@ -126,6 +121,9 @@ class Identities:
         """What was learnt here and is not written yet, learnt again on top of *fresh*."""
         again = []
         for lesson, _ in self._learnt:
+            if self._tombstones.stand_since(_about(lesson), lesson.known_at):
+                # another process has erased them meanwhile
+                continue
             had = len(fresh.news)
             if isinstance(lesson, Lesson):
                 fresh.learn(*lesson)

@@ -65,6 +65,15 @@ class Tombstones:
                 return [True for _ in events]
             return [self._may_stay(event, keep) for event in events]
 
+    def stand_since(self, identity_keys: Iterable[str], moment: datetime) -> bool:
+        """Whether any of these keys was erased since *moment*."""
+        with self._lock:
+            self._read_if_changed()
+            at = microseconds(moment)
+            return bool(self._stones) and any(
+                (stone := self._stones.get(self._vault.tombstone(key))) is not None and stone.erased_at >= at for key in identity_keys
+            )
+
     def read_again(self) -> None:
         """Forget what was lifted without being kept: the event that lifted it was not stored."""
         with self._lock:

@@ -99,7 +99,7 @@ class PostgresDatabase:
         return tuple(rows[0]) if rows else None
 
     def connect(self, wait_seconds: float = WAIT_SECONDS, *, read_only: bool = False) -> PostgresSession:
-        """A session that waits so long for whoever writes; one *read_only* makes and changes nothing. It holds no connection.
+        """A session that waits so long for whoever writes, and no longer for an answer; one *read_only* makes and changes nothing.
 
         Raises:
             UnreachableDatabaseError: the server does not answer.
@@ -107,7 +107,7 @@ class PostgresDatabase:
         """
         if not read_only:
             self._make()
-        return self._session(wait_seconds, read_only)
+        return self._session(wait_seconds, read_only, min(READ_SECONDS, wait_seconds))
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[Connection]:

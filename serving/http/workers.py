@@ -12,8 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+
+from serving.http.logs import configure_logging
 
 logger = logging.getLogger("ubiquo")
 START_SECONDS = 300.0
@@ -73,11 +75,11 @@ def _warnings() -> list[str]:
 class Supervisor:
     """Keeps *count* processes answering on one socket."""
 
-    def __init__(self, listener: socket.socket, count: int) -> None:
+    def __init__(self, listener: socket.socket, count: int, environment: Mapping[str, str]) -> None:
         self._listener, self._count = listener, count
         listener.set_inheritable(True)
         self._folder = tempfile.mkdtemp(prefix="ubiquo-workers-")
-        self._environment = {**os.environ, "UBIQUO_SHARED": "1", "UBIQUO_SIBLINGS": self._folder}
+        self._environment: dict[str, str] = {**environment, "UBIQUO_SHARED": "1", "UBIQUO_SIBLINGS": self._folder}
         self._processes: list[Process] = []
         self._waits = 0.0
         self._start_at = 0.0
@@ -153,10 +155,10 @@ class Supervisor:
         self._replaces = True
 
 
-def supervise(host: str, port: int, count: int, configure: Callable[[], None]) -> int:
+def supervise(host: str, port: int, count: int, environment: Mapping[str, str]) -> int:
     """Answer HTTP by *count* processes until told to end; returns the exit code."""
-    configure()
+    configure_logging()
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        return Supervisor(listener, count).run()
+        return Supervisor(listener, count, environment).run()

@@ -21,7 +21,7 @@ from features.store.dead_letters import DeadLetter
 from features.store.event_index import Incoming
 from features.store.event_log import EventLog
 from serving.intake.backlog import Backlog, Taken
-from serving.intake.event_queue import TICK, Accepted, EventQueue, Refused, Standing
+from serving.intake.event_queue import TICK, Accepted, EventQueue, Progress, Refused
 from serving.intake.recent import RecentlyLearnt
 
 logger = logging.getLogger("ubiquo")
@@ -224,7 +224,7 @@ class Drain:
         the log at that moment finds the same.
         """
         with self._alone():
-            at = self._inbox.now()
+            at = self._inbox.moment()
             self.drain()
             customers = sorted(self._touched)
             if customers:
@@ -307,7 +307,7 @@ class Drain:
         self._show(taken)
         return taken
 
-    def _moved_elsewhere(self, standing: Standing, is_missing: bool) -> None:
+    def _moved_elsewhere(self, standing: Progress, is_missing: bool) -> None:
         """Another process has brought events into the log and the rows: what was remembered until then is let go.
 
         Where it was faster than this one could follow, what those events told is read from the log.

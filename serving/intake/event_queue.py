@@ -37,7 +37,7 @@ class Refused(NamedTuple):
     seq: int = 0
 
 
-class Standing(NamedTuple):
+class Progress(NamedTuple):
     """How far the queue is.
 
     Attributes:
@@ -57,7 +57,7 @@ class Turn:
     Receipts only grow, whatever the clocks of several machines say; those of a clock that was far ahead are not followed.
     """
 
-    def __init__(self, standing: Standing, clock: Clock) -> None:
+    def __init__(self, standing: Progress, clock: Clock) -> None:
         self.moved = standing.moved
         """Up to which place events are in the log."""
         self.entered: dict[str, str] = {}
@@ -86,7 +86,7 @@ class Entry(Protocol):
 
 
 Follow = Callable[[Sequence[Accepted]], object]
-Moved = Callable[[Standing, bool], object]
+Moved = Callable[[Progress, bool], object]
 
 
 class EventQueue(Protocol):
@@ -111,10 +111,10 @@ class EventQueue(Protocol):
     def catch_up(self) -> None:
         """Follow all that was stored before this was called."""
 
-    def standing(self) -> Standing:
+    def standing(self) -> Progress:
         """How far it is, as far as this process has followed."""
 
-    def now(self) -> datetime:
+    def moment(self) -> datetime:
         """A moment before which everything received is stored, and followed here; whatever comes is received later."""
 
     def waiting(self, limit: int = 10_000, after: int = 0) -> list[Accepted]:

@@ -16,10 +16,12 @@ import sqlalchemy as sa
 from features.state.clock import Clock, microseconds, system_clock
 from features.state.ports import AnyRow, Database, DatabaseSession, State
 from features.state.sql import BIG, put, run_many
-from serving.intake.event_queue import EPOCH, TICK, Accepted, Entry, Follow, Moved, Refused, Standing, Turn
+from serving.intake.event_queue import EPOCH, TICK, Accepted, Entry, Follow, Moved, Progress, Refused, Turn
 
 logger = logging.getLogger("ubiquo")
 READ_BYTES = 32_000_000
+LOOK_SECONDS = 0.25
+"""How long a question waits to be told whether other processes have stored anything."""
 MOMENT_SECONDS = 40.0
 """How long is waited for a moment of the queue: a commit may wait for the disk."""
 
@@ -91,7 +93,7 @@ class Inbox:
     def __init__(self, state: State, clock: Clock = system_clock) -> None:
         self._state, self._clock = state, clock
         database = _opened(state)
-        self._reader, self._writer = database.connect(), database.connect()
+        self._reader, self._writer, self._looker = database.connect(), database.connect(), database.connect(LOOK_SECONDS)
         if not self._reader.read(_STANDING):
             with self._writer.writing() as connection:
                 run_many(connection, _BEGIN, [(0, 0, None, 0, None)])
@@ -100,7 +102,7 @@ class Inbox:
         """Held while what was stored is followed, and while it is stored: each letter is followed once, in order."""
         self._follow: Follow = lambda letters: None
         self._moved: Moved = lambda standing, is_missing: None
-        self._standing = Standing()
+        self._standing = Progress()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="ubiquo-inbox", daemon=True)
         self._thread.start()
@@ -178,29 +180,31 @@ class Inbox:
 
     def _in_turn(self) -> AbstractContextManager[object]:
         """Where several processes write to one file each waits in line: SQLite lets whoever asks at the right moment go first."""
-        return self._state.lease.hold("turn") if self._state.settings.shared else nullcontext()
+        settings = self._state.settings
+        return self._state.lease.hold("turn") if settings.shared and not settings.database else nullcontext()
 
     # --- following
 
     def catch_up(self) -> None:
         """Follow all that was stored before this was called; costs one look where nothing is new."""
-        current = self._read_standing()
+        # every question waits for this
+        current = _standing_of(self._looker.read(_STANDING))
         if (current.last, current.moved) != (self._standing.last, self._standing.moved):
             with self._following:
                 self._go_on(self._reader.read, self._read_standing())
 
-    def standing(self) -> Standing:
+    def standing(self) -> Progress:
         """How far it is, as far as this process has followed."""
         return self._standing
 
-    def now(self) -> datetime:
+    def moment(self) -> datetime:
         """A moment before which everything received is on the disk, and followed here; whatever comes is received later."""
         moment, done = _Moment(), Future[None]()
         self.submit(moment, done)
         done.result(MOMENT_SECONDS)
         return moment.at
 
-    def _go_on(self, read: Callable[[sa.Select[Any]], Sequence[AnyRow]], seen: Standing) -> None:
+    def _go_on(self, read: Callable[[sa.Select[Any]], Sequence[AnyRow]], seen: Progress) -> None:
         """Follow what others have stored up to *seen*, which was read before; hold ``_following``."""
         known = self._standing
         if (seen.last, seen.moved) == (known.last, known.moved):
@@ -218,7 +222,7 @@ class Inbox:
             self._moved(now, is_missing)
         self._standing = now._replace(last=reached)
 
-    def _read_standing(self) -> Standing:
+    def _read_standing(self) -> Progress:
         return _standing_of(self._reader.read(_STANDING))
 
     # --- what waits
@@ -273,8 +277,8 @@ class Inbox:
         self._closed = True
         self._jobs.put(None)
         self._thread.join()
-        self._reader.close()
-        self._writer.close()
+        for session in (self._reader, self._writer, self._looker):
+            session.close()
 
 
 def last_received(state: State) -> datetime | None:
@@ -313,9 +317,9 @@ def _letter(row: AnyRow) -> Accepted:
     return Accepted(event_id, content_hash, _moment(at), payload, source, personal, seq)
 
 
-def _standing_of(rows: Sequence[AnyRow]) -> Standing:
+def _standing_of(rows: Sequence[AnyRow]) -> Progress:
     [(last, received_at, moved, until)] = rows
-    return Standing(last, None if received_at is None else _moment(received_at), moved, None if until is None else _moment(until))
+    return Progress(last, None if received_at is None else _moment(received_at), moved, None if until is None else _moment(until))
 
 
 def _moment(microseconds: int) -> datetime:

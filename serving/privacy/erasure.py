@@ -24,11 +24,11 @@ from features.state.home import Home
 from features.state.ports import DERIVED, LOG, LeaseTakenError
 from features.state.settings import SettingError
 from features.store.decision_log import DecisionLog
+from features.store.duckdb_compute import clear_spills
 from features.store.event_log import EventLog
 from features.store.keyed_state import KeyedState
 from features.store.outputs import outputs
 from features.store.profile import UnknownCustomerError, events_of
-from features.store.timeline import clear_spills
 from models.registry import Registry
 from serving.decide.ledger import Ledger
 from serving.intake.intake import Intake
@@ -191,7 +191,7 @@ class Office:
             self._running[receipt_id] = Future()
             self._write_order(receipt_id, subject, at, self._hide(subject))
             # other services look whom it hides before they answer next
-            self._intake.inbox.now()
+            self._intake.inbox.moment()
         if self._nightly is None:
             self.purge()
         return receipt_id
@@ -351,6 +351,8 @@ class Office:
             clear_spills(self._home)
             # until a moment ago she was still known, and may have been answered
             counts[self._decisions.name] += self._decisions.erase(everybody)
+            # other services forget them before they are hidden no more
+            self._intake.inbox.moment()
             # nothing holds them any more: nothing need be hidden
             self._identities.hidden.remove(everybody.keys, everybody.customer_ids, everybody.event_ids)
             proof = prove(self._home, everybody, leaving_out=pending)
@@ -404,14 +406,18 @@ class Nightly:
 
 
 def prove(home: Home, subject: Subject, leaving_out: Collection[Path] = ()) -> Proof:
-    """Search every file of *home*, every batch file and every table on its server for everything that the subject was known by.
+    """Search for everything that the subject was known by: every file of *home*, every file or object of its tables, every batch file, and
+    every table on its database server.
 
     Raises:
         subprocess.CalledProcessError: the search broke off.
     """
-    files = sorted({*(p for p in home.root.rglob("*") if p.is_file()), *outputs(home)} - {*leaving_out})
     traces = list(_traces(subject))
-    searched = search(files, traces, home.settings.database)
+    with contextlib.ExitStack() as stack:
+        # where the tables lie in a lake, the home does not hold them
+        tables = [Path(each) for table in home.tables.values() for each in stack.enter_context(table.held())]
+        files = sorted({*(p for p in home.root.rglob("*") if p.is_file()), *tables, *outputs(home)} - {*leaving_out})
+        searched = search(files, traces, home.settings.database)
     return Proof(len(files), len(traces), searched.found, searched.tables)
 
 
