@@ -143,7 +143,7 @@ class PostgresDatabase:
         with self._making:
             self._unsynced += 1
 
-    def _session(self, wait_seconds: float = WAIT_SECONDS, read_only: bool = False, patience: float = READ_SECONDS) -> PostgresSession:
+    def _session(self, wait_seconds: float = WAIT_SECONDS, read_only: bool = False, patience: float | None = None) -> PostgresSession:
         words = f"BEGIN{' READ ONLY' if read_only else ''}; SET LOCAL lock_timeout = {max(1, round(wait_seconds * 1000))}"
         words += "" if self._keeping.is_durable else "; SET LOCAL synchronous_commit = off"
         words += "" if read_only else f"; SELECT pg_advisory_xact_lock({lock_number(f'database:{self._name}')})"
@@ -153,7 +153,7 @@ class PostgresDatabase:
                 f"UPDATE {OWN}.revisions SET revision = revision + 1 WHERE database = '{self._name}' "
                 "AND pg_current_xact_id_if_assigned() IS NOT NULL; COMMIT"
             )
-        return PostgresSession(self, self._engine, words, ends, wait_seconds, patience)
+        return PostgresSession(self, self._engine, words, ends, wait_seconds, READ_SECONDS if patience is None else patience)
 
     def _make(self) -> None:
         if self._is_made:
@@ -224,8 +224,9 @@ class PostgresSession:
         """The rows of a query, which the server hands over some at a time, all as they stood when it began."""
         self._see_that_nothing_is_written()
         with self._begun("BEGIN READ ONLY", WRITE_SECONDS) as connection:
-            told = connection.execution_options(stream_results=True, max_row_buffer=STREAMED_ROWS)
-            with contextlib.closing(told.execute(statement)) as rows:
+            # of the statement: those of a connection would stay with it
+            streamed = statement.execution_options(stream_results=True, max_row_buffer=STREAMED_ROWS)
+            with contextlib.closing(connection.execute(streamed)) as rows:
                 yield iter(rows)
 
     @contextlib.contextmanager
