@@ -223,7 +223,7 @@ class PostgresSession:
     def streaming(self, statement: Executable) -> Iterator[Iterator[AnyRow]]:
         """The rows of a query, which the server hands over some at a time, all as they stood when it began."""
         self._see_that_nothing_is_written()
-        with self._begun("BEGIN READ ONLY", WRITE_SECONDS) as connection:
+        with self._begun("BEGIN READ ONLY; SET LOCAL idle_in_transaction_session_timeout = 0", WRITE_SECONDS) as connection:
             # of the statement: those of a connection would stay with it
             streamed = statement.execution_options(stream_results=True, max_row_buffer=STREAMED_ROWS)
             with contextlib.closing(connection.execute(streamed)) as rows:

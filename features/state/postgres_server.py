@@ -41,7 +41,8 @@ _ON_THE_SERVER = {
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
     "client_connection_check_interval": "5000",
-    "idle_in_transaction_session_timeout": "300000",
+    # nor does one that hangs in the middle of a transaction, which keeps every other writer waiting
+    "idle_in_transaction_session_timeout": "10000",
 }
 _ON_THIS_MACHINE: dict[str, Any] = {
     "connect_timeout": CONNECT_SECONDS,
