@@ -28,8 +28,8 @@ from features.state.postgres_server import (
 from features.state.sql import schema_of
 
 WAIT_SECONDS = 60.0
-LEAST_SECONDS = 0.25
-"""The shortest time that an answer is waited for."""
+LEAST_SECONDS, LOOK_SECONDS = 0.25, 0.5
+"""The shortest time that an answer is waited for, and how long to be told whether anything has changed."""
 OWN = "ubiquo"
 """The schema of what concerns all databases, and the beginning of every other schema's name."""
 REVISIONS = sa.Table(
@@ -94,10 +94,12 @@ class PostgresDatabase:
         """What differs once anybody has changed it; None where it does not exist."""
         if not self.exists:
             return None
+        # a request may wait for it
+        session = self._session(patience=LOOK_SECONDS)
         if not self._keeping.counts:
             # of the whole server: nobody asks for it often
-            return str(self._session().read(sa.text("SELECT pg_current_wal_insert_lsn()"))[0][0])
-        rows = self._session().read(_REVISION, {"name": self._name})
+            return str(session.read(sa.text("SELECT pg_current_wal_insert_lsn()"))[0][0])
+        rows = session.read(_REVISION, {"name": self._name})
         return tuple(rows[0]) if rows else None
 
     def connect(self, wait_seconds: float = WAIT_SECONDS, *, read_only: bool = False) -> PostgresSession:
