@@ -94,7 +94,9 @@ class PatientConnection(psycopg.Connection[Any]):
                 if ready:
                     heard = time.monotonic()
                 elif (now := time.monotonic()) - heard > self.patience:
-                    if now - began > STRETCHED * self.patience or not self.asks or not self.server.works_on(self):
+                    # whoever is waited for does not ask whether it is at work
+                    asks = self.asks and not is_impatient()
+                    if now - began > STRETCHED * self.patience or not asks or not self.server.works_on(self):
                         self.close()
                         raise SilentServerError(f"no answer within {self.patience:g} seconds")
                     heard = time.monotonic()
