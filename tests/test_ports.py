@@ -396,6 +396,14 @@ class DatabaseContract:
         assert session.read(sa.select(THINGS.c.name).where(THINGS.c.size == sa.bindparam("size")), {"size": 7}) == [("a",)]
         session.close()
 
+    def test_it_is_told_how_many_rows_were_put_in_and_taken_out(self, database: Database) -> None:
+        with database.begin() as connection:
+            once = put(THINGS).on_conflict_do_nothing()
+            assert [connection.execute(once, {"name": name, "size": 1}).rowcount for name in "aba"] == [1, 1, 0]
+            assert connection.execute(sa.update(THINGS).values(size=2)).rowcount == 2
+            assert connection.execute(sa.delete(THINGS).where(THINGS.c.size == 1)).rowcount == 0
+            assert connection.execute(sa.delete(THINGS)).rowcount == 2
+
     def test_another_connection_sees_what_is_committed_and_that_something_changed(self, database: Database) -> None:
         one, other = database.connect(), database.connect()
         with one.writing() as connection:

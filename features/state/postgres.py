@@ -66,7 +66,8 @@ class PostgresDatabase:
     def __init__(self, server: PostgresServer, name: str, tables: Sequence[Table], keeping: PostgresKeeping) -> None:
         self.server, self._name, self._tables, self._keeping = server, name, tables, keeping
         self._schema = f"{OWN}_{name}"
-        self._engine = server.engine.execution_options(schema_translate_map={None: self._schema})
+        # how many rows an insert has put in is asked too, and told by the driver only until its cursor is closed
+        self._engine = server.engine.execution_options(schema_translate_map={None: self._schema}, preserve_rowcount=True)
         self._making = threading.Lock()
         self._is_made = self._is_there = False
         self._unsynced = 0
