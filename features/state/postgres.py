@@ -23,6 +23,7 @@ from features.state.postgres_server import (
     UnreachableDatabaseError,
     has_failed,
     is_idle,
+    is_missing,
     raw,
 )
 from features.state.sql import schema_of
@@ -137,6 +138,11 @@ class PostgresDatabase:
                 connection.execute(DropSchema(self._schema, cascade=True, if_exists=True))
             self._is_made = self._is_there = False
 
+    def look_again(self) -> None:
+        """See at the next ``connect`` whether it is there."""
+        with self._making:
+            self._is_made = self._is_there = False
+
     def committed(self) -> None:
         """Note that something was committed."""
         with self._making:
@@ -205,12 +211,13 @@ class PostgresSession:
             UnreachableDatabaseError: the server does not answer.
         """
         self._see_that_nothing_is_written()
-        try:
+        with self._looking_again():
+            try:
+                return self._read(statement, parameters or {})
+            except UnreachableDatabaseError as error:
+                if error.is_silent:
+                    raise
             return self._read(statement, parameters or {})
-        except UnreachableDatabaseError as error:
-            if error.is_silent:
-                raise
-        return self._read(statement, parameters or {})
 
     def _read(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[AnyRow]:
         with self._engine.connect() as connection:
@@ -237,7 +244,7 @@ class PostgresSession:
         """
         with self._lock:
             self._see_that_nothing_is_written()
-            with self._begun(self._begins, self._wait_seconds + WRITE_SECONDS) as connection:
+            with self._looking_again(), self._begun(self._begins, self._wait_seconds + WRITE_SECONDS) as connection:
                 self._writes = threading.get_ident()
                 try:
                     yield connection
@@ -312,6 +319,16 @@ class PostgresSession:
                 if is_last or not isinstance(error, UnreachableDatabaseError) or error.is_silent:
                     raise
         raise AssertionError
+
+    @contextlib.contextmanager
+    def _looking_again(self) -> Iterator[None]:
+        """Have the next session see whether the tables are there, where one was not: another process may have discarded them."""
+        try:
+            yield
+        except OperationalError as error:
+            if is_missing(error):
+                self._database.look_again()
+            raise
 
     def _see_that_nothing_is_written(self) -> None:
         if self._writes == threading.get_ident():

@@ -240,6 +240,11 @@ def is_error(error: BaseException) -> bool:
     return isinstance(error, psycopg.Error)
 
 
+def is_missing(error: OperationalError) -> bool:
+    """Whether a table or schema is not there."""
+    return getattr(error.orig, "sqlstate", None) in _NO_TABLE
+
+
 def is_idle(connection: PatientConnection) -> bool:
     """Whether no transaction is open."""
     return connection.info.transaction_status == TransactionStatus.IDLE
