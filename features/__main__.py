@@ -254,6 +254,7 @@ def materialize(
             rows = store.materialize(view, moment)
             progress.advance(task)
             progress.console.print(f"{view}: {rows} rows online, as of {moment.isoformat()}")
+        store.note_told(moment)
         measure_borders(home, store, moment)
 
 
