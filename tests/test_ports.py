@@ -404,6 +404,15 @@ class DatabaseContract:
             assert connection.execute(sa.delete(THINGS).where(THINGS.c.size == 1)).rowcount == 0
             assert connection.execute(sa.delete(THINGS)).rowcount == 2
 
+    def test_any_text_can_be_asked_for(self, database: Database) -> None:
+        session = database.connect()
+        with session.writing() as connection:
+            run_many(connection, sa.insert(THINGS), [("a", 1, None), ("é%s:x", 2, b"\0")])
+        query = sa.select(THINGS.c.size).where(THINGS.c.name.in_(sa.bindparam("names", expanding=True)))
+        assert session.read(query, {"names": ["a\0b", "é%s:x", "\0", "\\"]}) == [(2,)]
+        assert session.read(sa.select(THINGS.c.size).where(THINGS.c.name == sa.bindparam("name")), {"name": "a\0"}) == []
+        session.close()
+
     def test_another_connection_sees_what_is_committed_and_that_something_changed(self, database: Database) -> None:
         one, other = database.connect(), database.connect()
         with one.writing() as connection:
