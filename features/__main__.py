@@ -13,7 +13,7 @@ from rich.table import Column, Table
 
 from features.commands import dead_letters, lake, people
 from features.state.clock import clock_of, parse_as_of
-from features.state.command import run
+from features.state.command import EngineOption, run
 from features.state.home import Home
 from features.state.ports import SERVING, deriving
 
@@ -220,14 +220,16 @@ def materialize(
     since: Annotated[
         str | None, typer.Option(help="Only the customers of whom anything became known since this date or time; the others' rows stay.")
     ] = None,
+    engine: EngineOption = None,
 ) -> None:
     """Compute every customer's features as of a moment and bring them online; newer online rows stay."""
     from features.catalogue.shop import Shop
     from features.store.borders import measure_borders
+    from features.store.compute import with_engine
     from features.store.event_log import EventLog
     from features.store.feature_store import FeatureStore
 
-    home = Home.from_environment()
+    home = with_engine(Home.from_environment(), engine)
     shop = Shop.load(home)
     moment = parse_as_of(as_of or shop.data_end.isoformat(), shop.timezone)
     if moment > clock_of(home.settings)():
@@ -252,6 +254,7 @@ def materialize(
             rows = store.materialize(view, moment)
             progress.advance(task)
             progress.console.print(f"{view}: {rows} rows online, as of {moment.isoformat()}")
+        store.note_told(moment)
         measure_borders(home, store, moment)
 
 

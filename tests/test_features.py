@@ -141,7 +141,7 @@ def test_replay_at_many_moments_equals_replay_at_each(shopped: TinyShop, monkeyp
     customers = list(dict.fromkeys(customer for _, customer, _ in together))
     assert customers == sorted(customers), "one customer after the other"
     for few in (1, 2, 3):
-        monkeypatch.setattr("features.store.snapshots.EVENTS_AT_ONCE", few)
+        monkeypatch.setattr("features.store.duckdb_compute.ROWS_AT_ONCE", few)
         assert [(m, c, s.to_row()) for m, c, s in states(opened, sorted(moments))] == together, "however few events fit at once"
     for moment in moments:
         alone = [(customer, state.to_row()) for _, customer, state in states(opened, [moment])]

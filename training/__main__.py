@@ -14,7 +14,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from features.catalogue.shop import Shop
 from features.state.clock import clock_of, parse_as_of
-from features.state.command import run
+from features.state.command import EngineOption, run
 from features.state.home import Home
 from features.state.ports import MissingStateError, deriving
 from features.state.settings import Settings
@@ -61,17 +61,29 @@ def _add_model(name: str) -> None:
 
     @app.command(name, help=f"Train, judge and register {name}.")
     def train(
-        as_of: AsOf = None, horizon: Horizon = None, window: Window = None, seed: Seed = 0, trials: Trials = 0, form: Format = None
+        as_of: AsOf = None,
+        horizon: Horizon = None,
+        window: Window = None,
+        seed: Seed = 0,
+        trials: Trials = 0,
+        engine: EngineOption = None,
+        form: Format = None,
     ) -> None:
-        _run([name], as_of, RunOptions(horizon, window, seed, trials), form)
+        _run([name], as_of, RunOptions(horizon, window, seed, trials), form, engine)
 
 
 @app.command("all")
 def train_all(
-    as_of: AsOf = None, horizon: Horizon = None, window: Window = None, seed: Seed = 0, trials: Trials = 0, form: Format = None
+    as_of: AsOf = None,
+    horizon: Horizon = None,
+    window: Window = None,
+    seed: Seed = 0,
+    trials: Trials = 0,
+    engine: EngineOption = None,
+    form: Format = None,
 ) -> None:
     """All that the shop's data can teach, one after the other."""
-    _run(_names(), as_of, RunOptions(horizon, window, seed, trials), form)
+    _run(_names(), as_of, RunOptions(horizon, window, seed, trials), form, engine)
 
 
 @app.command()
@@ -367,11 +379,12 @@ class RunOptions(NamedTuple):
     trials: int
 
 
-def _run(models: list[str], as_of: str | None, asked: RunOptions, form: Rendering | None) -> None:
+def _run(models: list[str], as_of: str | None, asked: RunOptions, form: Rendering | None, engine: str | None) -> None:
+    from features.store.compute import with_engine
     from training.bootstrap import model_settings
     from training.dataset import EmptyWindowError, NothingToLearnError, Plan
 
-    home = Home.from_environment()
+    home = with_engine(Home.from_environment(), engine)
     moment = parse_as_of(as_of, Shop.load(home).timezone) if as_of else None
     plan, settings = Plan(moment, *asked), model_settings(home)
     failed: list[str] = []

@@ -17,6 +17,7 @@ from features.definitions.timeline import Timeline
 from features.people.consent import LEARNING
 from features.state.clock import local_midnight
 from features.state.home import Home
+from features.store.compute import compute_of
 from features.store.timeline import open_timeline
 from models.eligibility import Eligibility
 from models.inputs import Input
@@ -176,7 +177,7 @@ class Truth:
     def __init__(self, home: Home, until: datetime) -> None:
         self.shop = Shop.load(home)
         self.domain = domain_named(self.shop.domain)
-        self.timeline: Timeline = open_timeline(home, identified_by=until, purposes=LEARNING)
+        self.timeline: Timeline = open_timeline(home, identified_by=until, purposes=LEARNING, compute=compute_of(home))
         past = self.timeline.before(until)
         self._place = {customer: place for place, customer in enumerate(customers_in_order(past))}
         self._visits = self._rows(past.baskets)
@@ -184,14 +185,14 @@ class Truth:
             raise EmptyWindowError(f"no purchase is known before {until:%Y-%m-%d}: choose a later --as-of or import purchases")
         lines = self._lines = past.lines
         bought = lines.filter(lines.customer_id.notnull(), lines.quantity > 0, lines.recommendable.fill_null(False))
-        self._bought = bought.select("customer_id", "item_id", "occurred_at").to_pandas()
+        self._bought = _frame(bought.select("customer_id", "item_id", "occurred_at"))
         events = past.events
         sent = events.filter(events.name.isin(["message_sent", "offer_redeem"]))
         self._messages = self._rows(sent, "name", "campaign_id", "offer_id")
 
     def _rows(self, table: ir.Table, *columns: str) -> pd.DataFrame:
         """What the customers did, customer by customer in their order, each one's in the order of time."""
-        frame = table.filter(table.customer_id.notnull()).select("customer_id", "occurred_at", "event_id", *columns).to_pandas()
+        frame = _frame(table.filter(table.customer_id.notnull()).select("customer_id", "occurred_at", "event_id", *columns))
         placed = frame.assign(place=frame["customer_id"].map(self._place)).sort_values(["place", "occurred_at", "event_id"])
         return placed.drop(columns=["place", "event_id"]).reset_index(drop=True)
 
@@ -242,7 +243,7 @@ class Truth:
         """What was sold in ``[start, end)``, also to nobody known, in the order of time: ``event_id, item_id, store_id, occurred_at``."""
         lines = self._lines
         sold = lines.filter(lines.quantity > 0, lines.recommendable.fill_null(False), lines.occurred_at >= start, lines.occurred_at < end)
-        return sold.select("event_id", "item_id", "store_id", "occurred_at").order_by("occurred_at", "event_id", "item_id").to_pandas()
+        return _frame(sold.select("event_id", "item_id", "store_id", "occurred_at").order_by("occurred_at", "event_id", "item_id"))
 
     def campaign_spine(self, campaigns: pd.DataFrame) -> pd.DataFrame:
         """Each customer that each campaign was sent to, at its start, and whether she redeemed one of its coupons in time.
@@ -267,6 +268,12 @@ class Truth:
         """Every redemption: ``customer_id, campaign_id, offer_id, occurred_at``."""
         rows = self._messages[self._messages["name"] == "offer_redeem"]
         return rows[["customer_id", "campaign_id", "offer_id", "occurred_at"]]
+
+
+def _frame(table: ir.Table) -> pd.DataFrame:
+    """Rows with their times in microseconds, whichever engine gives them."""
+    frame: pd.DataFrame = table.to_pandas()
+    return frame.astype({"occurred_at": "datetime64[us, UTC]"})
 
 
 def eligible_frame(

@@ -9,11 +9,12 @@ import ibis
 import ibis.expr.types as ir
 
 from features.catalogue.shop import Shop
+from features.definitions.compute import Compute
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """Ibis tables of one connection.
+    """Ibis tables of one connection, on whatever works them out.
 
     Attributes:
         events: one row an event of a known customer (anonymous events have a null ``customer_id``).
@@ -23,6 +24,7 @@ class Timeline:
         items, offers, item_context: the catalogue.
         shop: zone and currency.
         consents: names what customers had said when it was opened.
+        compute: what works out expressions of these tables.
     """
 
     events: ir.Table
@@ -34,12 +36,11 @@ class Timeline:
     item_context: ir.Table
     shop: Shop
     consents: str
+    compute: Compute
 
     def close(self) -> None:
-        """Let go of the connection and of the tables that it holds in memory; nothing of it can be read any more."""
-        backend = self.events.get_backend()
-        backend.disconnect()
-        backend.spill.close()
+        """Let go of the tables, in memory or elsewhere; nothing of it can be read any more."""
+        self.compute.close()
 
     def before(self, as_of: datetime) -> Timeline:
         """Only what had occurred and was known strictly before *as_of*."""
@@ -58,4 +59,5 @@ class Timeline:
             item_context=self.item_context,
             shop=self.shop,
             consents=self.consents,
+            compute=self.compute,
         )

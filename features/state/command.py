@@ -6,13 +6,19 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.text import Text
 
 from features.state.disk import DamagedStateError
 from features.state.home import configure_process
 from features.state.ports import LeaseTakenError, MissingStateError, MovedOnError
+
+EngineOption = Annotated[
+    str | None, typer.Option("--engine", help="What computes it: duckdb, or spark on many machines; default: UBIQUO_ENGINE, or duckdb.")
+]
 
 
 def run(app: Callable[[], object], console: Console, *mendable: type[Exception]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ibis
 import ibis.expr.types as ir
@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from features.catalogue.shop import Shop
 from features.catalogue.tables import Catalogue
+from features.definitions.compute import Compute
 from features.definitions.domain import domain_named
 from features.definitions.timeline import Timeline
 from features.events.event import Purpose
@@ -21,15 +22,11 @@ from features.people.consent import FEATURES, Consents
 from features.people.hidden import Hidden
 from features.people.identity import SCHEMA, Identities
 from features.people.identity_state import keys_of
-from features.state.file_lease import Scratch
 from features.state.home import Home
 from features.state.ports import IDENTIFIERS
-from features.store.event_log import EventLog
+from features.store.duckdb_compute import DuckDBCompute
+from features.store.event_log import EVENT_SCHEMA, EventLog
 
-SPILL = "spill"
-"""Of the folder where what does not fit into memory lies while it is worked on."""
-MOST_MEGABYTES = 800
-"""How much memory the tables of one timeline take; what is more lies on the disk."""
 MANY_KEYS = 10_000
 """From so many identifiers on they are joined with what was said rather than looked up one by one."""
 _EVER, _FOREVER = datetime(1900, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
@@ -45,8 +42,9 @@ def open_timeline(
     purposes: Sequence[Purpose] = FEATURES,
     consents: Consents | None = None,
     identities: Identities | None = None,
+    compute: Compute | None = None,
 ) -> Timeline:
-    """Open the log of *home* on a DuckDB connection of its own, as far as consent allows: this is where consent is enforced.
+    """Open the log of *home* as far as consent allows: this is where consent is enforced.
 
     An event is usable for a purpose if that was allowed when it occurred and is not withdrawn now, whatever the moment that is
     looked back to. Events of nobody are nobody's to allow. To learn from, a customer of whom any event is not allowed for all
@@ -59,6 +57,7 @@ def open_timeline(
         purposes: what the events are to be used for.
         consents: what customers have said; read from the log unless given.
         identities: who is who; with them *customers* costs what their events cost, whatever the length of the log.
+        compute: what works it out, and is closed with it; a DuckDB connection of its own unless given.
 
     Raises:
         MissingStateError: nothing was imported yet.
@@ -66,35 +65,34 @@ def open_timeline(
     shop = Shop.load(home)
     log = EventLog(home, shop.timezone)
     files = log.files()
-    connection = _connection(home)
+    compute = compute or DuckDBCompute(home)
     consents = consents or Consents(home, shop.consent)
     found = None if customers is None or identities is None else _by_key(log, identities, customers, identified_by)
     if found is None:
-        identifiers = connection.create_table("identifiers_raw", _steps(home))
-        raw = connection.read_parquet(files, table_name="log")
+        identifiers = _steps(home, compute)
+        raw = compute.parquet("log", files, EVENT_SCHEMA)
     else:
-        identifiers = connection.create_table("identifiers_raw", found.owners)
-        raw = connection.create_table("log", found.events, temp=True)
+        identifiers = compute.given("identifiers_raw", found.owners)
+        raw = compute.given("log", found.events)
     hidden = Hidden(home).events
     if hidden:
         # of people who were erased, and whose rows the files still hold
-        gone = connection.create_table("hidden", pa.table({"event_id": pa.array(sorted(hidden), pa.string())}))
+        gone = compute.given("hidden", pa.table({"event_id": pa.array(sorted(hidden), pa.string())}))
         raw = raw.anti_join(gone, "event_id")
-    known = connection.create_table("known", _as_known(identifiers, identified_by), temp=True)
+    known = compute.kept("known", _as_known(identifiers, identified_by))
     # whose an event is and whether it may be used is worked out without what it holds, which is most of it
     bare = raw.select("event_id", "identity_key", "identifiers", "occurred_at", "declared_purposes")
     identified = _identified(bare, known.filter(known.customer_id.notnull()), bool(known.customer_id.isnull().any().execute()))
     if customers is not None:
-        wanted = connection.create_table("wanted", pa.table({"customer_id": pa.array(customers, pa.string())}))
+        wanted = compute.given("wanted", pa.table({"customer_id": pa.array(customers, pa.string())}))
         identified = identified.semi_join(wanted, "customer_id")
-    identified = connection.create_table("identified", identified, temp=True)
-    usable = _usable(connection, identified, identifiers, consents, purposes).select("event_id", "customer_id")
-    kept = connection.create_table("kept", usable, temp=True)
-    events = connection.create_table("events", kept.inner_join(raw, "event_id").select("customer_id", *raw.columns), temp=True)
-    for name in ("identified", "with_subject", "kept", *(f"judged_{purpose}" for purpose in purposes)):
-        connection.drop_table(name, force=True)
+    identified = compute.kept("identified", identified)
+    usable = _usable(compute, identified, identifiers, consents, purposes).select("event_id", "customer_id")
+    kept = compute.kept("kept", usable)
+    events = compute.kept("events", kept.inner_join(raw, "event_id").select("customer_id", *raw.columns))
+    compute.let_go("identified", "with_subject", "kept", *(f"judged_{purpose}" for purpose in purposes))
     catalogue = Catalogue(home)
-    items = connection.read_parquet(str(catalogue.path("items")), table_name="items")
+    items = compute.parquet("items", [str(catalogue.path("items"))])
     untold = [name for name in domain_named(shop.domain).attributes if name not in items.columns]
     items = items.mutate(**{name: ibis.null("string") for name in untold})
     purchases = events.filter(events.name == "purchase")
@@ -105,7 +103,7 @@ def open_timeline(
         *[c for c in line.columns if c != "item"],
         **{name: line.item[name] for name in ("item_id", "quantity", "amount_minor", "discount_minor", "coupon_minor")},
     )
-    lines = connection.create_table("lines", flat, temp=True)
+    lines = compute.kept("lines", flat)
     baskets = lines.group_by("event_id", "customer_id", "occurred_at", "known_at", "local_date", "local_hour", "store_id").aggregate(
         amount_minor=lines.amount_minor.sum(),
         discount_minor=lines.discount_minor.sum(),
@@ -121,35 +119,16 @@ def open_timeline(
         events=events,
         # joined anew by each query, which reads only the attributes that it asks for
         lines=lines.left_join(items, "item_id").drop("item_id_right"),
-        refunds=connection.create_table("refunds", refunds, temp=True),
-        baskets=connection.create_table("baskets", baskets, temp=True),
+        refunds=compute.kept("refunds", refunds),
+        baskets=compute.kept("baskets", baskets),
         items=items,
-        offers=connection.read_parquet(str(catalogue.path("offers")), table_name="offers"),
-        item_context=connection.read_parquet(str(catalogue.path("item_context")), table_name="item_context"),
+        offers=compute.parquet("offers", [str(catalogue.path("offers"))]),
+        item_context=compute.parquet("item_context", [str(catalogue.path("item_context"))]),
         shop=shop,
         # it names all that anybody said, which a few customers' rows need not know
         consents=consents.digest() if customers is None else "",
+        compute=compute,
     )
-
-
-def _connection(home: Home) -> Any:
-    """A DuckDB connection that holds so much in memory and the rest in a folder of the home."""
-    clear_spills(home)
-    connection = ibis.duckdb.connect()
-    connection.spill = Scratch(home.root, SPILL)
-    for setting in (
-        "TimeZone='UTC'",
-        f"memory_limit='{MOST_MEGABYTES}MB'",
-        f"temp_directory='{connection.spill.folder / 'tables'}'",
-        "preserve_insertion_order=false",
-    ):
-        connection.raw_sql(f"SET {setting}")
-    return connection
-
-
-def clear_spills(home: Home) -> None:
-    """Delete what timelines that are closed, or whose process was killed, have left on the disk."""
-    Scratch.clear(home.root, SPILL)
 
 
 class _Found(NamedTuple):
@@ -177,10 +156,12 @@ def _by_key(log: EventLog, identities: Identities, customers: Sequence[str], mom
     return _Found(log.to_arrow(rows), pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema))
 
 
-def _steps(home: Home) -> pa.Table:
+def _steps(home: Home, compute: Compute) -> ir.Table:
     """The identifiers table; empty where every event so far is anonymous."""
-    table = home.tables[IDENTIFIERS].read(_STEP_COLUMNS)
-    return SCHEMA.empty_table().select(_STEP_COLUMNS) if table is None else table
+    files = home.tables[IDENTIFIERS].files()
+    if not files:
+        return compute.given("identifiers_raw", SCHEMA.empty_table().select(_STEP_COLUMNS))
+    return compute.parquet("identifiers_raw", files, SCHEMA).select(*_STEP_COLUMNS)
 
 
 def _identified(raw: ir.Table, known: ir.Table, some_are_shared: bool) -> ir.Table:
@@ -196,17 +177,17 @@ def _identified(raw: ir.Table, known: ir.Table, some_are_shared: bool) -> ir.Tab
     return raw.left_join(first, "event_id").select("customer_id", *raw.columns)
 
 
-def _usable(connection: Any, events: ir.Table, identifiers: ir.Table, consents: Consents, purposes: Sequence[Purpose]) -> ir.Table:
+def _usable(compute: Compute, events: ir.Table, identifiers: ir.Table, consents: Consents, purposes: Sequence[Purpose]) -> ir.Table:
     """The events that may be used for all of *purposes*."""
     columns = events.columns
     # a withdrawal counts for all that is hers by now, however little was known of her at the moment looked back to
-    known = connection.create_table("known_now", _as_known(identifiers, _FOREVER), temp=True)
+    known = compute.kept("known_now", _as_known(identifiers, _FOREVER))
     then = events.rename(then="customer_id")
     now = _identified(then, known.filter(known.customer_id.notnull()), bool(known.customer_id.isnull().any().execute()))
     as_then = [now.then.name("customer_id") if name == "customer_id" else now[name] for name in columns]
     subject = ibis.coalesce(now.customer_id, now.then)
-    table = connection.create_table("with_subject", now.select(*as_then, subject=subject), temp=True)
-    speakers = _speakers(connection, known, consents)
+    table = compute.kept("with_subject", now.select(*as_then, subject=subject))
+    speakers = _speakers(compute, known, consents)
     for purpose in purposes:
         rows = [
             (customer, interval.starts or _EVER, interval.ends or _FOREVER, interval.allowed)
@@ -215,12 +196,12 @@ def _usable(connection: Any, events: ir.Table, identifiers: ir.Table, consents: 
         ]
         arrays = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in _SAID]
         spoken = pa.table([pa.array(a, f.type) for a, f in zip(arrays, _SAID, strict=True)], schema=_SAID)
-        said = connection.create_table(f"said_{purpose}", spoken)
+        said = compute.given(f"said_{purpose}", spoken)
         within = table.left_join(said, [table.subject == said.speaker, table.occurred_at >= said.starts, table.occurred_at < said.ends])
         # what a source declares of its rows stands in for what the customer has not said
         verdict = ibis.coalesce(within.allowed, within.declared_purposes.contains(purpose), ibis.literal(consents.policy.default(purpose)))
         judged = within.select(*table.columns, **{purpose: within.customer_id.isnull() | verdict})
-        table = connection.create_table(f"judged_{purpose}", judged, temp=True)
+        table = compute.kept(f"judged_{purpose}", judged)
     kept = table.filter(table[purposes[0]])
     if len(purposes) > 1:
         refused = ibis.or_(*(~kept[purpose] for purpose in purposes[1:]))
@@ -228,13 +209,13 @@ def _usable(connection: Any, events: ir.Table, identifiers: ir.Table, consents: 
     return kept.select(*columns)
 
 
-def _speakers(connection: Any, latest: ir.Table, consents: Consents) -> dict[str, list[str]]:
+def _speakers(compute: Compute, latest: ir.Table, consents: Consents) -> dict[str, list[str]]:
     """Each present customer who has said anything, with the keys that she said it under."""
     if consents.silent:
         return {}
     few = int(latest.count().execute()) < MANY_KEYS
     if not few:
-        said = connection.create_table("spoken", pa.table({"identity_key": pa.array(consents.keys(), pa.string())}), temp=True)
+        said = compute.given("spoken", pa.table({"identity_key": pa.array(consents.keys(), pa.string())}))
         latest = latest.semi_join(said, "identity_key")
     owners = latest.to_pyarrow()
     return consents.speakers(dict(zip(owners["identity_key"].to_pylist(), owners["customer_id"].to_pylist(), strict=True)))

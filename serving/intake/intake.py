@@ -199,10 +199,11 @@ class Intake:
             InboxFullError: too many events wait; none of these was taken.
         """
         self._home.check_room()
-        batch = _Batch(self, raw_events, [self._parse(raw, translate, admit) for raw in raw_events], source)
+        parsed = [self._parse(raw, translate, admit) for raw in raw_events]
         stored: Future[None] = Future()
-        self.inbox.submit(batch, stored)
         try:
+            batch = _Batch(self, raw_events, parsed, source)
+            self.inbox.submit(batch, stored)
             stored.result(STORE_SECONDS)
         except TimeoutError:
             # it may be stored yet: whoever sends it again is told once it is

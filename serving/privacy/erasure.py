@@ -24,11 +24,11 @@ from features.state.home import Home
 from features.state.ports import DERIVED, LOG, LeaseTakenError
 from features.state.settings import SettingError
 from features.store.decision_log import DecisionLog
+from features.store.duckdb_compute import clear_spills
 from features.store.event_log import EventLog
 from features.store.keyed_state import KeyedState
 from features.store.outputs import outputs
 from features.store.profile import UnknownCustomerError, events_of
-from features.store.timeline import clear_spills
 from models.registry import Registry
 from serving.decide.ledger import Ledger
 from serving.intake.intake import Intake

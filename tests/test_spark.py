@@ -1,0 +1,179 @@
+"""Spark in the place of DuckDB: the same features, training rows, scores and files, whichever works them out."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pyarrow.parquet as pq
+import pytest
+from both_engines import TOLERANCE, apart, compared, rows_of
+from pandas.testing import assert_frame_equal
+from scene import NEW_YEAR, TinyShop, event, told
+from typer.testing import CliRunner
+
+from features import __main__ as features_commands
+from features.definitions.view import views_of
+from features.people.identity import Identities
+from features.state.home import Home
+from features.state.ports import MissingStateError
+from features.state.settings import Settings
+from features.store import spark_session
+from features.store.compute import with_engine
+from features.store.feature_store import FeatureStore
+from training.dataset import Truth
+
+EARLIER = NEW_YEAR - timedelta(days=40)
+CUSTOMERS = 24
+
+
+@pytest.fixture(scope="session", autouse=True)
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One session for all: its start takes longer than most of what it is asked."""
+    try:
+        spark_session.check_spark()
+    except MissingStateError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+    home = Home(tmp_path_factory.mktemp("spark"), Settings(spark_master="local[2]"))
+    os.environ["JDK_JAVA_OPTIONS"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+    session = spark_session.open_session(home)
+    # for so little data it costs more to divide, plan anew and compile than to do the work
+    for name, value in (
+        ("spark.sql.shuffle.partitions", "2"), ("spark.sql.adaptive.enabled", "false"), ("spark.sql.codegen.wholeStage", "false"),
+        ("spark.sql.codegen.factoryMode", "NO_CODEGEN"),
+    ):  # fmt: skip
+        session.conf.set(name, value)
+    yield
+    session.stop()
+
+
+@pytest.fixture
+def busy(tiny: TinyShop) -> TinyShop:
+    """A few dozen customers who do all that a shop's customers do."""
+    rng = random.Random(7)
+    raw: list[dict[str, Any]] = []
+    for number in range(CUSTOMERS):
+        raw += visits(rng, f"{number}")
+    raw += [event(f"nobody-{k}", "purchase", NEW_YEAR - timedelta(days=k), None, [("i1", 1, 100)], channel="store") for k in range(1, 9)]
+    tiny.add(*raw)
+    # one who proves to be another, one who withdraws, and one who does so for a while
+    tiny.add(joined("same", NEW_YEAR - timedelta(days=20), loyalty_card="1", user_id="shared"))
+    tiny.add(joined("again", NEW_YEAR - timedelta(days=10), loyalty_card="2", user_id="shared"))
+    tiny.add(event("no", "consent_update", NEW_YEAR - timedelta(days=5), "3", consent={"purposes": {"personalization": False}}))
+    for days, said in ((60, False), (30, True)):
+        at = NEW_YEAR - timedelta(days=days)
+        tiny.add(event(f"says-{days}", "consent_update", at, "4", consent={"purposes": {"personalization": said, "analytics": said}}))
+    return tiny
+
+
+def visits(rng: random.Random, card: str) -> list[dict[str, Any]]:
+    """What one customer did within half a year."""
+    raw = []
+    for k in range(rng.randint(1, 14)):
+        at = NEW_YEAR - timedelta(days=rng.uniform(0.01, 180), seconds=rng.randrange(60))
+        name, channel = f"{card}-{k}", rng.choice(["store", "web", "app"])
+        lines = [
+            (f"i{rng.randrange(12)}", rng.randint(0, 3), rng.randint(1, 3000), rng.choice([0, 0, 25])) for _ in range(rng.randint(1, 5))
+        ]
+        raw.append(event(f"{name}b", "purchase", at, card, lines, channel=channel, store_id=rng.choice(["s1", "s2", None])))
+        raw.append(event(f"{name}v", "view_item", at - timedelta(minutes=9), card, [lines[0][0]], channel="web", session_id=f"s{k}"))
+        raw.append(event(f"{name}a", "add_to_cart", at - timedelta(minutes=8), card, [lines[0]], channel="web", session_id=f"s{k}"))
+        raw.append(event(f"{name}s", "search", at - timedelta(minutes=7), card, channel="web", query="bread", session_id=f"s{k}"))
+        if rng.random() < 0.4:
+            raw.append(event(f"{name}r", "refund", at + timedelta(minutes=5), card, [lines[0]], channel="store"))
+        if rng.random() < 0.6:
+            campaign = rng.randrange(3)
+            raw.append(event(f"{name}m", "message_sent", at - timedelta(days=3), card, campaign_id=f"c{campaign}", channel="mail"))
+            told_of = {"campaign_id": f"c{campaign}", "offer_id": f"c{campaign}-{rng.randrange(3)}"}
+            raw.append(event(f"{name}o", "offer_redeem", at, card, **told_of))
+    return raw
+
+
+def joined(event_id: str, at: Any, **identifiers: str) -> dict[str, Any]:
+    return {"event_id": event_id, "name": "login", "occurred_at": at.isoformat(), "identifiers": identifiers}
+
+
+@pytest.mark.parametrize("domain", ["grocery", "retail"])
+def test_every_definition_and_every_fold_gives_the_same_rows(busy: TinyShop, domain: str) -> None:
+    msgspec.structs.replace(busy.shop, domain=domain).save(busy.home)
+    found = compared(busy.home, [EARLIER, NEW_YEAR])
+    assert [each for each in found if not each.agrees] == []
+    assert len(found) == 2 * (2 + 6), "two views of definitions and six folds, at two moments"
+    assert all(each.rows > 0 for each in found)
+    assert [each.empty for each in found if each.at == NEW_YEAR and each.empty] == [], "a column of nothing compares nothing"
+
+
+def test_a_snapshot_stands_whichever_made_it(busy: TinyShop) -> None:
+    by_spark, by_duckdb = (FeatureStore(with_engine(busy.home, engine)) for engine in ("spark", "duckdb"))
+    for view in views_of("grocery"):
+        assert by_spark.backfill(view, {EARLIER: None, NEW_YEAR: None}) == 2
+        path = by_spark.snapshot(view, NEW_YEAR)
+        written = pq.read_table(path)
+        assert written.equals(written.sort_by(written.column_names[0])), "in the order of the keys"
+        assert by_duckdb.backfill(view, {EARLIER: None, NEW_YEAR: None}) == 0
+    assert not list(busy.home.snapshots.rglob("*.part"))
+
+
+def test_only_those_asked_for_are_in_a_snapshot(busy: TinyShop) -> None:
+    store = FeatureStore(with_engine(busy.home, "spark"))
+    some = sorted(set(Identities(busy.home).owners().values()) - {None})[:3]
+    for view in store.customer_views():
+        store.backfill(view, {NEW_YEAR: some})
+        assert pq.read_table(store.snapshot(view, NEW_YEAR))["customer_id"].to_pylist() == some
+
+
+def test_a_log_of_nobody_makes_empty_snapshots(tiny: TinyShop) -> None:
+    tiny.add(event("nobody", "login", NEW_YEAR - timedelta(days=1), None))
+    for view in views_of("grocery").values():
+        assert [len(table) for table in rows_of(tiny.home, "spark", view, [NEW_YEAR]).values()] == [0]
+
+
+def test_the_command_brings_the_same_rows_online(busy: TinyShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UBIQUO_HOME", str(busy.home.root))
+    customers = sorted({owner for owner in Identities(busy.home).owners().values() if owner is not None})
+    online = {}
+    for engine in ("duckdb", "spark"):
+        done = CliRunner().invoke(features_commands.app, ["materialize", "--engine", engine])
+        assert done.exit_code == 0, done.output
+        store = FeatureStore(busy.home)
+        online[engine] = [told(store, customer) for customer in customers]
+        for view in store.customer_views():
+            store.snapshot(view, NEW_YEAR).unlink()
+    assert len(online["spark"]) > CUSTOMERS / 2
+    for one, other in zip(online["duckdb"], online["spark"], strict=True):
+        assert {name: value for name, value in one.items() if apart(value, other[name]) > TOLERANCE} == {}
+
+
+def test_an_engine_that_is_none_is_told(tiny: TinyShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="--engine 'hadoop': use one of duckdb, spark"):
+        with_engine(tiny.home, "hadoop")
+    monkeypatch.setattr(spark_session, "java", lambda: None)
+    with pytest.raises(MissingStateError, match="openjdk-17-jre-headless"):
+        with_engine(tiny.home, "spark")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingStateError, match=r"ubiquo\[spark\]"):
+        with_engine(tiny.home, "spark")
+
+
+def test_labels_are_the_same(busy: TinyShop) -> None:
+    truths = [Truth(with_engine(busy.home, engine), NEW_YEAR) for engine in ("duckdb", "spark")]
+    one, other = truths
+    assert one.start == other.start
+    assert_frame_equal(one.visits, other.visits)
+    for make in (
+        lambda truth: truth.churn_spine([EARLIER], 28),
+        lambda truth: truth.next_order_spine([EARLIER], 28),
+        lambda truth: truth.lines(EARLIER, NEW_YEAR),
+        lambda truth: truth.redemptions(),
+    ):
+        assert len(make(one)) > 0
+        assert_frame_equal(make(one), make(other))
+    assert one.bought(EARLIER, NEW_YEAR) == other.bought(EARLIER, NEW_YEAR) != {}
+    for truth in truths:
+        truth.timeline.close()
