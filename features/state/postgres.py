@@ -28,6 +28,8 @@ from features.state.postgres_server import (
 from features.state.sql import schema_of
 
 WAIT_SECONDS = 60.0
+LEAST_SECONDS = 0.25
+"""The shortest time that an answer is waited for."""
 OWN = "ubiquo"
 """The schema of what concerns all databases, and the beginning of every other schema's name."""
 REVISIONS = sa.Table(
@@ -107,7 +109,7 @@ class PostgresDatabase:
         """
         if not read_only:
             self._make()
-        return self._session(wait_seconds, read_only, min(READ_SECONDS, wait_seconds))
+        return self._session(wait_seconds, read_only, min(READ_SECONDS, max(LEAST_SECONDS, wait_seconds)))
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[Connection]:
@@ -212,6 +214,7 @@ class PostgresSession:
         return self._read(statement, parameters or {})
 
     def _read(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[AnyRow]:
+        self._database.server.see_that_it_answers()
         with self._engine.connect() as connection:
             raw(connection).patience = self._patience
             return connection.execute(statement, parameters).fetchall()
@@ -295,6 +298,7 @@ class PostgresSession:
 
     def _taken(self, begins: str, patience: float) -> Connection:
         """A connection whose transaction has begun; one that the pool kept and that was lost meanwhile is replaced."""
+        self._database.server.see_that_it_answers()
         for is_last in (False, True):
             connection = self._engine.connect()
             try:

@@ -20,6 +20,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import QueuePool
 
 from features.state.disk import DamagedStateError, NoSpaceError
+from features.state.patience import is_impatient
 from features.state.ports import UnreachableError
 
 CONNECT_SECONDS = 3
@@ -90,6 +91,8 @@ class PatientConnection(psycopg.Connection[Any]):
                     raise SilentServerError(f"no answer within {self.patience:g} seconds")
                 wanted = gen.send(ready)
         except StopIteration as done:
+            if (server := getattr(self, "server", None)) is not None:
+                server.is_silent = False
             return done.value
 
 
@@ -111,6 +114,8 @@ class PostgresServer:
         self._url = url
         self.is_current = False
         """Whether the tables were found to be those that this code knows."""
+        self.is_silent = False
+        """Whether it did not answer when it was last asked."""
         self.engine = sa.create_engine(
             "postgresql+psycopg://", creator=self.opened, poolclass=QueuePool, pool_size=KEPT_CONNECTIONS, pool_use_lifo=True,
             max_overflow=MOST_CONNECTIONS - KEPT_CONNECTIONS, pool_timeout=WRITE_SECONDS, pool_reset_on_return=None,
@@ -119,12 +124,22 @@ class PostgresServer:
         event.listen(self.engine, "handle_error", self._explain)
         _SERVERS.add(self)
 
+    def see_that_it_answers(self) -> None:
+        """Wait for no server that has just been silent, on a thread that somebody waits for.
+
+        Raises:
+            UnreachableDatabaseError: it has.
+        """
+        if self.is_silent and is_impatient():
+            raise self.lost(SilentServerError("it has just been asked in vain"))
+
     def opened(self, patience: float = WRITE_SECONDS, **on_the_server: str) -> PatientConnection:
         """A connection outside the pool, which commits each statement unless it is told otherwise.
 
         Raises:
             UnreachableDatabaseError: there is none to be had.
         """
+        self.see_that_it_answers()
         options = " ".join(f"-c {name}={value}" for name, value in {**_ON_THE_SERVER, **on_the_server}.items())
         said = psycopg.conninfo.conninfo_to_dict(self._url)
         try:
@@ -135,8 +150,9 @@ class PostgresServer:
             found = UnreachableDatabaseError(
                 f"{self.place} cannot be used ({why}): see that it runs, that this machine reaches it, and what UBIQUO_DATABASE says"
             )
-            found.is_silent = True
+            found.is_silent = self.is_silent = True
             raise found from error
+        self.is_silent = False
         connection.patience, connection.server = patience, self
         return connection
 
@@ -167,6 +183,7 @@ class PostgresServer:
             "runs and that this machine reaches it; nothing need be started anew"
         )
         found.is_silent = isinstance(error, SilentServerError)
+        self.is_silent = self.is_silent or found.is_silent
         return found
 
     def _explain(self, context: ExceptionContext) -> Exception | None:
