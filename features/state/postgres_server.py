@@ -24,7 +24,7 @@ from features.state.patience import is_impatient
 from features.state.ports import UnreachableError
 
 CONNECT_SECONDS = 3
-READ_SECONDS = 3.0
+READ_SECONDS = 2.0
 """How long a server may be silent while it answers a query: a request waits for it."""
 WRITE_SECONDS = 10.0
 """How long it may be silent within a transaction, at its end, or before the first of many rows."""
@@ -32,6 +32,8 @@ MAINTAIN_SECONDS = 600.0
 """How long it may be silent while it tidies a table or makes one."""
 KEPT_CONNECTIONS, MOST_CONNECTIONS = 8, 32
 """How many connections of the pool stay open when nobody needs them, and how many a process opens at most."""
+STRETCHED = 10
+"""So many times as long as it may be silent a server may take for a statement, as long as it tells that it works on it."""
 _ON_THE_SERVER = {
     "synchronous_commit": "on",
     # whoever's machine is gone holds no lock for long
@@ -39,7 +41,8 @@ _ON_THE_SERVER = {
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
     "client_connection_check_interval": "5000",
-    "idle_in_transaction_session_timeout": "300000",
+    # nor does one that hangs in the middle of a transaction, which keeps every other writer waiting
+    "idle_in_transaction_session_timeout": "10000",
 }
 _ON_THIS_MACHINE: dict[str, Any] = {
     "connect_timeout": CONNECT_SECONDS,
@@ -64,10 +67,14 @@ class UnreachableDatabaseError(UnreachableError):
 
 
 class PatientConnection(psycopg.Connection[Any]):
-    """A connection that is given up once the server is silent for ``patience`` seconds, however the network hangs."""
+    """A connection that is given up once the server is silent for ``patience`` seconds, however the network hangs.
+
+    Before it is, the server is asked on another one: what takes long there, and is worked on, is waited for.
+    """
 
     patience = WRITE_SECONDS
     server: PostgresServer
+    asks = True
 
     def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
         """Let a call go on until it is done.
@@ -79,16 +86,20 @@ class PatientConnection(psycopg.Connection[Any]):
 
     def _watched(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
         # the driver comes back here ten times a second, heard or not
-        heard = time.monotonic()
+        began = heard = time.monotonic()
         try:
             wanted = next(gen)
             while True:
                 ready = yield wanted
                 if ready:
                     heard = time.monotonic()
-                elif time.monotonic() - heard > self.patience:
-                    self.close()
-                    raise SilentServerError(f"no answer within {self.patience:g} seconds")
+                elif (now := time.monotonic()) - heard > self.patience:
+                    # whoever is waited for does not ask whether it is at work
+                    asks = self.asks and not is_impatient()
+                    if now - began > STRETCHED * self.patience or not asks or not self.server.works_on(self):
+                        self.close()
+                        raise SilentServerError(f"no answer within {self.patience:g} seconds")
+                    heard = time.monotonic()
                 wanted = gen.send(ready)
         except StopIteration as done:
             if (server := getattr(self, "server", None)) is not None:
@@ -155,6 +166,16 @@ class PostgresServer:
         self.is_silent = False
         connection.patience, connection.server = patience, self
         return connection
+
+    def works_on(self, connection: PatientConnection) -> bool:
+        """Whether the server can be reached, and tells that it is at work on what was asked on *connection*."""
+        try:
+            with contextlib.closing(self.opened(READ_SECONDS)) as other:
+                other.asks = False
+                found = other.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s AND state = 'active'", (connection.info.backend_pid,))
+                return found.fetchone() is not None
+        except (psycopg.Error, OSError):
+            return False
 
     def forget(self) -> None:
         """Let go of the pool without ending its connections: they are another process's too."""
