@@ -28,6 +28,7 @@ from features.catalogue.shop import Shop
 from features.catalogue.tables import ITEM_CONTEXT, ITEMS, OFFERS, Catalogue
 from features.state.home import Home, configure_process
 from features.state.postgres_server import server_at
+from features.state.settings import Settings
 from serving.privacy.keys import SCOPES, Keys
 
 configure_process()
@@ -165,6 +166,26 @@ def own_service(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Iter
     running = start_service(home, UBIQUO_DEMO_SHOP="1")
     yield running
     stop_service(running)
+
+
+@pytest.fixture(scope="session")
+def far_service(
+    trained: Home, postgres: PostgresCluster, redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Service, dict[str, str]]]:
+    """As ``own_service``, with its state in PostgreSQL and Redis, and the variables that say so."""
+    home = copy_home(trained, tmp_path_factory.mktemp("far") / "home")
+    url = postgres.new_database()
+    done = command("serving", "migrate", "--to", url, home=home.root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    servers = {"UBIQUO_DATABASE": url, "UBIQUO_REDIS": redis_url}
+    done = command("features", "materialize", home=home.root, **servers)
+    assert done.returncode == 0, done.stdout + done.stderr
+    home = Home(home.root, Settings(database=url, redis=redis_url, home=str(home.root), secret=SECRET))
+    running = start_service(home, UBIQUO_DEMO_SHOP="1", **servers)
+    yield running, servers
+    stop_service(running)
+    server_at.cache_clear()
+    postgres.give_back(url)
 
 
 @pytest.fixture(scope="session")
