@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
+from lakes import Lake, lake_environment
 from postgres import PostgresCluster
 from scene import NEW_YEAR, ROOT, SECRET, Service, command, copy_home, eventually, free_port, start_service, stop_service, surroundings
 from servers import Proxy, RedisServer
@@ -215,20 +216,29 @@ class TestOnOneMachine(ManyServicesContract):
 
 
 class TestOnManyMachines(ManyServicesContract):
-    """With PostgreSQL and Redis: the services share nothing else but the folder."""
+    """With PostgreSQL, Redis and object storage: the services share nothing else but the folder."""
 
     @pytest.fixture(scope="class")
-    def pair(self, trained: Home, postgres: PostgresCluster, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-        home = copy_home(trained, tmp_path_factory.mktemp("machines") / "home")
-        url, servers = postgres.new_database(), {"UBIQUO_REDIS": redis_url}
-        done = command("serving", "migrate", "--to", url, home=home.root)
-        assert done.returncode == 0, done.stdout + done.stderr
-        servers["UBIQUO_DATABASE"] = url
-        done = command("features", "materialize", home=home.root, **servers)
-        assert done.returncode == 0, done.stdout + done.stderr
-        made = Pair(Home(home.root, Settings(database=url, redis=redis_url, home=str(home.root), secret=SECRET)), **servers)
-        yield made
-        made.close()
+    def pair(
+        self, trained: Home, postgres: PostgresCluster, redis_url: str, s3_url: str, tmp_path_factory: pytest.TempPathFactory
+    ) -> Iterator[Pair]:
+        home, lake = copy_home(trained, tmp_path_factory.mktemp("machines") / "home"), Lake.made(s3_url)
+        url = postgres.new_database()
+        servers = {"UBIQUO_REDIS": redis_url, "UBIQUO_LAKE": lake.address, "UBIQUO_DATABASE": url}
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in lake_environment(s3_url).items():
+                patch.setenv(name, value)
+            for arguments, needs in (
+                (("features", "lake", "--to", lake.address), ()),
+                (("serving", "migrate", "--to", url), ("UBIQUO_LAKE",)),
+                (("features", "materialize"), tuple(servers)),
+            ):
+                done = command(*arguments, home=home.root, **{name: servers[name] for name in needs})
+                assert done.returncode == 0, done.stdout + done.stderr
+            settings = Settings(database=url, redis=redis_url, lake=lake.address, home=str(home.root), secret=SECRET)
+            made = Pair(Home(home.root, settings), **servers)
+            yield made
+            made.close()
         postgres.give_back(url)
 
 

@@ -287,6 +287,23 @@ class TableContract:
             assert table.version() == other.version() == seen + 1
         assert len(self.held(table)) == 4
 
+    def test_of_many_who_make_it_at_once_one_does(self, table: Table, other: Table) -> None:
+        begin, told = threading.Barrier(6), []
+
+        def make(mine: Table, name: str) -> None:
+            begin.wait()
+            with contextlib.suppress(MovedOnError):
+                told.append((name, mine.append(self.rows(name), expected_version=-1)))
+
+        threads = [threading.Thread(target=make, args=((table, other)[k % 2], f"maker.{k}")) for k in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        [(name, version)] = told
+        assert (version, table.version()) == (0, 0)
+        assert self.held(table) == self.held(other) == [name]
+
     def test_nothing_is_taken_out_of_what_was_not_seen(self, table: Table, other: Table) -> None:
         seen = table.append(self.rows("ada.lovelace", "bob.builder"))
         other.append(self.rows("eve.online"))
