@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from both_engines import TOLERANCE, apart, compared, rows_of
 from pandas.testing import assert_frame_equal
-from scene import NEW_YEAR, TinyShop, event, told
+from scene import NEW_YEAR, TinyShop, copy_home, event, told
 from typer.testing import CliRunner
 
 from features import __main__ as features_commands
@@ -22,9 +22,14 @@ from features.people.identity import Identities
 from features.state.home import Home
 from features.state.ports import MissingStateError
 from features.state.settings import Settings
-from features.store import spark_session
+from features.store import snapshots, spark_session
 from features.store.compute import with_engine
+from features.store.duckdb_compute import DuckDBCompute
 from features.store.feature_store import FeatureStore
+from serving.bootstrap import open_engine
+from serving.decide import spread
+from serving.decide.batch import is_independent, score
+from serving.decide.population import Population
 from training.dataset import Truth
 
 EARLIER = NEW_YEAR - timedelta(days=40)
@@ -177,3 +182,37 @@ def test_labels_are_the_same(busy: TinyShop) -> None:
     assert one.bought(EARLIER, NEW_YEAR) == other.bought(EARLIER, NEW_YEAR) != {}
     for truth in truths:
         truth.timeline.close()
+
+
+@pytest.fixture(scope="module")
+def scored(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return copy_home(trained, tmp_path_factory.mktemp("scored") / "home")
+
+
+@pytest.mark.parametrize(("model", "suffix"), [("churn", ".csv"), ("recommendations", ".jsonl"), ("next-best-offer", ".parquet")])
+def test_a_batch_file_is_the_same_to_the_byte(scored: Home, model: str, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # that snapshots are the same is seen above
+    monkeypatch.setattr(snapshots, "compute_of", DuckDBCompute)
+    by_duckdb, by_spark = (scored.root / f"{model}-{engine}{suffix}" for engine in ("duckdb", "spark"))
+    there = score(with_engine(scored, "duckdb"), open_engine, model, NEW_YEAR, by_duckdb, 3)
+    asked = []
+    monkeypatch.setattr(spread, "_rows", lambda *given, rows=spread._rows: asked.append(given) or rows(*given))
+    here = score(with_engine(scored, "spark"), open_engine, model, NEW_YEAR, by_spark, 3)
+    assert asked, "Spark was asked"
+    assert (here.rows, here.customers) == (there.rows, there.customers)
+    assert here.customers > 1000
+    assert (there.logged, here.logged, here.known) == (here.customers, 0, here.customers), (
+        "each decision stood there, with the same choices"
+    )
+    if suffix == ".parquet":
+        assert pq.read_table(by_spark).equals(pq.read_table(by_duckdb))
+    else:
+        assert by_spark.read_bytes() == by_duckdb.read_bytes()
+
+
+def test_what_promises_something_is_asked_in_order_by_one(scored: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    crowd = Population.open(scored, open_engine, "next-best-offer", NEW_YEAR)
+    assert is_independent(crowd, None)
+    assert not is_independent(crowd, "email"), "a message to a customer is promised in the ledger"
+    monkeypatch.setattr(crowd.engine, "limited", lambda: ({"an offer": 3}, {}))
+    assert not is_independent(crowd, None), "who is asked first gets what there are few of"
