@@ -27,6 +27,8 @@ from features.definitions.view import views_of
 from features.state.home import Home, configure_process
 
 JAVA_MEMORY = "2g"
+SURROUNDINGS = dict(os.environ)
+"""Before other benchmarks, whose tools are used here, set a secret of their own."""
 SIZES = [int(size) for size in os.environ.get("UBIQUO_BENCH_SIZES", "1,16").split(",")]
 
 
@@ -104,7 +106,7 @@ def growth(home: Home, console: Console) -> None:
                 for name in ("features", "feast"):
                     subprocess.run(["rm", "-rf", str(grown.root / name)], check=True)
                 environment = {
-                    **os.environ, "UBIQUO_HOME": str(grown.root), "UBIQUO_ENGINE": engine, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+                    **SURROUNDINGS, "UBIQUO_HOME": str(grown.root), "UBIQUO_ENGINE": engine, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
                     "PYSPARK_SUBMIT_ARGS": f"--driver-memory {JAVA_MEMORY} pyspark-shell",
                 }  # fmt: skip
                 command = [sys.executable, "-W", "ignore", __file__, "materialized"]
@@ -116,6 +118,7 @@ def growth(home: Home, console: Console) -> None:
                     console.print(f"{size} times, {engine}: {err[-2000:]}", highlight=False, markup=False)
                     continue
                 took = json.loads(out.splitlines()[-1])
+                console.print(f"{size} times, {engine}: {took}, peak MB {watched.peak}, load {os.getloadavg()[0]:.1f}", highlight=False)
                 table.add_row(
                     f"{size}x", engine, f"{took['customers']}",
                     *(f"{took[name]:.1f}" for name in ("customer_activity", "customer_state", "item_stats", "online")),
