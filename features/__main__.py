@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import DownloadColumn, MofNCompleteColumn, Progress
 from rich.table import Column, Table
 
-from features.commands import dead_letters, people
+from features.commands import dead_letters, lake, people
 from features.state.clock import clock_of, parse_as_of
 from features.state.command import EngineOption, run
 from features.state.home import Home
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Know the customer: events, features and the feature store.", no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(people.app, name="people")
+lake.register(app)
 console = Console()
 
 
@@ -253,6 +254,7 @@ def materialize(
             rows = store.materialize(view, moment)
             progress.advance(task)
             progress.console.print(f"{view}: {rows} rows online, as of {moment.isoformat()}")
+        store.note_told(moment)
         measure_borders(home, store, moment)
 
 

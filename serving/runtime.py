@@ -94,6 +94,9 @@ class Turns:
 
     def _has(self, name: str) -> bool:
         with self._lock:
+            if name in self._held and not self._held[name].still_held():
+                # the connection that held it was lost, and another may have it by now
+                self._held.pop(name).close()
             if name not in self._held:
                 with contextlib.suppress(LeaseTakenError):
                     self._held[name] = self._lease.take(name)

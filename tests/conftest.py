@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pytest
 import scene
 from hypothesis import HealthCheck, settings
+from lakes import Lake, await_port, lake_environment
 from playwright.sync_api import Browser, sync_playwright
 from postgres import PostgresCluster, programs
 from scene import NEW_YEAR, SECRET, SMALL_CUT, Pages, Service, TinyShop, command, copy_home, free_port, start_service, stop_service
@@ -226,6 +228,28 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield f"127.0.0.1:{port}"
     process.terminate()
     process.wait()
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """An S3 server of this machine; ``lake`` gives a test a bucket of its own in it."""
+    port = free_port()
+    line = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        await_port(port, process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def lake(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Lake:
+    """An empty bucket, to which this process and the commands that it starts have the keys; ``UBIQUO_LAKE`` is for the test to set."""
+    for name, value in lake_environment(s3_url).items():
+        monkeypatch.setenv(name, value)
+    return Lake.made(s3_url)
 
 
 @pytest.fixture(scope="session")

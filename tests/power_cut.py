@@ -17,7 +17,7 @@ from features.catalogue.shop import Shop
 from features.catalogue.tables import ITEM_CONTEXT, ITEMS, OFFERS, Catalogue
 from features.people.consent import Consents
 from features.people.identity import Identities
-from features.state import tables
+from features.state import delta_writes
 from features.state.clock import running_clock
 from features.state.home import Home
 from features.state.tables import DeltaFolder
@@ -66,7 +66,7 @@ def main(root: Path) -> None:
         if n % 3 == 0:
             intake.drain()
         if n % MAINTAIN_EVERY == 0:
-            tables.COMPACT_ABOVE_FILES = 3
+            delta_writes.COMPACT_ABOVE_FILES = 3
             log.maintain(kept_seconds=0.0)
         if n % ERASE_EVERY == ERASE_EVERY - 1:
             intake.drain()

@@ -22,7 +22,7 @@ from deltalake import DeltaTable
 from scene import NEW_YEAR, ROOT, SECRET, TinyShop, command, event, surroundings
 
 from features.people.vault import Vault, WrongSecretError
-from features.state import disk, tables
+from features.state import delta_writes, disk
 from features.state.disk import AppendOnlyFile, DamagedStateError, NoSpaceError, write_atomically
 from features.state.home import Home
 from features.state.sqlite_file import WRITTEN_AHEAD, SQLiteFile
@@ -122,12 +122,12 @@ class TestPowerCut:
             "from pathlib import Path\n"
             "from datetime import timedelta\n"
             "import power_cut\n"
-            "from features.state import tables\n"
+            "from features.state import delta_writes, tables\n"
             "from features.state.home import Home\n"
             "from scene import NEW_YEAR, TinyShop, event\n"
             "from features.catalogue.shop import Shop\n"
             "home = Home(Path(sys.argv[1])); shop = TinyShop(home, Shop.load(home))\n"
-            "tables.COMPACT_ABOVE_FILES = 3\n"
+            "delta_writes.COMPACT_ABOVE_FILES = 3\n"
             "for k in range(5): shop.add(event(f'e{k}', 'login', NEW_YEAR - timedelta(days=1)))\n"
             "shop.log.maintain(kept_seconds=0.0)\n"
             "tables.DeltaFolder(home.events).erase('event_id', ['e1'])\n"
@@ -284,8 +284,8 @@ class TestRoom:
         tiny.log.maintain(kept_seconds=0.0)
         folder = tiny.home.events
         assert tiny.log.count() == 90
-        assert len(list(folder.glob("*.parquet"))) <= tables.COMPACT_ABOVE_FILES + 1
-        assert len(list((folder / "_delta_log").glob("*.json"))) <= tables.CHECKPOINT_EVERY + 4
+        assert len(list(folder.glob("*.parquet"))) <= delta_writes.COMPACT_ABOVE_FILES + 1
+        assert len(list((folder / "_delta_log").glob("*.json"))) <= delta_writes.CHECKPOINT_EVERY + 4
         assert DeltaTable(str(folder)).version() >= 90
         tiny.log.recover()
 

@@ -15,7 +15,7 @@ from scene import customer as customer_of
 
 from features.people.consent import Consents
 from features.people.identity import Identities
-from features.state import tables
+from features.state import delta_writes
 from features.state.disk import DamagedStateError
 from features.state.tables import DeltaFolder
 from features.store.event_index import EventIndex
@@ -295,7 +295,7 @@ def test_a_few_customers_are_found_by_key_after_the_log_was_compacted_too(tiny: 
     log, identities = tiny.log, Identities(tiny.home)
     log.catch_up()
     before = log.version()
-    monkeypatch.setattr(tables, "COMPACT_ABOVE_FILES", 4)
+    monkeypatch.setattr(delta_writes, "COMPACT_ABOVE_FILES", 4)
     DeltaFolder(tiny.home.events).maintain(0.0)
     assert log.version() > before, "it was compacted, and the index does not know yet"
 

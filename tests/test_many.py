@@ -5,13 +5,14 @@ from __future__ import annotations
 import http.client
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,11 +20,14 @@ import psutil
 import pytest
 from postgres import PostgresCluster
 from scene import NEW_YEAR, ROOT, SECRET, Service, command, copy_home, eventually, free_port, start_service, stop_service, surroundings
+from servers import Proxy, RedisServer
 
 from features.people.identity import Identities
 from features.state.home import Home
 from features.state.settings import Settings
+from features.store.customer_rows import CustomerRows
 from features.store.event_log import EventLog, connect
+from features.store.feature_store import FeatureStore, moment_of
 
 ZONE = "America/New_York"
 HEADERS = {"content-type": "application/json"}
@@ -226,6 +230,156 @@ class TestOnManyMachines(ManyServicesContract):
         yield made
         made.close()
         postgres.give_back(url)
+
+
+class TestWhenServersFail:
+    """PostgreSQL and Redis are killed, or the network between hangs: answers go on and say so, events are refused and none is lost."""
+
+    class Machines:
+        """One service that speaks to both servers by a network that may hang, and one that does not."""
+
+        def __init__(self, home: Home, postgres: PostgresCluster, url: str, redis: RedisServer) -> None:
+            self.postgres, self.redis, self.home = postgres, redis, home
+            self.between = {"postgres": Proxy(postgres.port), "redis": Proxy(redis.port)}
+            head, _, database = url.rpartition("/")
+            through = f"{head.rpartition(':')[0]}:{self.between['postgres'].port}/{database}"
+            self.far = start_service(home, UBIQUO_DATABASE=through, UBIQUO_REDIS=f"127.0.0.1:{self.between['redis'].port}")
+            self.near = start_service(home, UBIQUO_DATABASE=url, UBIQUO_REDIS=f"127.0.0.1:{redis.port}")
+
+        def close(self) -> None:
+            for service in (self.far, self.near):
+                stop_service(service)
+            for proxy in self.between.values():
+                proxy.close()
+
+    @pytest.fixture(scope="class")
+    def machines(self, trained: Home, postgres: PostgresCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+        if shutil.which("redis-server") is None:
+            pytest.skip("redis-server is not installed (apt-get install redis-server)")
+        home = copy_home(trained, tmp_path_factory.mktemp("failing") / "home")
+        url, redis = postgres.new_database(), RedisServer(tmp_path_factory.mktemp("redis-kept"))
+        for module, *arguments in (("serving", "migrate", "--to", url), ("features", "materialize")):
+            servers = {"UBIQUO_REDIS": f"127.0.0.1:{redis.port}"} | ({"UBIQUO_DATABASE": url} if module == "features" else {})
+            done = command(module, *arguments, home=home.root, **servers)
+            assert done.returncode == 0, done.stdout + done.stderr
+        settings = Settings(database=url, redis=f"127.0.0.1:{redis.port}", home=str(home.root), secret=SECRET)
+        made = self.Machines(Home(home.root, settings), postgres, url, redis)
+        yield made
+        made.close()
+        redis.stop()
+        postgres.give_back(url)
+
+    @staticmethod
+    def answered(service: Service, who: dict[str, str]) -> str | None:
+        """How general an answer says to be; it must be one."""
+        fallback: str | None = service.ask("recommendations", {"identifiers": who, "limit": 3})["fallback"]
+        return fallback
+
+    @staticmethod
+    def refused(service: Service) -> bool:
+        """Whether an event is refused, with when to come again."""
+        body = json.dumps(happened("view_item", {"cookie": "x"}, items=[{"item_id": "1082185"}]))
+        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
+        connection.request("POST", "/v1/events", body, HEADERS)
+        with connection.getresponse() as response:
+            response.read()
+            assert response.status in (200, 429, 503), response.status
+            if response.status != 200:
+                assert int(response.headers["retry-after"]) >= 1
+            return response.status != 200
+
+    def goes_on(self, machines: Machines, what: str, load: Callable[[], None]) -> None:
+        """Whatever happens: all that was acknowledged to a client of each service is stored, once."""
+        ended = threading.Event()
+        clients = [Load(service.port, ended) for service in (machines.far, machines.near)]
+        for client in clients:
+            client.start()
+        time.sleep(0.5)
+        load()
+        time.sleep(1.0)
+        ended.set()
+        for client in clients:
+            client.join(60)
+        acknowledged = {event_id for client in clients for event_id in client.acknowledged}
+        for service in (machines.far, machines.near):
+            eventually(lambda service=service: metric_of(service, "ubiquo_events_waiting") == 0)  # type: ignore[misc]
+        found = stored(machines.home)
+        assert acknowledged <= set(found), "acknowledged and lost"
+        assert len(found) == len(set(found)), "stored twice"
+        print(f"{what}: {len(acknowledged)} acknowledged, all stored, none twice")
+
+    def test_postgres_killed(self, machines: Machines) -> None:
+        who = {"cookie": f"p-{uuid.uuid4().hex}"}
+        taken(machines.near, happened("view_item", who, items=[{"item_id": "1082185"}]))
+        assert self.answered(machines.far, who) is None
+
+        def kill() -> None:
+            machines.postgres.kill()
+            for service in (machines.far, machines.near):
+                assert self.refused(service)
+                assert "what was just done may be missing" in str(self.answered(service, who))
+                status, said = service.get("/readyz")
+                assert status == 200
+                assert any("events are refused" in each for each in json.loads(said)["degraded"])
+            machines.postgres.start()
+            for service in (machines.far, machines.near):
+                eventually(lambda service=service: not self.refused(service))  # type: ignore[misc]
+                eventually(lambda service=service: self.answered(service, who) is None)  # type: ignore[misc]
+
+        self.goes_on(machines, "PostgreSQL killed", kill)
+
+    @pytest.mark.parametrize("loses", ["the last second", "everything"])
+    def test_redis_killed(self, machines: Machines, loses: str) -> None:
+        who = {"cookie": f"r-{uuid.uuid4().hex}"}
+        taken(machines.near, happened("view_item", who, items=[{"item_id": "1082185"}]))
+        eventually(lambda: metric_of(machines.near, "ubiquo_events_waiting") == 0)
+
+        def kill() -> None:
+            machines.redis.kill()
+            for service in (machines.far, machines.near):
+                assert "cannot be read now" in str(self.answered(service, who))
+                # the queue takes events as before
+                assert not self.refused(service)
+            if loses == "everything":
+                machines.redis.forget()
+            machines.redis.start()
+
+        self.goes_on(machines, f"Redis killed, {loses} lost", kill)
+        for service in (machines.far, machines.near):
+            eventually(lambda service=service: self.answered(service, who) is None)  # type: ignore[misc]
+        self.rows_equal_a_replay(machines)
+
+    @staticmethod
+    def rows_equal_a_replay(machines: Machines) -> None:
+        """What is online of each visitor is what the log tells, once."""
+        identities, store = Identities(machines.home), FeatureStore(machines.home)
+        visitors = [c for n in range(50) if (c := identities.resolve({"cookie": f"c{n}"})) is not None]
+        rows = CustomerRows(machines.home, store, EventLog(machines.home, ZONE), identities)
+        online = store.online("state_v1", visitors)
+        for customer, row in zip(visitors, online, strict=True):
+            assert row["customer_state_at"] is not None
+            replayed = rows._replayed([customer], moment_of(row["customer_state_at"]))
+            kept = {name: value for name, value in row.items() if name not in ("customer_id", "customer_state_at")}
+            assert replayed[customer].to_row().items() >= {k: v for k, v in kept.items() if v is not None}.items()
+
+    @pytest.mark.parametrize("network", ["postgres", "redis"])
+    def test_the_network_hangs(self, machines: Machines, network: str) -> None:
+        who = {"cookie": f"n-{uuid.uuid4().hex}"}
+        taken(machines.near, happened("view_item", who, items=[{"item_id": "1082185"}]))
+        assert self.answered(machines.far, who) is None
+
+        def hang() -> None:
+            machines.between[network].passes.clear()
+            # each is answered, within its deadline
+            for _ in range(3):
+                assert self.answered(machines.far, who) is not None
+            if network == "postgres":
+                assert self.refused(machines.far)
+                assert not self.refused(machines.near), "the other service goes on"
+            machines.between[network].passes.set()
+            eventually(lambda: self.answered(machines.far, who) is None and not self.refused(machines.far))
+
+        self.goes_on(machines, f"the network to {network} hangs", hang)
 
 
 def metric_of(service: Service, name: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import subprocess
 import sys
@@ -16,13 +17,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import sqlalchemy as sa
+from lakes import Lake
 from scene import NEW_YEAR, ROOT, SECRET, Brought, surroundings
 
 from features.state.clock import Clock, fixed_clock
 from features.state.disk import DamagedStateError
 from features.state.file_lease import FileLease
 from features.state.home import Home
-from features.state.ports import Database, Lease, LeaseLostError, LeaseTakenError, Secrets, State, Table
+from features.state.ports import Database, Lease, LeaseLostError, LeaseTakenError, MovedOnError, Secrets, State, Table
 from features.state.postgres import PostgresDatabase, PostgresKeeping
 from features.state.postgres_lease import PostgresLease
 from features.state.postgres_server import server_at
@@ -194,6 +196,11 @@ class TableContract:
         found = table.read(["who"])
         return [] if found is None else sorted(found["who"].to_pylist())
 
+    @pytest.fixture
+    def other(self, tmp_path: Path) -> Table:
+        """The same table, as another process has it."""
+        raise NotImplementedError
+
     def test_before_the_first_row_there_is_nothing(self, table: Table) -> None:
         assert (table.exists, table.version(), table.files(), table.read()) == (False, -1, [], None)
         assert table.erase("who", ["ada.lovelace"]) == table.blank("who", ["ada.lovelace"]) == 0
@@ -240,6 +247,72 @@ class TableContract:
         assert table.lower(["known_at"], NEW_YEAR - timedelta(days=1)) == 1
         assert table.lower(["known_at"], NEW_YEAR) == 0
 
+    def test_two_writers_lose_no_row_of_each_other(self, table: Table, other: Table) -> None:
+        table.append(self.rows("ada.lovelace"))
+        begin = threading.Barrier(2)
+
+        def write(mine: Table, name: str) -> None:
+            begin.wait()
+            for k in range(4):
+                mine.append(self.rows(f"{name}.{k}"))
+
+        threads = [threading.Thread(target=write, args=each) for each in ((table, "one"), (other, "two"))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert self.held(table) == self.held(other) == ["ada.lovelace", *(f"{name}.{k}" for name in ("one", "two") for k in range(4))]
+
+    def test_of_two_who_saw_the_same_version_one_writes(self, table: Table, other: Table) -> None:
+        assert table.append(self.rows("ada.lovelace"), expected_version=-1) == 0
+        for seen in (-1, 1, 7):
+            with pytest.raises(MovedOnError, match="version"):
+                other.append(self.rows("eve.online"), expected_version=seen)
+        for _ in range(3):
+            seen, begin, told = table.version(), threading.Barrier(2), []
+
+            def write(mine: Table, name: str, seen: int = seen, begin: threading.Barrier = begin, told: list[Any] = told) -> None:
+                begin.wait()
+                try:
+                    told.append(mine.append(self.rows(name), expected_version=seen))
+                except MovedOnError as error:
+                    told.append(error)
+
+            threads = [threading.Thread(target=write, args=each) for each in ((table, "one"), (other, "two"))]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert [each for each in told if not isinstance(each, MovedOnError)] == [seen + 1]
+            assert table.version() == other.version() == seen + 1
+        assert len(self.held(table)) == 4
+
+    def test_nothing_is_taken_out_of_what_was_not_seen(self, table: Table, other: Table) -> None:
+        seen = table.append(self.rows("ada.lovelace", "bob.builder"))
+        other.append(self.rows("eve.online"))
+        for change in (table.erase, table.blank):
+            with pytest.raises(MovedOnError):
+                change("who", ["ada.lovelace"], expected_version=seen)
+        with pytest.raises(MovedOnError):
+            table.overwrite(self.rows("nobody"), expected_version=seen)
+        assert self.held(other) == ["ada.lovelace", "bob.builder", "eve.online"]
+        assert table.erase("who", ["ada.lovelace"], expected_version=table.version()) == 1
+        assert self.held(other) == ["bob.builder", "eve.online"]
+
+    def test_many_small_files_become_few(self, table: Table, other: Table) -> None:
+        names = [f"customer.{k:02}" for k in range(20)]
+        for name in names:
+            table.append(self.rows(name))
+        known = other.version()
+        table.maintain(0.0)
+        assert len(table.files()) < 20
+        assert self.held(other) == names
+        assert other.appended_since(known) == [], "a compaction is no news"
+        other.append(self.rows("zoe"))
+        assert self.held(table) == [*names, "zoe"]
+        assert table.keep_newest("known_at", 10) is True
+        assert table.keep_newest("known_at", 10**9) is False
+
     @staticmethod
     def bytes_of(table: Table) -> bytes:
         """All that is stored of a table, whichever version needs it."""
@@ -251,10 +324,32 @@ class TestDeltaFolder(TableContract):
     def table(self, tmp_path: Path) -> Table:
         return Home(tmp_path, Settings()).tables["events"]
 
+    @pytest.fixture
+    def other(self, tmp_path: Path) -> Table:
+        return Home(tmp_path, Settings()).tables["events"]
+
     @staticmethod
     def bytes_of(table: Table) -> bytes:
         folder = Path(table.files()[0]).parent
         return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+class TestLakeTable(TableContract):
+    """``table`` and ``other`` are those of two machines."""
+
+    @pytest.fixture
+    def table(self, tmp_path: Path, lake: Lake) -> Table:
+        return Home(tmp_path / "one", Settings(lake=lake.address)).tables["events"]
+
+    @pytest.fixture
+    def other(self, tmp_path: Path, lake: Lake) -> Table:
+        return Home(tmp_path / "other", Settings(lake=lake.address)).tables["events"]
+
+    @staticmethod
+    def bytes_of(table: Table) -> bytes:
+        copies = b"".join(path.read_bytes() for path in Path(table.files()[0]).parent.iterdir())
+        bucket = table.place.removeprefix("s3://").partition("/")[0]
+        return copies + b"".join(Lake(os.environ["AWS_ENDPOINT_URL"], bucket).content().values())
 
 
 class DatabaseContract:

@@ -18,6 +18,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from postgres import PostgresCluster, programs
 from scene import NEW_YEAR, SECRET
+from servers import Proxy
 from sqlalchemy.exc import OperationalError
 
 from features.people.contacts import Contacts
@@ -161,48 +162,6 @@ def test_a_server_that_is_not_there_is_named_with_the_fix(tmp_path: Path) -> Non
     with pytest.raises(UnreachableDatabaseError, match=r"127\.0\.0\.1:1, database state cannot be used.*UBIQUO_DATABASE") as told:
         database.connect()
     assert "hunter2" not in f"{told.value} {database.place} {told.value.__cause__}"
-
-
-class Proxy:
-    """What lies between a client and the server: it passes on what is said, until it stalls or cuts."""
-
-    def __init__(self, port: int) -> None:
-        self._target = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self.passes = threading.Event()
-        self.passes.set()
-        self._pairs: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                server = socket.create_connection(("127.0.0.1", self._target))
-                self._pairs += [client, server]
-                for one, other in ((client, server), (server, client)):
-                    threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
-
-    def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while said := one.recv(65_536):
-                self.passes.wait()
-                other.sendall(said)
-            other.shutdown(socket.SHUT_WR)
-
-    def cut(self) -> None:
-        """End every connection."""
-        for each in self._pairs:
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-        self._pairs.clear()
-
-    def close(self) -> None:
-        """Let nobody pass any more."""
-        self._listener.close()
-        self.passes.set()
-        self.cut()
 
 
 @pytest.fixture

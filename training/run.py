@@ -20,6 +20,7 @@ from features.catalogue.tables import Catalogue
 from features.state.clock import system_clock
 from features.state.disk import sync_tree, write_atomically
 from features.state.home import Home
+from features.state.ports import EVENTS
 from features.store.event_log import EventLog
 from models.artifact import DamagedArtifactError
 from models.reports import ModelReport
@@ -93,7 +94,7 @@ class TrackedRun:
         import mlflow
 
         plain = frame.loc[:, [c for c in frame.columns if not isinstance(frame[c].iloc[0], list | tuple | np.ndarray)]]
-        source = f"{self.home.events}?version={self.log_version}"
+        source = f"{self.home.tables[EVENTS].place}?version={self.log_version}"
         dataset = mlflow.data.from_pandas(plain, source=source, name=f"{self.shop.name} {name}", targets=target)
         mlflow.log_input(dataset, context="training")
 

@@ -280,7 +280,11 @@ class Identities:
             return minted
 
     def flush(self) -> None:
-        """Append what was learnt to the table; without news it writes nothing. Hold the lock of the log around it."""
+        """Append what was learnt to the table; without news it writes nothing. Hold the lock of the log around it.
+
+        Raises:
+            MovedOnError: another process has written meanwhile, as the lock was lost; nothing was appended: try again.
+        """
         with self._lock:
             if not self._graph.news:
                 return
@@ -288,12 +292,13 @@ class Identities:
             self.refresh()
             steps = self._graph.news
             self._index.catch_up()
-            self._table.append(_table(steps, self._seq + 1))
-            self._index.add(map(NumberedStep, itertools.count(self._seq + 1), steps), self._table.version())
+            # on that alone, as the lease may have been lost: who learnt the same meanwhile must not write it twice
+            version = self._table.append(_table(steps, self._seq + 1), expected_version=self._seen.version)
+            self._index.add(map(NumberedStep, itertools.count(self._seq + 1), steps), version)
             # not before they are written: a failed commit is tried again
             self._graph.news, self._learnt = [], []
             self._seq += len(steps)
-            self._seen.note(self._table.version())
+            self._seen.note(version)
 
     def erase(self, keys: Sequence[str], customers: Sequence[str], event_ids: Sequence[str] = ()) -> int:
         """Delete every row of these identifiers and customers, and what others' rows say of them and of their events; returns how many."""

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from features.state.disk import DamagedStateError
 from features.state.home import configure_process
-from features.state.ports import LeaseTakenError, MissingStateError
+from features.state.ports import LeaseTakenError, MissingStateError, MovedOnError
 
 EngineOption = Annotated[
     str | None, typer.Option("--engine", help="What computes it: duckdb, or spark on many machines; default: UBIQUO_ENGINE, or duckdb.")
@@ -23,7 +23,8 @@ EngineOption = Annotated[
 
 def run(app: Callable[[], object], console: Console, *mendable: type[Exception]) -> None:
     """Run *app*; besides missing state and wrong values, errors of *mendable* kinds are told without a traceback."""
-    told: tuple[type[Exception], ...] = (MissingStateError, DamagedStateError, LeaseTakenError, ValueError, OSError, *mendable)
+    own = MissingStateError, DamagedStateError, LeaseTakenError, MovedOnError
+    told: tuple[type[Exception], ...] = (*own, ValueError, OSError, *mendable)
     configure_process()
     warnings.filterwarnings("ignore")
     logging.getLogger("alembic").setLevel(logging.ERROR)

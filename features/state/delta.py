@@ -11,9 +11,17 @@ import os
 
 os.environ.setdefault("_RJEM_MALLOC_CONF", "narenas:1,dirty_decay_ms:0,muzzy_decay_ms:0")
 
-from deltalake import DeltaTable, PostCommitHookProperties, WriterProperties, write_deltalake
+from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, WriterProperties, write_deltalake
 from deltalake.exceptions import DeltaError
 
 HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
 """What deltalake is to leave to us after a commit."""
-__all__ = ["HOOKS", "DeltaError", "DeltaTable", "PostCommitHookProperties", "WriterProperties", "write_deltalake"]
+__all__ = [
+    "HOOKS",
+    "CommitProperties",
+    "DeltaError",
+    "DeltaTable",
+    "PostCommitHookProperties",
+    "WriterProperties",
+    "write_deltalake",
+]

@@ -9,13 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Table
+from sqlalchemy import Table as SqlTable
 
+from features.state import lake_tables
 from features.state.disk import check_room, free_bytes
 from features.state.file_lease import FileLease, FileSecrets
+from features.state.lake_tables import LakeTable
 from features.state.moving import check_moved, check_not_moved
-from features.state.ports import DEAD_LETTERS, DECISIONS, EVENTS, IDENTIFIERS, Database, Lease, MissingStateError
-from features.state.settings import Settings
+from features.state.ports import DEAD_LETTERS, DECISIONS, EVENTS, IDENTIFIERS, Database, Lease, MissingStateError, Table
+from features.state.settings import SettingError, Settings
 from features.state.sqlite_file import DERIVED, ROLLED_BACK, SHARED, WRITTEN_AHEAD, WRITTEN_SOON, Keeping, SQLiteFile
 from features.state.tables import DeltaFolder
 
@@ -81,11 +83,34 @@ class Home:
         return FileSecrets(self.root, self.settings.secret, self.lease)
 
     @cached_property
-    def tables(self) -> Mapping[str, DeltaFolder]:
-        """The Delta tables of the log, by name."""
+    def tables(self) -> Mapping[str, Table]:
+        """The Delta tables of the log, by name: in the home, or in the lake that the settings name.
+
+        Raises:
+            SettingError: this home's tables lie elsewhere than the settings say.
+        """
+        told = lake_tables.kept_in(self.root)
+        if told != self.settings.lake and (told or any(table.exists for table in self.table_folders.values())):
+            raise SettingError(
+                f"UBIQUO_LAKE={self.settings.lake!r}, but the tables of {self.root} lie in {told or 'its own folder'}: "
+                + (f"set UBIQUO_LAKE={told}" if told else f"unset it, or move them: python -m features lake --to {self.settings.lake}")
+            )
+        return self.tables_in(self.settings.lake) if self.settings.lake else self.table_folders
+
+    @cached_property
+    def table_folders(self) -> Mapping[str, DeltaFolder]:
+        """The Delta tables in this home's own folder, whether they are used or were moved to a lake."""
         return {name: DeltaFolder(self.root / place) for name, place in _TABLES.items()}
 
-    def database(self, name: str, *tables: Table) -> Database:
+    def tables_in(self, lake: str) -> Mapping[str, LakeTable]:
+        """The Delta tables of this home as they lie, or would lie, in *lake*."""
+        cache = (Path(self.settings.cache).resolve() if self.settings.cache else self.root / "cache") / lake.removeprefix("s3://")
+        return {
+            name: LakeTable(f"{lake}/{place}", cache / place, lambda: lake_tables.keep_in(self.root, lake))
+            for name, place in _TABLES.items()
+        }
+
+    def database(self, name: str, *tables: SqlTable) -> Database:
         """The database *name*, which holds *tables*: a file, or a schema on the server that many machines share.
 
         Raises:
@@ -95,7 +120,7 @@ class Home:
             self._databases[name] = self._chosen(name, tables)
         return self._databases[name]
 
-    def _chosen(self, name: str, tables: Sequence[Table]) -> Database:
+    def _chosen(self, name: str, tables: Sequence[SqlTable]) -> Database:
         file, keeping = _DATABASES[name]
         if keeping is SHARED:
             # another library's
@@ -130,13 +155,13 @@ class Home:
 
     @property
     def events(self) -> Path:
-        """The Delta table of events."""
-        return self.tables[EVENTS].path
+        """The folder of the Delta table of events, where they lie in no lake."""
+        return self.table_folders[EVENTS].path
 
     @property
     def identifiers(self) -> Path:
-        """The Delta table that maps identifiers to customers."""
-        return self.tables[IDENTIFIERS].path
+        """The folder of the Delta table that maps identifiers to customers, where they lie in no lake."""
+        return self.table_folders[IDENTIFIERS].path
 
     @property
     def decisions(self) -> Path:

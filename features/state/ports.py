@@ -38,6 +38,13 @@ class LeaseTakenError(RuntimeError):
     """Somebody else holds a lease, so that it cannot be had now."""
 
 
+class MovedOnError(RuntimeError):
+    """A table does not stand at the version that was seen: another process has written to it, and nothing was written now.
+
+    Look again at what it holds, and try again.
+    """
+
+
 class LeaseLostError(UnreachableError):
     """A lease was lost while it was held, as the way to whoever keeps it was cut: another may have had it meanwhile."""
 
@@ -98,23 +105,38 @@ class Secrets(Protocol):
 
 
 class Table(Protocol):
-    """One table of rows that are appended in atomic commits, each of which makes a version."""
+    """One table of rows that are appended in atomic commits, each of which makes a version.
+
+    A lease may be lost in the middle of work. Who writes what follows from a version that they saw names it as *expected_version*:
+    the commit is made on exactly that version, or else ``MovedOnError`` is raised and nothing was written.
+    """
+
+    @property
+    def place(self) -> str:
+        """Where it lies, in words."""
 
     @property
     def exists(self) -> bool:
         """Whether anything was ever stored in it, readable or not."""
 
-    def append(self, rows: pa.Table) -> None:
-        """Append *rows* in one commit, which is stored for good when this returns; the first makes the table."""
+    def append(self, rows: pa.Table, expected_version: int | None = None) -> int:
+        """Append *rows* in one commit, which is stored for good when this returns; the first makes the table. Returns its version.
 
-    def overwrite(self, rows: pa.Table) -> None:
-        """Put *rows* in the place of the whole table, in one commit."""
+        Raises:
+            MovedOnError: the table does not stand at *expected_version* (-1: there is none).
+        """
+
+    def overwrite(self, rows: pa.Table, expected_version: int | None = None) -> int:
+        """Put *rows* in the place of the whole table, in one commit; returns its version. Raises as ``append`` does."""
 
     def version(self) -> int:
-        """The current version; -1 if there is no table."""
+        """The current version, whoever made it; -1 if there is no table."""
 
     def files(self) -> list[str]:
-        """The Parquet files that make up the current version; none if there is no table."""
+        """The Parquet files on this machine that make up the current version; none if there is no table."""
+
+    def held(self) -> AbstractContextManager[list[str]]:
+        """Every file that is stored of it, whichever version needs it, on this machine for as long as the context lasts."""
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table | None:
         """The rows of the current version, or None if there is no table."""
@@ -128,11 +150,17 @@ class Table(Protocol):
     def maintain(self, kept_seconds: float = KEPT_SECONDS) -> None:
         """Make many small files few, and delete what nobody has needed for *kept_seconds*. Hold the table's lease."""
 
-    def erase(self, column: str, values: Sequence[str]) -> int:
-        """Delete the rows whose *column* is one of *values*, and every older version; returns how many rows. Hold the table's lease."""
+    def erase(self, column: str, values: Sequence[str], expected_version: int | None = None) -> int:
+        """Delete the rows whose *column* is one of *values*, and every older version; returns how many rows. Hold the table's lease.
 
-    def blank(self, column: str, values: Sequence[str]) -> int:
-        """Set *column* to null where it is one of *values*, and delete every older version; returns how many rows."""
+        Raises as ``append`` does.
+        """
+
+    def blank(self, column: str, values: Sequence[str], expected_version: int | None = None) -> int:
+        """Set *column* to null where it is one of *values*, and delete every older version; returns how many rows.
+
+        Raises as ``append`` does.
+        """
 
     def lower(self, columns: Sequence[str], most: datetime) -> int:
         """Set each of the time *columns* to *most* where the first of them is later; returns how many rows."""

@@ -13,6 +13,11 @@ class Seen:
         self._version, self._digest = -1, None  # type: int, str | None
         self._looked = -1
 
+    @property
+    def version(self) -> int:
+        """The version that is known; -1 before the first."""
+        return self._version
+
     def news(self) -> list[str] | None:
         """The files that were appended since ``note``; None where all has to be read: rows were taken out, or commits are gone."""
         self._looked = current = self._table.version()

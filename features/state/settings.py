@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
@@ -19,8 +20,29 @@ INTERNAL = ("loopback", "single_process", "shared", "siblings")
 """How ``python -m serving`` tells the process that answers how it was started."""
 
 
+_LAKE = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w.=-]+)*")
+
+
 class SettingError(ValueError):
     """A variable of the environment says something that cannot be; the message names it and the fix."""
+
+
+class ObjectStore(NamedTuple):
+    """Where an S3 store is, as the variables of its own clients say; keys are read by those clients themselves."""
+
+    endpoint: str
+    """Empty for that of AWS."""
+    region: str
+    virtual: bool
+    """Whether the bucket stands in the host's name."""
+
+    @classmethod
+    def from_environment(cls) -> ObjectStore:
+        """``AWS_ENDPOINT_URL`` (or ``AWS_ENDPOINT``), ``AWS_REGION`` (or ``AWS_DEFAULT_REGION``), ``AWS_VIRTUAL_HOSTED_STYLE_REQUEST``."""
+        said = os.environ.get
+        endpoint = said("AWS_ENDPOINT_URL") or said("AWS_ENDPOINT") or ""
+        region = said("AWS_REGION") or said("AWS_DEFAULT_REGION") or "us-east-1"
+        return cls(endpoint.rstrip("/"), region, said("AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "").lower() in ("true", "1"))
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +53,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     clock: Annotated[str, Meta(description="system, from:ISO-TIME (runs on from there) or fixed:ISO-TIME")] = "system"
     api_key: Annotated[str, Meta(description="a key that opens everything, beside those of python -m serving keys")] = ""
     redis: Annotated[str, Meta(description="where online rows are kept, such as localhost:6379; else in SQLite")] = ""
+    lake: Annotated[str, Meta(description="where the tables of the log lie, such as s3://bucket/prefix; else in the home")] = ""
+    cache: Annotated[str, Meta(description="this machine's folder for copies of the lake's files; else cache in the home")] = ""
     engine: Annotated[str, Meta(description="what computes features and scores in bulk: duckdb or spark")] = "duckdb"
     spark_master: Annotated[str, Meta(description="where Spark runs, such as spark://host:7077; else as Spark is told, or local[2]")] = ""
     database: Annotated[str, Meta(description="postgresql://user:password@host:port/name: state that many machines share")] = ""
@@ -72,6 +96,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 raise SettingError(f"{variable}={text!r}: {str(error)[0].lower()}{str(error)[1:]}") from None
         _check_database(values.get("database", ""))
         return cls(**values)
+
+    def __post_init__(self) -> None:
+        if self.lake and not _LAKE.fullmatch(self.lake):
+            raise SettingError(
+                f"UBIQUO_LAKE={self.lake!r}: give s3://BUCKET/PREFIX, the bucket in small letters, digits, dots and hyphens, "
+                "and no slash at the end"
+            )
 
     @property
     def root(self) -> Path:

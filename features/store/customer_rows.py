@@ -59,6 +59,23 @@ class CustomerRows:
         self.compute(touched, moment, is_now=False)
         return len(touched)
 
+    def tell_until(self, moment: datetime) -> None:
+        """The rows tell of everything received before a moment: should the store lose some later, it is known from when on."""
+        self._store.note_told(moment)
+
+    def bring_back(self, until: datetime) -> int:
+        """Make anew what the store has lost of rows that told of everything received before a moment; returns of how many customers."""
+        since = self._store.lost_since(until)
+        if since is None:
+            return 0
+        logger.error("rows written since %s are lost online: they are made anew from the log", since.isoformat())
+        keys = self._log.keys_since(since) if self._log.exists else set()
+        touched = sorted({owner for key in keys if (owner := self._identities.owner_of([key])) is not None})
+        self.rebuild(touched, until)
+        self.compute(touched, until)
+        self._store.note_told(until)
+        return len(touched)
+
     def fold(
         self,
         events: Mapping[str, Sequence[SealedEvent]],

@@ -132,12 +132,17 @@ class EventLog:
 
         An event whose id is stored with other content becomes a dead letter; a faithful repeat is only counted.
         Identifiers are written first: without their events they mean nothing, whereas events need them.
+
+        Raises:
+            MovedOnError: another process has written to the log meanwhile, as the lease was lost; nothing was appended: try again.
         """
         if not batch:
             return AppendReport(0, 0, 0)
         with self._state.lease.hold(LOG):
             welcome = self._tombstones.welcome((row.event for row in batch), keep=True)
             self.index.catch_up()
+            # a lease may be lost: what is appended must not stand on top of what was never looked at
+            seen = self.index.version
             stored = self.hashes_of([row.event.event_id for row in batch])
             fresh: list[Incoming] = []
             letters: list[DeadLetter] = []
@@ -156,8 +161,7 @@ class EventLog:
             self.contacts.remember((personal, row.known_at) for row in fresh for personal in row.personal)
             identities.flush()
             if fresh:
-                self._events.append(table)
-                self.index.add(fresh, self._events.version())
+                self.index.add(fresh, self._events.append(table, expected_version=seen))
             self.letters.keep(letters)
             files = self._events.files()
         self._tidy(len(files))

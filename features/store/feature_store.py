@@ -213,6 +213,15 @@ class FeatureStore:
     def _delete(self, view: str, keys: Sequence[str]) -> int:
         return self._rows.delete(self.views[view], entities_of(self.views[view].key, keys)) if keys else 0
 
+    def note_told(self, until: datetime) -> None:
+        """Note that the rows tell of everything received before a moment."""
+        self._rows.note(microseconds(until))
+
+    def lost_since(self, until: datetime) -> datetime | None:
+        """Since when rows may be lost that told of everything received before *until*; None where none are."""
+        noted = self._rows.noted()
+        return None if noted is None or noted >= microseconds(until) else moment_of(noted)
+
     def scrub(self) -> None:
         """Leave no trace online of what was replaced or deleted."""
         with self._home.lease.hold(ONLINE_LEASE):

@@ -39,5 +39,11 @@ class KeyedState(Protocol):
     def delete_all(self, keys: Sequence[str], key: str = "customer_id") -> int:
         """Let go of everything of some entities for good; returns how many rows there were."""
 
+    def note_told(self, until: datetime) -> None:
+        """Note that the rows tell of everything received before a moment."""
+
+    def lost_since(self, until: datetime) -> datetime | None:
+        """Since when rows may be lost that told of everything received before *until*; None where none are."""
+
     def scrub(self) -> None:
         """Leave no trace of what was replaced or deleted."""

@@ -25,6 +25,8 @@ PROJECT, KEY_VERSION = "ubiquo", 3
 
 
 READ_ROWS = 10_000
+_NOTE = f"{PROJECT}:rows-tell-until"
+FEW_ROWS = 20
 READ_SECONDS = 0.25
 """How long an answer of Redis is waited for."""
 DOWN_SECONDS = 1.0
@@ -58,6 +60,12 @@ class OnlineEngine(Protocol):
 
     def scrub(self) -> None:
         """Leave no trace of what was replaced or deleted."""
+
+    def note(self, moment: int) -> None:
+        """Note, after all that was written before, that the rows tell of everything received before a moment (Unix microseconds)."""
+
+    def noted(self) -> int | None:
+        """The latest moment that was noted and not lost; None where nothing ever is."""
 
 
 class SQLiteRows:
@@ -117,6 +125,13 @@ class SQLiteRows:
     def delete_all(self, entities: Sequence[Any]) -> None:
         """Nothing is left: tables of other views are gone since ``keep_only``."""
 
+    def note(self, moment: int) -> None:
+        """Nothing to do: what was written stays."""
+
+    def noted(self) -> int | None:
+        """None: the file loses nothing."""
+        return None
+
     def scrub(self) -> None:
         """Bring the file to hold no more than its rows."""
         with contextlib.closing(self._database.connect()) as session:
@@ -157,7 +172,9 @@ class RedisRows:
         fields = [field for view in views for field in self._fields(view)]
         found: list[list[PackedRow]] = [[] for _ in views]
         for start in range(0, len(keys), READ_ROWS):
-            with self._told(), self._client.pipeline(transaction=False) as asked:
+            # many rows are for work in the background
+            client = self._client if len(keys) <= FEW_ROWS else self._writer
+            with self._told(), client.pipeline(transaction=False) as asked:
                 for key in self._keys(entities_of(views[0].key, keys[start : start + READ_ROWS])):
                     asked.hmget(key, fields)
                 answers = asked.execute()
@@ -196,6 +213,15 @@ class RedisRows:
 
     def scrub(self) -> None:
         """Nothing to do: Redis keeps nothing of what is gone."""
+
+    def note(self, moment: int) -> None:
+        """Note a moment that is later than the one noted: Redis keeps commands in their order, so that what it loses is what came last."""
+        if moment > (self.noted() or 0):
+            self._writer.set(_NOTE, moment)
+
+    def noted(self) -> int | None:
+        """The latest moment that was noted; 0 in a Redis that has lost everything."""
+        return int(self._writer.get(_NOTE) or 0)
 
     @staticmethod
     def _keys(entities: Sequence[Any]) -> list[bytes]:

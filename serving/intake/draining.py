@@ -141,6 +141,8 @@ class Drain:
         moved = 0
         with self._alone():
             self._log.catch_up()
+            if (until := self._inbox.standing().moved_until) is not None:
+                self.rows.bring_back(until)
             more = True
             while more:
                 # only as long as a pass leaves what was there when it began: under a steady stream it would never end
@@ -169,6 +171,7 @@ class Drain:
                 self._spoilt |= {customer for row in batch if (customer := self._identities.customer_of(row.event))}
                 raise
             self._fold(self._unfolded, letters[-1].received_at + TICK)
+            self.rows.tell_until(letters[-1].received_at + TICK)
         self._unfolded = []
         self._follow(batch)
         self._inbox.drained(letters, refused)

@@ -26,6 +26,7 @@ from features.people.vault import Sealed
 from features.state.clock import Clock, WatchedClock
 from features.state.disk import DamagedStateError, NoSpaceError
 from features.state.home import Home
+from features.state.ports import UnreachableError
 from features.store.customer_rows import CustomerRows
 from features.store.event_log import EventLog
 from features.store.keyed_state import KeyedState
@@ -199,10 +200,11 @@ class Intake:
             InboxFullError: too many events wait; none of these was taken.
         """
         self._home.check_room()
-        batch = _Batch(self, raw_events, [self._parse(raw, translate, admit) for raw in raw_events], source)
+        parsed = [self._parse(raw, translate, admit) for raw in raw_events]
         stored: Future[None] = Future()
-        self.inbox.submit(batch, stored)
         try:
+            batch = _Batch(self, raw_events, parsed, source)
+            self.inbox.submit(batch, stored)
             stored.result(STORE_SECONDS)
         except TimeoutError:
             # it may be stored yet: whoever sends it again is told once it is
@@ -334,7 +336,10 @@ class Intake:
 
     def close(self) -> None:
         """Bring everything into the log and let go of the inbox."""
-        self.drain()
+        try:
+            self.drain()
+        except UnreachableError as error:
+            logger.error("what waits stays in the queue, for another service or the next start: %s", error)
         self.inbox.close()
 
 

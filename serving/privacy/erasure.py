@@ -405,14 +405,17 @@ class Nightly:
 
 
 def prove(home: Home, subject: Subject, leaving_out: Collection[Path] = ()) -> Proof:
-    """Search every file of *home*, and every batch file, for everything that the subject was known by.
+    """Search every file of *home*, every file or object of its tables, and every batch file, for everything that the subject was known by.
 
     Raises:
         subprocess.CalledProcessError: the search broke off.
     """
-    files = sorted({*(p for p in home.root.rglob("*") if p.is_file()), *outputs(home)} - {*leaving_out})
     traces = list(_traces(subject))
-    return Proof(len(files), len(traces), search(files, traces))
+    with contextlib.ExitStack() as stack:
+        # where the tables lie in a lake, the home does not hold them
+        tables = [Path(each) for table in home.tables.values() for each in stack.enter_context(table.held())]
+        files = sorted({*(p for p in home.root.rglob("*") if p.is_file()), *tables, *outputs(home)} - {*leaving_out})
+        return Proof(len(files), len(traces), search(files, traces))
 
 
 def _traces(subject: Subject) -> Iterator[Trace]:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from features.people.vault import Vault
 from features.state.clock import microseconds
 from features.state.disk import DamagedStateError
-from features.state.ports import Database, State
+from features.state.ports import Database, State, UnreachableError
 from features.state.sql import BIG
 
 logger = logging.getLogger("ubiquo")
@@ -91,6 +91,7 @@ class Keys:
         self._known: dict[str, Key] = {}
         self._ever = False
         self._read_at = float("-inf")
+        self._was_read, self._is_far = False, bool(state.settings.database)
         environment, self._loopback = state.settings.api_key, state.settings.loopback
         self._environment = _digest(environment) if environment else ""
 
@@ -154,15 +155,28 @@ class Keys:
 
     def _current(self) -> dict[str, Key]:
         with self._lock:
-            if time.monotonic() - self._read_at > REFRESH_SECONDS:
+            is_due = time.monotonic() - self._read_at > REFRESH_SECONDS
+            if is_due:
                 self._read_at = time.monotonic()
-                try:
-                    self._refresh()
-                except (SQLAlchemyError, DamagedStateError, OSError) as error:
-                    # those known stay in force; where none was ever read nobody is let in
-                    logger.warning("%s cannot be read (%s): the keys known before stay in force", self._database.place, error)
-                    self._ever = True
+                if self._is_far and self._was_read:
+                    # whoever asks stands on the event loop, and a server may be silent
+                    threading.Thread(target=self._try_to_refresh, name="ubiquo-keys", daemon=True).start()
+                else:
+                    self._try_to_refresh()
             return self._known
+
+    def _try_to_refresh(self) -> None:
+        try:
+            self._refresh()
+            self._was_read = True
+        except UnreachableError as error:
+            # it tells nothing new of keys: what was read stays in force, and where nothing ever was nobody is let in
+            logger.warning("%s cannot be read (%s): the keys known before stay in force", self._database.place, error)
+            self._ever = self._ever or not self._was_read
+        except (SQLAlchemyError, DamagedStateError, OSError) as error:
+            # those known stay in force; where none was ever read nobody is let in
+            logger.warning("%s cannot be read (%s): the keys known before stay in force", self._database.place, error)
+            self._ever = True
 
     def _refresh(self) -> None:
         if not self._database.exists:
