@@ -214,7 +214,7 @@ def item_factors(home: Home, states: Path, moment: AtCut, config: RecommenderCon
     from training.spark_factors import learn_spread, purchases_of
 
     held = purchases_of(home, states, {item: place for place, item in enumerate(moment.item_ids)}, moment.cut, oldest)
-    return learn_spread(held, len(moment.item_ids), config.als, config.seed)
+    return learn_spread(home, held, len(moment.item_ids), config.als, config.seed)
 
 
 def histories_at(

@@ -12,7 +12,9 @@ import pyarrow as pa
 
 from features.definitions.feature import Moment
 from features.definitions.folds.history import HistoryFold
+from features.state.file_lease import Scratch
 from features.state.home import Home
+from features.store.duckdb_compute import SPILL
 from features.store.spark_compute import read_parquet
 from features.store.spark_session import open_session
 from models.decay import HISTORY_HALF_LIFE_DAYS, decayed
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 LOCAL_BITS = 33
 """In how many bits Spark counts the rows of one partition where it numbers all."""
+CHECKPOINT_EVERY = 2
+"""After so many iterations files of the home are begun from: each iteration remembers all before it, soon more than Java's stack holds."""
 PURCHASES = "customer int, item int, strength float"
 _COLUMNS = pa.schema([("customer", pa.int32()), ("item", pa.int32()), ("strength", pa.float32())])
 
@@ -65,7 +69,7 @@ def purchases(
         yield pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, _COLUMNS, strict=True)], schema=_COLUMNS)
 
 
-def learn_spread(held: DataFrame, items: int, settings: FactorSettings, seed: int) -> Floats:
+def learn_spread(home: Home, held: DataFrame, items: int, settings: FactorSettings, seed: int) -> Floats:
     """The factors of items, ``(items, factors)``, learnt by MLlib; zeros where nobody has bought an item.
 
     The driver holds these, ``4 * items * factors`` bytes, and twice that while they come.
@@ -76,9 +80,10 @@ def learn_spread(held: DataFrame, items: int, settings: FactorSettings, seed: in
     als = ALS(
         rank=settings.factors, maxIter=settings.iterations, regParam=settings.mllib_regularization, alpha=settings.alpha,
         implicitPrefs=True, userCol="customer", itemCol="item", ratingCol="strength", seed=seed,
-        finalStorageLevel="MEMORY_AND_DISK",
+        checkpointInterval=CHECKPOINT_EVERY,
     )  # fmt: skip
-    kept = held.persist(StorageLevel.DISK_ONLY)
+    kept, scratch = held.persist(StorageLevel.DISK_ONLY), Scratch(home.root, SPILL)
+    held.sparkSession.sparkContext.setCheckpointDir(str(scratch.folder))
     try:
         model = als.fit(kept)
         rows = model.itemFactors.toArrow()
@@ -88,3 +93,4 @@ def learn_spread(held: DataFrame, items: int, settings: FactorSettings, seed: in
         return factors
     finally:
         kept.unpersist()
+        scratch.close()

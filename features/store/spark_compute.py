@@ -134,9 +134,4 @@ def read_parquet(session: SparkSession, files: Sequence[str], schema: pa.Schema 
         from pyspark.sql.pandas.types import from_arrow_schema
 
         reader = reader.schema(from_arrow_schema(schema))
-    return reader.parquet(*map(_address, files))
-
-
-def _address(file: str) -> str:
-    """A file as Hadoop's file systems call it."""
-    return f"s3a://{file.removeprefix('s3://')}" if file.startswith("s3://") else file
+    return reader.parquet(*files)
