@@ -152,7 +152,8 @@ def erase(
         table.add_row(place, str(count))
     table.add_row("tombstones raised", str(receipt.tombstones))
     console.print(table)
-    console.print(f"searched {receipt.proof.files} files for {receipt.proof.values} values: {len(receipt.proof.found)} found")
+    places = f"{receipt.proof.files} files" + (f" and {receipt.proof.tables} tables" if receipt.proof.tables else "")
+    console.print(f"searched {places} for {receipt.proof.values} values: {len(receipt.proof.found)} found")
     for trace in receipt.proof.found:
         console.print(f"[red]found[/red] {trace.what} in {trace.file}", highlight=False)
     if receipt.proof.found:

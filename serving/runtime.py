@@ -209,6 +209,7 @@ class Runtime:
             ("giving memory back", give_back, TIDY_SECONDS),
         ]
         if self.is_shared:
+            chores.append(("keeping the lease of a service", self._keep_lease, AGGREGATE_SECONDS))
             # also where nobody asks: what others take must not pile up
             chores.insert(0, ("following other services", self._catch_up, TICK_SECONDS))
         self._worker = Worker("ubiquo-background", chores)
@@ -272,6 +273,13 @@ class Runtime:
         if self.decisions.unlogged:
             found.append(f"{self.decisions.unlogged} decisions could not be kept")
         return found
+
+    def _keep_lease(self) -> None:
+        if not self._held.still_held():
+            # the connection that held it was lost; while an erasure from outside has it this fails, and readyz says so
+            with contextlib.suppress(OSError, RuntimeError):
+                self._held.close()
+            self._held = hold(self.home, is_shared=True)
 
     def catch_up(self) -> None:
         """Know what any service had taken before this was called. Where that cannot be told, ``behind`` says why, until it can again."""

@@ -22,6 +22,7 @@ from scene import NEW_YEAR, Service, TinyShop, command, copy_home, customer, eve
 from features.catalogue.shop import Shop
 from features.people.consent import Consents
 from features.people.contacts import Contacts
+from features.people.hidden import Hidden
 from features.people.identity import Identities
 from features.people.vault import Vault
 from features.sources.complete_journey import CompleteJourney
@@ -434,6 +435,25 @@ class TestOfASmallShop:
         intake.drain()
         desk.erase(theirs)
         assert Identities(tiny.home).resolve({"email": "bob.babbage@shop.org"}) == bob
+
+
+class TestOfASmallShopOnAServer(TestOfASmallShop):
+    """The same where the databases lie on a server that many machines share."""
+
+    @pytest.fixture
+    def tiny(self, tiny: TinyShop, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> TinyShop:
+        monkeypatch.setenv("UBIQUO_DATABASE", postgres_url)
+        return TinyShop(Home(tiny.home.root), tiny.shop)
+
+    def test_the_tables_are_searched_too(self, tiny: TinyShop, intake: Intake, desk: Office) -> None:
+        subject = desk.subject(self.her(intake))
+        held = {each.file.rpartition(" ")[2] for each in prove(tiny.home, subject).found if "PostgreSQL" in each.file}
+        assert held >= {"ubiquo_contacts.contacts", "ubiquo_event_index.keys", "ubiquo_event_index.events", "ubiquo_step_index.steps"}
+        receipt = desk.erase(self.her(intake))
+        assert receipt.proof.found == []
+        assert receipt.proof.tables > len(held)
+        Hidden(tiny.home).add(subject.keys, [], [])
+        assert {each.file.rpartition(" ")[2] for each in prove(tiny.home, subject).found} == {"ubiquo_hidden.hidden"}
 
 
 def test_what_comes_after_an_erasure_is_kept_though_somebody_looks_in_between(own_service: Service) -> None:

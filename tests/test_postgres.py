@@ -36,7 +36,7 @@ from features.state.postgres_migrations import NewerStateError, revision_of
 from features.state.postgres_moving import MOVING
 from features.state.postgres_server import UnreachableDatabaseError, server_at
 from features.state.settings import SettingError, Settings
-from features.state.sql import BIG, run_many
+from features.state.sql import BIG, put, run_many
 from serving.decide.ledger import Ledger
 from serving.decide.rules import Rules
 from serving.intake.event_queue import Accepted, Refused, Turn
@@ -189,7 +189,7 @@ def test_a_network_that_hangs_holds_nobody_up_for_ever(postgres_url: str, proxy:
 
     def write() -> None:
         with session.writing() as connection:
-            run_many(connection, sa.insert(THINGS), [("a", 1)])
+            run_many(connection, put(THINGS).on_conflict_do_nothing(), [("a", 1)])
 
     def stall_within() -> None:
         with session.writing() as connection:
@@ -200,17 +200,32 @@ def test_a_network_that_hangs_holds_nobody_up_for_ever(postgres_url: str, proxy:
         with session.streaming(_ALL) as rows:
             list(rows)
 
-    calls: list[Any] = [
-        lambda: session.read(_ALL), database.stamp, write, stream, lambda: lease.take("other"), lambda: lease.hold("other").__enter__()
-    ]  # fmt: skip
-    for call in calls:
-        # a connection of the pool is at hand, and is used when the network hangs
-        session.read(_ALL)
-        lease.take("more").close()
-        proxy.passes.clear()
-        with pytest.raises(UnreachableDatabaseError, match=r"does not answer.*seconds"):
-            call()
-        proxy.passes.set()
+    calls: dict[str, Any] = {
+        "read": lambda: session.read(_ALL), "stamp": database.stamp, "write": write, "stream": stream,
+        "take": lambda: lease.take("other"), "hold": lambda: lease.hold("another").__enter__(),
+    }  # fmt: skip
+    # connections of the pool are at hand, and are used when the network hangs
+    session.read(_ALL)
+    write()
+    lease.take("more").close()
+    proxy.passes.clear()
+    ended: dict[str, BaseException | None] = {}
+
+    def call(name: str) -> None:
+        try:
+            calls[name]()
+            ended[name] = None
+        except BaseException as error:
+            ended[name] = error
+
+    threads = [threading.Thread(target=call, args=(name,), daemon=True) for name in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert {name: type(error) for name, error in ended.items()} == dict.fromkeys(calls, UnreachableDatabaseError)
+    assert any("does not answer (no answer within 0.5 seconds)" in str(error) for error in ended.values())
+    proxy.passes.set()
     session.read(_ALL)
     with pytest.raises(UnreachableDatabaseError):
         stall_within()
@@ -225,6 +240,15 @@ def test_a_network_that_hangs_holds_nobody_up_for_ever(postgres_url: str, proxy:
     write_again = {name for (name,) in session.read(_ALL)}
     assert write_again <= {"a", "b"}
     server.close()
+
+
+def test_what_takes_long_on_the_server_is_waited_for(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("features.state.postgres.READ_SECONDS", 0.3)
+    session = PostgresDatabase(server_at(postgres_url), "things", (THINGS,), PostgresKeeping()).connect()
+    session.read(_ALL)
+    assert session.read(sa.text("SELECT 1 FROM pg_sleep(1.5)")) == [(1,)]
+    with pytest.raises(UnreachableDatabaseError, match=r"no answer within 0\.3 seconds"):
+        session.read(sa.text("SELECT 1 FROM pg_sleep(30)"))
 
 
 def test_a_connection_that_was_cut_is_replaced(postgres_url: str, proxy: Proxy) -> None:

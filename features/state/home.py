@@ -41,6 +41,8 @@ _DATABASES: dict[str, tuple[str, Keeping]] = {
 """Each database with its file and how the file keeps what is written to it."""
 LASTING = tuple(name for name, (_, keeping) in _DATABASES.items() if keeping not in (DERIVED, SHARED))
 """The databases that follow from nothing else."""
+DERIVED_ONES = tuple(name for name, (_, keeping) in _DATABASES.items() if keeping is DERIVED)
+"""Those that are made anew from the log."""
 _ON_A_SERVER = {
     ROLLED_BACK: {"is_durable": True, "counts": True},
     WRITTEN_AHEAD: {"is_durable": True, "counts": False},

@@ -28,6 +28,8 @@ from features.state.postgres_server import (
 from features.state.sql import schema_of
 
 WAIT_SECONDS = 60.0
+LEAST_SECONDS, LOOK_SECONDS = 0.25, 0.5
+"""The shortest time that an answer is waited for, and how long to be told whether anything has changed."""
 OWN = "ubiquo"
 """The schema of what concerns all databases, and the beginning of every other schema's name."""
 REVISIONS = sa.Table(
@@ -92,10 +94,12 @@ class PostgresDatabase:
         """What differs once anybody has changed it; None where it does not exist."""
         if not self.exists:
             return None
+        # a request may wait for it
+        session = self._session(patience=LOOK_SECONDS)
         if not self._keeping.counts:
             # of the whole server: nobody asks for it often
-            return str(self._session().read(sa.text("SELECT pg_current_wal_insert_lsn()"))[0][0])
-        rows = self._session().read(_REVISION, {"name": self._name})
+            return str(session.read(sa.text("SELECT pg_current_wal_insert_lsn()"))[0][0])
+        rows = session.read(_REVISION, {"name": self._name})
         return tuple(rows[0]) if rows else None
 
     def connect(self, wait_seconds: float = WAIT_SECONDS, *, read_only: bool = False) -> PostgresSession:
@@ -107,7 +111,7 @@ class PostgresDatabase:
         """
         if not read_only:
             self._make()
-        return self._session(wait_seconds, read_only, min(READ_SECONDS, wait_seconds))
+        return self._session(wait_seconds, read_only, min(READ_SECONDS, max(LEAST_SECONDS, wait_seconds)))
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[Connection]:
@@ -141,7 +145,7 @@ class PostgresDatabase:
         with self._making:
             self._unsynced += 1
 
-    def _session(self, wait_seconds: float = WAIT_SECONDS, read_only: bool = False, patience: float = READ_SECONDS) -> PostgresSession:
+    def _session(self, wait_seconds: float = WAIT_SECONDS, read_only: bool = False, patience: float | None = None) -> PostgresSession:
         words = f"BEGIN{' READ ONLY' if read_only else ''}; SET LOCAL lock_timeout = {max(1, round(wait_seconds * 1000))}"
         words += "" if self._keeping.is_durable else "; SET LOCAL synchronous_commit = off"
         words += "" if read_only else f"; SELECT pg_advisory_xact_lock({lock_number(f'database:{self._name}')})"
@@ -151,7 +155,7 @@ class PostgresDatabase:
                 f"UPDATE {OWN}.revisions SET revision = revision + 1 WHERE database = '{self._name}' "
                 "AND pg_current_xact_id_if_assigned() IS NOT NULL; COMMIT"
             )
-        return PostgresSession(self, self._engine, words, ends, wait_seconds, patience)
+        return PostgresSession(self, self._engine, words, ends, wait_seconds, READ_SECONDS if patience is None else patience)
 
     def _make(self) -> None:
         if self._is_made:
@@ -212,6 +216,7 @@ class PostgresSession:
         return self._read(statement, parameters or {})
 
     def _read(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[AnyRow]:
+        self._database.server.see_that_it_answers()
         with self._engine.connect() as connection:
             raw(connection).patience = self._patience
             return connection.execute(statement, parameters).fetchall()
@@ -220,9 +225,10 @@ class PostgresSession:
     def streaming(self, statement: Executable) -> Iterator[Iterator[AnyRow]]:
         """The rows of a query, which the server hands over some at a time, all as they stood when it began."""
         self._see_that_nothing_is_written()
-        with self._begun("BEGIN READ ONLY", WRITE_SECONDS) as connection:
-            told = connection.execution_options(stream_results=True, max_row_buffer=STREAMED_ROWS)
-            with contextlib.closing(told.execute(statement)) as rows:
+        with self._begun("BEGIN READ ONLY; SET LOCAL idle_in_transaction_session_timeout = 0", WRITE_SECONDS) as connection:
+            # of the statement: those of a connection would stay with it
+            streamed = statement.execution_options(stream_results=True, max_row_buffer=STREAMED_ROWS)
+            with contextlib.closing(connection.execute(streamed)) as rows:
                 yield iter(rows)
 
     @contextlib.contextmanager
@@ -295,6 +301,7 @@ class PostgresSession:
 
     def _taken(self, begins: str, patience: float) -> Connection:
         """A connection whose transaction has begun; one that the pool kept and that was lost meanwhile is replaced."""
+        self._database.server.see_that_it_answers()
         for is_last in (False, True):
             connection = self._engine.connect()
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Iterator
 
 from features.state.ports import LeaseLostError, LeaseTakenError
@@ -14,6 +15,8 @@ from features.state.postgres_server import WRITE_SECONDS, PatientConnection, Pos
 ASKED_AGAIN_SECONDS = 5.0
 """For how long one question for a lease waits at the server; the next one sees whether the network still works."""
 KEPT_CONNECTIONS = 4
+BEAT_SECONDS, LOST_SECONDS = 4.0, 20
+"""How often a holder shows that it lives, and after how long a silence the server gives its leases to others."""
 
 
 class PostgresHeld:
@@ -23,6 +26,7 @@ class PostgresHeld:
         self._lease, self._name, self._shared, self._connection = lease, name, shared, connection
         self._is_closed = False
         self._asking = threading.Lock()
+        lease.beats_for(self)
 
     def still_held(self) -> bool:
         """Whether nobody else can have it: the server is asked."""
@@ -42,6 +46,7 @@ class PostgresHeld:
             if self._is_closed:
                 return
             self._is_closed = True
+            self._lease.beats_no_more_for(self)
             unlock = f"SELECT pg_advisory_unlock{'_shared' if self._shared else ''}(%s)"
             try:
                 row = self._connection.execute(unlock, (self._lease.number(self._name),)).fetchone()
@@ -77,6 +82,8 @@ class PostgresLease:
         self._server = server
         self._guard = threading.Lock()
         self._idle: list[PatientConnection] = []
+        self._held: set[PostgresHeld] = set()
+        self._beating: threading.Thread | None = None
         self._process = os.getpid()
 
     @contextlib.contextmanager
@@ -102,6 +109,31 @@ class PostgresLease:
             self.give_back(connection)
             raise LeaseTakenError(f"another process holds the lease {name} in {self._server.place}: let it end first")
         return PostgresHeld(self, name, shared, connection)
+
+    def beats_for(self, held: PostgresHeld) -> None:
+        """Show now and then that the holder lives: one behind a network that hangs, or stopped, must not keep others waiting for ever."""
+        with self._guard:
+            self._mine()
+            self._held.add(held)
+            if self._beating is None:
+                self._beating = threading.Thread(target=self._beat, name="ubiquo-leases", daemon=True)
+                self._beating.start()
+
+    def beats_no_more_for(self, held: PostgresHeld) -> None:
+        """It is held no more."""
+        with self._guard:
+            self._held.discard(held)
+
+    def _beat(self) -> None:
+        while True:
+            time.sleep(BEAT_SECONDS)
+            with self._guard:
+                held = tuple(self._held)
+                if not held:
+                    self._beating = None
+                    return
+            for each in held:
+                each.still_held()
 
     @staticmethod
     def number(name: str) -> int:
@@ -148,10 +180,11 @@ class PostgresLease:
             if self._mine():
                 return self._idle.pop(), False
         patience = ASKED_AGAIN_SECONDS + WRITE_SECONDS
-        return self._server.opened(patience, lock_timeout=f"{round(ASKED_AGAIN_SECONDS * 1000)}"), True
+        waits = {"lock_timeout": f"{round(ASKED_AGAIN_SECONDS * 1000)}", "idle_session_timeout": f"{LOST_SECONDS * 1000}"}
+        return self._server.opened(patience, **waits), True
 
     def _mine(self) -> list[PatientConnection]:
         if self._process != os.getpid():
             # those of the process that this one was forked from
-            self._process, self._idle = os.getpid(), []
+            self._process, self._idle, self._held, self._beating = os.getpid(), [], set(), None
         return self._idle

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import Table
 from sqlalchemy.exc import DataError
 
-from features.state.home import LASTING, Home
+from features.state.home import DERIVED_ONES, LASTING, Home
 from features.state.moving import moved_to, note_moved
 from features.state.ports import DERIVED, LOG, SERVING, AnyRow, DatabaseSession, MissingStateError
 from features.state.postgres import OWN, PostgresDatabase
@@ -78,7 +78,24 @@ def move(home: Home, url: str, tell: Tell = lambda database, table, rows: None) 
             pair.copy(tell)
         moved = [pair.compare() for pair in pairs]
         note_moved(home.root, there.server.place)
+    for name in DERIVED_ONES:
+        # made anew on the server, and here after a way back
+        home.file_of(name).discard()
     return moved
+
+
+def drop_files(home: Home) -> int:
+    """Delete the files whose content was moved, as nothing that is erased from now on is erased there; returns how many there were.
+
+    Raises:
+        MovingError: they were not moved.
+    """
+    if moved_to(home.root) is None:
+        raise MovingError(f"the databases of {home.root} were not moved: they are all there is")
+    files = [file for name in LASTING if (file := home.file_of(name)).exists]
+    for file in files:
+        file.discard()
+    return len(files)
 
 
 class _Pair:

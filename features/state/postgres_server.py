@@ -20,10 +20,11 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import QueuePool
 
 from features.state.disk import DamagedStateError, NoSpaceError
+from features.state.patience import is_impatient
 from features.state.ports import UnreachableError
 
 CONNECT_SECONDS = 3
-READ_SECONDS = 3.0
+READ_SECONDS = 2.0
 """How long a server may be silent while it answers a query: a request waits for it."""
 WRITE_SECONDS = 10.0
 """How long it may be silent within a transaction, at its end, or before the first of many rows."""
@@ -31,6 +32,8 @@ MAINTAIN_SECONDS = 600.0
 """How long it may be silent while it tidies a table or makes one."""
 KEPT_CONNECTIONS, MOST_CONNECTIONS = 8, 32
 """How many connections of the pool stay open when nobody needs them, and how many a process opens at most."""
+STRETCHED = 10
+"""So many times as long as it may be silent a server may take for a statement, as long as it tells that it works on it."""
 _ON_THE_SERVER = {
     "synchronous_commit": "on",
     # whoever's machine is gone holds no lock for long
@@ -38,7 +41,8 @@ _ON_THE_SERVER = {
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
     "client_connection_check_interval": "5000",
-    "idle_in_transaction_session_timeout": "300000",
+    # nor does one that hangs in the middle of a transaction, which keeps every other writer waiting
+    "idle_in_transaction_session_timeout": "10000",
 }
 _ON_THIS_MACHINE: dict[str, Any] = {
     "connect_timeout": CONNECT_SECONDS,
@@ -63,10 +67,14 @@ class UnreachableDatabaseError(UnreachableError):
 
 
 class PatientConnection(psycopg.Connection[Any]):
-    """A connection that is given up once the server is silent for ``patience`` seconds, however the network hangs."""
+    """A connection that is given up once the server is silent for ``patience`` seconds, however the network hangs.
+
+    Before it is, the server is asked on another one: what takes long there, and is worked on, is waited for.
+    """
 
     patience = WRITE_SECONDS
     server: PostgresServer
+    asks = True
 
     def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
         """Let a call go on until it is done.
@@ -78,18 +86,22 @@ class PatientConnection(psycopg.Connection[Any]):
 
     def _watched(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
         # the driver comes back here ten times a second, heard or not
-        heard = time.monotonic()
+        began = heard = time.monotonic()
         try:
             wanted = next(gen)
             while True:
                 ready = yield wanted
                 if ready:
                     heard = time.monotonic()
-                elif time.monotonic() - heard > self.patience:
-                    self.close()
-                    raise SilentServerError(f"no answer within {self.patience:g} seconds")
+                elif (now := time.monotonic()) - heard > self.patience:
+                    if now - began > STRETCHED * self.patience or not self.asks or not self.server.works_on(self):
+                        self.close()
+                        raise SilentServerError(f"no answer within {self.patience:g} seconds")
+                    heard = time.monotonic()
                 wanted = gen.send(ready)
         except StopIteration as done:
+            if (server := getattr(self, "server", None)) is not None:
+                server.is_silent = False
             return done.value
 
 
@@ -111,6 +123,8 @@ class PostgresServer:
         self._url = url
         self.is_current = False
         """Whether the tables were found to be those that this code knows."""
+        self.is_silent = False
+        """Whether it did not answer when it was last asked."""
         self.engine = sa.create_engine(
             "postgresql+psycopg://", creator=self.opened, poolclass=QueuePool, pool_size=KEPT_CONNECTIONS, pool_use_lifo=True,
             max_overflow=MOST_CONNECTIONS - KEPT_CONNECTIONS, pool_timeout=WRITE_SECONDS, pool_reset_on_return=None,
@@ -119,12 +133,22 @@ class PostgresServer:
         event.listen(self.engine, "handle_error", self._explain)
         _SERVERS.add(self)
 
+    def see_that_it_answers(self) -> None:
+        """Wait for no server that has just been silent, on a thread that somebody waits for.
+
+        Raises:
+            UnreachableDatabaseError: it has.
+        """
+        if self.is_silent and is_impatient():
+            raise self.lost(SilentServerError("it has just been asked in vain"))
+
     def opened(self, patience: float = WRITE_SECONDS, **on_the_server: str) -> PatientConnection:
         """A connection outside the pool, which commits each statement unless it is told otherwise.
 
         Raises:
             UnreachableDatabaseError: there is none to be had.
         """
+        self.see_that_it_answers()
         options = " ".join(f"-c {name}={value}" for name, value in {**_ON_THE_SERVER, **on_the_server}.items())
         said = psycopg.conninfo.conninfo_to_dict(self._url)
         try:
@@ -135,10 +159,21 @@ class PostgresServer:
             found = UnreachableDatabaseError(
                 f"{self.place} cannot be used ({why}): see that it runs, that this machine reaches it, and what UBIQUO_DATABASE says"
             )
-            found.is_silent = True
+            found.is_silent = self.is_silent = True
             raise found from error
+        self.is_silent = False
         connection.patience, connection.server = patience, self
         return connection
+
+    def works_on(self, connection: PatientConnection) -> bool:
+        """Whether the server can be reached, and tells that it is at work on what was asked on *connection*."""
+        try:
+            with contextlib.closing(self.opened(READ_SECONDS)) as other:
+                other.asks = False
+                found = other.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s AND state = 'active'", (connection.info.backend_pid,))
+                return found.fetchone() is not None
+        except (psycopg.Error, OSError):
+            return False
 
     def forget(self) -> None:
         """Let go of the pool without ending its connections: they are another process's too."""
@@ -167,6 +202,7 @@ class PostgresServer:
             "runs and that this machine reaches it; nothing need be started anew"
         )
         found.is_silent = isinstance(error, SilentServerError)
+        self.is_silent = self.is_silent or found.is_silent
         return found
 
     def _explain(self, context: ExceptionContext) -> Exception | None:

@@ -23,12 +23,17 @@ def register(app: typer.Typer) -> None:
     def migrate(
         to: Annotated[str, typer.Option(help="Move the databases of this home to postgresql://user:password@host:port/database.")] = "",
         back: Annotated[bool, typer.Option("--back", help="Let the files count again, as they were before they were moved.")] = False,
+        drop_files: Annotated[
+            bool, typer.Option("--drop-files", help="Delete the files that were moved; there is no way back then.")
+        ] = False,
         yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     ) -> None:
         """Move the databases of a home to PostgreSQL; without --to, bring the tables on the server to what this release needs."""
         home = Home.from_environment()
         if back:
             _go_back(home, yes)
+        elif drop_files:
+            _drop(home, yes)
         elif to:
             _move(home, Settings.from_environment({"UBIQUO_DATABASE": to}).database)
         elif home.settings.database:
@@ -53,8 +58,9 @@ def _move(home: Home, url: str) -> None:
         table.add_row(each.database, each.table, f"{each.rows}")
     console.print(table)
     console.print(
-        f"next: set UBIQUO_DATABASE={shown('database', url)} for every command and service, and UBIQUO_SECRET or the secret.key of a folder "
-        "that all of them share; what is derived is made anew at the first start",
+        f"next: set UBIQUO_DATABASE={shown('database', url)} for every command and service, and UBIQUO_SECRET or the secret.key of a "
+        "folder that all of them share; what is derived is made anew at the first start. Once all is well delete the files here, which "
+        "no erasure reaches any more: python -m serving migrate --drop-files",
         highlight=False,
         soft_wrap=True,
     )
@@ -63,11 +69,21 @@ def _move(home: Home, url: str) -> None:
 def _go_back(home: Home, yes: bool) -> None:
     if home.settings.database:
         raise SettingError("UBIQUO_DATABASE is set: leave it out to go back to the files")
+    if not home.file_of("contacts").exists:
+        raise SettingError(f"the files of {home.root} were deleted: there is no way back to them")
     if not yes:
         typer.confirm("what came in since the move stays on the server and will be missing here: go back to the files?", abort=True)
     with home.lease.take(SERVING):
         was_moved = note_back(home.root)
     console.print("the files count again" if was_moved else "they were not moved")
+
+
+def _drop(home: Home, yes: bool) -> None:
+    from features.state.postgres_moving import drop_files
+
+    if not yes:
+        typer.confirm("delete the files that were moved to the server?", abort=True)
+    console.print(f"{drop_files(home)} database files deleted")
 
 
 def _bring_up(home: Home) -> None:

@@ -17,6 +17,7 @@ from features.events.event import EVENT_NAMES, explain
 from features.events.identifiers import IdentifierError
 from features.sources import page
 from features.state.disk import NoSpaceError
+from features.state.patience import be_impatient
 from models.registry import ModelSettings, NoChampionError, RegistrySettings
 from serving.console.address import is_console
 from serving.console.application import Console
@@ -77,9 +78,9 @@ class App:
         self._routes = {*self._answers, *RESERVED}
         self._desk, self._rules_desk = CustomerDesk(), RulesDesk()
         # one thread decides: more would only contend for the interpreter. What cannot be begun soon is refused at once
-        self._decisions = Lane("questions", threads=1, waiting=32, patience_seconds=0.5, deadline_seconds=3.0, first=self.catch_up)
+        self._decisions = Lane("questions", threads=1, waiting=32, patience_seconds=0.5, deadline_seconds=3.0, first=self.begin)
         # these wait for the disk, and share its syncs
-        self._intakes = Lane("batches of events", threads=4, waiting=32, patience_seconds=1.0, deadline_seconds=5.0)
+        self._intakes = Lane("batches of events", threads=4, waiting=32, patience_seconds=1.0, deadline_seconds=5.0, first=be_impatient)
         self._desks = Lane(
             "profiles, exports and erasures", threads=1, waiting=16, patience_seconds=600.0, deadline_seconds=600.0, first=self.catch_up
         )
@@ -164,6 +165,11 @@ class App:
     def degraded(self) -> list[str]:
         """What answers less than it should, while everything else goes on."""
         return [] if self.runtime is None else self.runtime.degraded()
+
+    def begin(self) -> None:
+        """As ``catch_up``, on a thread that a page waits for: it does not wait for a server that has just not answered."""
+        be_impatient()
+        self.catch_up()
 
     def catch_up(self) -> None:
         """Know what other services of the installation have taken; what follows is answered from that."""

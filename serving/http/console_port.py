@@ -29,7 +29,7 @@ class ConsolePort:
 
     def __init__(self, app: App, decisions: Lane, intakes: Lane) -> None:
         self._app, self._decisions, self._intakes = app, decisions, intakes
-        self._pages = Lane("pages", threads=2, waiting=32, patience_seconds=2.0, deadline_seconds=10.0, first=app.catch_up)
+        self._pages = Lane("pages", threads=2, waiting=32, patience_seconds=2.0, deadline_seconds=10.0, first=app.begin)
         self._keys: Keys | None = None
 
     @property

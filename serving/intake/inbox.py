@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from features.state.clock import Clock, microseconds, system_clock
-from features.state.ports import AnyRow, Database, DatabaseSession, State
+from features.state.ports import AnyRow, Database, DatabaseSession, State, UnreachableError
 from features.state.sql import BIG, put, run_many
 from serving.intake.event_queue import EPOCH, TICK, Accepted, Entry, Follow, Moved, Progress, Refused, Turn
 
 logger = logging.getLogger("ubiquo")
 READ_BYTES = 32_000_000
-LOOK_SECONDS = 0.25
-"""How long a question waits to be told whether other processes have stored anything."""
+LOOK_SECONDS, TURN_SECONDS = 0.25, 1.0
+"""How long a question waits to be told whether other processes have stored anything, and for its turn to read it."""
 MOMENT_SECONDS = 40.0
 """How long is waited for a moment of the queue: a commit may wait for the disk."""
 
@@ -189,9 +189,14 @@ class Inbox:
         """Follow all that was stored before this was called; costs one look where nothing is new."""
         # every question waits for this
         current = _standing_of(self._looker.read(_STANDING))
-        if (current.last, current.moved) != (self._standing.last, self._standing.moved):
-            with self._following:
-                self._go_on(self._reader.read, self._read_standing())
+        if (current.last, current.moved) == (self._standing.last, self._standing.moved):
+            return
+        if not self._following.acquire(timeout=TURN_SECONDS):
+            raise UnreachableError("what was stored last cannot be read yet: the queue waits for its database")
+        try:
+            self._go_on(self._reader.read, self._read_standing())
+        finally:
+            self._following.release()
 
     def standing(self) -> Progress:
         """How far it is, as far as this process has followed."""

@@ -64,11 +64,12 @@ class BusyHomeError(ValueError):
 
 
 class Proof(msgspec.Struct):
-    """A search of every file for everything that the customer was known by."""
+    """A search of every file, and of every table on a database server, for everything that the customer was known by."""
 
     files: int
     values: int
     found: list[Found]
+    tables: int = 0
 
 
 class Order(msgspec.Struct):
@@ -405,7 +406,8 @@ class Nightly:
 
 
 def prove(home: Home, subject: Subject, leaving_out: Collection[Path] = ()) -> Proof:
-    """Search every file of *home*, every file or object of its tables, and every batch file, for everything that the subject was known by.
+    """Search for everything that the subject was known by: every file of *home*, every file or object of its tables, every batch file, and
+    every table on its database server.
 
     Raises:
         subprocess.CalledProcessError: the search broke off.
@@ -415,7 +417,8 @@ def prove(home: Home, subject: Subject, leaving_out: Collection[Path] = ()) -> P
         # where the tables lie in a lake, the home does not hold them
         tables = [Path(each) for table in home.tables.values() for each in stack.enter_context(table.held())]
         files = sorted({*(p for p in home.root.rglob("*") if p.is_file()), *tables, *outputs(home)} - {*leaving_out})
-        return Proof(len(files), len(traces), search(files, traces))
+        searched = search(files, traces, home.settings.database)
+    return Proof(len(files), len(traces), searched.found, searched.tables)
 
 
 def _traces(subject: Subject) -> Iterator[Trace]:

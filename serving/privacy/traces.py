@@ -52,20 +52,29 @@ class TraceSearch(msgspec.Struct):
 
     files: list[str]
     traces: list[Trace]
+    database: str = ""
+    """The URL of the server that holds the databases."""
 
 
-def search(files: Sequence[Path], traces: Sequence[Trace]) -> list[Found]:
-    """Every trace that any of *files* holds, file by file.
+class Searched(msgspec.Struct):
+    """What a search has come upon, and how many tables of a server it went through."""
 
-    Parquet files are searched value by value, as they are compressed; all others byte by byte.
+    found: list[Found]
+    tables: int
+
+
+def search(files: Sequence[Path], traces: Sequence[Trace], database: str = "") -> Searched:
+    """Every trace that any of *files* holds, file by file, and any table of the server at *database*.
+
+    Parquet files are searched value by value, as they are compressed; all others byte by byte, tables in all their text and bytes.
 
     Raises:
         subprocess.CalledProcessError: the search broke off.
     """
-    asked = msgspec.json.encode(TraceSearch([str(path) for path in files], list(traces)))
+    asked = msgspec.json.encode(TraceSearch([str(path) for path in files], list(traces), database))
     command = [sys.executable, "-W", "ignore", "-m", "serving.privacy.traces"]
     done = subprocess.run(command, cwd=ROOT, input=asked, stdout=subprocess.PIPE, check=True)
-    return msgspec.json.decode(done.stdout, type=list[Found])
+    return msgspec.json.decode(done.stdout, type=Searched)
 
 
 def _held(path: Path, traces: Sequence[Trace]) -> set[str]:
@@ -76,6 +85,19 @@ def _held(path: Path, traces: Sequence[Trace]) -> set[str]:
     found = {trace.what for trace in traces if trace.value in texts}
     joined = "\n".join(texts).encode()
     return found | {trace.what for trace in traces if trace.what != EVENT_ID and trace.is_in(joined)}
+
+
+def _held_on(database: str, traces: Sequence[Trace]) -> Iterator[tuple[str, set[str]]]:
+    """What each table of a server holds of the traces."""
+    from features.state.postgres_search import contents, tables_of
+    from features.state.postgres_server import server_at
+
+    server = server_at(database)
+    for place, columns in tables_of(server).items():
+        found: set[str] = set()
+        for content in contents(server, columns):
+            found |= {trace.what for trace in traces if trace.is_in(content)}
+        yield place, found
 
 
 def _texts(column: pa.ChunkedArray) -> Iterator[str]:
@@ -99,4 +121,9 @@ if __name__ == "__main__":
         # a lock or a part may be gone again by now
         with contextlib.suppress(FileNotFoundError):
             betrayed += [Found(file, what) for what in sorted(_held(Path(file), asked.traces))]
-    sys.stdout.buffer.write(msgspec.json.encode(betrayed))
+    searched = 0
+    if asked.database:
+        for place, whats in _held_on(asked.database, asked.traces):
+            searched += 1
+            betrayed += [Found(place, what) for what in sorted(whats)]
+    sys.stdout.buffer.write(msgspec.json.encode(Searched(betrayed, searched)))
