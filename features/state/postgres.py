@@ -22,6 +22,7 @@ from features.state.postgres_server import (
     WRITE_SECONDS,
     PostgresServer,
     UnreachableDatabaseError,
+    from_pool,
     has_failed,
     is_idle,
     is_missing,
@@ -230,7 +231,7 @@ class PostgresSession:
 
     def _read(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[AnyRow]:
         self._database.server.see_that_it_answers()
-        with self._engine.connect() as connection:
+        with from_pool(self._engine) as connection:
             raw(connection).patience = self._patience
             return connection.execute(statement, parameters).fetchall()
 
@@ -273,7 +274,7 @@ class PostgresSession:
         """
         with self._lock:
             self._see_that_nothing_is_written()
-            with self._engine.connect() as connection:
+            with from_pool(self._engine) as connection:
                 raw(connection).patience = MAINTAIN_SECONDS
                 for table, size in self._sizes(connection):
                     self._tidy(connection, table, rewrites=size <= REWRITTEN_BYTES)
@@ -316,7 +317,7 @@ class PostgresSession:
         """A connection whose transaction has begun; one that the pool kept and that was lost meanwhile is replaced."""
         self._database.server.see_that_it_answers()
         for is_last in (False, True):
-            connection = self._engine.connect()
+            connection = from_pool(self._engine)
             try:
                 raw(connection).patience = patience
                 connection.exec_driver_sql(begins)
