@@ -44,8 +44,7 @@ from features.people.identity import Identities
 from features.people.identity_graph import IdentityGraph
 from features.people.identity_state import keys_of
 from features.state import table_index
-from features.state.clock import microseconds
-from features.state.ports import EVENTS, IDENTIFIERS, LeaseTakenError
+from features.state.ports import EVENTS, IDENTIFIERS
 from features.store import customer_rows, event_log
 from features.store.event_index import EventIndex
 from serving.intake import backlog, draining, inbox, intake, recent
@@ -229,7 +228,7 @@ class Scene:
         """The server of the online rows is replaced now and then."""
         while True:
             self.world.sleep(self.world.random.expovariate(0.05))
-            if self.world.random.random() < 50 * self.world.rate and 'NOFAIL' not in os.environ:
+            if self.world.random.random() < 50 * self.world.rate and "NOFAIL" not in os.environ:
                 self.shared.online.fail_over()
 
     def client(self, number: int, batches: int) -> None:
@@ -264,7 +263,11 @@ class Scene:
     def _posted(self, batch: Sequence[dict[str, Any]]) -> bool:
         """Send to any service; whether all of it was acknowledged."""
         told = list[Any]()
-        if not self.services or not (service := self.services[self.world.random.choice(list(self.services))]).is_alive or service.intake is None:
+        if (
+            not self.services
+            or not (service := self.services[self.world.random.choice(list(self.services))]).is_alive
+            or service.intake is None
+        ):
             return False
 
         def answer() -> None:

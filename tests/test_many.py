@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import random
@@ -29,6 +30,7 @@ from features.state.settings import Settings
 from features.store.customer_rows import CustomerRows
 from features.store.event_log import EventLog, connect
 from features.store.feature_store import FeatureStore, moment_of
+from serving.http.lanes import Lane, LongAnswers
 
 ZONE = "America/New_York"
 HEADERS = {"content-type": "application/json"}
@@ -166,6 +168,20 @@ class ManyServicesContract:
         eventually(done)
         time.sleep(1.5)
         assert known_as(here, who) is known_as(there, who) is None
+
+    def test_what_takes_long_is_fetched_whoever_is_asked(self, pair: Pair) -> None:
+        here, there = pair.services
+        own = LongAnswers(Lane("long", 1, 4, 10.0, 10.0))
+
+        async def asked() -> str:
+            found = await own.ask("key", 0.0, time.sleep, 0.2)
+            return str(found.result_id)
+
+        ticket = asyncio.run(asked())
+        for service in (here, there):
+            status, said = service.get(f"/v1/results/{ticket}")
+            assert (status, json.loads(said)["state"]) == (202, "running"), "it may be another process's: ask again"
+            assert service.get("/v1/results/nonsense")[0] == 404
 
     def test_a_repeat_at_the_other_is_a_duplicate_before_and_after_it_is_moved_on(self, pair: Pair) -> None:
         here, there = pair.services
