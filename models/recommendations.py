@@ -32,3 +32,5 @@ KIND = ModelKind(
     baseline="popularity",
     load=_load,
 )
+Learner = Literal["EASE", "ALS"]
+"""What learns which items speak for which; it stands in reports and modes under EASE, whichever it is."""

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 import yaml
 
 from models.kind import ModelKind, UnknownKindError, kind_named
+from models.recommendations import Learner
 from models.relocation import follow
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class ModelSettings:
     Attributes:
         kind: what it is; by default the kind of the model's own name.
         horizon_days: how far ahead it looks; None is what the shop's domain says.
+        learner: of a model that recommends items, what learns which speak for which: EASE or ALS.
     """
 
     experiment: str
@@ -68,6 +70,7 @@ class ModelSettings:
     promotion: Promotion
     kind: ModelKind
     horizon_days: int | None = None
+    learner: Learner = "EASE"
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,9 @@ def _model(place: str, name: str, entry: Mapping[str, Any]) -> ModelSettings:
     horizon = entry.get("horizon_days")
     if horizon is not None and (type(horizon) is not int or not 1 <= horizon <= MAX_HORIZON_DAYS):
         raise ValueError(f"{place}.horizon_days: {horizon!r} is no whole number between 1 and {MAX_HORIZON_DAYS}")
+    learner = entry.get("learner", "EASE")
+    if learner not in get_args(Learner):
+        raise ValueError(f"{place}.learner: {learner!r}: use one of {', '.join(get_args(Learner))}")
     experiment = entry.get("experiment")
     if not isinstance(experiment, str) or not experiment.startswith(OURS):
         raise ValueError(f"{place}.experiment: {experiment!r} must begin with {OURS}, by which an erasure finds what its runs hold")

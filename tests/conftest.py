@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, settings
 from lakes import Lake, await_port, lake_environment
 from playwright.sync_api import Browser, sync_playwright
 from postgres import PostgresCluster, programs
-from scene import NEW_YEAR, SECRET, SMALL_CUT, Pages, Service, TinyShop, command, copy_home, free_port, start_service, stop_service
+from scene import NEW_YEAR, ROOT, SECRET, SMALL_CUT, Pages, Service, TinyShop, command, copy_home, free_port, start_service, stop_service
 from warm import Forge
 
 from features.catalogue.shop import Shop
@@ -255,7 +255,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def s3_url() -> Iterator[str]:
     """An S3 server of this machine; ``lake`` gives a test a bucket of its own in it."""
     port = free_port()
-    line = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    line = [sys.executable, "-W", "ignore", str(ROOT / "tests" / "s3_server.py"), str(port)]
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         await_port(port, process)

@@ -235,7 +235,8 @@ class World:
         return fault
 
     def _kill_this(self) -> None:
-        assert self.current is not None and self.current.process is not None
+        assert self.current is not None
+        assert self.current.process is not None
         self.kill(self.current.process)
         raise Killed
 

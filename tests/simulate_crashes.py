@@ -44,8 +44,7 @@ from features.people.identity import Identities
 from features.people.identity_graph import IdentityGraph
 from features.people.identity_state import keys_of
 from features.state import table_index
-from features.state.clock import microseconds
-from features.state.ports import EVENTS, IDENTIFIERS, LeaseTakenError
+from features.state.ports import EVENTS, IDENTIFIERS
 from features.store import customer_rows, event_log
 from features.store.event_index import EventIndex
 from serving.intake import backlog, draining, inbox, intake, recent
@@ -265,7 +264,11 @@ class Scene:
     def _posted(self, batch: Sequence[dict[str, Any]]) -> bool:
         """Send to any service; whether all of it was acknowledged."""
         told = list[Any]()
-        if not self.services or not (service := self.services[self.world.random.choice(list(self.services))]).is_alive or service.intake is None:
+        if (
+            not self.services
+            or not (service := self.services[self.world.random.choice(list(self.services))]).is_alive
+            or service.intake is None
+        ):
             return False
 
         def answer() -> None:

@@ -20,7 +20,7 @@ MAY_READ_THE_ENVIRONMENT = {
     for name in (
         "features/state/settings.py",
         # what other libraries are told before they are imported, and kept from leaving behind
-        "features/state/home.py", "features/state/delta.py", "training/gate.py",
+        "features/state/home.py", "features/store/spark_session.py", "features/state/delta.py", "training/gate.py",
         # what they tell the processes that they start
         "serving/__main__.py", "serving/demo.py",
     )

@@ -6,14 +6,17 @@ import os
 import random
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import scipy.sparse as sp
 from both_engines import TOLERANCE, apart, compared, rows_of
 from pandas.testing import assert_frame_equal
-from scene import NEW_YEAR, TinyShop, event, told
+from scene import NEW_YEAR, ROOT, TinyShop, copy_home, event, told
 from typer.testing import CliRunner
 
 from features import __main__ as features_commands
@@ -22,10 +25,24 @@ from features.people.identity import Identities
 from features.state.home import Home
 from features.state.ports import MissingStateError
 from features.state.settings import Settings
-from features.store import spark_session
+from features.store import snapshots, spark_session
 from features.store.compute import with_engine
+from features.store.duckdb_compute import DuckDBCompute
 from features.store.feature_store import FeatureStore
+from models.decision import Query
+from models.recommender.config import RecommenderConfig
+from models.recommender.factors import FactorSettings, learn_factors, spoken_by
+from models.recommender.owned import Histories
+from models.recommender.recommender import Recommender
+from models.recommender.shelf import STATISTICS
+from models.recommender.stock import Stock
+from models.registry import load_settings
+from serving.bootstrap import open_engine
+from serving.decide import spread
+from serving.decide.batch import is_independent, score
+from serving.decide.population import Population
 from training.dataset import Truth
+from training.spark_factors import PURCHASES, learn_spread, purchases_of
 
 EARLIER = NEW_YEAR - timedelta(days=40)
 CUSTOMERS = 24
@@ -177,3 +194,112 @@ def test_labels_are_the_same(busy: TinyShop) -> None:
     assert one.bought(EARLIER, NEW_YEAR) == other.bought(EARLIER, NEW_YEAR) != {}
     for truth in truths:
         truth.timeline.close()
+
+
+@pytest.fixture(scope="module")
+def scored(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return copy_home(trained, tmp_path_factory.mktemp("scored") / "home")
+
+
+@pytest.mark.parametrize(("model", "suffix"), [("churn", ".csv"), ("recommendations", ".jsonl"), ("next-best-offer", ".parquet")])
+def test_a_batch_file_is_the_same_to_the_byte(scored: Home, model: str, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # that snapshots are the same is seen above
+    monkeypatch.setattr(snapshots, "compute_of", DuckDBCompute)
+    by_duckdb, by_spark = (scored.root / f"{model}-{engine}{suffix}" for engine in ("duckdb", "spark"))
+    there = score(with_engine(scored, "duckdb"), open_engine, model, NEW_YEAR, by_duckdb, 3)
+    asked = []
+    monkeypatch.setattr(spread, "_rows", lambda *given, rows=spread._rows: asked.append(given) or rows(*given))
+    here = score(with_engine(scored, "spark"), open_engine, model, NEW_YEAR, by_spark, 3)
+    assert asked, "Spark was asked"
+    assert (here.rows, here.customers) == (there.rows, there.customers)
+    assert here.customers > 1000
+    assert (there.logged, here.logged, here.known) == (here.customers, 0, here.customers), (
+        "each decision stood there, with the same choices"
+    )
+    if suffix == ".parquet":
+        assert pq.read_table(by_spark).equals(pq.read_table(by_duckdb))
+    else:
+        assert by_spark.read_bytes() == by_duckdb.read_bytes()
+
+
+def test_what_promises_something_is_asked_in_order_by_one(scored: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    crowd = Population.open(scored, open_engine, "next-best-offer", NEW_YEAR)
+    assert is_independent(crowd, None)
+    assert not is_independent(crowd, "email"), "a message to a customer is promised in the ledger"
+    monkeypatch.setattr(crowd.engine, "limited", lambda: ({"an offer": 3}, {}))
+    assert not is_independent(crowd, None), "who is asked first gets what there are few of"
+
+
+def test_what_factors_are_learnt_from_is_what_customers_hold(busy: TinyShop) -> None:
+    store = FeatureStore(busy.home)
+    store.backfill("customer_state", {NEW_YEAR: None})
+    states = store.snapshot("customer_state", NEW_YEAR)
+    positions = {f"i{k}": k for k in range(10)}
+    told = [store.expanded(row, NEW_YEAR, ("history",)) for row in pq.read_table(states).to_pylist()]
+    histories = Histories.of(told, positions)
+    matrix = histories.owned(len(positions))
+    matrix.data = histories.strengths(NEW_YEAR.timestamp())
+    home = with_engine(busy.home, "spark")
+    held = purchases_of(home, states, positions, NEW_YEAR, None).toArrow().to_pylist()
+    assert len(held) == matrix.nnz > 50
+    assert {(row["customer"], row["item"]): row["strength"] for row in held} == {
+        (int(c), int(i)): pytest.approx(float(v), rel=1e-6) for c, i, v in zip(*matrix.nonzero(), matrix.data, strict=True)
+    }
+    late = purchases_of(home, states, positions, NEW_YEAR, NEW_YEAR - timedelta(days=7)).toArrow()
+    assert 0 < len(late) < len(held), "whoever did not buy since teaches nothing"
+
+
+@pytest.mark.parametrize("engine", ["duckdb", "spark"])
+def test_items_that_the_same_customers_buy_speak_for_each_other(spark: None, tmp_path: Path, engine: str) -> None:
+    rng = np.random.default_rng(0)
+    taste = np.repeat([0, 1], 60)
+    bought = sp.csr_matrix((rng.random((120, 8)) < 0.5) & ((np.arange(8) < 4)[None, :] == (taste == 0)[:, None]), dtype=np.float32)
+    settings = FactorSettings(factors=2, iterations=6)
+    if engine == "spark":
+        rows = [(int(c), int(i), 1.0) for c, i in zip(*bought.nonzero(), strict=True)]
+        home = Home(tmp_path)
+        factors = learn_spread(home, spark_session.open_session(home).createDataFrame(rows, PURCHASES), 9, settings, 1)
+        assert not factors[8].any(), "what nobody bought has no factors"
+    else:
+        factors = learn_factors(bought, settings, 1)
+    liked = spoken_by(factors[:8], settings.ridge, 3)
+    for item in range(8):
+        spoken_for = set(liked.targets[liked.offsets[item] : liked.offsets[item + 1]].tolist())
+        assert spoken_for == set(range(item // 4 * 4, item // 4 * 4 + 4)) - {item}
+    items = [f"i{k}" for k in range(8)]
+    histories = Histories.of(
+        [{"customer_id": f"{c}", **holding([items[i] for i in bought[c].indices])} for c in range(120)], places_of(items)
+    )
+    stock = Stock(
+        items, {name: np.ones(8) * (5 if name == "buyers" else 1) for name in STATISTICS}, {"category": ["C"] * 8}, frozenset(items)
+    )
+    fitted = Recommender.fit(histories, stock, RecommenderConfig(learner="ALS", als=settings), liked=liked)
+    fitted.save(tmp_path / "model")
+    served = Recommender.load(tmp_path / "model")
+    assert served.config.learner == "ALS"
+    query = Query.from_row("a customer", NEW_YEAR, holding(["i0", "i1"]), limit=2, listing="also_like")
+    assert {choice.id for choice in served.pipeline.decide(query, np.random.default_rng(0)).choices} == {"i2", "i3"}
+
+
+def holding(items: list[str]) -> dict[str, Any]:
+    at = int(NEW_YEAR.timestamp()) - 86_400 * 3
+    ones = [1] * len(items)
+    return {
+        "bought_item_ids": items, "bought_counts": ones, "bought_last_at": [at] * len(items), "bought_first_at": [at] * len(items),
+        "bought_weights": [1.0] * len(items), "recent_item_ids": [], "recent_at": [], "recent_weights": [],
+    }  # fmt: skip
+
+
+def places_of(items: list[str]) -> dict[str, int]:
+    return {item: place for place, item in enumerate(items)}
+
+
+def test_a_learner_that_is_none_is_told(tmp_path: Path) -> None:
+    text = (
+        (ROOT / "mlflow.yaml").read_text().replace("registered_name: recommendations", "registered_name: recommendations\n    learner: SVD")
+    )
+    (tmp_path / "mlflow.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"recommendations\.learner: 'SVD': use one of EASE, ALS"):
+        load_settings(tmp_path, tmp_path / "mlflow.yaml")
+    (tmp_path / "mlflow.yaml").write_text(text.replace("SVD", "ALS"))
+    assert load_settings(tmp_path, tmp_path / "mlflow.yaml").models["recommendations"].learner == "ALS"

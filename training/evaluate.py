@@ -54,7 +54,7 @@ def main(home: Home, model: str, plan: Plan, cuts_back: int, trials: int, advanc
 
     truth, cuts = open_experiment(home, model, plan)
     run = TrackedRun(home, model, cuts, plan)
-    config = RecommenderConfig(seed=plan.seed + 1)
+    config = RecommenderConfig(seed=plan.seed + 1, learner=run.settings.learner)
     lessons = Lessons(home, truth, cuts, run.settings.feature_service, config, advance)
     judged = judged_cuts(cuts, cuts_back)
     lessons.prepare([cuts.tuning, *judged])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,10 +14,13 @@ from numpy.typing import NDArray
 
 from features.catalogue.tables import LINKS, Catalogue
 from features.state.home import Home
+from features.store.compute import is_spark
 from features.store.feature_store import FeatureStore
 from models.attributes import Attributes
 from models.decision import Query
 from models.recommender.config import RecommenderConfig
+from models.recommender.factors import learn_factors, spoken_by
+from models.recommender.neighbours import Neighbours
 from models.recommender.owned import Histories
 from models.recommender.ranker import Objective, Ranker, thinned
 from models.recommender.recommender import Recommender
@@ -75,7 +79,7 @@ class Lessons:
     """Moments of one experiment, each read once, with the sources fitted as they would have been then."""
 
     def __init__(self, home: Home, truth: Truth, cuts: Cuts, service: str, config: RecommenderConfig, advance: Advance) -> None:
-        self._truth, self._cuts, self._service, self._advance = truth, cuts, service, advance
+        self._home, self._truth, self._cuts, self._service, self._advance = home, truth, cuts, service, advance
         self._store = open_store(home)
         # what is only shown teaches nothing, and a price of today was not that of the past
         items = Catalogue(home).read("items")
@@ -88,6 +92,7 @@ class Lessons:
         self._at: dict[datetime, AtCut] = {}
         self._rows: dict[tuple[datetime, Objective], tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]] = {}
         self._fitted: dict[datetime, Recommender] = {}
+        self._spoken: dict[datetime, Neighbours] = {}
         self.settings: dict[Objective, Mapping[str, float]] = {}
         """What a tuning chose for the trees of each ranker."""
 
@@ -120,7 +125,7 @@ class Lessons:
         if cut not in self._fitted:
             moment = self.at(cut)
             self._advance("fitting the sources")
-            self._fitted[cut] = Recommender.fit(moment.histories, moment.stock, self._config)
+            self._fitted[cut] = Recommender.fit(moment.histories, moment.stock, self._config, liked=self._liked(cut))
         return self._fitted[cut]
 
     def rankers(self, cut: datetime) -> dict[Objective, Ranker]:
@@ -146,7 +151,20 @@ class Lessons:
         """The sources of a moment with everything that the other lists need."""
         moment = self.at(cut)
         lines = self._truth.lines(days_before(cut, BASKET_DAYS, self._cuts.timezone), cut)
-        return Recommender.fit(moment.histories, moment.stock, self._config, baskets_of(lines, moment.stock.ids, cut))
+        return Recommender.fit(moment.histories, moment.stock, self._config, baskets_of(lines, moment.stock.ids, cut), self._liked(cut))
+
+    def _liked(self, cut: datetime) -> Neighbours | None:
+        """Which items speak for which at a moment, where EASE is not what learns it."""
+        if self._config.learner == "EASE":
+            return None
+        if cut not in self._spoken:
+            moment, oldest = self.at(cut), None
+            if self._cuts.window_days is not None:
+                oldest = days_before(cut, self._cuts.window_days, self._cuts.timezone)
+            self._advance("learning factors")
+            factors = item_factors(self._home, self._store.snapshot("customer_state", cut), moment, self._config, oldest)
+            self._spoken[cut] = spoken_by(factors, self._config.als.ridge, self._config.ease_neighbours)
+        return self._spoken[cut]
 
     def lesson(self, cut: datetime, objective: Objective) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]:
         """What the customers of a moment teach; see ``lesson``."""
@@ -181,6 +199,22 @@ class Lessons:
             for customer, items in after.items()
         }
         return AtCut(cut, stock, histories, breadth, {customer: places for customer, places in bought.items() if len(places)})
+
+
+def item_factors(home: Home, states: Path, moment: AtCut, config: RecommenderConfig, oldest: datetime | None) -> NDArray[np.float32]:
+    """The factors of a moment's items: by Spark from the snapshot of *states* where Spark works for the home, else in this process.
+
+    Args:
+        oldest: who did not buy since teaches nothing; None: everybody does.
+    """
+    if not is_spark(home):
+        matrix = moment.histories.owned(len(moment.item_ids))
+        matrix.data = moment.histories.strengths(moment.cut.timestamp()).astype(np.float32)
+        return learn_factors(matrix, config.als, config.seed)
+    from training.spark_factors import learn_spread, purchases_of
+
+    held = purchases_of(home, states, {item: place for place, item in enumerate(moment.item_ids)}, moment.cut, oldest)
+    return learn_spread(home, held, len(moment.item_ids), config.als, config.seed)
 
 
 def histories_at(

@@ -31,7 +31,7 @@ def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: Non
     run = TrackedRun(home, model, cuts, plan)
     if (standing := run.standing_report()) is not None:
         return standing
-    config = RecommenderConfig(seed=plan.seed + 1)
+    config = RecommenderConfig(seed=plan.seed + 1, learner=run.settings.learner)
     with run.started({k: str(v) for k, v in asdict(config).items() if k not in ("modes", "seed")}):
         advance("checking the log")
         run.check_log(truth)
@@ -60,6 +60,8 @@ def main(home: Home, model: str, plan: Plan, advance: Advance = lambda step: Non
         report.notes += [tuning_note(LISTING_OF[objective], settings, plan.trials) for objective, settings in lessons.settings.items()]
         fitted = lessons.whole(cuts.final)
         fitted = ranked(fitted, lessons.rankers(cuts.final), modes)
+        if config.learner != "EASE":
+            report.notes.append(f"Which items speak for which was learnt by {config.learner}: what is named EASE here is that.")
         example = synthetic_example(fitted)
         queries = [Query.from_row(None, cuts.final, row) for row in example.to_dict("records")]
         picks = [[c.id for c in fitted.pipeline.decide(query, np.random.default_rng(0)).choices] for query in queries]

@@ -200,7 +200,10 @@ class BatchDecisions:
 
     def add(self, decision: dict[str, Any]) -> None:
         """Take one decision (as ``DecisionLog.append`` does); the table has it once ``flush`` has returned."""
-        line = msgspec.json.encode(decision)
+        self.add_line(msgspec.json.encode(decision))
+
+    def add_line(self, line: bytes) -> None:
+        """Take one decision as JSON, which another process has made of it."""
         self._waiting.append(self._decoder.decode(line))
         self._bytes += len(line)
         if self._bytes >= PORTION_BYTES:

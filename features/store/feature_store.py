@@ -128,10 +128,7 @@ class FeatureStore:
         Raises:
             OutdatedStateError: one was made by another definition of its fold.
         """
-        plain = {name: value for name, value in row.items() if name not in NAMES}
-        if all(row.get(name) is None for name in NAMES):
-            return plain | (nothing(folds) if any(name in row for name in NAMES) else {})
-        return plain | CustomerState.from_row(row).features(Moment(as_of, self._timezone), folds)
+        return expanded(row, Moment(as_of, self._timezone), folds)
 
     def historical(self, spine: pd.DataFrame, service: str, folds: Sequence[str] = NAMES) -> pd.DataFrame:
         """The spine with the features of *service* as they stood at each row's ``event_timestamp``.
@@ -216,9 +213,9 @@ class FeatureStore:
     def _delete(self, view: str, keys: Sequence[str]) -> int:
         return self._rows.delete(self.views[view], entities_of(self.views[view].key, keys)) if keys else 0
 
-    def note_told(self, until: datetime) -> None:
-        """Note that the rows tell of everything received before a moment."""
-        self._rows.note(microseconds(until))
+    def note_told(self, until: datetime, since: datetime | None = None) -> None:
+        """Note that the rows tell of everything received before a moment, unless some was lost that told of all before *since*."""
+        self._rows.note(microseconds(until), 0 if since is None else microseconds(since))
 
     def lost_since(self, until: datetime) -> datetime | None:
         """Since when rows may be lost that told of everything received before *until*; None where none are."""
@@ -290,6 +287,18 @@ def _packed(view: View, rows: Sequence[Row]) -> list[tuple[Any, dict[str, Any], 
         values = {view.at_column: Value(int64_val=row[view.at_column]), view.packed_column: packed}
         found.append((entity, values, row["event_timestamp"], None))
     return found
+
+
+def expanded(row: Mapping[str, Any], moment: Moment, folds: Sequence[str] = NAMES) -> Row:
+    """A row with what its states tell at *moment* in place of the states themselves.
+
+    Raises:
+        OutdatedStateError: one was made by another definition of its fold.
+    """
+    plain = {name: value for name, value in row.items() if name not in NAMES}
+    if all(row.get(name) is None for name in NAMES):
+        return plain | (nothing(folds) if any(name in row for name in NAMES) else {})
+    return plain | CustomerState.from_row(row).features(moment, folds)
 
 
 def moment_of(microseconds: int) -> datetime:

@@ -20,7 +20,7 @@ from features.store.packing import PACKED, packed, unpacked
 from features.store.spark_session import open_session
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import DataFrame, SparkSession
 
 
 TIME = "timestamp('UTC', 6)"
@@ -42,12 +42,7 @@ class SparkCompute:
 
     def parquet(self, name: str, files: Sequence[str], schema: pa.Schema | None = None) -> ir.Table:
         """The rows of Parquet files, read by the executors."""
-        reader = self.session.read
-        if schema is not None:
-            from pyspark.sql.pandas.types import from_arrow_schema
-
-            reader = reader.schema(from_arrow_schema(schema))
-        return self._named(name, reader.parquet(*map(_address, files)))
+        return self._named(name, read_parquet(self.session, files, schema))
 
     def given(self, name: str, rows: pa.Table) -> ir.Table:
         """Rows that are in the driver's memory, sent to the executors where they are joined."""
@@ -132,6 +127,11 @@ class _Persisted:
         self._frame.unpersist()
 
 
-def _address(file: str) -> str:
-    """A file as Hadoop's file systems call it."""
-    return f"s3a://{file.removeprefix('s3://')}" if file.startswith("s3://") else file
+def read_parquet(session: SparkSession, files: Sequence[str], schema: pa.Schema | None = None) -> DataFrame:
+    """The rows of Parquet files, read by the executors; a column of *schema* that a file lacks is null."""
+    reader = session.read
+    if schema is not None:
+        from pyspark.sql.pandas.types import from_arrow_schema
+
+        reader = reader.schema(from_arrow_schema(schema))
+    return reader.parquet(*files)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from models.recommendations import Learner
 from models.recommender.ease import MEMORY_BYTES
+from models.recommender.factors import FactorSettings
 from models.recommender.ranker import Objective
 
 Mode = str
@@ -27,6 +29,9 @@ class RecommenderConfig:
     ease_neighbours: int = 100
     similar_neighbours: int = 50
     memory_bytes: int = MEMORY_BYTES
+    learner: Learner = "EASE"
+    als: FactorSettings = field(default_factory=FactorSettings)
+    """Of ALS, where that is the learner."""
     groups: tuple[str, ...] = ()
     """The text attributes by which customers and items are compared: the same for the sources of every moment and their ranker."""
     seed: int = 1

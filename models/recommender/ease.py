@@ -48,7 +48,7 @@ def columns_primal(matrix: sp.csr_matrix, penalty: float) -> Block:
 
     def block(start: int, stop: int) -> Floats:
         weights = -inverse[:, start:stop] / diagonal[start:stop]
-        return _without_self(weights.T.astype(np.float32), start)
+        return without_self(weights.T.astype(np.float32), start)
 
     return block
 
@@ -64,7 +64,7 @@ def columns_dual(matrix: sp.csr_matrix, penalty: float) -> Block:
 
     def block(start: int, stop: int) -> Floats:
         weights = (transposed @ smoothed[:, start:stop]) / diagonal[start:stop]
-        return _without_self(weights.T.astype(np.float32), start)
+        return without_self(weights.T.astype(np.float32), start)
 
     return block
 
@@ -85,10 +85,10 @@ def fit_ease(matrix: sp.csr_matrix, penalty: float, neighbours: int, memory_byte
     if form == "block":
         return Neighbours(strongest_of_rows(_with_block(matrix, penalty, neighbours, memory_bytes).T.tocsr(), TARGETS))
     block = (columns_primal if form == "primal" else columns_dual)(matrix, penalty)
-    return Neighbours(strongest_of_rows(_strongest(block, matrix.shape[1], neighbours), TARGETS))
+    return Neighbours(strongest_of_rows(strongest_sources(block, matrix.shape[1], neighbours), TARGETS))
 
 
-def _strongest(block: Block, items: int, neighbours: int) -> sp.csr_matrix:
+def strongest_sources(block: Block, items: int, neighbours: int) -> sp.csr_matrix:
     """Sources by targets, each target's strongest alone."""
     keep = min(neighbours, max(items - 1, 0))
 
@@ -113,7 +113,7 @@ def _with_block(matrix: sp.csr_matrix, penalty: float, neighbours: int, memory_b
     bought = np.asarray((matrix > 0).sum(axis=0)).ravel()
     size = min(items, int((memory_bytes / 24) ** 0.5))
     popular = np.sort(np.argsort(-bought, kind="stable")[:size])
-    within = _strongest(columns_primal(matrix[:, popular], penalty), size, neighbours).T.tocoo()
+    within = strongest_sources(columns_primal(matrix[:, popular], penalty), size, neighbours).T.tocoo()
     exact = sp.csr_matrix((within.data, (popular[within.row], popular[within.col])), shape=(items, items))
     alike = cosine(matrix, neighbours)
     # on the pairs that both know, so much of EASE's weight is one of cosine's
@@ -135,6 +135,7 @@ def _steps(items: int) -> Iterator[int]:
     return iter(range(0, items, BLOCK))
 
 
-def _without_self(by_target: NDArray[Any], start: int) -> Floats:
+def without_self(by_target: NDArray[Any], start: int) -> Floats:
+    """Weights of targets by sources, the first target being item *start*, with nothing for what speaks for itself."""
     by_target[np.arange(len(by_target)), start + np.arange(len(by_target))] = 0.0
     return by_target

@@ -90,7 +90,14 @@ class Recommender:
         )
 
     @classmethod
-    def fit(cls, histories: Histories, stock: Stock, config: RecommenderConfig, baskets: Baskets | None = None) -> Recommender:
+    def fit(
+        cls,
+        histories: Histories,
+        stock: Stock,
+        config: RecommenderConfig,
+        baskets: Baskets | None = None,
+        liked: Neighbours | None = None,
+    ) -> Recommender:
         """Fit every source; the ranker is learnt later, from several such fits at earlier moments (``ranked_by``).
 
         Args:
@@ -98,6 +105,7 @@ class Recommender:
             stock: the items.
             baskets: what lay together; without them the lists that need them are left empty, which spares time where only the ranked
                 lists are judged.
+            liked: which items speak for which, where something else than EASE has learnt it.
         """
         stock = stock.known_by(config.min_buyers)
         attributes = Attributes.of(stock.attributes)
@@ -112,8 +120,10 @@ class Recommender:
             contents = Contents.of([words_of({name: values[k] for name, values in stock.attributes.items()}) for k in range(count)])
             together = bought_together(baskets.together, config.similar_neighbours)
             similar = alike_by_buyers_and_words(owned, contents, config.similar_neighbours)
+        if liked is None:
+            liked = fit_ease(owned, config.ease_penalty, config.ease_neighbours, config.memory_bytes)
         known = Known(
-            fit_ease(owned, config.ease_penalty, config.ease_neighbours, config.memory_bytes),
+            liked,
             Neighbours(together),
             Neighbours(similar),
             dict(baskets.local) if baskets else {},

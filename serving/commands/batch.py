@@ -15,6 +15,7 @@ from features.catalogue.shop import Shop
 from features.events.event import Channel
 from features.people.vault import Vault
 from features.state.clock import clock_of, parse_as_of
+from features.state.command import EngineOption
 from features.state.home import Home
 from features.state.ports import deriving
 from serving.privacy.keys import Audit
@@ -47,14 +48,16 @@ def score(
         bool, typer.Option("--with-contact", help="Put e-mail and phone into the file, of those alone who may be reached by --channel.")
     ] = False,
     delimiter: Annotated[str, typer.Option(help="What divides the columns of a CSV.")] = ",",
+    engine: EngineOption = None,
 ) -> None:
     """Score every customer into a file, with the answers that HTTP would give at that moment; each is a decision in the log."""
+    from features.store.compute import with_engine
     from serving.bootstrap import open_engine
     from serving.decide.batch import Delivery
     from serving.decide.batch import score as score_all
     from serving.decide.formats import format_named
 
-    home = Home.from_environment()
+    home = with_engine(Home.from_environment(), engine)
     moment, through, chosen = _asked(home, model, as_of, channel, listing)
     delivery = Delivery(format_named(form), delimiter, with_contact, noting(home, "contact data into a file"))
     with deriving(home), Progress(console=console) as progress:

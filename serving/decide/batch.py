@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -21,6 +21,7 @@ from features.people.consent import CONTACT_CHANNELS
 from features.people.contacts import Contacts
 from features.state.disk import make_folder, move_into_place
 from features.state.home import Home
+from features.store.compute import is_spark
 from features.store.decision_log import BatchDecisions
 from features.store.outputs import owners_of, part_of, remember_output
 from models.kind import Answers
@@ -169,11 +170,11 @@ def score(
         raise ValueError(f"--listing {listing} is about an item: ask for it over HTTP, with item_ids")
     crowd = Population.open(home, engine_of, name, as_of)
     crowd.engine.champion(name)
-    batch = _Batch(crowd, delivery, limit, channel, listing, Contacts(home, crowd.identities.vault), BatchDecisions(home))
+    batch = _Batch(home, crowd, delivery, limit, channel, listing, Contacts(home, crowd.identities.vault), BatchDecisions(home))
     make_folder(out.parent.absolute())
     with whole(home, out, lambda part, owners: batch.writer(out.suffix, part, owners, ZoneInfo(Shop.load(home).timezone))) as writer:
-        for chunk in crowd.chunks():
-            batch.write(writer, chunk)
+        for chunk, answers in batch.answered(engine_of):
+            batch.write(writer, chunk, answers)
             advance(crowd.asked, len(crowd.customers))
         batch.write_silent(writer)
         batch.decisions.flush()
@@ -205,10 +206,26 @@ def whole(home: Home, out: Path, writer_of: Callable[[Path, Path], Writer]) -> I
         owners_part.unlink(missing_ok=True)
 
 
+class Answered(NamedTuple):
+    """The lines about one customer, best first, and the decision where another process has made it."""
+
+    customer: str
+    lines: Sequence[Mapping[str, Any]]
+    decision: bytes | None = None
+
+
+def is_independent(crowd: Population, channel: Channel | None) -> bool:
+    """Whether what one customer gets leaves what others get as it is, and promises nothing: then it does not matter who is asked first."""
+    if crowd.settings.kind.answers == "score":
+        return True
+    return channel not in CONTACT_CHANNELS and not any(crowd.engine.limited())
+
+
 @dataclass
 class _Batch:
-    """One batch under way."""
+    """One batch under way; *contact* holds the addresses of the customers at hand."""
 
+    home: Home
     crowd: Population
     delivery: Delivery
     limit: int
@@ -217,6 +234,7 @@ class _Batch:
     contacts: Contacts
     decisions: BatchDecisions
     found: BatchOutcome = field(default_factory=BatchOutcome)
+    contact: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.strongest = self.crowd.identities.strongest()
@@ -241,22 +259,42 @@ class _Batch:
         first = ("customer_id", "identifier")
         return [*first, *contact, *(name for name in SCHEMAS[self.answers].names if name not in first)]
 
-    def write(self, writer: Writer, chunk: Sequence[str]) -> None:
-        """Ask about some customers, log the decisions and write the rows."""
-        contact = self.addresses.of(chunk) if self.delivery.with_contact else {}
-        named, rows = self._named(chunk), list[tuple[str, Mapping[str, Any]]]()
+    def answered(self, engine_of: Callable[[Home], Engine]) -> Iterator[tuple[Sequence[str], Iterable[Answered]]]:
+        """Some customers at a time, and the answers about those of them who are asked about."""
+        crowd = self.crowd
+        if is_spark(self.home) and not self.delivery.with_contact and is_independent(crowd, self.channel):
+            from serving.decide.spread import spread
+
+            for part in spread(self.home, crowd, engine_of, self.limit, self.channel, self.listing):
+                crowd.asked += len(part)
+                yield [each.customer for each in part], part
+            return
+        for chunk in crowd.chunks():
+            yield chunk, self._asked(chunk)
+
+    def _asked(self, chunk: Sequence[str]) -> Iterator[Answered]:
+        """Ask about some customers, but for those whom a sending file cannot reach."""
+        self.contact = self.addresses.of(chunk) if self.delivery.with_contact else {}
         for row in self.crowd.rows(chunk, self.channel):
             customer = str(row["customer_id"])
-            if (why := self._unreachable(customer, contact)) is not None:
+            why = self._unreachable(customer, self.contact)
+            if why is None:
+                told, record = self.crowd.ask(row, self.limit, self.channel, self.listing)
+                self.decisions.add(record)
+                why = self._not_sent(customer, told, record)
+            if why is None:
+                yield Answered(customer, list(lines_of(told, customer)))
+            else:
                 self.found.left_out[why] += 1
-                continue
-            told, record = self.crowd.ask(row, self.limit, self.channel, self.listing)
-            self.decisions.add(record)
-            lines = [{**line, "identifier": named.get(customer)} for line in lines_of(told, customer)]
-            if (why := self._not_sent(customer, told, record)) is not None:
-                self.found.left_out[why] += 1
-                continue
-            rows += [(customer, line) for line in self._shaped(customer, lines, contact.get(customer, {}))]
+
+    def write(self, writer: Writer, chunk: Sequence[str], answers: Iterable[Answered]) -> None:
+        """Log the decisions about some customers and write the rows."""
+        named, rows = self._named(chunk), list[tuple[str, Mapping[str, Any]]]()
+        for customer, found, decision in answers:
+            if decision is not None:
+                self.decisions.add_line(decision)
+            lines = [{**line, "identifier": named.get(customer)} for line in found]
+            rows += [(customer, line) for line in self._shaped(customer, lines, self.contact.get(customer, {}))]
         self._write(writer, rows)
         self.crowd.engine.governor.sync()
 

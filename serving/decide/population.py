@@ -21,6 +21,7 @@ from features.state.home import Home
 from features.state.ports import MissingStateError
 from features.store.event_log import EventLog
 from features.store.feature_store import FeatureStore
+from models.kind import Answers
 from models.recommendations import Listing
 from models.registry import ModelSettings
 from serving.decide.engine import WITHDRAWN, DecisionRecord, Engine
@@ -36,6 +37,45 @@ from serving.decide.who import Who
 
 AnyAnswer = ScoreAnswer | ItemsAnswer | OffersAnswer
 CHUNK = 500
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What a batch asks of each customer, whose row and permissions it is told: nothing here grows with how many they are.
+
+    Attributes:
+        answers: what the model answers with.
+        now: when the answers go out.
+    """
+
+    engine: Engine
+    name: str
+    answers: Answers
+    as_of: datetime
+    now: datetime
+
+    def ask(
+        self, who: Who, row: Mapping[str, Any], limit: int, channel: Channel | None, listing: Listing, dry_run: bool = False
+    ) -> tuple[AnyAnswer, DecisionRecord]:
+        """The answer that HTTP would give, and its decision; run again they keep their ids."""
+        name = self.decision_id(row["customer_id"], channel, listing)
+        told: tuple[AnyAnswer, DecisionRecord]
+        if self.answers == "score":
+            told = self.engine.score(self.name, ScoreRequest(channel=channel), who, row, self.as_of, name)
+        elif self.answers == "items":
+            wish = RecommendationsRequest(limit=limit, channel=channel, listing=listing, dry_run=dry_run)
+            told = self.engine.recommendations(self.name, wish, who, row, self.as_of, name, self.now)
+        else:
+            offer = NextBestOfferRequest(limit=limit, channel=channel, dry_run=dry_run)
+            told = self.engine.next_best_offer(self.name, offer, who, row, self.as_of, name, self.now)
+        answer, record = told
+        # what comes of a decision is counted from when it is given out
+        return answer, {**record, "as_of": self.now.astimezone(UTC)}
+
+    def decision_id(self, customer: str, channel: Channel | None, listing: Listing) -> str:
+        """Names the decision about a customer: the same whenever the same batch is run."""
+        said = f"{self.name}/{listing}/{channel}/{self.as_of.isoformat()}/{customer}"
+        return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
 
 
 @dataclass
@@ -100,53 +140,45 @@ class Population:
         What was sent to a customer is told as of now, whatever the moment of the batch: that is when its messages go out.
         """
         rows = _rows(self.store, self.settings, chunk, self.as_of)
-        if not (folds := self.engine.reads(self.name, (channel,))):
+        if not (folds := self.sent_folds(channel)):
             return rows
-        if not self.counted:
-            self.store.backfill("customer_state", {self.now: None})
-            self.counted = True
         spine = pd.DataFrame({"customer_id": chunk, "event_timestamp": pd.Timestamp(self.now)})
         frame = self.store.historical(spine, "state_v1", folds).drop(columns="event_timestamp")
         sent = {row["customer_id"]: row for row in frame.to_dict("records")}
         return [{**row, **{name: _plain(value) for name, value in sent.get(row["customer_id"], {}).items()}} for row in rows]
 
+    def sent_folds(self, channel: Channel | None) -> tuple[str, ...]:
+        """Which folds tell of what was sent to each by now, where that is read; their snapshot is there then."""
+        folds = self.engine.reads(self.name, (channel,))
+        if folds and not self.counted:
+            self.store.backfill("customer_state", {self.now: None})
+            self.counted = True
+        return folds
+
     def who(self, customer: str) -> Who:
         """A customer with what they allow now."""
         return _who(self.identities, self.consents, customer)
+
+    @property
+    def asking(self) -> Asking:
+        """What is asked of each."""
+        return Asking(self.engine, self.name, self.settings.kind.answers, self.as_of, self.now)
 
     def ask(
         self, row: Mapping[str, Any], limit: int, channel: Channel | None, listing: Listing, dry_run: bool = False
     ) -> tuple[AnyAnswer, DecisionRecord]:
         """The answer that HTTP would give about the customer of a feature row, and its decision; run again they keep their ids."""
-        who, answers = self.who(row["customer_id"]), self.settings.kind.answers
-        name = self.decision_id(row["customer_id"], channel, listing)
-        told: tuple[AnyAnswer, DecisionRecord]
-        if answers == "score":
-            told = self.engine.score(self.name, ScoreRequest(channel=channel), who, row, self.as_of, name)
-        elif answers == "items":
-            wish = RecommendationsRequest(limit=limit, channel=channel, listing=listing, dry_run=dry_run)
-            told = self.engine.recommendations(self.name, wish, who, row, self.as_of, name, self.now)
-        else:
-            offer = NextBestOfferRequest(limit=limit, channel=channel, dry_run=dry_run)
-            told = self.engine.next_best_offer(self.name, offer, who, row, self.as_of, name, self.now)
-        answer, record = told
-        # what comes of a decision is counted from when it is given out
-        return answer, {**record, "as_of": self.now.astimezone(UTC)}
+        return self.asking.ask(self.who(row["customer_id"]), row, limit, channel, listing, dry_run)
 
     def refusal(self, customer: str, channel: Channel | None, listing: Listing) -> tuple[str, DecisionRecord]:
         """Why a customer of whom nothing may be used gets no answer, and the decision, which does not name them."""
         why = self.who(customer).not_reached(channel) or WITHDRAWN
         return why, {
-            "decision_id": self.decision_id(customer, channel, listing), "kind": self.name, "customer_id": None,
+            "decision_id": self.asking.decision_id(customer, channel, listing), "kind": self.name, "customer_id": None,
             "as_of": self.now.astimezone(UTC), "model": self.engine.champion(self.name).model.label, "feature_at": None, "fallback": why,
             "request": {"channel": channel}, "choices": [], "features": {},
             "assignment": {"group": None, "variants": {}, "held_out": False},
         }  # fmt: skip
-
-    def decision_id(self, customer: str, channel: Channel | None, listing: Listing) -> str:
-        """Names the decision about a customer: the same whenever the same batch is run."""
-        said = f"{self.name}/{listing}/{channel}/{self.as_of.isoformat()}/{customer}"
-        return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
 
 
 def _rows(store: FeatureStore, settings: ModelSettings, customers: Sequence[str], as_of: datetime) -> list[dict[str, Any]]:
