@@ -22,6 +22,7 @@ from features.state.command import run
 from features.state.disk import DamagedStateError, make_folder, write_atomically
 from features.state.home import Home
 from features.state.ports import MissingStateError
+from serving.commands import backup
 from serving.commands.audience import audience_app
 from serving.commands.batch import register as register_batch
 from serving.commands.migrate import register as register_migrate
@@ -40,6 +41,7 @@ app.add_typer(outbox_app, name="outbox")
 app.add_typer(rules_app, name="rules")
 app.add_typer(audience_app, name="audience")
 register_batch(app)
+backup.register(app)
 register_migrate(app)
 console = Console()
 
@@ -61,7 +63,8 @@ def serve(
     os.environ["UBIQUO_LOOPBACK"] = "1" if is_loopback(host) else "0"
     os.environ["UBIQUO_SINGLE_PROCESS"] = "1" if workers == 1 else "0"
     os.environ.setdefault("BENTOML_HOME", str(home.root / "bentoml"))
-    console.print(f"serving on http://{host}:{port}: /v1/..., /openapi.json, /metrics, /readyz; Ctrl-C ends it", highlight=False)
+    if home.settings.log == "text":
+        console.print(f"serving on http://{host}:{port}: /v1/..., /openapi.json, /metrics, /readyz; Ctrl-C ends it", highlight=False)
     if workers > 1:
         from serving.http.workers import supervise
 

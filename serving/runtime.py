@@ -210,8 +210,6 @@ class Runtime:
         ]
         if self.is_shared:
             chores.append(("keeping the lease of a service", self._keep_lease, AGGREGATE_SECONDS))
-            # also where nobody asks: what others take must not pile up
-            chores.insert(0, ("following other services", self._catch_up, TICK_SECONDS))
         self._worker = Worker("ubiquo-background", chores)
         steps: list[tuple[str, Callable[[], Any], float]] = [
             ("moving journeys on", turns.taken("journeys", self.journeys.step), TICK_SECONDS),
@@ -223,6 +221,8 @@ class Runtime:
             Worker("ubiquo-journeys", steps),
             Worker("ubiquo-outbox", [("sending messages", turns.taken("outbox", self.journeys.send), TICK_SECONDS)]),
             # little at a time, so that no decision waits long for the disk
+            # also where nobody asks: what others take must not pile up
+            *([Worker("ubiquo-following", [("following other services", self._catch_up, TICK_SECONDS)])] if self.is_shared else []),
             Worker("ubiquo-promises", [("bringing promises onto the disk", self.engine.governor.sync, SYNC_SECONDS)], SYNC_SECONDS),
         ]
 
@@ -264,7 +264,7 @@ class Runtime:
         for worker in self._others:
             found += [f"{name} has failed {n} times in a row: {why}" for name, (n, why) in dict(worker.failures).items() if n >= 3]
             if not worker.is_alive:
-                found.append("the work on journeys, messages or promises has ended: restart the service")
+                found.append("the work on journeys, messages, promises or other services has ended: restart the service")
         if self.intake.unfollowed:
             found.append(f"{self.intake.unfollowed} events were not seen by the journeys")
         found += [f"{kind}: no champion" for kind in self.engine.missing() if kind not in self.engine.broken]

@@ -21,13 +21,14 @@ from hypothesis import HealthCheck, settings
 from lakes import Lake, await_port, lake_environment
 from playwright.sync_api import Browser, sync_playwright
 from postgres import PostgresCluster, programs
-from scene import NEW_YEAR, SECRET, SMALL_CUT, Pages, Service, TinyShop, command, copy_home, free_port, start_service, stop_service
+from scene import NEW_YEAR, ROOT, SECRET, SMALL_CUT, Pages, Service, TinyShop, command, copy_home, free_port, start_service, stop_service
 from warm import Forge
 
 from features.catalogue.shop import Shop
 from features.catalogue.tables import ITEM_CONTEXT, ITEMS, OFFERS, Catalogue
 from features.state.home import Home, configure_process
 from features.state.postgres_server import server_at
+from features.state.settings import Settings
 from serving.privacy.keys import SCOPES, Keys
 
 configure_process()
@@ -168,6 +169,26 @@ def own_service(trained: Home, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="session")
+def far_service(
+    trained: Home, postgres: PostgresCluster, redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Service, dict[str, str]]]:
+    """As ``own_service``, with its state in PostgreSQL and Redis, and the variables that say so."""
+    home = copy_home(trained, tmp_path_factory.mktemp("far") / "home")
+    url = postgres.new_database()
+    done = command("serving", "migrate", "--to", url, home=home.root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    servers = {"UBIQUO_DATABASE": url, "UBIQUO_REDIS": redis_url}
+    done = command("features", "materialize", home=home.root, **servers)
+    assert done.returncode == 0, done.stdout + done.stderr
+    home = Home(home.root, Settings(database=url, redis=redis_url, home=str(home.root), secret=SECRET))
+    running = start_service(home, UBIQUO_DEMO_SHOP="1", **servers)
+    yield running, servers
+    stop_service(running)
+    server_at.cache_clear()
+    postgres.give_back(url)
+
+
+@pytest.fixture(scope="session")
 def pages() -> Iterator[Pages]:
     """The web server of a shop whose pages may call ``keyed_service``."""
     served = Pages()
@@ -234,7 +255,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def s3_url() -> Iterator[str]:
     """An S3 server of this machine; ``lake`` gives a test a bucket of its own in it."""
     port = free_port()
-    line = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    line = [sys.executable, "-W", "ignore", str(ROOT / "tests" / "s3_server.py"), str(port)]
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         await_port(port, process)

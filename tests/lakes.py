@@ -73,6 +73,8 @@ class Gate:
         """Whether the answer to a request, which the store gets, is lost."""
         self.meets: Callable[[bytes], None] = lambda request: None
         """Called with each request before the store gets it."""
+        self.changed: Callable[[bytes], bytes] = lambda request: request
+        """What the store gets in place of a request."""
         self._door = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._door.getsockname()[1]}"
         threading.Thread(target=self._open, daemon=True).start()
@@ -93,7 +95,7 @@ class Gate:
                 self.meets(request)
                 if self.deaf(request):
                     lost.set()
-                store.sendall(request)
+                store.sendall(self.changed(request))
 
     @staticmethod
     def _answer(client: socket.socket, store: socket.socket, lost: threading.Event) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
+import sys
 
 import pytest
 
+from features.state.settings import SettingError
 from serving.http import logs
-from serving.http.logs import Sparing
+from serving.http.logs import JsonLines, Sparing, configure_logging
 
 
 class Clock:
@@ -53,3 +56,38 @@ def test_another_kind_is_not_held_back_and_after_a_silence_it_is_news(clock: Clo
     assert not said(sparing)
     clock.now = 306
     assert said(sparing)
+
+
+class TestJson:
+    def test_each_line_is_one_object(self) -> None:
+        try:
+            _ = 1 / 0
+        except ZeroDivisionError:
+            failed = logging.LogRecord("ubiquo", logging.ERROR, __file__, 1, "moving %d events failed", (3,), sys.exc_info())
+        failed.created = 0.25
+        line = JsonLines().format(failed)
+        assert "\n" not in line
+        told = json.loads(line)
+        assert told["error"].pop("traceback").startswith("Traceback")
+        assert told == {
+            "time": "1970-01-01T00:00:00.250+00:00", "level": "ERROR", "logger": "ubiquo", "message": "moving 3 events failed",
+            "error": {"type": "ZeroDivisionError", "message": "division by zero"},
+        }  # fmt: skip
+
+    def test_it_is_chosen_by_a_setting(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        handlers, levels = logging.root.handlers[:], [logging.root.level, logging.getLogger("ubiquo").level]
+        try:
+            for said in ("text", "json"):
+                monkeypatch.setenv("UBIQUO_LOG", said)
+                configure_logging()
+                logging.getLogger("ubiquo").warning("the disk is %s", said)
+        finally:
+            logging.root.handlers[:] = handlers
+            logging.root.setLevel(levels[0])
+            logging.getLogger("ubiquo").setLevel(levels[1])
+        text, as_json = capsys.readouterr().err.splitlines()
+        assert text.endswith("WARNING ubiquo: the disk is text")
+        assert json.loads(as_json)["message"] == "the disk is json"
+        monkeypatch.setenv("UBIQUO_LOG", "xml")
+        with pytest.raises(SettingError, match="UBIQUO_LOG='xml'"):
+            configure_logging()

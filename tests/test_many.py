@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import random
@@ -18,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+from lakes import Lake, lake_environment
 from postgres import PostgresCluster
 from scene import NEW_YEAR, ROOT, SECRET, Service, command, copy_home, eventually, free_port, start_service, stop_service, surroundings
 from servers import Proxy, RedisServer
@@ -28,6 +30,7 @@ from features.state.settings import Settings
 from features.store.customer_rows import CustomerRows
 from features.store.event_log import EventLog, connect
 from features.store.feature_store import FeatureStore, moment_of
+from serving.http.lanes import Lane, LongAnswers
 
 ZONE = "America/New_York"
 HEADERS = {"content-type": "application/json"}
@@ -166,6 +169,20 @@ class ManyServicesContract:
         time.sleep(1.5)
         assert known_as(here, who) is known_as(there, who) is None
 
+    def test_what_takes_long_is_fetched_whoever_is_asked(self, pair: Pair) -> None:
+        here, there = pair.services
+        own = LongAnswers(Lane("long", 1, 4, 10.0, 10.0))
+
+        async def asked() -> str:
+            found = await own.ask("key", 0.0, time.sleep, 0.2)
+            return str(found.result_id)
+
+        ticket = asyncio.run(asked())
+        for service in (here, there):
+            status, said = service.get(f"/v1/results/{ticket}")
+            assert (status, json.loads(said)["state"]) == (202, "running"), "it may be another process's: ask again"
+            assert service.get("/v1/results/nonsense")[0] == 404
+
     def test_a_repeat_at_the_other_is_a_duplicate_before_and_after_it_is_moved_on(self, pair: Pair) -> None:
         here, there = pair.services
         event = happened("view_item", {"cookie": "again"}, items=[{"item_id": "1082185"}])
@@ -215,20 +232,29 @@ class TestOnOneMachine(ManyServicesContract):
 
 
 class TestOnManyMachines(ManyServicesContract):
-    """With PostgreSQL and Redis: the services share nothing else but the folder."""
+    """With PostgreSQL, Redis and object storage: the services share nothing else but the folder."""
 
     @pytest.fixture(scope="class")
-    def pair(self, trained: Home, postgres: PostgresCluster, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-        home = copy_home(trained, tmp_path_factory.mktemp("machines") / "home")
-        url, servers = postgres.new_database(), {"UBIQUO_REDIS": redis_url}
-        done = command("serving", "migrate", "--to", url, home=home.root)
-        assert done.returncode == 0, done.stdout + done.stderr
-        servers["UBIQUO_DATABASE"] = url
-        done = command("features", "materialize", home=home.root, **servers)
-        assert done.returncode == 0, done.stdout + done.stderr
-        made = Pair(Home(home.root, Settings(database=url, redis=redis_url, home=str(home.root), secret=SECRET)), **servers)
-        yield made
-        made.close()
+    def pair(
+        self, trained: Home, postgres: PostgresCluster, redis_url: str, s3_url: str, tmp_path_factory: pytest.TempPathFactory
+    ) -> Iterator[Pair]:
+        home, lake = copy_home(trained, tmp_path_factory.mktemp("machines") / "home"), Lake.made(s3_url)
+        url = postgres.new_database()
+        servers = {"UBIQUO_REDIS": redis_url, "UBIQUO_LAKE": lake.address, "UBIQUO_DATABASE": url}
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in lake_environment(s3_url).items():
+                patch.setenv(name, value)
+            for arguments, needs in (
+                (("features", "lake", "--to", lake.address), ()),
+                (("serving", "migrate", "--to", url), ("UBIQUO_LAKE",)),
+                (("features", "materialize"), tuple(servers)),
+            ):
+                done = command(*arguments, home=home.root, **{name: servers[name] for name in needs})
+                assert done.returncode == 0, done.stdout + done.stderr
+            settings = Settings(database=url, redis=redis_url, lake=lake.address, home=str(home.root), secret=SECRET)
+            made = Pair(Home(home.root, settings), **servers)
+            yield made
+            made.close()
         postgres.give_back(url)
 
 

@@ -287,6 +287,23 @@ class TableContract:
             assert table.version() == other.version() == seen + 1
         assert len(self.held(table)) == 4
 
+    def test_of_many_who_make_it_at_once_one_does(self, table: Table, other: Table) -> None:
+        begin, told = threading.Barrier(6), []
+
+        def make(mine: Table, name: str) -> None:
+            begin.wait()
+            with contextlib.suppress(MovedOnError):
+                told.append((name, mine.append(self.rows(name), expected_version=-1)))
+
+        threads = [threading.Thread(target=make, args=((table, other)[k % 2], f"maker.{k}")) for k in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        [(name, version)] = told
+        assert (version, table.version()) == (0, 0)
+        assert self.held(table) == self.held(other) == [name]
+
     def test_nothing_is_taken_out_of_what_was_not_seen(self, table: Table, other: Table) -> None:
         seen = table.append(self.rows("ada.lovelace", "bob.builder"))
         other.append(self.rows("eve.online"))
@@ -394,6 +411,23 @@ class DatabaseContract:
                 run_many(connection, statement, [("a", size, None)])
             assert session.read(sa.select(THINGS.c.size)) == [(stays,)]
         assert session.read(sa.select(THINGS.c.name).where(THINGS.c.size == sa.bindparam("size")), {"size": 7}) == [("a",)]
+        session.close()
+
+    def test_it_is_told_how_many_rows_were_put_in_and_taken_out(self, database: Database) -> None:
+        with database.begin() as connection:
+            once = put(THINGS).on_conflict_do_nothing()
+            assert [connection.execute(once, {"name": name, "size": 1}).rowcount for name in "aba"] == [1, 1, 0]
+            assert connection.execute(sa.update(THINGS).values(size=2)).rowcount == 2
+            assert connection.execute(sa.delete(THINGS).where(THINGS.c.size == 1)).rowcount == 0
+            assert connection.execute(sa.delete(THINGS)).rowcount == 2
+
+    def test_any_text_can_be_asked_for(self, database: Database) -> None:
+        session = database.connect()
+        with session.writing() as connection:
+            run_many(connection, sa.insert(THINGS), [("a", 1, None), ("é%s:x", 2, b"\0")])
+        query = sa.select(THINGS.c.size).where(THINGS.c.name.in_(sa.bindparam("names", expanding=True)))
+        assert session.read(query, {"names": ["a\0b", "é%s:x", "\0", "\\"]}) == [(2,)]
+        assert session.read(sa.select(THINGS.c.size).where(THINGS.c.name == sa.bindparam("name")), {"name": "a\0"}) == []
         session.close()
 
     def test_another_connection_sees_what_is_committed_and_that_something_changed(self, database: Database) -> None:

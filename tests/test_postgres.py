@@ -7,7 +7,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from sqlalchemy.exc import OperationalError
 from features.people.contacts import Contacts
 from features.people.hidden import Hidden
 from features.people.tombstones import Tombstones
-from features.people.vault import Vault
+from features.people.vault import Personal, Vault
 from features.state import postgres_server
+from features.state.disk import DamagedStateError, NoSpaceError
 from features.state.home import LASTING, Home
 from features.state.migrations import FOLDER, HEAD, REVISIONS
 from features.state.ports import Database
@@ -37,7 +39,7 @@ from features.state.postgres_moving import MOVING
 from features.state.postgres_server import UnreachableDatabaseError, server_at
 from features.state.settings import SettingError, Settings
 from features.state.sql import BIG, put, run_many
-from serving.decide.ledger import Ledger
+from serving.decide.ledger import Ledger, Promise
 from serving.decide.rules import Rules
 from serving.intake.event_queue import Accepted, Refused, Turn
 from serving.intake.inbox import Inbox
@@ -305,6 +307,64 @@ def test_a_failure_that_is_passed_over_is_told(postgres_url: str) -> None:
     with pytest.raises(RuntimeError, match="nothing of it is stored"):
         pass_over()
     assert session.read(_ALL) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "told"),
+    [("53100", NoSpaceError, "make room there"), ("XX001", DamagedStateError, "from a backup"), ("57014", OperationalError, "")],
+)
+def test_what_the_server_says_is_told_with_what_to_do(postgres_url: str, code: str, kind: type[Exception], told: str) -> None:
+    session = PostgresDatabase(server_at(postgres_url), "things", (THINGS,), PostgresKeeping()).connect()
+
+    def fail() -> None:
+        with session.writing() as connection:
+            connection.execute(sa.insert(THINGS).values(name="a"))
+            connection.exec_driver_sql(f"DO $$ BEGIN RAISE EXCEPTION 'so it is' USING ERRCODE = '{code}'; END $$")
+
+    with pytest.raises(kind, match=f"so it is.*{told}"):
+        fail()
+    assert session.read(_ALL) == []
+
+
+def test_a_role_that_may_make_schemas_is_enough(postgres: PostgresCluster, postgres_url: str, tmp_path: Path) -> None:
+    name = postgres_url.rpartition("/")[2]
+    with contextlib.closing(server_at(postgres_url).opened()) as connection:
+        connection.execute(f"CREATE ROLE plain_{name} LOGIN")
+        connection.execute(f"GRANT CREATE ON DATABASE {name} TO plain_{name}")
+    url = postgres_url.replace("ubiquo@", f"plain_{name}@")
+    home = Home(tmp_path, Settings(database=url, secret=SECRET))
+    _everything(home)
+    contacts = Contacts(home, Vault(SECRET.encode()))
+    contacts.remember([(Personal("email:x", "first_name", "Ada"), NEW_YEAR)])
+    # takes rows out, and out of the table's own file
+    assert contacts.erase(["email:x"]) == 1
+    ledger = Ledger(home)
+    assert ledger.reserve(Promise(["c"], "d", "email", ["o"], NEW_YEAR, timedelta(days=1), {}, timedelta(days=1)))
+    ledger.sync()
+    assert home.database("event_index", THINGS).connect().read(_ALL) == []
+    assert home.database("event_index", THINGS).stamp() is not None
+    assert home.database("rules").stamp() is not None
+    held = home.lease.take("work")
+    assert held.still_held()
+    held.close()
+    server_at(url).close()
+    with contextlib.closing(server_at(postgres_url).opened()) as connection:
+        connection.execute(f"DROP OWNED BY plain_{name}")
+        connection.execute(f"DROP ROLE plain_{name}")
+
+
+def test_more_readers_than_connections_wait_their_turn(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres_server, "KEPT_CONNECTIONS", 1)
+    monkeypatch.setattr(postgres_server, "MOST_CONNECTIONS", 2)
+    monkeypatch.setattr(postgres_server, "WRITE_SECONDS", 1.0)
+    server = postgres_server.PostgresServer(postgres_url)
+    session = PostgresDatabase(server, "things", (THINGS,), PostgresKeeping()).connect()
+    with ThreadPoolExecutor(12) as pool:
+        assert list(pool.map(lambda _: session.read(_ALL), range(200))) == [[]] * 200
+        with session.streaming(_ALL), session.streaming(_ALL), pytest.raises(UnreachableDatabaseError, match="2 connections"):
+            session.read(_ALL)
+    assert session.read(_ALL) == []
+    server.close()
 
 
 @pytest.fixture(scope="module")

@@ -70,9 +70,15 @@ class Story:
         return self.service.ask("profile", {"identifiers": who})
 
 
-@pytest.fixture
-def story(own_service: Service) -> Story:
-    return Story(own_service)
+@pytest.fixture(params=["files", "servers"])
+def story(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Story:
+    """On the files of one home, and with PostgreSQL and Redis."""
+    if request.param == "files":
+        return Story(request.getfixturevalue("own_service"))
+    service, servers = request.getfixturevalue("far_service")
+    for name, value in servers.items():
+        monkeypatch.setenv(name, value)
+    return Story(service)
 
 
 def test_a_search_gives_no_email_without_permission_and_one_after_she_consents(story: Story) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import DownloadColumn, Progress
 
 from features.state.home import Home
-from features.state.lake_moving import copy_table
+from features.state.lake_moving import check_store, copy_table
 from features.state.lake_tables import keep_in, kept_in
 from features.state.ports import DECISIONS, LOG, SERVING
 from features.state.settings import Settings
@@ -24,12 +24,18 @@ def register(app: typer.Typer) -> None:
 
 def move(
     to: Annotated[str, typer.Option(help="Where they are to lie: s3://BUCKET/PREFIX, which UBIQUO_LAKE is to name.")],
+    check: Annotated[bool, typer.Option("--check", help="Only see whether the store keeps what several writers rely on.")] = False,
 ) -> None:
     """Copy the tables of the log to object storage and compare them; safe to kill and to repeat. End the service first.
 
     The folder stays as it is, until you delete it.
     """
-    lake, home = Settings(lake=to).lake, Home.from_environment()
+    lake = Settings(lake=to).lake
+    check_store(lake)
+    if check:
+        console.print(f"of several writers at once one wins at {lake}, as it should be", highlight=False)
+        return
+    home = Home.from_environment()
     if told := kept_in(home.root):
         raise ValueError(f"the tables of {home.root} lie in {told} already: set UBIQUO_LAKE={told}")
     folders, tables = home.table_folders, home.tables_in(lake)

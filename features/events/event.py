@@ -235,6 +235,8 @@ def parse_event(
         raise RejectedEvent(*explain(error, Event)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RejectedEvent("$", f"not valid JSON: {error}") from None
+    if "\0" in event.event_id:
+        raise RejectedEvent("event_id", "holds a character of the number 0, which not every database keeps: leave it out")
     event = _named(event, own)
     for field in REQUIRED_FIELDS.get(event.name) or own.get(event.name, ()):
         names = field.split("|")

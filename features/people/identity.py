@@ -231,6 +231,11 @@ class Identities:
             news = list(self._graph.news)
         return [*(() if table is None else _steps(table.sort_by("seq"))), *news]
 
+    def disturbed_since(self, moment: datetime) -> set[str]:
+        """Everybody who ever had an identifier that has changed hands since *moment*: those who were merged and are nobody now, too."""
+        keys = self._graph.changed_hands_since(moment)
+        return {step.customer_id for step in self._steps_about(keys, ()) if step.customer_id is not None} if keys else set()
+
     def take_disturbed(self) -> set[str]:
         """The customers who gained or lost an identifier with a past since the last call: what was derived of them is out of date."""
         with self._lock:

@@ -195,6 +195,10 @@ class IdentityState:
             found[key] = self._owner[key]
         return found
 
+    def changed_hands_since(self, moment: datetime) -> list[str]:
+        """The identity keys whose owner, once known, has changed at *moment* or later; one pass over those that ever have."""
+        return [key for key, at in list(self._changed.items()) if at >= moment]
+
     def current(self, customer_id: str) -> str:
         """The customer that *customer_id* has become by merges: itself, mostly."""
         while customer_id not in self._members and customer_id in self._moved:

@@ -110,7 +110,9 @@ class DeltaWrites(ABC):
         def work(table: DeltaTable | None, how: CommitProperties) -> None:
             if table is None:
                 # commits outlive the rows that they tell of: they keep no least and greatest identifier
-                self._first(rows, how, configuration={"delta.dataSkippingStatsColumns": TIMES[0], **SHORT_MEMORY}, mode=mode, **more)
+                settings = {"delta.dataSkippingStatsColumns": TIMES[0], **SHORT_MEMORY}
+                # by any other mode it would append to what somebody else has made in this moment
+                self._first(rows, how, configuration=settings, mode="error")
                 return
             options: dict[str, Any] = {"writer_properties": WRITER, "post_commithook_properties": HOOKS, "commit_properties": how}
             write_deltalake(table, rows, mode=mode, **options, **more)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import tempfile
+import threading
+import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.state.lake_store import LakeStore
 from features.state.lake_tables import LOG, LakeTable
+from features.state.ports import MovedOnError
 from features.state.tables import DeltaFolder
+
+WRITERS, ROUNDS = 6, 3
 
 
 class CopiedTable(NamedTuple):
@@ -24,8 +32,45 @@ class CopiedTable(NamedTuple):
     rows: int
 
 
+class UnfitStoreError(ValueError):
+    """A store does not keep to what several writers rely on."""
+
+
 class NotACopyError(ValueError):
     """What lies at an address of the lake is no copy of the table that is to go there."""
+
+
+def check_store(lake: str) -> None:
+    """See that the store puts a commit only where there is none: several writers make one table at once, and one must win.
+
+    Raises:
+        UnfitStoreError: two have won, so that one would have lost its commit without a word.
+        LakeError: the store cannot be reached, or refuses.
+    """
+    scratch = f"{lake}/check-{uuid.uuid4().hex}"
+    rows = pa.table({"known_at": pa.array([0], pa.timestamp("us", tz="UTC"))})
+    with tempfile.TemporaryDirectory() as nowhere, ThreadPoolExecutor(WRITERS, "ubiquo-check") as pool:
+        for number in range(ROUNDS):
+            tables = [LakeTable(f"{scratch}/{number}", Path(nowhere)) for _ in range(WRITERS)]
+            begin = threading.Barrier(WRITERS)
+            try:
+                won = sum(pool.map(lambda table, begin=begin: _wins(table, rows, begin), tables))
+            finally:
+                store = LakeStore(f"{scratch}/{number}")
+                store.delete(each.name for folder in ("", LOG) for each in store.listed(folder))
+            if won > 1:
+                raise UnfitStoreError(
+                    f"the store of {lake} keeps no conditional writes (If-None-Match): two writers at once would lose a commit; use another"
+                )
+
+
+def _wins(table: LakeTable, rows: pa.Table, begin: threading.Barrier) -> bool:
+    begin.wait()
+    try:
+        table.append(rows, expected_version=-1)
+    except MovedOnError:
+        return False
+    return True
 
 
 def copy_table(folder: DeltaFolder, table: LakeTable, done: Callable[[int], None] = lambda size: None) -> CopiedTable | None:

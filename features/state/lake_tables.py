@@ -83,9 +83,10 @@ class LakeTable(DeltaWrites):
     def __init__(self, address: str, cache: Path, begun: Callable[[], None] = lambda: None) -> None:
         self._store, self._begun = LakeStore(address), begun
         self._cache = LakeCache(cache, self._store)
-        self._looking = threading.RLock()
+        self._looking, self._writing = threading.RLock(), threading.Lock()
         self._seen: _Seen | None = None
         self._table: DeltaTable | None = None
+        self._written: DeltaTable | None = None
         self._commits: dict[int, _Commit] = {}
         self._orphaned: dict[str, float] = {}
         self._watched = False
@@ -282,13 +283,19 @@ class LakeTable(DeltaWrites):
         return list(self._look().sizes.values())
 
     def _at(self, version: int) -> DeltaTable:
-        with self._store.told():
+        # opened anew it would read every commit since the last checkpoint
+        if self._written is not None and self._written.version() < version:
+            self._written.update_incremental()
+        if self._written is None:
             try:
-                return DeltaTable(self.place, version=version, storage_options=options())
+                self._written = DeltaTable(self.place, version=version, storage_options=options())
             except DeltaError as error:
                 if (now := self.version()) != version:
                     raise MovedOnError(f"{self.place} stands at version {now}, not {version}") from error
                 raise
+        if (now := self._written.version()) != version:
+            raise MovedOnError(f"{self.place} stands at version {now}, not {version}")
+        return self._written
 
     def _first(self, rows: pa.Table, how: CommitProperties, **more: Any) -> None:
         self._begun()
@@ -296,8 +303,13 @@ class LakeTable(DeltaWrites):
         write_deltalake(self.place, rows, storage_options=options(), **more)
 
     def _tried(self, work: Any, seen: int, mark: str) -> tuple[Mapping[str, Any], int]:
-        with self._store.told():
-            return super()._tried(work, seen, mark)
+        with self._writing, self._store.told():
+            try:
+                return super()._tried(work, seen, mark)
+            except BaseException:
+                # what it holds now nobody knows
+                self._written = None
+                raise
 
     def _maker(self, version: int) -> Mapping[str, Any] | None:
         commit = self._commit_of(version)
@@ -335,6 +347,8 @@ class LakeTable(DeltaWrites):
         gone = self._due(old, max(kept_seconds, KEPT_SECONDS))
         self._store.delete(gone)
         self._forget(gone)
+        known = {*lying, *old}
+        self._orphaned = {name: since for name, since in self._orphaned.items() if name in known}
         if kept_seconds:
             self._cache.tidy(seen.sizes, Why.COMPACTED)
         else:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
+import uuid
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Executable, Table
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.schema import CreateIndex, CreateSchema, CreateTable, DropSchema
 
 from features.state.ports import AnyRow
@@ -21,8 +22,10 @@ from features.state.postgres_server import (
     WRITE_SECONDS,
     PostgresServer,
     UnreachableDatabaseError,
+    from_pool,
     has_failed,
     is_idle,
+    is_missing,
     raw,
 )
 from features.state.sql import schema_of
@@ -68,7 +71,8 @@ class PostgresDatabase:
     def __init__(self, server: PostgresServer, name: str, tables: Sequence[Table], keeping: PostgresKeeping) -> None:
         self.server, self._name, self._tables, self._keeping = server, name, tables, keeping
         self._schema = f"{OWN}_{name}"
-        self._engine = server.engine.execution_options(schema_translate_map={None: self._schema})
+        # how many rows an insert has put in is asked too, and told by the driver only until its cursor is closed
+        self._engine = server.engine.execution_options(schema_translate_map={None: self._schema}, preserve_rowcount=True)
         self._making = threading.Lock()
         self._is_made = self._is_there = False
         self._unsynced = 0
@@ -140,6 +144,11 @@ class PostgresDatabase:
                 connection.execute(DropSchema(self._schema, cascade=True, if_exists=True))
             self._is_made = self._is_there = False
 
+    def look_again(self) -> None:
+        """See at the next ``connect`` whether it is there."""
+        with self._making:
+            self._is_made = self._is_there = False
+
     def committed(self) -> None:
         """Note that something was committed."""
         with self._making:
@@ -208,16 +217,21 @@ class PostgresSession:
             UnreachableDatabaseError: the server does not answer.
         """
         self._see_that_nothing_is_written()
-        try:
+        with self._looking_again():
+            try:
+                return self._read(statement, parameters or {})
+            except UnreachableDatabaseError as error:
+                if error.is_silent:
+                    raise
+            except DataError:
+                # no text here holds a character of the number 0, so that one that does equals none
+                if parameters is None or (parameters := _equal_to_none(parameters)) is None:
+                    raise
             return self._read(statement, parameters or {})
-        except UnreachableDatabaseError as error:
-            if error.is_silent:
-                raise
-        return self._read(statement, parameters or {})
 
     def _read(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[AnyRow]:
         self._database.server.see_that_it_answers()
-        with self._engine.connect() as connection:
+        with from_pool(self._engine) as connection:
             raw(connection).patience = self._patience
             return connection.execute(statement, parameters).fetchall()
 
@@ -241,7 +255,7 @@ class PostgresSession:
         """
         with self._lock:
             self._see_that_nothing_is_written()
-            with self._begun(self._begins, self._wait_seconds + WRITE_SECONDS) as connection:
+            with self._looking_again(), self._begun(self._begins, self._wait_seconds + WRITE_SECONDS) as connection:
                 self._writes = threading.get_ident()
                 try:
                     yield connection
@@ -260,7 +274,7 @@ class PostgresSession:
         """
         with self._lock:
             self._see_that_nothing_is_written()
-            with self._engine.connect() as connection:
+            with from_pool(self._engine) as connection:
                 raw(connection).patience = MAINTAIN_SECONDS
                 for table, size in self._sizes(connection):
                     self._tidy(connection, table, rewrites=size <= REWRITTEN_BYTES)
@@ -303,7 +317,7 @@ class PostgresSession:
         """A connection whose transaction has begun; one that the pool kept and that was lost meanwhile is replaced."""
         self._database.server.see_that_it_answers()
         for is_last in (False, True):
-            connection = self._engine.connect()
+            connection = from_pool(self._engine)
             try:
                 raw(connection).patience = patience
                 connection.exec_driver_sql(begins)
@@ -318,9 +332,31 @@ class PostgresSession:
                     raise
         raise AssertionError
 
+    @contextlib.contextmanager
+    def _looking_again(self) -> Iterator[None]:
+        """Have the next session see whether the tables are there, where one was not: another process may have discarded them."""
+        try:
+            yield
+        except OperationalError as error:
+            if is_missing(error):
+                self._database.look_again()
+            raise
+
     def _see_that_nothing_is_written(self) -> None:
         if self._writes == threading.get_ident():
             raise RuntimeError("a transaction is open on this connection: read and write through what it gave")
+
+
+def _equal_to_none(parameters: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The same parameters with texts that nothing equals in place of those that the server cannot read; None where all can be read."""
+
+    def told(value: Any) -> Any:
+        if isinstance(value, list):
+            return [told(each) for each in value]
+        return uuid.uuid4().hex if isinstance(value, str) and "\0" in value else value
+
+    changed = {name: told(value) for name, value in parameters.items()}
+    return None if changed == parameters else changed
 
 
 _SIZES = sa.text(

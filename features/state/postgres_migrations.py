@@ -11,7 +11,7 @@ from sqlalchemy.exc import OperationalError
 from features.state.migrations import FOLDER, HEAD, REVISIONS
 from features.state.ports import MissingStateError
 from features.state.postgres import OWN, alone
-from features.state.postgres_server import READ_SECONDS, PostgresServer, UnreachableDatabaseError, raw
+from features.state.postgres_server import READ_SECONDS, PostgresServer, UnreachableDatabaseError, is_missing, raw
 
 _VERSION = sa.text(f"SELECT version_num FROM {OWN}.alembic_version")
 
@@ -52,7 +52,7 @@ def revision_of(server: PostgresServer) -> str | None:
         try:
             return connection.execute(_VERSION).scalar()
         except OperationalError as error:
-            if getattr(error.orig, "sqlstate", None) in ("42P01", "3F000"):
+            if is_missing(error):
                 return None
             raise
 

@@ -94,7 +94,9 @@ class PatientConnection(psycopg.Connection[Any]):
                 if ready:
                     heard = time.monotonic()
                 elif (now := time.monotonic()) - heard > self.patience:
-                    if now - began > STRETCHED * self.patience or not self.asks or not self.server.works_on(self):
+                    # whoever is waited for does not ask whether it is at work
+                    asks = self.asks and not is_impatient()
+                    if now - began > STRETCHED * self.patience or not asks or not self.server.works_on(self):
                         self.close()
                         raise SilentServerError(f"no answer within {self.patience:g} seconds")
                     heard = time.monotonic()
@@ -185,11 +187,11 @@ class PostgresServer:
 
     def explained(self, error: psycopg.Error, statement: str | None = None) -> Exception:
         """What an error of the server means to whoever runs the service."""
-        state = error.sqlstate or ""
+        state, why = error.sqlstate or "", " ".join(str(error).split())
         if state == "53100":
-            return NoSpaceError(f"the disk of {self.place} is full ({error}): make room there, and go on")
+            return NoSpaceError(f"the disk of {self.place} is full ({why}): make room there, and go on")
         if state in ("XX001", "XX002"):
-            return DamagedStateError(f"{self.place} is damaged ({error}): put it back from a backup")
+            return DamagedStateError(f"{self.place} is damaged ({why}): put it back from a backup")
         if state in _NO_TABLE or state == _READ_ONLY:
             return OperationalError(statement, None, error)
         return error
@@ -248,6 +250,22 @@ def raw(connection: Connection) -> PatientConnection:
     return found
 
 
+def from_pool(engine: sa.Engine) -> Connection:
+    """A connection of the pool, waited for.
+
+    Raises:
+        UnreachableDatabaseError: there is none to be had, or all are in use for too long.
+    """
+    try:
+        return engine.connect()
+    except sa.exc.TimeoutError:
+        found = UnreachableDatabaseError(
+            f"all {MOST_CONNECTIONS} connections of this process to its database have been in use for {WRITE_SECONDS:g} seconds: ask again"
+        )
+        found.is_silent = True
+        raise found from None
+
+
 def has_failed(connection: PatientConnection) -> bool:
     """Whether a statement of the transaction has failed, so that nothing of it can be stored."""
     return connection.info.transaction_status == TransactionStatus.INERROR
@@ -256,6 +274,11 @@ def has_failed(connection: PatientConnection) -> bool:
 def is_error(error: BaseException) -> bool:
     """Whether the server or the way to it is to blame."""
     return isinstance(error, psycopg.Error)
+
+
+def is_missing(error: OperationalError) -> bool:
+    """Whether a table or schema is not there."""
+    return getattr(error.orig, "sqlstate", None) in _NO_TABLE
 
 
 def is_idle(connection: PatientConnection) -> bool:

@@ -21,6 +21,7 @@ from features.state.disk import PRIVATE_FILE, DamagedStateError, NoSpaceError, m
 from features.state.ports import AnyRow
 
 _DIALECT = sqlite.dialect()
+_HEAD = b"SQLite format 3\0"
 WAIT_SECONDS = 60.0
 MOVED_EVERY_SECONDS = 10.0
 """How often what is written ahead goes into a file that does so only when it is told to."""
@@ -281,3 +282,28 @@ def is_damage(error: BaseException) -> bool:
             return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or code == sqlite3.SQLITE_IOERR_SHORT_READ
         error = getattr(error, "orig", None) or error.__cause__  # type: ignore[assignment]
     return False
+
+
+def is_database(path: Path) -> bool:
+    """Whether a file is a database of SQLite's."""
+    with path.open("rb") as file:
+        return file.read(len(_HEAD)) == _HEAD
+
+
+def copy_database(source: Path, to: Path) -> None:
+    """Copy a database as it is at one moment, while others write to it; no other connection of this process may have it open.
+
+    Raises:
+        DamagedStateError: it cannot be read as what it is.
+    """
+    os.close(os.open(to, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE_FILE))
+    try:
+        opened = sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True, timeout=WAIT_SECONDS)
+        with contextlib.closing(opened) as here, contextlib.closing(sqlite3.connect(to)) as copy:
+            here.backup(copy)
+            copy.execute("PRAGMA journal_mode=DELETE")
+            [(told,)] = copy.execute("PRAGMA quick_check(1)").fetchall()
+    except sqlite3.DatabaseError as error:
+        raise DamagedStateError(f"{source} cannot be copied: {error}") from error
+    if told != "ok":
+        raise DamagedStateError(f"{source} is damaged ({told}): follow 'Damage' in docs/operations.md")

@@ -70,7 +70,9 @@ class CustomerRows:
             return 0
         logger.error("rows written since %s are lost online: they are made anew from the log", since.isoformat())
         keys = self._log.keys_since(since) if self._log.exists else set()
-        touched = sorted({owner for key in keys if (owner := self._identities.owner_of([key])) is not None})
+        owners = {owner for key in keys if (owner := self._identities.owner_of([key])) is not None}
+        # what was lost may be that a row was deleted, as its customer was merged
+        touched = sorted(owners | self._identities.disturbed_since(since))
         self.rebuild(touched, until)
         self.compute(touched, until)
         self._store.note_told(until)

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ MOST_WAITING = 8
 """How many tasks wait at most: each is begun by a person who looks at a page."""
 MOST_KEPT = 60
 """How many answers are kept at most: those not asked for the longest give way."""
+TELL_SECONDS, FORGET_SECONDS = 0.5, 60.0
+"""How often a task tells other processes how far it is, and after how long a silence it counts as broken off."""
 Advance = Callable[[int, int], None]
 """Tells how much of how much is done."""
 
@@ -40,14 +43,19 @@ class Kept(Generic[T]):
 
 @dataclass
 class Running:
-    """A task that waits for its turn or is at work."""
+    """A task that waits for its turn or is at work; the file *told* tells other processes."""
 
     done: int = 0
     of: int = 0
+    told: Path | None = None
+    _told_at: float = 0.0
 
     def advance(self, done: int, of: int) -> None:
         """Note how much of how much is done."""
         self.done, self.of = done, of
+        if self.told is not None and time.monotonic() - self._told_at > TELL_SECONDS:
+            self._told_at = time.monotonic()
+            write_atomically(self.told, msgspec.json.encode([done, of]))
 
 
 @dataclass(frozen=True)
@@ -106,14 +114,15 @@ class Jobs:
             RefusedError: too many wait already.
         """
         with self._lock:
-            if name in self._running:
+            if self.running(name) is not None:
                 return
             try:
                 self._waiting.put_nowait((name, task))
             except queue.Full:
                 raise RefusedError(503, "other counts wait for their turn already: try again in a minute") from None
-            self._running[name] = Running()
+            self._running[name] = Running(told=self._path(name, ".running"))
             self._failed.pop(name, None)
+            self._path(name, ".failed").unlink(missing_ok=True)
             if self._thread is None:
                 # a daemon: what is counted for a page holds up no end of the service
                 self._thread = threading.Thread(target=self._work, name="ubiquo-console", daemon=True)
@@ -121,11 +130,22 @@ class Jobs:
 
     def running(self, name: str) -> Running | None:
         """How far a task is; None where none of that name is at work."""
-        return self._running.get(name)
+        if (own := self._running.get(name)) is not None:
+            return own
+        told = self._path(name, ".running")
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
+            # another process is at it
+            if time.time() - told.stat().st_mtime < FORGET_SECONDS:
+                return Running(*msgspec.json.decode(told.read_bytes(), type=tuple[int, int]))
+        return None
 
     def failed(self, name: str) -> str | None:
         """Why the last task of that name brought nothing; None where it did."""
-        return self._failed.get(name)
+        if (own := self._failed.get(name)) is not None:
+            return own
+        with contextlib.suppress(OSError):
+            return self._path(name, ".failed").read_text() or None
+        return None
 
     def found(self, name: str, kind: type[T]) -> Kept[T] | None:
         """The last answer of that name; None where there is none, or one of an earlier form."""
@@ -142,26 +162,31 @@ class Jobs:
         while True:
             name, task = self._waiting.get()
             try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._running[name].advance(0, 0)
                 value = task(self._running[name].advance)
                 text = msgspec.json.encode({"at": self._clock(), "value": value})
-                self._folder.mkdir(parents=True, exist_ok=True)
                 write_atomically(self._path(name), text)
                 self._tidy()
             except Exception as error:
                 logger.exception("a count that a page began has failed: %s", name)
                 self._failed[name] = str(error)[:300] or type(error).__name__
+                with contextlib.suppress(OSError):
+                    write_atomically(self._path(name, ".failed"), self._failed[name].encode())
                 while len(self._failed) > MOST_KEPT:
                     self._failed.pop(next(iter(self._failed)), None)
             finally:
                 self._running.pop(name, None)
+                self._path(name, ".running").unlink(missing_ok=True)
 
     def _tidy(self) -> None:
         kept = sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-        for path in kept[MOST_KEPT:]:
+        failed = sorted(self._folder.glob("*.failed"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in (*kept[MOST_KEPT:], *failed[MOST_KEPT:]):
             path.unlink(missing_ok=True)
 
-    def _path(self, name: str) -> Path:
-        return self._folder / f"{name}.json"
+    def _path(self, name: str, ending: str = ".json") -> Path:
+        return self._folder / f"{name}{ending}"
 
 
 _JOBS: weakref.WeakKeyDictionary[Runtime, Jobs] = weakref.WeakKeyDictionary()

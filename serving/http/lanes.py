@@ -154,11 +154,14 @@ class Ticket(NamedTuple):
 class LongAnswers:
     """Answers that may take long: whoever asks waits a little, and is then told where to ask again.
 
-    A finished answer is kept for a while, and given only to the key that asked for it.
+    A finished answer is kept for a while, and given only to the key that asked for it. It lies in the memory of the process that made it:
+    any other tells whoever asks there to ask again, until they come to that one.
     """
 
     def __init__(self, lane: Lane, most: int = 64, kept_seconds: float = 600.0) -> None:
         self._lane, self._most, self._kept = lane, most, kept_seconds
+        self._own = uuid.uuid4().hex[:8]
+        """How the tickets of this process begin."""
         self._asked: OrderedDict[str, _Asked] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -168,7 +171,7 @@ class LongAnswers:
         Raises:
             CrowdedError: too many answers are under way.
         """
-        name = uuid.uuid4().hex
+        name = f"{self._own}{int(time.time()):08x}{uuid.uuid4().hex}"
         with self._lock:
             self._forget()
             if len(self._asked) >= self._most:
@@ -185,6 +188,8 @@ class LongAnswers:
         with self._lock:
             self._forget()
             asked = self._asked.get(name)
+        if asked is None and self._is_anothers(name):
+            return Ticket(name)
         if asked is None or asked.by != by:
             raise LookupError("there is no result of that id")
         await asyncio.wait([asyncio.wrap_future(asked.future)], timeout=patience_seconds)
@@ -193,6 +198,16 @@ class LongAnswers:
         with self._lock:
             self._asked.pop(name, None)
         return asked.future.result()
+
+    def _is_anothers(self, name: str) -> bool:
+        """Whether a ticket may be one of another process of the service, and is young enough to be worth something there."""
+        if len(name) != len(self._own) + 40 or name.startswith(self._own):
+            return False
+        try:
+            made = int(name[len(self._own) : len(self._own) + 8], 16)
+        except ValueError:
+            return False
+        return 0 <= time.time() - made + 60 < self._kept
 
     def _forget(self) -> None:
         due = [n for n, each in self._asked.items() if each.future.done() and time.monotonic() - each.at > self._kept]

@@ -6,7 +6,11 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
+import msgspec
+
+from features.state.settings import Settings
 from serving.http.asgi import application
 
 QUIET_SECONDS = 5.0
@@ -63,10 +67,28 @@ class Sparing(logging.Filter):
         return True
 
 
+class JsonLines(logging.Formatter):
+    """One JSON object a line: ``time`` (UTC), ``level``, ``logger``, ``message`` and, where there is one, ``error``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        said: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info and record.exc_info[0] is not None:
+            kind, error, _ = record.exc_info
+            said["error"] = {"type": kind.__name__, "message": str(error), "traceback": self.formatException(record.exc_info)}
+        return msgspec.json.encode(said).decode()
+
+
 def configure_logging() -> None:
-    """Write warnings of every part, and what ubiquo itself tells, to standard error, sparingly."""
+    """Write warnings of every part, and what ubiquo itself tells, to standard error, sparingly, as ``UBIQUO_LOG`` says."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    as_text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(JsonLines() if Settings.from_environment().log == "json" else as_text)
     handler.addFilter(Sparing())
     logging.root.handlers[:] = [handler]
     logging.root.setLevel(logging.WARNING)

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import os
 import resource
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -164,8 +165,8 @@ class Server(uvicorn.Server):
             self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Leave on the first signal; at once on the second, or before it answers."""
-        if Connection.is_leaving or self._loop is None or not self.started:
+        """Leave on the first SIGTERM; at once on another signal, or before it answers."""
+        if sig != signal.SIGTERM or Connection.is_leaving or self._loop is None or not self.started:
             super().handle_exit(sig, frame)
             return
         Connection.is_leaving = True
@@ -188,7 +189,7 @@ def serve(host: str, port: int) -> int:
         # taken now, so that two services do not both begin to load, and listened on once there is something to answer
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        return answer_on(listener, lambda config: uvicorn.Server(config))
+        return answer_on(listener, lambda config: Server(config, lambda: None))
 
 
 def work(listening: int, told: int) -> int:

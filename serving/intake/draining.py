@@ -152,9 +152,11 @@ class Drain:
 
     def _drain_some(self) -> tuple[int, bool]:
         """Append what waits to the log in one commit, then fold it: a customer's row is written once however often they came."""
-        refused = self._inbox.refused(REFUSED_AT_ONCE)
+        # what was stored just now is not known here yet: whose it is, what it allows, that it waits
+        followed = self._inbox.followed()
+        refused = [each for each in self._inbox.refused(REFUSED_AT_ONCE) if each.seq <= followed]
         self._log.reject([dead for each in refused if (dead := self._dead_letter(each)) is not None])
-        letters, left = self._oldest()
+        letters, left = self._oldest(followed)
         batch: list[Incoming] = []
         if letters:
             # what an earlier failure left unfolded goes first: only when all is folded may it leave the inbox
@@ -202,11 +204,11 @@ class Drain:
                     self.unfollowed += 1
         self._failed_to_follow = 0
 
-    def _oldest(self) -> tuple[list[Accepted], bool]:
-        """The events that have waited longest, as many as are folded at once, and whether there may be more."""
+    def _oldest(self, followed: int) -> tuple[list[Accepted], bool]:
+        """The events up to a place that have waited longest, as many as are folded at once, and whether there may be more."""
         letters: list[Accepted] = []
         for _ in range(BATCHES_FOLDED_AT_ONCE):
-            more = self._inbox.waiting(after=letters[-1].seq if letters else 0)
+            more = [each for each in self._inbox.waiting(after=letters[-1].seq if letters else 0) if each.seq <= followed]
             if not more:
                 return letters, False
             letters += more
@@ -292,6 +294,9 @@ class Drain:
             if customer is not None and customer not in self._recent.minted:
                 self._spoilt.add(customer)
                 self._touched[customer] = at + TICK
+        if found:
+            # who was merged or parted by these events may stand in the table already, and the rows not know it yet
+            self._spoilt |= self._identities.disturbed_since(found[0].received_at)
         self._inbox.followed_by(self._take, self._moved_elsewhere)
 
     def _take(self, letters: Sequence[Accepted]) -> list[Taken]:

@@ -114,6 +114,9 @@ class EventQueue(Protocol):
     def standing(self) -> Progress:
         """How far it is, as far as this process has followed."""
 
+    def followed(self) -> int:
+        """The place up to which all that was stored has been followed here; a moment after a commit it may lie before ``standing``."""
+
     def moment(self) -> datetime:
         """A moment before which everything received is stored, and followed here; whatever comes is received later."""
 

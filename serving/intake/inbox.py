@@ -102,7 +102,7 @@ class Inbox:
         """Held while what was stored is followed, and while it is stored: each letter is followed once, in order."""
         self._follow: Follow = lambda letters: None
         self._moved: Moved = lambda standing, is_missing: None
-        self._standing = Progress()
+        self._standing, self._followed = Progress(), 0
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="ubiquo-inbox", daemon=True)
         self._thread.start()
@@ -139,6 +139,7 @@ class Inbox:
                     for job in jobs:
                         if job.done not in refused:
                             _tell(job.entry)
+                    self._followed = self._standing.last
             except BaseException as error:
                 for each in jobs:
                     each.done.set_exception(error)
@@ -189,7 +190,8 @@ class Inbox:
         """Follow all that was stored before this was called; costs one look where nothing is new."""
         # every question waits for this
         current = _standing_of(self._looker.read(_STANDING))
-        if (current.last, current.moved) == (self._standing.last, self._standing.moved):
+        # what this process has stored itself may not be followed yet
+        if (current.last, current.moved) == (self._followed, self._standing.moved):
             return
         if not self._following.acquire(timeout=TURN_SECONDS):
             raise UnreachableError("what was stored last cannot be read yet: the queue waits for its database")
@@ -201,6 +203,10 @@ class Inbox:
     def standing(self) -> Progress:
         """How far it is, as far as this process has followed."""
         return self._standing
+
+    def followed(self) -> int:
+        """The place up to which all that was stored has been followed here."""
+        return self._followed
 
     def moment(self) -> datetime:
         """A moment before which everything received is on the disk, and followed here; whatever comes is received later."""
@@ -225,7 +231,7 @@ class Inbox:
         self._follow(letters)
         if now.moved > known.moved:
             self._moved(now, is_missing)
-        self._standing = now._replace(last=reached)
+        self._standing, self._followed = now._replace(last=reached), reached
 
     def _read_standing(self) -> Progress:
         return _standing_of(self._reader.read(_STANDING))
