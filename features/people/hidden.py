@@ -11,6 +11,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
+from features.people.tombstones import TICK_SECONDS
 from features.state.ports import State
 from features.state.sql import put, run_many
 
@@ -25,6 +26,9 @@ class _Seen(NamedTuple):
 
     stamp: Hashable | None
     values: dict[str, frozenset[str]]
+    stamped_at: float = 0.0
+    is_settled: bool = False
+    """Whether it was read so long after the stamp was first seen that a later change leaves another."""
 
 
 _HIDDEN = sa.Table(
@@ -100,16 +104,19 @@ class Hidden:
             return self._seen.values
 
     def _read_if_changed(self) -> dict[str, frozenset[str]]:
-        stamp = self._database.stamp()
+        stamp, now = self._database.stamp(), time.monotonic()
         if stamp is None:
             return _NOTHING.values
         seen = self._seen
-        if seen.stamp != stamp:
+        if seen.stamp != stamp or not seen.is_settled:
             with self._lock, self._database.begin() as connection:
                 found: dict[str, set[str]] = {kind: set() for kind in _KINDS}
                 for kind, value in connection.execute(sa.select(_HIDDEN)):
                     found[kind].add(value)
-            # who is nowhere any more must not be remembered either
-            self._changed()
-            seen = self._seen = _Seen(stamp, {kind: frozenset(values) for kind, values in found.items()})
+            values = {kind: frozenset(each) for kind, each in found.items()}
+            if values != seen.values:
+                # who is nowhere any more must not be remembered either
+                self._changed()
+            since = seen.stamped_at if seen.stamp == stamp else now
+            seen = self._seen = _Seen(stamp, values, since, now - since > TICK_SECONDS)
         return seen.values

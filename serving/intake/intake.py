@@ -241,6 +241,8 @@ class Intake:
     def learn(self, event: SealedEvent, at: datetime) -> str | None:
         """Learn from an event who is who; returns its customer. One that cannot be understood teaches nothing: the log refuses it."""
         try:
+            # it is stored: whoever was erased and begins anew by it does so in every process
+            self.tombstones.begun(event)
             return self.recent.learn(event, at)
         except Exception:
             logger.exception("an event cannot be understood as to whose it is; it becomes a dead letter")

@@ -230,8 +230,9 @@ class Runner:
             "messages": int(run.state.get("messages", 0)) + 1, "answered": False, "opened": False, "decision": decision_id,
             "offer": offer.offer_id, "why": None,
         }  # fmt: skip
-        if not self.runs.move(_after(run, at, told), [message]):
-            # an event came first: it has ended, or gone on, without this message
+        if not self.runs.move(_after(run, at, told), [message]) and not self.runs.outgoing.holds(decision_id):
+            # an event came first: it has ended, or gone on, without this message. Had another service taken the same step, as the
+            # lease was lost, the promise would be that of the message which is about to leave
             self._decider.release(decision_id)
         return True
 
