@@ -9,10 +9,13 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from scene import NEW_YEAR, TinyShop, event
+from test_journeys import CART, EVENTS, HOUR, WORDS, Scene, Shop
 
+from features.definitions.segments import Vocabulary
 from features.people.consent import Consents
 from features.people.hidden import Hidden
 from features.people.identity import Identities
@@ -26,9 +29,13 @@ from features.store.decision_log import DecisionLog
 from features.store.feature_store import FeatureStore
 from models.registry import Registry
 from serving.bootstrap import model_settings
+from serving.decide.questions import OffersAnswer
 from serving.http import workers
 from serving.intake.inbox import Inbox
 from serving.intake.intake import Intake
+from serving.journeys.plan import Plans
+from serving.journeys.runner import Runner
+from serving.journeys.runs import Runs
 from serving.privacy.erasure import Office
 
 ADA = {"email": "ada@shop.org"}
@@ -203,3 +210,38 @@ class TestSupervisor:
         assert supervisor._processes == []
         assert len(os.listdir("/proc/self/fd")) == before
         assert supervisor._waits > 0
+
+
+class TestJourneysOfTwoServices:
+    @pytest.fixture
+    def scene(self, tmp_path: Path) -> Scene:
+        return Scene(tmp_path / "home")
+
+    def test_a_step_that_two_take_as_the_lease_was_lost_keeps_its_promise(self, scene: Scene) -> None:
+        class Stalled(Shop):
+            def offer(self, *asked: Any) -> OffersAnswer:
+                answer = super().offer(*asked)
+                assert scene.runner.step_due(scene.now) == 1
+                return answer
+
+        shop = Stalled()
+        slow = Runner(Runs(Home(scene.home.root)), scene.plans, WORDS, shop, ZoneInfo("America/New_York"))
+        scene.happens("add_to_cart")
+        scene.now += 2 * HOUR
+        slow.step_due(scene.now)
+        assert scene.left() == [("push", "waiting")]
+        assert shop.decided[0][1] == scene.shop.decided[0][1]
+        assert shop.released == scene.shop.released == []
+
+    def test_a_journey_of_words_that_one_has_yet_to_read_goes_on_there(self, scene: Scene) -> None:
+        words = Vocabulary.parse(b"segments:\n  fresh: recency_days < 5\n", "segments.yaml", "")
+        path = scene.home.root / "journeys.yaml"
+        path.write_text(CART.replace("URL", "http://127.0.0.1:9/").replace("recency_days < 90", "fresh"))
+        new = Plans.read(path, words, EVENTS)
+        one = Runner(Runs(Home(scene.home.root)), new, words, scene.shop, ZoneInfo("America/New_York"))
+        one.follow([scene.event("add_to_cart")])
+        scene.later(HOUR + timedelta(minutes=1))
+        assert scene.ended() == {"waiting": 1}
+        scene.runner.plans, scene.runner.vocabulary = new, words
+        scene.later(timedelta(minutes=2), timedelta(seconds=30))
+        assert scene.left() == [("push", "waiting")]
