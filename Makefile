@@ -6,7 +6,7 @@ PORT ?= 3000
 TOUR_ONLY ?=
 HOUSEHOLDS ?=
 
-.PHONY: install demo test evaluate bench attack lock clean
+.PHONY: install demo test evaluate bench attack simulate-crashes lock clean
 
 # only the environment, to work with data of your own
 install: $(VENV)/demo.stamp
@@ -36,11 +36,16 @@ bench: $(VENV)/dev.stamp
 	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_growth.py
 	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_scale.py
 	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_console.py
+	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_costs.py
 	UBIQUO_KILLS=12 $(PY) -m pytest tests/test_intake.py -s -k whenever_the_process_is_killed
 
 # what clients, crashes, full disks and clocks can do to a running service: some ten minutes, loopback only
 attack: $(VENV)/dev.stamp
 	PYTHONPATH=.:tests $(PY) -W ignore tests/attack.py
+
+# ten thousand crashes, cut connections and lost leases on a simulated clock, from seeds: some minutes
+simulate-crashes: $(VENV)/dev.stamp
+	PYTHONPATH=.:tests $(PY) -W ignore tests/simulate_crashes.py
 
 $(VENV)/%.stamp: pyproject.toml requirements.lock
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -40,7 +40,7 @@ AGGREGATE_SECONDS = 5.0
 SYNC_SECONDS = 0.05
 """How often promises are brought onto the disk."""
 MODEL_CHECK_SECONDS = 30.0
-TIDY_SECONDS = 60.0
+TIDY_SECONDS, RETIRE_SECONDS = 60.0, 600.0
 UNREAD = "what is known of the customer cannot be read now"
 BEHIND = "what was just done may be missing, as the database cannot be reached"
 
@@ -205,6 +205,7 @@ class Runtime:
             # an import by another process makes customers known that this one has not met
             ("looking for new customers", self._refresh_customers, MODEL_CHECK_SECONDS),
             ("tidying the log", turns.taken("tidying", self._log.maintain), TIDY_SECONDS),
+            ("retiring old events", turns.taken("tidying", self._retire), RETIRE_SECONDS),
             ("tidying the decisions", turns.taken("tidying", self.decisions.maintain), TIDY_SECONDS),
             ("giving memory back", give_back, TIDY_SECONDS),
         ]
@@ -273,6 +274,10 @@ class Runtime:
         if self.decisions.unlogged:
             found.append(f"{self.decisions.unlogged} decisions could not be kept")
         return found
+
+    def _retire(self) -> int:
+        days = self.home.settings.keep_days
+        return self._log.retire(self.clock() - timedelta(days=days)) if days else 0
 
     def _keep_lease(self) -> None:
         if not self._held.still_held():

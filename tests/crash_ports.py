@@ -338,8 +338,12 @@ class Online:
             self.rows = {view: dict(held) for view, held in rows.items()}
             self._world.struck["online: fail over", "last writes lost"] += 1
 
-    def note_told(self, until: datetime) -> None:
-        self._world.call("online: note", lambda: setattr(self, "noted", max(self.noted, microseconds(until))))
+    def note_told(self, until: datetime, since: datetime | None = None) -> None:
+        def effect() -> None:
+            if since is None or self.noted >= microseconds(since):
+                self.noted = max(self.noted, microseconds(until))
+
+        self._world.call("online: note", effect)
         self._copies = [*self._copies[-4:], ({view: dict(held) for view, held in self.rows.items()}, self.noted)]
 
     def lost_since(self, until: datetime) -> datetime | None:

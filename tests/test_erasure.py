@@ -440,6 +440,11 @@ class TestOfASmallShop:
 class TestOfASmallShopOnAServer(TestOfASmallShop):
     """The same where the databases lie on a server that many machines share."""
 
+    # the same rows decide, wherever they lie
+    test_what_the_proof_finds_is_told_once_and_her_new_life_is_let_be = None  # type: ignore[assignment]
+    test_who_was_joined_through_a_thing_of_hers_keeps_what_was_joined = None  # type: ignore[assignment]
+    test_a_service_that_ends_while_one_waits_carries_it_out_at_the_next_start = None  # type: ignore[assignment]
+
     @pytest.fixture
     def tiny(self, tiny: TinyShop, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> TinyShop:
         monkeypatch.setenv("UBIQUO_DATABASE", postgres_url)

@@ -48,6 +48,20 @@ def test_the_same_dead_letter_is_kept_once(tiny: TinyShop) -> None:
     assert len(tiny.log.letters.read()) == 1
 
 
+def test_old_events_are_retired_some_at_a_time_and_what_was_said_of_consent_stays(tiny: TinyShop) -> None:
+    said = {"consent": {"purposes": {"personalization": False}, "policy_version": "1", "source": "test"}}
+    old = [event(f"old-{k}", "login", BEFORE - timedelta(days=400)) for k in range(3)]
+    kept = {**event("said", "consent_update", BEFORE - timedelta(days=400)), **said}
+    tiny.add(*old, kept, event("new", "login", BEFORE))
+    keys = set(Identities(tiny.home).owners())
+    before = NEW_YEAR - timedelta(days=365)
+    assert [tiny.log.retire(before, 2), tiny.log.retire(before, 2), tiny.log.retire(before, 2)] == [2, 1, 0]
+    stored = connect().execute("SELECT event_id FROM read_parquet(?)", [tiny.log.files()]).fetchall()
+    assert {name for (name,) in stored} == {"said", "new"}
+    assert set(tiny.log.hashes_of(["old-0", "said", "new"])) == {"said", "new"}
+    assert set(Identities(tiny.home).owners()) == keys
+
+
 def test_many_small_appends_are_compacted_without_loss(tiny: TinyShop) -> None:
     for k in range(70):
         tiny.add(event(f"e{k}", "login", BEFORE))

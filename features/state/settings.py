@@ -64,6 +64,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     trusted_proxies: Annotated[str, Meta(description="whose X-Forwarded-For is believed: addresses or networks, by commas")] = ""
     max_waiting: Annotated[int, Meta(ge=1, description="how many events may wait for the log before callers come again")] = 200_000
     max_decision_bytes: Annotated[int, Meta(ge=1_000_000, description="how much the decision log may hold")] = 5_000_000_000
+    keep_days: Annotated[int, Meta(ge=0, description="for how many days events are kept in the log; 0: for good")] = 0
     purge_at: Annotated[str, Meta(description="when files are purged of who was erased: the shop's time, such as 03:30; else at once")] = ""
     mlflow: Annotated[str, Meta(description="the mlflow.yaml that describes the models; else the one beside the code")] = ""
     tracking_uri: Annotated[str, Meta(description="where MLflow keeps runs and models; else what mlflow.yaml says")] = ""

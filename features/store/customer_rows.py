@@ -59,9 +59,9 @@ class CustomerRows:
         self.compute(touched, moment, is_now=False)
         return len(touched)
 
-    def tell_until(self, moment: datetime) -> None:
-        """The rows tell of everything received before a moment: should the store lose some later, it is known from when on."""
-        self._store.note_told(moment)
+    def tell_until(self, moment: datetime, since: datetime | None) -> None:
+        """The rows, which told of everything received before *since*, do so before a moment: should the store lose some, it is known."""
+        self._store.note_told(moment, since)
 
     def bring_back(self, until: datetime) -> int:
         """Make anew what the store has lost of rows that told of everything received before a moment; returns of how many customers."""
@@ -75,7 +75,7 @@ class CustomerRows:
         touched = sorted(owners | self._identities.disturbed_since(since))
         self.rebuild(touched, until)
         self.compute(touched, until)
-        self._store.note_told(until)
+        self._store.note_told(until, since)
         return len(touched)
 
     def fold(

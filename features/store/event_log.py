@@ -67,6 +67,8 @@ EVENT_SCHEMA = pa.schema(
 )
 MAX_SILENCE = timedelta(days=7)
 """How long before the moment of features the last event may lie."""
+RETIRED_AT_ONCE = 50_000
+"""How many events are retired at once: whoever writes to the log waits meanwhile."""
 MAINTAIN_EVERY = 64
 """After so many appends of one process the tables are made small again."""
 _TAKEN = "{!r} is already stored with other content: give a corrected event an id of its own"
@@ -332,6 +334,18 @@ class EventLog:
             gone = self._events.erase("event_id", event_ids)
             self.index.forget(event_ids, self._events.version())
             return gone
+
+    def retire(self, before: datetime, most: int = RETIRED_AT_ONCE) -> int:
+        """Delete the events that occurred before a moment, some at a time, and every older version of the log; returns how many.
+
+        What was said of consent stays, however old: else nobody would know that it was withdrawn. So does what follows from them: who is
+        who, and online rows until they are made anew.
+        """
+        if not self.exists:
+            return 0
+        query = "SELECT event_id FROM read_parquet(?) WHERE occurred_at < ? AND consent IS NULL AND name <> 'message_unsubscribe' LIMIT ?"
+        old = [event_id for (event_id,) in connect().execute(query, [self.files(), before, most]).fetchall()]
+        return self.erase(old) if old else 0
 
     def to_arrow(self, rows: Sequence[Incoming]) -> pa.Table:
         """Events as the log holds them."""

@@ -213,9 +213,9 @@ class FeatureStore:
     def _delete(self, view: str, keys: Sequence[str]) -> int:
         return self._rows.delete(self.views[view], entities_of(self.views[view].key, keys)) if keys else 0
 
-    def note_told(self, until: datetime) -> None:
-        """Note that the rows tell of everything received before a moment."""
-        self._rows.note(microseconds(until))
+    def note_told(self, until: datetime, since: datetime | None = None) -> None:
+        """Note that the rows tell of everything received before a moment, unless some was lost that told of all before *since*."""
+        self._rows.note(microseconds(until), 0 if since is None else microseconds(since))
 
     def lost_since(self, until: datetime) -> datetime | None:
         """Since when rows may be lost that told of everything received before *until*; None where none are."""

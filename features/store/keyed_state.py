@@ -39,8 +39,8 @@ class KeyedState(Protocol):
     def delete_all(self, keys: Sequence[str], key: str = "customer_id") -> int:
         """Let go of everything of some entities for good; returns how many rows there were."""
 
-    def note_told(self, until: datetime) -> None:
-        """Note that the rows tell of everything received before a moment."""
+    def note_told(self, until: datetime, since: datetime | None = None) -> None:
+        """Note that the rows tell of everything received before a moment, unless some was lost that told of all before *since*."""
 
     def lost_since(self, until: datetime) -> datetime | None:
         """Since when rows may be lost that told of everything received before *until*; None where none are."""

@@ -26,6 +26,10 @@ PROJECT, KEY_VERSION = "ubiquo", 3
 
 READ_ROWS = 10_000
 _NOTE = f"{PROJECT}:rows-tell-until"
+_NOTE_LATER = """
+local noted = tonumber(redis.call('GET', KEYS[1]) or '0')
+if noted >= tonumber(ARGV[2]) and noted < tonumber(ARGV[1]) then redis.call('SET', KEYS[1], ARGV[1]) end
+"""
 FEW_ROWS = 20
 READ_SECONDS = 0.25
 """How long an answer of Redis is waited for."""
@@ -61,8 +65,11 @@ class OnlineEngine(Protocol):
     def scrub(self) -> None:
         """Leave no trace of what was replaced or deleted."""
 
-    def note(self, moment: int) -> None:
-        """Note, after all that was written before, that the rows tell of everything received before a moment (Unix microseconds)."""
+    def note(self, moment: int, since: int = 0) -> None:
+        """Note, after all that was written before, that the rows tell of everything received before a moment (Unix microseconds).
+
+        Unless the moment that is noted lies before *since*: some was lost meanwhile.
+        """
 
     def noted(self) -> int | None:
         """The latest moment that was noted and not lost; None where nothing ever is."""
@@ -125,7 +132,7 @@ class SQLiteRows:
     def delete_all(self, entities: Sequence[Any]) -> None:
         """Nothing is left: tables of other views are gone since ``keep_only``."""
 
-    def note(self, moment: int) -> None:
+    def note(self, moment: int, since: int = 0) -> None:
         """Nothing to do: what was written stays."""
 
     def noted(self) -> int | None:
@@ -214,10 +221,9 @@ class RedisRows:
     def scrub(self) -> None:
         """Nothing to do: Redis keeps nothing of what is gone."""
 
-    def note(self, moment: int) -> None:
-        """Note a moment that is later than the one noted: Redis keeps commands in their order, so that what it loses is what came last."""
-        if moment > (self.noted() or 0):
-            self._writer.set(_NOTE, moment)
+    def note(self, moment: int, since: int = 0) -> None:
+        """Note a moment that is later than the one noted, if that is no earlier than *since*: Redis keeps commands in their order, so that what it loses is what came last."""
+        self._writer.eval(_NOTE_LATER, 1, _NOTE, moment, since)
 
     def noted(self) -> int | None:
         """The latest moment that was noted; 0 in a Redis that has lost everything."""

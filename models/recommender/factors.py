@@ -29,9 +29,9 @@ class FactorSettings:
         ridge: keeps the factors of a customer of few purchases small.
     """
 
-    factors: int = 128
-    iterations: int = 15
-    alpha: float = 10.0
+    factors: int = 64
+    iterations: int = 10
+    alpha: float = 1.0
     regularization: float = 1.0
     mllib_regularization: float = 0.1
     ridge: float = 1.0

@@ -173,7 +173,7 @@ class Drain:
                 self._spoilt |= {customer for row in batch if (customer := self._identities.customer_of(row.event))}
                 raise
             self._fold(self._unfolded, letters[-1].received_at + TICK)
-            self.rows.tell_until(letters[-1].received_at + TICK)
+            self.rows.tell_until(letters[-1].received_at + TICK, self._inbox.standing().moved_until)
         self._unfolded = []
         self._follow(batch)
         self._inbox.drained(letters, refused)
