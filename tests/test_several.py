@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from scene import NEW_YEAR, TinyShop, event
+from scene import NEW_YEAR, TinyShop, customer, event
 from test_journeys import CART, EVENTS, HOUR, WORDS, Scene, Shop
 
 from features.definitions.segments import Vocabulary
@@ -25,8 +26,9 @@ from features.state.home import Home
 from features.state.ports import MovedOnError
 from features.state.sqlite_file import SQLiteFile
 from features.store import decision_log
+from features.store.customer_rows import CustomerRows
 from features.store.decision_log import DecisionLog
-from features.store.feature_store import FeatureStore
+from features.store.feature_store import FeatureStore, moment_of
 from models.registry import Registry
 from serving.bootstrap import model_settings
 from serving.decide.questions import OffersAnswer
@@ -70,7 +72,8 @@ class TestTwoIntakes:
             made.append(Intake(home, clock, Inbox(home, clock), store, Identities(home), Consents(home, tiny.shop.consent)))
         yield made[0], made[1]
         for intake in made:
-            intake.close()
+            if intake.inbox.is_open:
+                intake.close()
 
     def test_who_begins_anew_at_one_is_welcome_at_the_other_at_once(self, tiny: TinyShop, two: tuple[Intake, Intake]) -> None:
         one, other = two
@@ -85,6 +88,38 @@ class TestTwoIntakes:
         assert taken(one, did("look-2", "view_item", ADA, items=[{"item_id": "i1"}])) == ["accepted"]
         assert one.drain() == 3
         assert one._log.count() == 4
+
+    def test_who_has_lost_the_lease_folds_nothing_twice(self, tiny: TinyShop, two: tuple[Intake, Intake], monkeypatch: Any) -> None:
+        one, other = two
+        card = {"loyalty_card": "1"}
+        assert taken(one, did("before", "view_item", card, -2, items=[{"item_id": "i1"}])) == ["accepted"]
+        one.drain()
+        fold = one._drain._fold
+
+        def stalled(*rest: Any) -> None:
+            # the network hangs between log and rows; the server gives the lease to another, which finds all of it in the log
+            monkeypatch.undo()
+            with one._drain._lease.hold("nothing") as held:
+                monkeypatch.setattr(other._drain, "_lease", type("Given", (), {"hold": lambda *a, **k: contextlib.nullcontext(held)})())
+                assert other.drain() == 1
+            fold(*rest)
+
+        assert taken(one, did("bought", "view_item", card, items=[{"item_id": "i2"}])) == ["accepted"]
+        monkeypatch.setattr(one._drain, "_fold", stalled)
+        one.drain()
+        store = FeatureStore(tiny.home)
+        rows = CustomerRows(tiny.home, store, tiny.log)
+        [held] = store.online("state_v1", [customer("1")])
+        rows.rebuild([customer("1")], moment_of(held["customer_state_at"]))
+        assert [held] == store.online("state_v1", [customer("1")])
+
+    def test_a_service_that_ends_leaves_no_windowed_feature_behind(self, tiny: TinyShop, two: tuple[Intake, Intake]) -> None:
+        one, _ = two
+        assert taken(one, did("bought", "purchase", {"loyalty_card": "9"}, items=[{"item_id": "i2"}])) == ["accepted"]
+        one.drain()
+        one.close()
+        [row] = FeatureStore(tiny.home).online("activity_v1", [customer("9")])
+        assert row["baskets_28"] == 1
 
     def test_what_an_erased_person_allowed_is_forgotten_by_all(self, tiny: TinyShop, two: tuple[Intake, Intake]) -> None:
         one, other = two
