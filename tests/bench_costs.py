@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -81,11 +82,7 @@ def disk() -> None:
         told("the demo: identifiers a customer", keys / customers, "")
         told("log (Parquet)", sum(Path(each).stat().st_size for each in log.files()) / events, "bytes an event")
         told("event index (SQLite)", home.event_index.stat().st_size / events, "bytes an event")
-        told(
-            "identifiers (Parquet)",
-            sum(Path(each).stat().st_size for each in home.tables[IDENTIFIERS].files()) / keys,
-            "bytes an identifier",
-        )
+        told("identifiers (Parquet)", sum(Path(each).stat().st_size for each in home.tables[IDENTIFIERS].files()) / keys, "bytes an identifier")
         told("step index (SQLite)", home.step_index.stat().st_size / keys, "bytes an identifier")
         told("contacts (SQLite)", home.contacts.stat().st_size / keys, "bytes an identifier")
         for view in ("customer_activity", "customer_state"):
@@ -98,7 +95,9 @@ def memory() -> None:
     """The identity graph and the consents of one process: a customer has a card, a cookie, and half of them an address."""
     graph, before, began, steps = IdentityGraph(), resident(), time.process_time(), 0
     for n in range(CUSTOMERS):
-        graph.learn([f"loyalty_card:{n:032x}", *([f"email:{n:032x}"] if n % 2 else []), f"cookie:{n:032x}"], (), f"event-{n}", NEW_YEAR)
+        graph.learn(
+            [f"loyalty_card:{n:032x}", *([f"email:{n:032x}"] if n % 2 else []), f"cookie:{n:032x}"], (), f"event-{n}", NEW_YEAR
+        )
         # these go once they are written
         steps += len(graph.news)
         graph.news.clear()
@@ -148,9 +147,7 @@ def through(home: Home, where: str) -> None:
     for start in range(0, EVENTS, 100):
         took.accept(raw[start : start + 100])
     told(f"accepted, in hundreds ({where})", (time.process_time() - began) / EVENTS * 1e6, "CPU us an event")
-    payloads = [
-        len(each.payload) + len(each.personal or b"") + len(each.event_id) + len(each.content_hash) for each in took.inbox.waiting(-1)
-    ]
+    payloads = [len(each.payload) + len(each.personal or b"") + len(each.event_id) + len(each.content_hash) for each in took.inbox.waiting(-1)]
     told(f"what waits ({where})", sum(payloads) / len(payloads), "bytes an event, until it is in the log")
     wall, began = time.perf_counter(), time.process_time()
     took.drain()
@@ -253,9 +250,7 @@ def redis() -> None:
                 service = next(name for name in ("state_v1", "churn_v1", "recommendations_v1") if view in str(here._services[name]))
                 rows = here.online(service, customers)
                 names = set(here.views[view].columns)
-                there.push(
-                    view, [{"customer_id": row["customer_id"], **{k: v for k, v in row.items() if k in names}} for row in rows], moment
-                )
+                there.push(view, [{"customer_id": row["customer_id"], **{k: v for k, v in row.items() if k in names}} for row in rows], moment)
             told("online rows (Redis)", (asked.info("memory")["used_memory"] - before) / len(customers), "bytes of memory a customer")
             told("online rows (Redis): keys", (asked.dbsize() - held) / len(customers), "a customer")
     finally:
@@ -284,11 +279,7 @@ def service() -> None:
             bodies = [json.dumps({"events": batch(n)}).encode() for n in range(1700)]
             before = bench.cpu_seconds(running.process.pid)
             asyncio.run(bench.one_connection(running.port, "/v1/events", bodies, 100, []))
-            told(
-                "events over HTTP, in hundreds, acknowledged",
-                (bench.cpu_seconds(running.process.pid) - before) / 10_000 * 1e6,
-                "CPU us an event",
-            )
+            told("events over HTTP, in hundreds, acknowledged", (bench.cpu_seconds(running.process.pid) - before) / 10_000 * 1e6, "CPU us an event")
             deadline = time.monotonic() + 60
             while "ubiquo_events_waiting 0" not in running.get("/metrics")[1].replace("0.0", "0") and time.monotonic() < deadline:
                 time.sleep(0.5)
