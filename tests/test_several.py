@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,28 @@ def test_two_who_are_hidden_within_one_tick_of_the_disks_clock_are_both_hidden_t
     assert other.keys == {"a"}
     one.add(["b"], [], [])
     assert other.keys == {"a", "b"}
+
+
+def test_who_asks_while_another_thread_looks_is_told_no_less(tiny: TinyShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = Hidden(tiny.home), Hidden(Home(tiny.home.root))
+    assert other.keys == frozenset()
+    one.add(["a"], [], [])
+    other.look_again()
+    stamp, looks, goes_on = SQLiteFile.stamp, threading.Event(), threading.Event()
+
+    def slow(database: SQLiteFile) -> Any:
+        looks.set()
+        goes_on.wait(60)
+        return stamp(database)
+
+    monkeypatch.setattr(SQLiteFile, "stamp", slow)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(lambda: other.keys)
+        looks.wait(60)
+        second = threads.submit(lambda: other.keys)
+        wait([second], 0.2)
+        goes_on.set()
+        assert first.result() == second.result() == {"a"}
 
 
 class TestSupervisor:

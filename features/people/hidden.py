@@ -56,6 +56,9 @@ class Hidden:
         self._lock = threading.Lock()
         self._seen = _NOTHING
         self._look_at = 0.0
+        self._looking = threading.RLock()
+        self._wanted = self._reached = object()
+        """What it was told last when it was to look, and what of that it has done."""
 
     @property
     def keys(self) -> frozenset[str]:
@@ -77,25 +80,35 @@ class Hidden:
         rows = [(kind, value) for kind, values in zip(_KINDS, (keys, customers, events), strict=True) for value in values]
         with self._database.begin() as connection:
             run_many(connection, _HIDE, rows)
-        self._look_at = 0.0
+        self.look_again()
 
     def remove(self, keys: Iterable[str], customers: Iterable[str], events: Iterable[str]) -> None:
         """Let go of what is nowhere any more, leaving no trace in the file."""
         rows = [(kind, value) for kind, values in zip(_KINDS, (keys, customers, events), strict=True) for value in values]
         with self._database.begin() as connection:
             run_many(connection, _SHOW, rows)
-        self._look_at = 0.0
+        self.look_again()
 
     def look_again(self) -> None:
-        """Look at once, the next time, whether another process has hidden anybody."""
-        self._look_at = 0.0
+        """Whoever asks from here on is told of whom another process has hidden by now."""
+        self._wanted = object()
 
     def _read(self) -> dict[str, frozenset[str]]:
         # it is asked for with every identifier that is looked up
-        now = time.monotonic()
-        if now < self._look_at:
-            return self._seen.values
-        self._look_at = now + LOOK_SECONDS
+        if self._reached is self._wanted:
+            if time.monotonic() < self._look_at:
+                return self._seen.values
+            return self._looked()
+        # who asks while another looks waits for what that sees
+        with self._looking:
+            if self._reached is (wanted := self._wanted):
+                return self._seen.values
+            values = self._looked()
+            self._reached = wanted
+            return values
+
+    def _looked(self) -> dict[str, frozenset[str]]:
+        self._look_at = time.monotonic() + LOOK_SECONDS
         try:
             return self._read_if_changed()
         except (OSError, SQLAlchemyError) as error:
