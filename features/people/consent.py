@@ -113,6 +113,21 @@ class Consents:
             _file(self._by_key, keys, statement)
         return True
 
+    def settle(self, until: datetime) -> None:
+        """All that was received before a moment is in the log by now, or was taken out of it: what was noted of it counts no more."""
+        with self._lock:
+            if not any(statement.known_at < until for _, statement in self._noted.values()):
+                return
+        self.refresh()
+        with self._lock:
+            for event_id, (keys, statement) in list(self._noted.items()):
+                if statement.known_at < until:
+                    del self._noted[event_id]
+                    for key in keys:
+                        self._by_key.get(key, {}).pop(event_id, None)
+                        if not self._by_key.get(key, True):
+                            del self._by_key[key]
+
     def forget(self, keys: Iterable[str]) -> None:
         """Let go of what was noted under *keys*: of a person who is erased."""
         gone = set(keys)

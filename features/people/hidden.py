@@ -11,6 +11,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
+from features.people.tombstones import TICK_SECONDS
 from features.state.ports import State
 from features.state.sql import put, run_many
 
@@ -25,6 +26,9 @@ class _Seen(NamedTuple):
 
     stamp: Hashable | None
     values: dict[str, frozenset[str]]
+    stamped_at: float = 0.0
+    is_settled: bool = False
+    """Whether it was read so long after the stamp was first seen that a later change leaves another."""
 
 
 _HIDDEN = sa.Table(
@@ -52,6 +56,9 @@ class Hidden:
         self._lock = threading.Lock()
         self._seen = _NOTHING
         self._look_at = 0.0
+        self._looking = threading.RLock()
+        self._wanted = self._reached = object()
+        """What it was told last when it was to look, and what of that it has done."""
 
     @property
     def keys(self) -> frozenset[str]:
@@ -73,25 +80,35 @@ class Hidden:
         rows = [(kind, value) for kind, values in zip(_KINDS, (keys, customers, events), strict=True) for value in values]
         with self._database.begin() as connection:
             run_many(connection, _HIDE, rows)
-        self._look_at = 0.0
+        self.look_again()
 
     def remove(self, keys: Iterable[str], customers: Iterable[str], events: Iterable[str]) -> None:
         """Let go of what is nowhere any more, leaving no trace in the file."""
         rows = [(kind, value) for kind, values in zip(_KINDS, (keys, customers, events), strict=True) for value in values]
         with self._database.begin() as connection:
             run_many(connection, _SHOW, rows)
-        self._look_at = 0.0
+        self.look_again()
 
     def look_again(self) -> None:
-        """Look at once, the next time, whether another process has hidden anybody."""
-        self._look_at = 0.0
+        """Whoever asks from here on is told of whom another process has hidden by now."""
+        self._wanted = object()
 
     def _read(self) -> dict[str, frozenset[str]]:
         # it is asked for with every identifier that is looked up
-        now = time.monotonic()
-        if now < self._look_at:
-            return self._seen.values
-        self._look_at = now + LOOK_SECONDS
+        if self._reached is self._wanted:
+            if time.monotonic() < self._look_at:
+                return self._seen.values
+            return self._looked()
+        # who asks while another looks waits for what that sees
+        with self._looking:
+            if self._reached is (wanted := self._wanted):
+                return self._seen.values
+            values = self._looked()
+            self._reached = wanted
+            return values
+
+    def _looked(self) -> dict[str, frozenset[str]]:
+        self._look_at = time.monotonic() + LOOK_SECONDS
         try:
             return self._read_if_changed()
         except (OSError, SQLAlchemyError) as error:
@@ -100,16 +117,19 @@ class Hidden:
             return self._seen.values
 
     def _read_if_changed(self) -> dict[str, frozenset[str]]:
-        stamp = self._database.stamp()
+        stamp, now = self._database.stamp(), time.monotonic()
         if stamp is None:
             return _NOTHING.values
         seen = self._seen
-        if seen.stamp != stamp:
+        if seen.stamp != stamp or not seen.is_settled:
             with self._lock, self._database.begin() as connection:
                 found: dict[str, set[str]] = {kind: set() for kind in _KINDS}
                 for kind, value in connection.execute(sa.select(_HIDDEN)):
                     found[kind].add(value)
-            # who is nowhere any more must not be remembered either
-            self._changed()
-            seen = self._seen = _Seen(stamp, {kind: frozenset(values) for kind, values in found.items()})
+            values = {kind: frozenset(each) for kind, each in found.items()}
+            if values != seen.values:
+                # who is nowhere any more must not be remembered either
+                self._changed()
+            since = seen.stamped_at if seen.stamp == stamp else now
+            seen = self._seen = _Seen(stamp, values, since, now - since > TICK_SECONDS)
         return seen.values

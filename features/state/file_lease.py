@@ -132,7 +132,8 @@ def use(path: Path, file: _Open) -> None:
 def is_in_use(path: Path) -> bool:
     """Whether a process uses the file."""
     try:
-        with open(path, "rb") as file:
+        # for writing: on a volume that machines share, NFS for one, only such a file can be locked alone
+        with open(path, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
@@ -162,6 +163,6 @@ class Scratch:
     def clear(home: Path, kind: str) -> None:
         """Delete what scratches that are closed, or whose process was killed, have left on the disk."""
         for folder in home.glob(f"{kind}-*"):
-            with contextlib.suppress(FileNotFoundError, BlockingIOError), open(folder / _LOCK) as lock:
+            with contextlib.suppress(FileNotFoundError, BlockingIOError), open(folder / _LOCK, "r+") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)

@@ -108,8 +108,8 @@ class CustomerRows:
                 continue
             if not allowed:
                 continue
-            if (at := online[customer][f"{STATE}_at"] or 0) > microseconds(until):
-                # somebody has written it as of a moment before which these were not in the log yet
+            if (at := online[customer][f"{STATE}_at"] or 0) >= microseconds(until):
+                # somebody has written it as of such a moment: before these were in the log, or with them, as the lease was lost
                 later.setdefault(at, []).append(customer)
                 continue
             try:

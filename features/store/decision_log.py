@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from features.state.disk import RESERVED_BYTES, AppendOnlyFile, check_room, free_bytes, make_folder, unlink_all
+from features.state.disk import RESERVED_BYTES, AppendOnlyFile, check_room, free_bytes, make_folder, unlink_all, write_atomically
 from features.state.file_lease import is_in_use, use
 from features.state.home import Home
 from features.state.ports import DECISIONS, Table
@@ -42,6 +42,10 @@ FLUSH_SECONDS = 10.0
 """How long decisions stay in their spool, where they are safe: each flush makes a file, which is tidied later."""
 PORTION_BYTES = 8_000_000
 """How much is moved at once, so that nobody waits long for the interpreter; and from what size of a spool nobody waits for the time."""
+OTHERS_SECONDS, ASKED_AGAIN_SECONDS = 30.0, 0.05
+"""How long an erasure waits for other services to flush, and how often it looks."""
+_ASKED = "flush-asked"
+"""The file that is made anew where every service is to flush at once."""
 LOOK_SECONDS = 0.25
 """How often the room on the disk is looked at, at most."""
 
@@ -80,6 +84,7 @@ class DecisionLog:
         self._looked_at = self._flushed_at = float("-inf")
         self.unlogged = 0
         """How many decisions could not be kept since the start."""
+        self._answered = self._asked()
         # what a crash left may end in half a line: it must not be written on
         self._spool = self._new_spool()
 
@@ -110,7 +115,7 @@ class DecisionLog:
     def flush_if_due(self) -> int:
         """Flush where the spool has grown, or some time has passed; returns how many were moved."""
         due = self._spool.size >= PORTION_BYTES or time.monotonic() - self._flushed_at >= FLUSH_SECONDS
-        return self.flush() if due else 0
+        return self.flush() if due or self._asked() != self._answered else 0
 
     def maintain(self) -> None:
         """Keep the table in few files, and within its bound."""
@@ -122,6 +127,7 @@ class DecisionLog:
         if free_bytes(self._folder) < RESERVED_BYTES:
             logger.warning("decisions wait in %s: the disk is nearly full", self._folder)
             return 0
+        asked, version = self._asked(), self.table.version()
         rotated = self._rotate()
         moved = 0
         for sealed in sorted(set(self._folder.glob(_SPOOLS)) - {self._spool.path}):
@@ -133,10 +139,11 @@ class DecisionLog:
                 known = self._known([line.decision_id for line in lines]) if sealed != rotated else set()
                 fresh = [line for line in lines if line.decision_id not in known]
                 if fresh:
-                    self.table.append(_columns(fresh))
+                    # on what was looked at alone, as the lease may have been lost: whoever had it meanwhile has moved the same
+                    version = self.table.append(_columns(fresh), expected_version=version)
                 moved += len(fresh)
             unlink_all([sealed])
-        self._flushed_at = time.monotonic()
+        self._flushed_at, self._answered = time.monotonic(), asked
         return moved
 
     def erase(self, customer_ids: Sequence[str]) -> int:
@@ -144,6 +151,30 @@ class DecisionLog:
         with self._home.lease.hold(DECISIONS):
             self._flush()
             return self.table.erase("customer_id", customer_ids)
+
+    def erase_everywhere(self, customer_ids: Sequence[str]) -> int:
+        """As ``erase``, and of what other services have in their spools: they are asked to flush, and waited for. Hold no lease that
+        their background work waits for.
+
+        Raises:
+            TimeoutError: one goes on writing to its spool; nothing was erased.
+        """
+        write_atomically(self._folder / _ASKED, os.urandom(8))
+        held = [each for each in self._folder.glob(_SPOOLS) if each != self._spool.path and _is_kept(each)]
+        until = time.monotonic() + OTHERS_SECONDS
+        while held := [each for each in held if _is_kept(each)]:
+            if time.monotonic() >= until:
+                raise TimeoutError(f"another service does not flush its spool of decisions, {held[0]}: end it, or see why (/readyz)")
+            time.sleep(ASKED_AGAIN_SECONDS)
+        return self.erase(customer_ids)
+
+    def _asked(self) -> tuple[int, int] | None:
+        """What differs once everybody was asked to flush."""
+        try:
+            status = (self._folder / _ASKED).stat()
+        except FileNotFoundError:
+            return None
+        return status.st_ino, status.st_mtime_ns
 
     def read(self) -> list[dict[str, Any]]:
         """Every flushed decision, with request, choices and features decoded."""
@@ -220,14 +251,16 @@ class BatchDecisions:
             return
         with self._home.lease.hold(DECISIONS):
             check_room(self._home.decisions)
+            seen = self._table.version()
             told = self._told([line.decision_id for line in lines])
             others = [each.decision_id for each in lines if told.get(each.decision_id) not in (None, bytes(each.choices).decode())]
             if others:
-                self._table.erase("decision_id", others)
+                self._table.erase("decision_id", others, expected_version=seen)
+                seen = self._table.version()
             stay = told.keys() - set(others)
             fresh = [line for line in lines if line.decision_id not in stay]
             if fresh:
-                self._table.append(_columns(fresh))
+                self._table.append(_columns(fresh), expected_version=seen)
         self.logged += len(fresh)
         self.known += len(lines) - len(fresh)
 
@@ -250,6 +283,14 @@ def flushed(table: Table) -> list[dict[str, Any]]:
             # rows of an earlier version have no assignment
             row[name] = msgspec.json.decode(row[name] or "{}")
     return rows
+
+
+def _is_kept(spool: Path) -> bool:
+    """Whether a process goes on writing to a spool that holds anything."""
+    try:
+        return spool.stat().st_size > 0 and is_in_use(spool)
+    except FileNotFoundError:
+        return False
 
 
 def _decoded(path: Path) -> Iterator[list[_Line]]:

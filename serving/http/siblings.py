@@ -43,7 +43,8 @@ class Siblings:
                 is_young = time.time() - path.stat().st_mtime < FORGET_SECONDS
                 if is_young:
                     texts.setdefault(path.stem, path.read_text())
-            except FileNotFoundError:
+            except OSError:
+                # it has just ended
                 continue
         together = CollectorRegistry(auto_describe=False)
         together.register(_Merged(texts))
@@ -61,9 +62,12 @@ class Siblings:
             try:
                 part.write_bytes(generate_latest(self._registry))
                 part.replace(own)
-            except OSError:
+            except FileNotFoundError:
                 # whoever started this process has gone, and its folder with it
                 return
+            except OSError:
+                # a full disk: there may be room the next time
+                part.unlink(missing_ok=True)
 
 
 class _Merged(Collector):

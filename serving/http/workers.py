@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from serving.http.logs import configure_logging
@@ -33,8 +33,14 @@ class Process:
     def __init__(self, listener: socket.socket, environment: dict[str, str]) -> None:
         self._ready, told = os.pipe()
         command = [sys.executable, *_warnings(), "-m", "serving", "worker", str(listener.fileno()), str(told)]
-        self._process = subprocess.Popen(command, pass_fds=[listener.fileno(), told], env=environment)
-        os.close(told)
+        self._is_told = False
+        try:
+            self._process = subprocess.Popen(command, pass_fds=[listener.fileno(), told], env=environment)
+        except BaseException:
+            os.close(self._ready)
+            raise
+        finally:
+            os.close(told)
         self.began = time.monotonic()
 
     @property
@@ -46,12 +52,21 @@ class Process:
         """Its exit code, or None while it runs."""
         return self._process.poll()
 
-    def wait_until_ready(self) -> bool:
-        """Whether it answers; False where it has ended before, or takes too long."""
-        found, _, _ = select.select([self._ready], [], [], START_SECONDS)
+    def wait_until_ready(self, is_over: Callable[[], bool] = lambda: False) -> bool:
+        """Whether it answers; False where it has ended before, takes too long, or *is_over* says that it need not be waited for."""
+        found: list[int] = []
+        until = time.monotonic() + START_SECONDS
+        while not found and not is_over() and time.monotonic() < until:
+            found, _, _ = select.select([self._ready], [], [], LOOK_SECONDS)
         is_ready = bool(found) and os.read(self._ready, 1) != b""
-        os.close(self._ready)
+        self.forget()
         return is_ready
+
+    def forget(self) -> None:
+        """Listen no more for whether it answers."""
+        if not self._is_told:
+            self._is_told = True
+            os.close(self._ready)
 
     def leave(self) -> None:
         """Have it answer what it has begun, and end."""
@@ -94,12 +109,12 @@ class Supervisor:
             signal.signal(name, told)
         try:
             first = self._start()
-            if not first.wait_until_ready():
+            if not first.wait_until_ready(self._leaves) and not self._is_leaving:
                 first.leave()
                 return first.wait() or 1
-            others = [self._start() for _ in range(self._count - 1)]
+            others = [self._start() for _ in range(self._count - 1) if not self._is_leaving]
             for other in others:
-                other.wait_until_ready()
+                other.wait_until_ready(self._leaves)
             while not self._is_leaving:
                 time.sleep(LOOK_SECONDS)
                 self._start_again()
@@ -124,19 +139,32 @@ class Supervisor:
         for process in ended:
             logger.error("process %d has ended (%s): another takes its place", process.pid, process.has_ended())
             self._processes.remove(process)
+            process.forget()
             (Path(self._folder) / f"{process.pid}.prom").unlink(missing_ok=True)
-            is_short = time.monotonic() - process.began < SHORT_LIFE_SECONDS
-            self._waits = min(max(1.0, 2 * self._waits), LONGEST_WAIT_SECONDS) if is_short else 0.0
-            self._start_at = time.monotonic() + self._waits
+            self._wait_for_the_next(is_short=time.monotonic() - process.began < SHORT_LIFE_SECONDS)
         if len(self._processes) < self._count and time.monotonic() >= self._start_at:
             # nobody waits for it here: another may end meanwhile
-            self._start()
+            try:
+                self._start()
+            except OSError as error:
+                logger.error("no process can be started now (%s): it is tried again", error)
+                self._wait_for_the_next(is_short=True)
+
+    def _wait_for_the_next(self, is_short: bool) -> None:
+        self._waits = min(max(1.0, 2 * self._waits), LONGEST_WAIT_SECONDS) if is_short else 0.0
+        self._start_at = time.monotonic() + self._waits
 
     def _replace_all(self) -> None:
         """One after the other: a new one answers before an old one leaves."""
         for old in list(self._processes):
-            new = self._start()
-            if not new.wait_until_ready():
+            try:
+                new = self._start()
+            except OSError as error:
+                logger.error("no process can be started now (%s): those before go on answering", error)
+                return
+            if not new.wait_until_ready(self._leaves):
+                if self._is_leaving:
+                    return
                 logger.error("a new process does not start: those before go on answering")
                 new.leave()
                 new.wait()
@@ -147,6 +175,9 @@ class Supervisor:
             self._processes.remove(old)
             (Path(self._folder) / f"{old.pid}.prom").unlink(missing_ok=True)
         logger.info("every process was replaced")
+
+    def _leaves(self) -> bool:
+        return self._is_leaving
 
     def _leave(self, *_: object) -> None:
         self._is_leaving = True

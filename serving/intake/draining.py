@@ -326,6 +326,7 @@ class Drain:
         self._identities.refresh()
         if is_missing:
             self._consents.refresh()
+        self._consents.settle(until)
         self._waiting.moved_elsewhere(standing.moved, self._inbox.count_refused())
         self._recent.told((), until)
         # who was disturbed by what is still on its way is made anew once that is moved on

@@ -26,7 +26,6 @@ from features.people.vault import Sealed
 from features.state.clock import Clock, WatchedClock
 from features.state.disk import DamagedStateError, NoSpaceError
 from features.state.home import Home
-from features.state.ports import UnreachableError
 from features.store.customer_rows import CustomerRows
 from features.store.event_log import EventLog
 from features.store.keyed_state import KeyedState
@@ -241,6 +240,8 @@ class Intake:
     def learn(self, event: SealedEvent, at: datetime) -> str | None:
         """Learn from an event who is who; returns its customer. One that cannot be understood teaches nothing: the log refuses it."""
         try:
+            # it is stored: whoever was erased and begins anew by it does so in every process
+            self.tombstones.begun(event)
             return self.recent.learn(event, at)
         except Exception:
             logger.exception("an event cannot be understood as to whose it is; it becomes a dead letter")
@@ -338,7 +339,9 @@ class Intake:
         """Bring everything into the log and let go of the inbox."""
         try:
             self.drain()
-        except UnreachableError as error:
+            # whoever goes on does not know whose windowed features are to be computed
+            self.refresh_aggregates()
+        except (OSError, SQLAlchemyError, RuntimeError) as error:
             logger.error("what waits stays in the queue, for another service or the next start: %s", error)
         self.inbox.close()
 

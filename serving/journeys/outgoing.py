@@ -144,6 +144,10 @@ class Outgoings:
             connection.execute(_PUT_OFF, {"decision": message.decision_id, "why": why, "again": again})
             return True
 
+    def holds(self, decision_id: str) -> bool:
+        """Whether that decision's message was ever to leave."""
+        return bool(self._session.read(_REASON, {"decision": decision_id}))
+
     def left(self, most: int) -> list[Outgoing]:
         """What has left and is not in the log of events yet."""
         return [Outgoing(**row._mapping) for row in self._session.read(_LEFT, {"most": most})]

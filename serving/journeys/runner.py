@@ -30,6 +30,8 @@ DUE_AT_ONCE = 200
 """How many runs are moved on before anything else has its turn."""
 AGAIN = timedelta(minutes=15)
 """How soon is tried again what may not go out now."""
+WORDS_SECONDS = 120
+"""How long a run waits for the words that its journey names: each service reads them every half minute."""
 MOST_OPERATIONS = 500
 """As many without a wait are a circle."""
 OPENED = frozenset({"message_open", "offer_view"})
@@ -76,6 +78,8 @@ class Runner:
         self.runs, self.plans, self.vocabulary = runs, plans, vocabulary
         self._decider, self._zone = decider, zone
         self._earlier: dict[str, JourneyPlan | None] = {}
+        self._read_with = vocabulary
+        """By which words those were read, or could not be."""
         self._sweep: Iterator[str] = iter(())
         self._swept: tuple[JourneyPlan, str, Facts] | None = None
         self._stepping = threading.Lock()
@@ -156,12 +160,16 @@ class Runner:
     def _advance(self, run: Run, now: datetime) -> bool:
         """Take one run as far as it goes; what it sends is written in the same transaction as where it is then."""
         plan, present, at = self._plan(run), self._decider.present(run.customer_id), microseconds(now)
+        if plan is None and present is not None and (unread := run.state.get("unread", at)) > at - WORDS_SECONDS * SECOND:
+            # another service may have read words already that this one has yet to read
+            self.runs.move(replace(run, due_at=at + WORDS_SECONDS * SECOND // 2, state={**run.state, "unread": unread}))
+            return True
         if plan is None or present is None:
             self.runs.move(
                 replace(run, due_at=None, since=at, outcome="nobody is known by that id" if plan is not None else "no such journey")
             )
             return True
-        run = replace(run, customer_id=present[0])
+        run = replace(run, customer_id=present[0], state={name: value for name, value in run.state.items() if name != "unread"})
         if len(present[1]) > 1 and self._is_second(run, present[1]):
             # of two customers who proved to be one, both of whom were in it
             self.runs.move(replace(run, due_at=None, since=at, outcome="another run of theirs goes on"))
@@ -230,8 +238,9 @@ class Runner:
             "messages": int(run.state.get("messages", 0)) + 1, "answered": False, "opened": False, "decision": decision_id,
             "offer": offer.offer_id, "why": None,
         }  # fmt: skip
-        if not self.runs.move(_after(run, at, told), [message]):
-            # an event came first: it has ended, or gone on, without this message
+        if not self.runs.move(_after(run, at, told), [message]) and not self.runs.outgoing.holds(decision_id):
+            # an event came first: it has ended, or gone on, without this message. Had another service taken the same step, as the
+            # lease was lost, the promise would be that of the message which is about to leave
             self._decider.release(decision_id)
         return True
 
@@ -245,11 +254,14 @@ class Runner:
         current = self.plans.plans.get(run.journey)
         if current is not None and current.digest == run.plan:
             return current
+        if self._read_with is not self.vocabulary:
+            # what could not be read before may be by now
+            self._earlier, self._read_with = {name: plan for name, plan in self._earlier.items() if plan is not None}, self.vocabulary
         if run.plan not in self._earlier and (text := self.runs.plan_text(run.plan)) is not None:
             try:
                 self._earlier[run.plan] = JourneyPlan.of_text(text, self.vocabulary)
             except (ConditionError, msgspec.DecodeError) as error:
-                logger.error("an earlier form of the journey %s cannot be read any more, and ends: %s", run.journey, error)
+                logger.error("another form of the journey %s cannot be read, and ends unless it soon can be: %s", run.journey, error)
                 self._earlier[run.plan] = None
         return self._earlier.get(run.plan)
 

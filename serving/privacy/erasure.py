@@ -349,10 +349,10 @@ class Office:
                     counts[name] += sum(order.at_once.get(name, 0) for order in orders)
             self._intake.forget(everybody.customer_ids, everybody.keys)
             clear_spills(self._home)
-            # until a moment ago she was still known, and may have been answered
-            counts[self._decisions.name] += self._decisions.erase(everybody)
             # other services forget them before they are hidden no more
             self._intake.inbox.moment()
+            # until a moment ago they were still known, and may have been answered, by other services too
+            counts[self._decisions.name] += self._decisions.erase_everywhere(everybody)
             # nothing holds them any more: nothing need be hidden
             self._identities.hidden.remove(everybody.keys, everybody.customer_ids, everybody.event_ids)
             proof = prove(self._home, everybody, leaving_out=pending)

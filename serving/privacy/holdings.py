@@ -258,6 +258,10 @@ class Decisions:
         """Delete every decision about her."""
         return self._log.erase(subject.customer_ids)
 
+    def erase_everywhere(self, subject: Subject) -> int:
+        """As ``erase``, and what other services have just answered."""
+        return self._log.erase_everywhere(subject.customer_ids)
+
 
 class RunTables:
     """What training runs have logged by customer. Registered models themselves hold items' parameters alone."""

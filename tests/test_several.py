@@ -1,0 +1,305 @@
+"""Several services on one state, within one process: what one of them takes, moves on or erases, and what the others make of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from scene import NEW_YEAR, TinyShop, customer, event
+from test_journeys import CART, EVENTS, HOUR, WORDS, Scene, Shop
+
+from features.definitions.segments import Vocabulary
+from features.people.consent import Consents
+from features.people.hidden import Hidden
+from features.people.identity import Identities
+from features.people.tombstones import Tombstones
+from features.state.clock import fixed_clock
+from features.state.home import Home
+from features.state.ports import MovedOnError
+from features.state.sqlite_file import SQLiteFile
+from features.store import decision_log
+from features.store.customer_rows import CustomerRows
+from features.store.decision_log import DecisionLog
+from features.store.feature_store import FeatureStore, moment_of
+from models.registry import Registry
+from serving.bootstrap import model_settings
+from serving.decide.questions import OffersAnswer
+from serving.http import workers
+from serving.intake.inbox import Inbox
+from serving.intake.intake import Intake
+from serving.journeys.plan import Plans
+from serving.journeys.runner import Runner
+from serving.journeys.runs import Runs
+from serving.privacy.erasure import Office
+
+ADA = {"email": "ada@shop.org"}
+
+
+def taken(intake: Intake, *events: dict[str, Any]) -> list[str]:
+    """What becomes of events, as over HTTP: whoever answers knows first what the others have taken."""
+    intake.catch_up()
+    return [each.status for each in intake.accept(events).events]
+
+
+def did(event_id: str, name: str, who: dict[str, str], hours: float = -1, **more: Any) -> dict[str, Any]:
+    return {**event(event_id, name, NEW_YEAR + timedelta(hours=hours), card=None), "identifiers": who, **more}
+
+
+def decided(decision_id: str, customer_id: str) -> dict[str, Any]:
+    return {
+        "decision_id": decision_id, "kind": "churn", "customer_id": customer_id, "as_of": NEW_YEAR, "model": "churn/1", "feature_at": 1,
+        "fallback": None, "request": {}, "choices": [], "features": {},
+    }  # fmt: skip
+
+
+class TestTwoIntakes:
+    @pytest.fixture
+    def two(self, tiny: TinyShop) -> Iterator[tuple[Intake, Intake]]:
+        tiny.add(event("first", "login", NEW_YEAR - timedelta(days=3), card="1"))
+        clock = fixed_clock(NEW_YEAR)
+        made = []
+        for home in (tiny.home, Home(tiny.home.root)):
+            store = FeatureStore(home)
+            store.apply()
+            made.append(Intake(home, clock, Inbox(home, clock), store, Identities(home), Consents(home, tiny.shop.consent)))
+        yield made[0], made[1]
+        for intake in made:
+            if intake.inbox.is_open:
+                intake.close()
+
+    def test_who_begins_anew_at_one_is_welcome_at_the_other_at_once(self, tiny: TinyShop, two: tuple[Intake, Intake]) -> None:
+        one, other = two
+        keys = [one.identities.vault.key("email", "ada@shop.org")]
+        office = Tombstones(tiny.home, one.identities.vault)
+        office.add(keys, NEW_YEAR - timedelta(days=1))
+        office.settle(keys)
+        assert taken(one, did("up", "sign_up", ADA, -2)) == ["accepted"]
+        assert taken(other, did("look", "view_item", ADA, items=[{"item_id": "i1"}])) == ["accepted"]
+        # and where somebody else is erased meanwhile, at the first too
+        office.add([one.identities.vault.key("email", "bob@shop.org")], NEW_YEAR)
+        assert taken(one, did("look-2", "view_item", ADA, items=[{"item_id": "i1"}])) == ["accepted"]
+        assert one.drain() == 3
+        assert one._log.count() == 4
+
+    def test_who_has_lost_the_lease_folds_nothing_twice(self, tiny: TinyShop, two: tuple[Intake, Intake], monkeypatch: Any) -> None:
+        one, other = two
+        card = {"loyalty_card": "1"}
+        assert taken(one, did("before", "view_item", card, -2, items=[{"item_id": "i1"}])) == ["accepted"]
+        one.drain()
+        fold = one._drain._fold
+
+        def stalled(*rest: Any) -> None:
+            # the network hangs between log and rows; the server gives the lease to another, which finds all of it in the log
+            monkeypatch.undo()
+            with one._drain._lease.hold("nothing") as held:
+                monkeypatch.setattr(other._drain, "_lease", type("Given", (), {"hold": lambda *a, **k: contextlib.nullcontext(held)})())
+                assert other.drain() == 1
+            fold(*rest)
+
+        assert taken(one, did("bought", "view_item", card, items=[{"item_id": "i2"}])) == ["accepted"]
+        monkeypatch.setattr(one._drain, "_fold", stalled)
+        one.drain()
+        store = FeatureStore(tiny.home)
+        rows = CustomerRows(tiny.home, store, tiny.log)
+        [held] = store.online("state_v1", [customer("1")])
+        rows.rebuild([customer("1")], moment_of(held["customer_state_at"]))
+        assert [held] == store.online("state_v1", [customer("1")])
+
+    def test_a_service_that_ends_leaves_no_windowed_feature_behind(self, tiny: TinyShop, two: tuple[Intake, Intake]) -> None:
+        one, _ = two
+        assert taken(one, did("bought", "purchase", {"loyalty_card": "9"}, items=[{"item_id": "i2"}])) == ["accepted"]
+        one.drain()
+        one.close()
+        [row] = FeatureStore(tiny.home).online("activity_v1", [customer("9")])
+        assert row["baskets_28"] == 1
+
+    def test_what_an_erased_person_allowed_is_forgotten_by_all(self, tiny: TinyShop, two: tuple[Intake, Intake]) -> None:
+        one, other = two
+        decisions = DecisionLog(tiny.home)
+        store, registry = FeatureStore(tiny.home), Registry(model_settings(tiny.home))
+        office = Office(tiny.home, fixed_clock(NEW_YEAR), store, one, decisions, registry, purge_at="")
+        said = {"consent": {"permissions": {"email": True}, "policy_version": "v1", "source": "form"}}
+        assert taken(other, did("up", "sign_up", ADA, -3, **said)) == ["accepted"]
+        one.catch_up()
+        key = one.identities.vault.key("email", "ada@shop.org")
+        for intake in two:
+            assert intake._consents.allows([key], "email")
+        owner = one.identities.owner_of([key])
+        assert owner is not None
+        office.receipt(office.begin(owner), timeout=60)
+        office.close()
+        decisions.close()
+        other.catch_up()
+        other._consents.refresh()
+        for intake in two:
+            assert not intake._consents.allows([key], "email")
+
+
+class TestDecisions:
+    def test_an_erasure_reaches_what_another_service_has_decided_and_not_flushed(self, tiny: TinyShop) -> None:
+        one, other = DecisionLog(tiny.home), DecisionLog(Home(tiny.home.root))
+        other.flush_if_due()
+        assert other.append(decided("hers", "ada"))
+        assert other.append(decided("his", "bob"))
+        ended = threading.Event()
+
+        def work() -> None:
+            while not ended.wait(0.02):
+                other.flush_if_due()
+
+        background = threading.Thread(target=work)
+        background.start()
+        try:
+            assert one.erase_everywhere(["ada"]) == 1
+        finally:
+            ended.set()
+            background.join()
+        other.flush()
+        assert [row["decision_id"] for row in one.read()] == ["his"]
+        one.close()
+        other.close()
+
+    def test_an_erasure_is_not_done_where_another_service_keeps_hold_of_its_decisions(
+        self, tiny: TinyShop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(decision_log, "OTHERS_SECONDS", 0.0)
+        one, other = DecisionLog(tiny.home), DecisionLog(Home(tiny.home.root))
+        assert other.append(decided("hers", "ada"))
+        with pytest.raises(TimeoutError, match="spool"):
+            one.erase_everywhere(["ada"])
+        other.close()
+        assert one.erase_everywhere(["ada"]) == 1
+        one.close()
+
+    def test_who_has_lost_the_lease_appends_no_decision_that_another_has_moved(
+        self, tiny: TinyShop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        one, other = DecisionLog(tiny.home), DecisionLog(Home(tiny.home.root))
+        assert one.append(decided("d", "ada"))
+        columns = decision_log._columns
+
+        def stalled(lines: Sequence[Any]) -> Any:
+            # the network hangs, and the server gives the lease to another, which finds a spool that nobody uses
+            monkeypatch.undo()
+            assert other._flush() == 1
+            return columns(lines)
+
+        monkeypatch.setattr(decision_log, "_columns", stalled)
+        with pytest.raises(MovedOnError):
+            one._flush()
+        assert one.flush() == 0
+        assert [row["decision_id"] for row in one.read()] == ["d"]
+        one.close()
+        other.close()
+
+
+def test_two_who_are_hidden_within_one_tick_of_the_disks_clock_are_both_hidden_to_others(
+    tiny: TinyShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("features.people.hidden.LOOK_SECONDS", 0.0)
+    stamp = SQLiteFile.stamp
+    # the clock of a file system ticks every few milliseconds, and a file of few rows keeps its size
+    monkeypatch.setattr(SQLiteFile, "stamp", lambda self: None if stamp(self) is None else ("the same", 1, 4096))
+    one, other = Hidden(tiny.home), Hidden(Home(tiny.home.root))
+    one.add(["a"], [], [])
+    assert other.keys == {"a"}
+    one.add(["b"], [], [])
+    assert other.keys == {"a", "b"}
+
+
+def test_who_asks_while_another_thread_looks_is_told_no_less(tiny: TinyShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = Hidden(tiny.home), Hidden(Home(tiny.home.root))
+    assert other.keys == frozenset()
+    one.add(["a"], [], [])
+    other.look_again()
+    stamp, looks, goes_on = SQLiteFile.stamp, threading.Event(), threading.Event()
+
+    def slow(database: SQLiteFile) -> Any:
+        looks.set()
+        goes_on.wait(60)
+        return stamp(database)
+
+    monkeypatch.setattr(SQLiteFile, "stamp", slow)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(lambda: other.keys)
+        looks.wait(60)
+        second = threads.submit(lambda: other.keys)
+        wait([second], 0.2)
+        goes_on.set()
+        assert first.result() == second.result() == {"a"}
+
+
+class TestSupervisor:
+    @pytest.fixture
+    def supervisor(self, tmp_path: Path) -> Iterator[workers.Supervisor]:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            yield workers.Supervisor(listener, 1, dict(os.environ))
+
+    def test_a_process_that_ends_again_and_again_leaves_no_open_file(
+        self, supervisor: workers.Supervisor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(workers.sys, "executable", "/bin/false")
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            supervisor._start_at = 0.0
+            supervisor._start_again()
+            [process] = supervisor._processes
+            process.wait()
+            supervisor._start_again()
+            assert supervisor._processes == []
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    def test_where_no_process_can_be_started_now_the_others_go_on(
+        self, supervisor: workers.Supervisor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(workers.sys, "executable", "/nowhere/python")
+        before = len(os.listdir("/proc/self/fd"))
+        supervisor._start_again()
+        assert supervisor._processes == []
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert supervisor._waits > 0
+
+
+class TestJourneysOfTwoServices:
+    @pytest.fixture
+    def scene(self, tmp_path: Path) -> Scene:
+        return Scene(tmp_path / "home")
+
+    def test_a_step_that_two_take_as_the_lease_was_lost_keeps_its_promise(self, scene: Scene) -> None:
+        class Stalled(Shop):
+            def offer(self, *asked: Any) -> OffersAnswer:
+                answer = super().offer(*asked)
+                assert scene.runner.step_due(scene.now) == 1
+                return answer
+
+        shop = Stalled()
+        slow = Runner(Runs(Home(scene.home.root)), scene.plans, WORDS, shop, ZoneInfo("America/New_York"))
+        scene.happens("add_to_cart")
+        scene.now += 2 * HOUR
+        slow.step_due(scene.now)
+        assert scene.left() == [("push", "waiting")]
+        assert shop.decided[0][1] == scene.shop.decided[0][1]
+        assert shop.released == scene.shop.released == []
+
+    def test_a_journey_of_words_that_one_has_yet_to_read_goes_on_there(self, scene: Scene) -> None:
+        words = Vocabulary.parse(b"segments:\n  fresh: recency_days < 5\n", "segments.yaml", "")
+        path = scene.home.root / "journeys.yaml"
+        path.write_text(CART.replace("URL", "http://127.0.0.1:9/").replace("recency_days < 90", "fresh"))
+        new = Plans.read(path, words, EVENTS)
+        one = Runner(Runs(Home(scene.home.root)), new, words, scene.shop, ZoneInfo("America/New_York"))
+        one.follow([scene.event("add_to_cart")])
+        scene.later(HOUR + timedelta(minutes=1))
+        assert scene.ended() == {"waiting": 1}
+        scene.runner.plans, scene.runner.vocabulary = new, words
+        scene.later(timedelta(minutes=2), timedelta(seconds=30))
+        assert scene.left() == [("push", "waiting")]
