@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
+import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -199,7 +200,7 @@ class World:
         task = self.current
         fault = self._fault(what, may_fail) if task is not None and task.process is not None else None
         self._pause()
-        self.digest = hash((self.digest, what, fault, round(self.now, 6), task.process.number if task and task.process else -1))
+        self.digest = zlib.crc32(f"{what} {fault} {self.now:.6f} {self.number}".encode(), self.digest)
         if fault == KILLED_BEFORE:
             self._kill_this()
         elif fault == CUT:
