@@ -712,6 +712,19 @@ class EventQueueContract:
         queue.submit(Brought([self.letter(3)]), late)
         assert isinstance(late.exception(10), RuntimeError)
 
+    def test_what_it_has_just_stored_is_not_followed_before_whoever_brought_it_was_told(self, state: State) -> None:
+        queue, done, seen = self.opened(state), Future[None](), list[tuple[int, int]]()
+
+        class Watching(Brought):
+            def stored(self) -> None:
+                seen.append((queue.followed(), queue.waiting()[-1].seq))
+
+        queue.submit(Watching([self.letter(1), self.letter(2)]), done)
+        done.result(10)
+        assert seen == [(0, 2)]
+        assert queue.followed() == 2
+        queue.close()
+
     def test_large_events_are_not_all_read_at_once(self, state: State) -> None:
         queue, done = self.opened(state), Future[None]()
         queue.submit(Brought([self.letter(n, 9_000_000) for n in range(6)]), done)

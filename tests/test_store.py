@@ -139,6 +139,16 @@ class TestRedis(OnlineStoreContract):
         monkeypatch.setenv("UBIQUO_REDIS", redis_url)
         return self.fresh(replace(tiny, home=Home(tiny.home.root)))
 
+    def test_what_was_lost_is_not_forgotten_by_whoever_goes_on_writing(self, store: FeatureStore) -> None:
+        first, second, third = (NEW_YEAR + timedelta(seconds=n) for n in range(3))
+        store.note_told(first)
+        # what was noted of the second moment went with a server
+        store.note_told(third, since=second)
+        assert store.lost_since(third) == first
+        store.note_told(second, since=first)
+        store.note_told(third, since=second)
+        assert store.lost_since(third) is None
+
     @staticmethod
     def write_as_before(store: FeatureStore, customer_id: str) -> None:
         import redis
