@@ -222,7 +222,10 @@ class RedisRows:
         """Nothing to do: Redis keeps nothing of what is gone."""
 
     def note(self, moment: int, since: int = 0) -> None:
-        """Note a moment that is later than the one noted, if that is no earlier than *since*: Redis keeps commands in their order, so that what it loses is what came last."""
+        """Note a moment that is later than the one noted, if that is no earlier than *since*.
+
+        Redis keeps commands in their order, so that what it loses is what came last.
+        """
         self._writer.eval(_NOTE_LATER, 1, _NOTE, moment, since)
 
     def noted(self) -> int | None:
