@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from features.catalogue.shop import Shop
 from features.people.consent import Consents
 from features.people.identity import Identities
-from features.state.clock import Clock, WatchedClock
+from features.state.clock import AHEAD, Clock, WatchedClock
 from features.state.disk import RESERVED_BYTES, DamagedStateError, NoSpaceError
 from features.state.home import Home
 from features.state.ports import SERVING, Held, Lease, LeaseTakenError, MissingStateError, UnreachableError
@@ -250,6 +250,11 @@ class Runtime:
             found.append("the background work has ended: restart the service")
         if not self.intake.inbox.is_open:
             found.append("the inbox takes no events: restart the service")
+        last = self.intake.inbox.standing().received_at
+        if self.is_shared and last is not None and last > self.clock() + AHEAD:
+            found.append(
+                f"the queue's last receipt is of {last.isoformat()}: set the clocks of all machines right; events are refused here"
+            )
         free = self.home.free_bytes()
         if free < RESERVED_BYTES:
             found.append(f"the disk has {free // 1_000_000} MB left: events are refused until there is room")

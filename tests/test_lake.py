@@ -303,7 +303,9 @@ def test_a_shop_moves_to_a_lake_and_lives_there(trained: Home, lake: Lake, gate:
     before = EventLog(home, "America/New_York").count()
 
     def break_off(request: bytes) -> None:
-        gate.shut = gate.shut or len([name for name in lake.names() if "/log/events/" in name]) > 3
+        # the store answers one request at a time: not in the middle of one's body
+        if request.startswith((b"GET ", b"HEAD ", b"PUT ", b"POST ")):
+            gate.shut = gate.shut or len([name for name in lake.names() if "/log/events/" in name]) > 3
 
     gate.meets = break_off
     broken = command("features", "lake", "--to", lake.address, home=home.root)

@@ -30,7 +30,7 @@ from features.state.postgres_lease import PostgresLease
 from features.state.postgres_server import server_at
 from features.state.settings import Settings
 from features.state.sql import BIG, put, run_many
-from serving.intake.event_queue import Accepted, EventQueue, Refused, Turn
+from serving.intake.event_queue import Accepted, ClocksApartError, EventQueue, Progress, Refused, Turn
 from serving.intake.inbox import Inbox
 
 THINGS = sa.Table(
@@ -742,6 +742,12 @@ class EventQueueContract:
             late.close()
         assert moments == sorted(set(moments))
         queue.close()
+
+    def test_a_machine_whose_clock_is_far_behind_the_others_takes_no_turn(self) -> None:
+        standing = Progress(3, NEW_YEAR + timedelta(hours=1), 0, None)
+        with pytest.raises(ClocksApartError, match="set the clocks right"):
+            Turn(standing, MIDNIGHT, is_shared=True)
+        assert Turn(standing, MIDNIGHT).next() == (4, NEW_YEAR), "alone it does not follow what its own clock said"
 
     def test_every_process_follows_the_others_in_one_order(self, state: State) -> None:
         queues = [self.opened(state) for _ in range(3)]

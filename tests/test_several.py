@@ -24,7 +24,7 @@ from features.people.identity import Identities
 from features.people.tombstones import Tombstones
 from features.state.clock import fixed_clock
 from features.state.home import Home
-from features.state.ports import MovedOnError
+from features.state.ports import MovedOnError, UnreachableError
 from features.state.sqlite_file import SQLiteFile
 from features.store import decision_log
 from features.store.customer_rows import CustomerRows
@@ -113,6 +113,22 @@ class TestTwoIntakes:
         [held] = store.online("state_v1", [customer("1")])
         rows.rebuild([customer("1")], moment_of(held["customer_state_at"]))
         assert [held] == store.online("state_v1", [customer("1")])
+
+    def test_events_are_taken_while_the_lake_is_away_though_another_has_just_moved_some(
+        self, two: tuple[Intake, Intake], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def away(*_: Any) -> None:
+            raise UnreachableError("the lake does not answer")
+
+        one, other = two
+        view = {"items": [{"item_id": "i1"}]}
+        assert taken(one, did("a", "view_item", {"loyalty_card": "1"}, **view)) == ["accepted"]
+        other.catch_up()
+        one.drain()
+        with monkeypatch.context() as patch:
+            patch.setattr(other.identities, "refresh", away)
+            assert taken(other, did("b", "view_item", {"loyalty_card": "1"}, **view)) == ["accepted"]
+        assert other.drain() == 1
 
     def test_a_service_that_ends_leaves_no_windowed_feature_behind(self, tiny: TinyShop, two: tuple[Intake, Intake]) -> None:
         one, _ = two

@@ -322,11 +322,17 @@ class Drain:
         """
         until = standing.moved_until
         assert until is not None
-        # what this process has learnt too stands in the table now
-        self._identities.refresh()
-        if is_missing:
-            self._consents.refresh()
-        self._consents.settle(until)
+        try:
+            # what this process has learnt too stands in the table now
+            self._identities.refresh()
+            if is_missing:
+                self._consents.refresh()
+            self._consents.settle(until)
+        except OSError as error:
+            if is_missing:
+                raise
+            # all of it was followed here, so that events are taken though the lake is away; it is read with the next, or in half a minute
+            logger.error("what another service has brought into the log cannot be read yet: %s", error)
         self._waiting.moved_elsewhere(standing.moved, self._inbox.count_refused())
         self._recent.told((), until)
         # who was disturbed by what is still on its way is made anew once that is moved on

@@ -51,13 +51,26 @@ class Progress(NamedTuple):
     moved_until: datetime | None = None
 
 
+class ClocksApartError(RuntimeError):
+    """The clocks of machines that share a queue differ by so much that receipts would go back and forth."""
+
+
 class Turn:
     """One turn at the queue, of which there is one at a time among all processes: who enters in it gives out places and receipts.
 
-    Receipts only grow, whatever the clocks of several machines say; those of a clock that was far ahead are not followed.
+    Receipts only grow. Where the queue *is_shared*, a machine whose clock lies far behind the last of them takes no turn; a machine of its own
+    does not follow what its clock said when it was far ahead.
+
+    Raises:
+        ClocksApartError: as said.
     """
 
-    def __init__(self, standing: Progress, clock: Clock) -> None:
+    def __init__(self, standing: Progress, clock: Clock, is_shared: bool = False) -> None:
+        last, now = standing.received_at, clock()
+        if is_shared and last is not None and last > now + AHEAD:
+            raise ClocksApartError(
+                f"the queue's last receipt is of {last.isoformat()}, and this machine's clock says {now.isoformat()}: set the clocks right"
+            )
         self.moved = standing.moved
         """Up to which place events are in the log."""
         self.entered: dict[str, str] = {}

@@ -92,6 +92,7 @@ class Inbox:
 
     def __init__(self, state: State, clock: Clock = system_clock) -> None:
         self._state, self._clock = state, clock
+        self._is_shared = state.settings.shared or bool(state.settings.database)
         database = _opened(state)
         self._reader, self._writer, self._looker = database.connect(), database.connect(), database.connect(LOOK_SECONDS)
         if not self._reader.read(_STANDING):
@@ -160,7 +161,7 @@ class Inbox:
             standing = _standing_of(connection.execute(_STANDING).fetchall())
             # first what others have stored since: the order of places is the order in which all of them are followed
             self._go_on(lambda query: connection.execute(query).fetchall(), standing)
-            turn = Turn(standing, self._clock)
+            turn = Turn(standing, self._clock, self._is_shared)
             letters: list[tuple[Any, ...]] = []
             refused: list[tuple[Any, ...]] = []
             for job in jobs:
@@ -181,8 +182,7 @@ class Inbox:
 
     def _in_turn(self) -> AbstractContextManager[object]:
         """Where several processes write to one file each waits in line: SQLite lets whoever asks at the right moment go first."""
-        settings = self._state.settings
-        return self._state.lease.hold("turn") if settings.shared and not settings.database else nullcontext()
+return self._state.lease.hold("turn") if self._is_shared and not self._state.settings.database else nullcontext()
 
     # --- following
 
