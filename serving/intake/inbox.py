@@ -182,7 +182,7 @@ class Inbox:
 
     def _in_turn(self) -> AbstractContextManager[object]:
         """Where several processes write to one file each waits in line: SQLite lets whoever asks at the right moment go first."""
-return self._state.lease.hold("turn") if self._is_shared and not self._state.settings.database else nullcontext()
+        return self._state.lease.hold("turn") if self._is_shared and not self._state.settings.database else nullcontext()
 
     # --- following
 
