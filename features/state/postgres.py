@@ -46,7 +46,6 @@ MADE_BY_ONE = "making"
 STREAMED_ROWS = 200
 REWRITTEN_BYTES = 64_000_000
 """A table that is larger is not written anew to leave no trace: its old bytes stay in free space until that is used again."""
-_YIELD_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -289,18 +288,10 @@ class PostgresSession:
     @staticmethod
     def _tidy(connection: Connection, table: str, rewrites: bool) -> None:
         if rewrites:
-            try:
-                # in the words of one message, which is no transaction here; whoever reads keeps it from being written anew
-                connection.exec_driver_sql(f"SET lock_timeout = {round(_YIELD_SECONDS * 1000)}")
-                connection.exec_driver_sql(f"VACUUM (FULL) {table}")
-                return
-            except OperationalError as error:
-                if getattr(error.orig, "sqlstate", "") != "55P03":
-                    raise
-            finally:
-                if not connection.invalidated:
-                    connection.exec_driver_sql("SET lock_timeout = 0")
-        connection.exec_driver_sql(f"VACUUM {table}")
+            # unless somebody uses it just then
+            connection.exec_driver_sql(f"VACUUM (FULL, SKIP_LOCKED) {table}")
+        # to give space back it would wait for readers
+        connection.exec_driver_sql(f"VACUUM (TRUNCATE FALSE) {table}")
 
     @contextlib.contextmanager
     def _begun(self, begins: str, patience: float) -> Iterator[Connection]:

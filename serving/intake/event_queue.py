@@ -58,8 +58,8 @@ class ClocksApartError(RuntimeError):
 class Turn:
     """One turn at the queue, of which there is one at a time among all processes: who enters in it gives out places and receipts.
 
-    Receipts only grow. Where the queue *is_shared*, a machine whose clock lies far behind the last of them takes no turn; a machine of its own
-    does not follow what its clock said when it was far ahead.
+    Receipts only grow. Where the queue *is_shared*, a machine whose clock lies far behind the last of them takes no turn; a machine of its
+    own does not follow what its clock said when it was far ahead.
 
     Raises:
         ClocksApartError: as said.
