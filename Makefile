@@ -35,6 +35,8 @@ bench: $(VENV)/dev.stamp
 	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_log.py
 	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_growth.py
 	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_scale.py
+	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_many.py
+	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_spark.py
 	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_console.py
 	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_costs.py
 	UBIQUO_KILLS=12 $(PY) -m pytest tests/test_intake.py -s -k whenever_the_process_is_killed
