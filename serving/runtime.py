@@ -133,6 +133,14 @@ class Parts(NamedTuple):
     journeys: Journeys
 
 
+class Failure(NamedTuple):
+    """How often in a row a chore has failed, why, and whether that is because a server elsewhere cannot be reached."""
+
+    times: int
+    why: str
+    is_elsewhere: bool
+
+
 class Worker:
     """A thread that does what need not be done within a request, each chore in its turn.
 
@@ -144,7 +152,7 @@ class Worker:
 
     def __init__(self, name: str, chores: Sequence[tuple[str, Callable[[], Any], float]], tick: float = TICK_SECONDS) -> None:
         self._chores, self._tick = chores, tick
-        self.failures: dict[str, tuple[int, str]] = {}
+        self.failures: dict[str, Failure] = {}
         """How often in a row a chore has failed, and why."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -154,6 +162,11 @@ class Worker:
     def is_alive(self) -> bool:
         """Whether it goes on."""
         return self._thread.is_alive()
+
+    def told(self) -> list[tuple[Failure, str]]:
+        """The chores that fail again and again, in words."""
+        failing = [(name, failure) for name, failure in dict(self.failures).items() if failure.times >= 3]
+        return [(failure, f"{name} has failed {failure.times} times in a row: {failure.why}") for name, failure in failing]
 
     def close(self) -> None:
         """End after the chore at hand."""
@@ -173,7 +186,8 @@ class Worker:
                 except Exception as error:
                     # it is tried again when next due, and keeps no other chore from its turn; nothing waiting is lost,
                     # as an event leaves the inbox only once it is in the log
-                    self.failures[name] = self.failures.get(name, (0, ""))[0] + 1, f"{type(error).__name__}: {error}"[:200]
+                    before = self.failures[name].times if name in self.failures else 0
+                    self.failures[name] = Failure(before + 1, f"{type(error).__name__}: {error}"[:200], isinstance(error, UnreachableError))
                     if isinstance(error, (NoSpaceError, DamagedStateError)):
                         logger.error("%s failed; it will be tried again: %s", name, error)
                     else:
@@ -245,7 +259,7 @@ class Runtime:
 
     def problems(self) -> list[str]:
         """Why events cannot be taken, or answers not be trusted: empty where all is well."""
-        found = [f"{name} has failed {n} times in a row: {why}" for name, (n, why) in dict(self._worker.failures).items() if n >= 3]
+        found = [told for failure, told in self._worker.told() if not failure.is_elsewhere]
         if not self._worker.is_alive:
             found.append("the background work has ended: restart the service")
         if not self.intake.inbox.is_open:
@@ -266,9 +280,11 @@ class Runtime:
         """What answers less than it should."""
         found = [f"{kind}: {why}" for kind, why in self.engine.broken.items()]
         found += [] if self.behind is None else [f"{self.behind}: events are refused meanwhile"]
+        # a server that cannot be reached here answers no other service either: to send callers elsewhere would help nobody
+        found += [told for failure, told in self._worker.told() if failure.is_elsewhere]
         found += self.journeys.degraded()
         for worker in self._others:
-            found += [f"{name} has failed {n} times in a row: {why}" for name, (n, why) in dict(worker.failures).items() if n >= 3]
+            found += [told for _, told in worker.told()]
             if not worker.is_alive:
                 found.append("the work on journeys, messages, promises or other services has ended: restart the service")
         if self.intake.unfollowed:
