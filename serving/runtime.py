@@ -21,7 +21,7 @@ from features.people.identity import Identities
 from features.state.clock import AHEAD, Clock, WatchedClock
 from features.state.disk import RESERVED_BYTES, DamagedStateError, NoSpaceError
 from features.state.home import Home
-from features.state.ports import SERVING, Held, Lease, LeaseTakenError, MissingStateError, UnreachableError
+from features.state.ports import SERVING, Held, Lease, LeaseLostError, LeaseTakenError, MissingStateError, UnreachableError
 from features.store.decision_log import DecisionLog
 from features.store.event_log import EventLog
 from models.registry import ModelSettings
@@ -96,7 +96,8 @@ class Turns:
         with self._lock:
             if name in self._held and not self._held[name].still_held():
                 # the connection that held it was lost, and another may have it by now
-                self._held.pop(name).close()
+                with contextlib.suppress(LeaseLostError):
+                    self._held.pop(name).close()
             if name not in self._held:
                 with contextlib.suppress(LeaseTakenError):
                     self._held[name] = self._lease.take(name)
@@ -106,7 +107,8 @@ class Turns:
         """Leave them to others."""
         with self._lock:
             for held in self._held.values():
-                held.close()
+                with contextlib.suppress(LeaseLostError):
+                    held.close()
             self._held.clear()
 
 
@@ -250,7 +252,8 @@ class Runtime:
         self.journeys.close()
         self.decisions.close()
         self._turns.close()
-        self._held.close()
+        with contextlib.suppress(LeaseLostError):
+            self._held.close()
 
     @property
     def log(self) -> EventLog:

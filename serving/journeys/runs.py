@@ -64,7 +64,10 @@ _MOVE = (
     )
 )  # fmt: skip
 _END_DAY = put(DAYS)
-_END_DAY = _END_DAY.on_conflict_do_update(index_elements=[DAYS.c.journey], set_={"day": _END_DAY.excluded.day})
+# one that has lost its turn, and ends a day late, takes no later day back
+_END_DAY = _END_DAY.on_conflict_do_update(
+    index_elements=[DAYS.c.journey], set_={"day": _END_DAY.excluded.day}, where=_END_DAY.excluded.day > DAYS.c.day
+)
 _PLAN = put(PLANS).on_conflict_do_nothing()
 
 
