@@ -18,7 +18,7 @@ from features.store.feature_store import FeatureStore
 from models.registry import Registry, RegistrySettings, load_settings
 from serving.decide.engine import Engine
 from serving.decide.reader import OnlineReader
-from serving.intake.inbox import Inbox, last_received
+from serving.intake.inbox import Inbox, last_receipt, last_received
 from serving.intake.intake import Intake
 from serving.journeys.desk import JourneyDesk
 from serving.journeys.journeys import Journeys
@@ -53,7 +53,8 @@ def start(home: Home, clock: Clock | None = None) -> Runtime:
     log = EventLog(home, shop.timezone)
     log.recover()
     latest = max((t for t in (log.latest_received(), last_received(home)) if t is not None), default=None)
-    clock = clock or clock_of(home.settings, latest)
+    # a clock of its own that runs on goes before no receipt
+    clock = clock or clock_of(home.settings, max((t for t in (latest, last_receipt(home)) if t is not None), default=None))
     inbox = Inbox(home, clock)
     identities, consents = Identities(home), Consents(home, shop.consent)
     engine = open_engine(home)

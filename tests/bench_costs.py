@@ -148,7 +148,9 @@ def through(home: Home, where: str) -> None:
     store, identities = FeatureStore(home), Identities(home)
     store.apply()
     # not timed: the times of a clock that stands still would only count up
-    took = Intake(home, running_clock(NEW_YEAR), Inbox(home), store, identities, Consents(home, Shop.load(home).consent))
+    took = Intake(
+        home, running_clock(NEW_YEAR), Inbox(home, running_clock(NEW_YEAR)), store, identities, Consents(home, Shop.load(home).consent)
+    )
     raw = [
         event(uuid.uuid4().hex, "view_item", NEW_YEAR - timedelta(days=1), f"card-{n % (EVENTS // 10)}", ["i1"], channel="web")
         for n in range(EVENTS)
@@ -161,7 +163,14 @@ def through(home: Home, where: str) -> None:
         len(each.payload) + len(each.personal or b"") + len(each.event_id) + len(each.content_hash) for each in took.inbox.waiting(-1)
     ]
     told(f"what waits ({where})", sum(payloads) / len(payloads), "bytes an event, until it is in the log")
-    another = Intake(home, running_clock(NEW_YEAR), Inbox(home), store, Identities(home), Consents(home, Shop.load(home).consent))
+    another = Intake(
+        home,
+        running_clock(NEW_YEAR),
+        Inbox(home, running_clock(NEW_YEAR)),
+        store,
+        Identities(home),
+        Consents(home, Shop.load(home).consent),
+    )
     following = 0.0
     for start in range(0, 2_000, 100):
         took.accept([{**each, "event_id": uuid.uuid4().hex} for each in raw[start : start + 100]])

@@ -120,7 +120,7 @@ def serve(home: Home) -> dict[str, float]:
     shop = Shop.load(home)
     store, identities, consents = FeatureStore(home), Identities(home), Consents(home, shop.consent)
     store.apply()
-    intake = Intake(home, running_clock(NEW_YEAR), Inbox(home), store, identities, consents)
+    intake = Intake(home, running_clock(NEW_YEAR), Inbox(home, running_clock(NEW_YEAR)), store, identities, consents)
     # the same customer at every size: the first replica's first
     [(key,)] = connect().execute(
         f"SELECT identity_key FROM (SELECT {KEY.format('identity_key', 0)} AS identity_key FROM read_parquet(?)) ORDER BY 1 LIMIT 1",

@@ -55,7 +55,7 @@ def main(root: Path) -> None:
     store, identities = FeatureStore(home), Identities(home)
     store.apply()
     shop = Shop.load(home)
-    intake = Intake(home, running_clock(NEW_YEAR), Inbox(home), store, identities, Consents(home, shop.consent))
+    intake = Intake(home, running_clock(NEW_YEAR), Inbox(home, running_clock(NEW_YEAR)), store, identities, Consents(home, shop.consent))
     log = EventLog(home, shop.timezone)
     print("ready", flush=True)
     for n in range(100_000):

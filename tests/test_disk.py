@@ -23,6 +23,7 @@ from scene import NEW_YEAR, ROOT, SECRET, TinyShop, command, event, surroundings
 
 from features.people.vault import Vault, WrongSecretError
 from features.state import delta_writes, disk
+from features.state.clock import fixed_clock
 from features.state.disk import AppendOnlyFile, DamagedStateError, NoSpaceError, write_atomically
 from features.state.home import Home
 from features.state.sqlite_file import WRITTEN_AHEAD, SQLiteFile
@@ -102,7 +103,7 @@ class TestPowerCut:
         erased = {name for first, *names in words if first == "erased" for name in names}
         log = EventLog(home, "America/New_York")
         log.recover()
-        inbox = Inbox(home)
+        inbox = Inbox(home, fixed_clock(NEW_YEAR))
         waiting = {letter.event_id for letter in inbox.waiting(-1)}
         inbox.close()
         found: set[str] = set()
@@ -325,7 +326,7 @@ class TestDamage:
         old = tiny.home.inbox
         old.parent.mkdir(exist_ok=True)
         old.touch(0o644)
-        Inbox(tiny.home).close()
+        Inbox(tiny.home, fixed_clock(NEW_YEAR)).close()
         tiny.add(event("a", "login", BEFORE))
         found = {path.name: path.stat().st_mode & 0o077 for path in tiny.home.root.glob("*.db*")}
         assert {"inbox.db", "contacts.db"} <= found.keys()

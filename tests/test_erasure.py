@@ -354,7 +354,12 @@ class TestOfASmallShop:
         store = FeatureStore(tiny.home)
         store.apply()
         intake = Intake(
-            tiny.home, fixed_clock(NEW_YEAR), Inbox(tiny.home), store, Identities(tiny.home), Consents(tiny.home, tiny.shop.consent)
+            tiny.home,
+            fixed_clock(NEW_YEAR),
+            Inbox(tiny.home, fixed_clock(NEW_YEAR)),
+            store,
+            Identities(tiny.home),
+            Consents(tiny.home, tiny.shop.consent),
         )
         yield intake
         intake.close()

@@ -202,7 +202,12 @@ class TestDeclarations:
         store, identities = FeatureStore(shopped.home), Identities(shopped.home)
         store.apply()
         intake = Intake(
-            shopped.home, fixed_clock(AS_OF), Inbox(shopped.home), store, identities, Consents(shopped.home, shopped.shop.consent)
+            shopped.home,
+            fixed_clock(AS_OF),
+            Inbox(shopped.home, fixed_clock(AS_OF)),
+            store,
+            identities,
+            Consents(shopped.home, shopped.shop.consent),
         )
         intake.accept([event("live", "purchase", days(1), items=[("i5", 1, 100)])])
         intake.drain()

@@ -335,7 +335,14 @@ class KeptUpContract:
         chance = random.Random(seed)
         store.apply()
         identities = Identities(tiny.home)
-        intake = Intake(tiny.home, fixed_clock(NEW_YEAR), Inbox(tiny.home), store, identities, Consents(tiny.home, tiny.shop.consent))
+        intake = Intake(
+            tiny.home,
+            fixed_clock(NEW_YEAR),
+            Inbox(tiny.home, fixed_clock(NEW_YEAR)),
+            store,
+            identities,
+            Consents(tiny.home, tiny.shop.consent),
+        )
         said = []
         for number in range(120):
             name = chance.choice(["purchase", "refund", "view_item", "add_to_cart", "remove_from_cart", "search", "login"])

@@ -256,7 +256,7 @@ class TestIntakeItself:
         assert (answer.accepted, answer.rejected) == (1, 1), answer
 
     def test_an_inbox_that_is_closed_while_it_is_busy_finishes_what_it_took(self, tmp_path: Path) -> None:
-        inbox, begun, go_on = Inbox(Home(tmp_path)), threading.Event(), threading.Event()
+        inbox, begun, go_on = Inbox(Home(tmp_path), fixed_clock(NEW_YEAR)), threading.Event(), threading.Event()
         commit = inbox._commit
 
         def slow(jobs: Any) -> Any:
@@ -279,7 +279,7 @@ class TestIntakeItself:
         assert not closing.is_alive()
         assert (first.result(1), second.result(1)) == (None, None)
         assert isinstance(third.exception(1), RuntimeError)
-        assert len(Inbox(Home(tmp_path)).waiting()) == 2
+        assert len(Inbox(Home(tmp_path), fixed_clock(NEW_YEAR)).waiting()) == 2
 
     def test_a_repeat_of_what_the_log_holds_is_a_duplicate_whoever_stored_it(self, intake: Intake) -> None:
         old = {

@@ -28,7 +28,9 @@ LOCAL, AT = "020 7946 0958", NEW_YEAR - timedelta(days=1)
 def intake(tiny: TinyShop) -> Intake:
     store, identities = FeatureStore(tiny.home), Identities(tiny.home)
     store.apply()
-    return Intake(tiny.home, fixed_clock(NEW_YEAR), Inbox(tiny.home), store, identities, Consents(tiny.home, tiny.shop.consent))
+    return Intake(
+        tiny.home, fixed_clock(NEW_YEAR), Inbox(tiny.home, fixed_clock(NEW_YEAR)), store, identities, Consents(tiny.home, tiny.shop.consent)
+    )
 
 
 def test_events_segments_messages_lists_and_commands_read_it_alike(tiny: TinyShop, intake: Intake, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from features.people.hidden import Hidden
 from features.people.tombstones import Tombstones
 from features.people.vault import Personal, Vault
 from features.state import postgres_server
+from features.state.clock import fixed_clock
 from features.state.disk import DamagedStateError, NoSpaceError
 from features.state.home import LASTING, Home
 from features.state.migrations import FOLDER, HEAD, REVISIONS
@@ -77,7 +78,7 @@ class _Asked(Home):
 def _everything(home: Home) -> None:
     """Use every lasting database once."""
     vault = Vault(SECRET.encode())
-    Inbox(home).close()
+    Inbox(home, fixed_clock(NEW_YEAR)).close()
     Contacts(home, vault).close()
     Tombstones(home, vault).add(["email:x"], NEW_YEAR)
     Hidden(home).add(["email:x"], [], [])
@@ -116,13 +117,13 @@ def test_the_migrations_make_what_the_code_asks_for(tmp_path: Path, postgres_url
 
 
 def test_a_database_of_a_newer_release_is_not_touched(tmp_path: Path, postgres_url: str) -> None:
-    Inbox(Home(tmp_path, Settings(database=postgres_url))).close()
+    Inbox(Home(tmp_path, Settings(database=postgres_url)), fixed_clock(NEW_YEAR)).close()
     server_at.cache_clear()
     server = server_at(postgres_url)
     with contextlib.closing(server.opened()) as connection:
         connection.execute("UPDATE ubiquo.alembic_version SET version_num = 'r9999'")
     with pytest.raises(NewerStateError, match=r"revision r9999.*newer"):
-        Inbox(Home(tmp_path, Settings(database=postgres_url)))
+        Inbox(Home(tmp_path, Settings(database=postgres_url)), fixed_clock(NEW_YEAR))
     assert revision_of(server) == "r9999"
 
 
@@ -384,7 +385,7 @@ def test_a_server_that_is_killed_keeps_what_was_committed_and_nothing_half(own_c
     database = PostgresDatabase(server, "things", (THINGS,), PostgresKeeping())
     session = database.connect()
     lease = PostgresLease(server)
-    inbox = Inbox(Home(tmp_path, Settings(database=url)))
+    inbox = Inbox(Home(tmp_path, Settings(database=url)), fixed_clock(NEW_YEAR))
 
     def submit(event_id: str) -> Future[None]:
         done: Future[None] = Future()

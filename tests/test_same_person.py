@@ -31,7 +31,14 @@ Tell = Callable[..., Any]
 def intake(tiny: TinyShop) -> Intake:
     store = FeatureStore(tiny.home)
     store.apply()
-    return Intake(tiny.home, fixed_clock(NEW_YEAR), Inbox(tiny.home), store, Identities(tiny.home), Consents(tiny.home, tiny.shop.consent))
+    return Intake(
+        tiny.home,
+        fixed_clock(NEW_YEAR),
+        Inbox(tiny.home, fixed_clock(NEW_YEAR)),
+        store,
+        Identities(tiny.home),
+        Consents(tiny.home, tiny.shop.consent),
+    )
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from features.state.clock import Clock, microseconds, system_clock
+from features.state.clock import Clock, microseconds
 from features.state.ports import AnyRow, Database, DatabaseSession, State, UnreachableError
 from features.state.sql import BIG, put, run_many
 from serving.intake.event_queue import EPOCH, TICK, Accepted, Entry, Follow, Moved, Progress, Refused, Turn
@@ -90,7 +90,7 @@ class Inbox:
     which events were stored, and every process can follow it: what it follows is never taken back.
     """
 
-    def __init__(self, state: State, clock: Clock = system_clock) -> None:
+    def __init__(self, state: State, clock: Clock) -> None:
         self._state, self._clock = state, clock
         self._is_shared = state.settings.shared or bool(state.settings.database)
         database = _opened(state)
@@ -296,6 +296,13 @@ def last_received(state: State) -> datetime | None:
     """The latest receipt of what waits in the inbox of an installation, or None."""
     with closing(_opened(state).connect()) as session:
         return _last_received(session)
+
+
+def last_receipt(state: State) -> datetime | None:
+    """The last receipt that the queue of an installation has given, whether or not it still waits."""
+    with closing(_opened(state).connect()) as session:
+        rows = session.read(_STANDING)
+    return _standing_of(rows).received_at if rows else None
 
 
 def _last_received(session: DatabaseSession) -> datetime | None:
