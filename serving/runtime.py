@@ -233,13 +233,17 @@ class Runtime:
             ("reading the journeys", self.journeys.refresh, MODEL_CHECK_SECONDS),
             ("tidying the journeys", turns.taken("journeys", self.journeys.tidy), TIDY_SECONDS),
         ]
+        following: list[tuple[str, Callable[[], Any], float]] = [
+            ("following other services", self._catch_up, TICK_SECONDS),
+            ("relieving silent services", self.home.relieve, AGGREGATE_SECONDS),
+        ]
         # a receiver that is slow holds up neither steps nor events
         self._others = [
             Worker("ubiquo-journeys", steps),
             Worker("ubiquo-outbox", [("sending messages", turns.taken("outbox", self.journeys.send), TICK_SECONDS)]),
             # little at a time, so that no decision waits long for the disk
             # also where nobody asks: what others take must not pile up
-            *([Worker("ubiquo-following", [("following other services", self._catch_up, TICK_SECONDS)])] if self.is_shared else []),
+            *([Worker("ubiquo-following", following)] if self.is_shared else []),
             Worker("ubiquo-promises", [("bringing promises onto the disk", self.engine.governor.sync, SYNC_SECONDS)], SYNC_SECONDS),
         ]
 

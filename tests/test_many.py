@@ -26,6 +26,7 @@ from servers import Proxy, RedisServer
 
 from features.people.identity import Identities
 from features.state.home import Home
+from features.state.postgres_server import server_at
 from features.state.settings import Settings
 from features.store.customer_rows import CustomerRows
 from features.store.event_log import EventLog, connect
@@ -258,6 +259,7 @@ class TestOnManyMachines(ManyServicesContract):
             made = Pair(Home(home.root, settings), **servers)
             yield made
             made.close()
+        server_at.cache_clear()
         postgres.give_back(url)
 
 
@@ -296,6 +298,7 @@ class TestWhenServersFail:
         yield made
         made.close()
         redis.stop()
+        server_at.cache_clear()
         postgres.give_back(url)
 
     @staticmethod

@@ -120,7 +120,7 @@ def test_nor_does_a_slow_disk_lose_it(intake: Intake, tell: Tell) -> None:
     def slow(jobs: Any) -> None:
         begun.set()
         assert go_on.wait(30)
-        commit(jobs)
+        return commit(jobs)
 
     intake.inbox._commit = slow  # type: ignore[method-assign]
     signing_in = threading.Thread(target=lambda: intake.accept([did("login", {**ADA, **COOKIE})]))

@@ -25,3 +25,7 @@ class PostgresState:
     def database(self, name: str, tables: Sequence[Table], *, is_lasting: bool, is_durable: bool, counts: bool) -> PostgresDatabase:
         """The database *name*: what lasts is made by migrations, what follows from elsewhere by its users."""
         return PostgresDatabase(self.server, name, tables, PostgresKeeping(is_durable, counts, bring_up if is_lasting else None))
+
+    def relieve(self) -> int:
+        """End the transactions of silent clients for whose locks others wait; returns how many."""
+        return self.server.relieve()
