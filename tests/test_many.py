@@ -183,9 +183,9 @@ class ManyServicesContract:
 
         ticket = asyncio.run(asked())
         for service in (here, there):
-            status, said = service.get(f"/v1/results/{ticket}")
+            status, said = service._get(f"/v1/results/{ticket}")
             assert (status, json.loads(said)["state"]) == (202, "running"), "it may be another process's: ask again"
-            assert service.get("/v1/results/nonsense")[0] == 404
+            assert service._get("/v1/results/nonsense")[0] == 404
 
     def test_a_repeat_at_the_other_is_a_duplicate_before_and_after_it_is_moved_on(self, pair: Pair) -> None:
         here, there = pair.services

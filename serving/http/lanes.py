@@ -151,6 +151,10 @@ class Ticket(NamedTuple):
     result_id: str
 
 
+ELSEWHERE_SECONDS = 0.5
+"""How long whoever asks for another process's answer waits to be told to ask again."""
+
+
 class LongAnswers:
     """Answers that may take long: whoever asks waits a little, and is then told where to ask again.
 
@@ -189,6 +193,8 @@ class LongAnswers:
             self._forget()
             asked = self._asked.get(name)
         if asked is None and self._is_anothers(name):
+            # whoever asks at once again would only ask the more often
+            await asyncio.sleep(min(patience_seconds, ELSEWHERE_SECONDS))
             return Ticket(name)
         if asked is None or asked.by != by:
             raise LookupError("there is no result of that id")
