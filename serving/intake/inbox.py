@@ -101,6 +101,7 @@ class Inbox:
         self._closed = False
         self._following = threading.RLock()
         """Held while what was stored is followed, and while it is stored: each letter is followed once, in order."""
+        self._noting = threading.Lock()
         self._follow: Follow = lambda letters: None
         self._moved: Moved = lambda standing, is_missing: None
         self._standing, self._followed = Progress(), 0
@@ -177,7 +178,8 @@ class Inbox:
             run_many(connection, _STORE, letters)
             run_many(connection, _STORE_REFUSED, refused)
             connection.execute(_GIVEN, {"last": turn.seq, "at": microseconds(turn.received_at)})
-        self._standing = self._standing._replace(last=turn.seq, received_at=turn.received_at)
+        with self._noting:
+            self._standing = self._standing._replace(last=turn.seq, received_at=turn.received_at)
         return failed
 
     def _in_turn(self) -> AbstractContextManager[object]:
@@ -231,7 +233,12 @@ class Inbox:
         self._follow(letters)
         if now.moved > known.moved:
             self._moved(now, is_missing)
-        self._standing, self._followed = now._replace(last=reached), reached
+        with self._noting:
+            mine = self._standing
+            if mine.moved > now.moved:
+                # this process has moved some on meanwhile
+                now = now._replace(moved=mine.moved, moved_until=mine.moved_until)
+            self._standing, self._followed = now._replace(last=reached), reached
 
     def _read_standing(self) -> Progress:
         return _standing_of(self._reader.read(_STANDING))
@@ -271,7 +278,8 @@ class Inbox:
             run_many(connection, _LET_GO_REFUSED, [(x.seq,) for x in refused])
             if letters:
                 connection.execute(_MOVED, {"to": to, "until": microseconds(until)})
-        with self._following:
+        # a commit that waits for the disk keeps nobody waiting here
+        with self._noting:
             if to > self._standing.moved:
                 self._standing = self._standing._replace(moved=to, moved_until=until)
 

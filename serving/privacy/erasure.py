@@ -178,7 +178,8 @@ class Office:
         """
         with self._ordering, self._home.lease.hold(ORDERING):
             self._intake.drain()
-            subject, receipt_id, at = self.subject(customer_id), uuid.uuid4().hex, self._clock()
+            # by the queue's time: later than everything of theirs that came in anywhere, whatever the clocks of other machines say
+            subject, receipt_id, at = self.subject(customer_id), uuid.uuid4().hex, self._intake.inbox.moment()
             self._write_order(receipt_id, subject, at)
             # what came in before the tombstones stood is hers too, from here or by an import that is just storing it
             self._intake.drain()
