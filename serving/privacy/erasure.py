@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time as time_module
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -52,6 +53,7 @@ from serving.privacy.holdings import (
 from serving.privacy.traces import EVENT_ID, Found, Trace, search
 
 PENDING = ".pending"
+LET_GO_SECONDS = 0.05
 ORDERING, ERASING = "ordering", "erasing"
 """Leases: of whoever writes an erasure down, and of whoever carries them out."""
 logger = logging.getLogger("ubiquo")
@@ -224,10 +226,17 @@ class Office:
     def resume(self) -> list[str]:
         """Take up the erasures that a crash or a failure broke off; returns their receipts' ids."""
         with contextlib.ExitStack() as held:
+            # whoever carries them out holds these, and lets go a moment after it has told how that went
+            for is_last in (False,) * 5 + (True,):
+                try:
+                    held.enter_context(self._home.lease.take(ERASING))
+                    break
+                except LeaseTakenError:
+                    if is_last:
+                        return []
+                    time_module.sleep(LET_GO_SECONDS)
             held.enter_context(self._ordering)
             try:
-                # whoever carries them out holds these
-                held.enter_context(self._home.lease.take(ERASING))
                 held.enter_context(self._home.lease.take(ORDERING))
             except LeaseTakenError:
                 return []
