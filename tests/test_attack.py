@@ -32,7 +32,7 @@ from serving.decide.reader import OnlineReader
 from serving.http.lanes import CrowdedError, Lane, LateError, LongAnswers, Ticket
 from serving.intake.inbox import Inbox
 from serving.intake.intake import Intake
-from serving.runtime import AlreadyServedError, hold_alone
+from serving.runtime import AlreadyServedError, hold
 
 BUSY_SECONDS = 0.1
 
@@ -265,11 +265,11 @@ class TestLanes:
 
 
 def test_a_second_service_on_one_home_is_refused(tiny: TinyShop) -> None:
-    first = hold_alone(tiny.home)
+    first = hold(tiny.home, is_shared=False)
     with pytest.raises(AlreadyServedError, match="another service runs"):
-        hold_alone(tiny.home)
+        hold(tiny.home, is_shared=False)
     first.close()
-    hold_alone(tiny.home).close()
+    hold(tiny.home, is_shared=False).close()
 
 
 def test_a_model_that_cannot_be_loaded_fails_alone_and_a_service_that_cannot_start_exits(trained: Home, tmp_path: Path) -> None:

@@ -32,10 +32,11 @@ from features.sources import segment
 from features.sources.replay import TRANSLATORS
 from features.state.clock import fixed_clock
 from features.state.home import Home
+from features.state.ports import MissingStateError
 from features.store.event_log import EventLog, connect
 from features.store.feature_store import FeatureStore
 from serving.decide.reader import OnlineReader
-from serving.intake.inbox import Accepted, Inbox
+from serving.intake.inbox import Accepted, Inbox, wait_until_moved
 from serving.intake.intake import InboxFullError, Intake, NotStoredError
 
 ZONE = "America/New_York"
@@ -215,6 +216,22 @@ class TestIntakeItself:
             assert intake.refresh_aggregates() == 1
         assert intake.refresh_aggregates() == 1
         assert intake.refresh_aggregates() == 0
+
+    def test_who_reads_the_log_waits_until_it_tells_all_that_was_accepted(self, intake: Intake) -> None:
+        wait_until_moved(intake._home, 0)
+        assert intake.accept(batch(2)).accepted == 2
+        with pytest.raises(MissingStateError, match=r"2 events that were accepted are not in the log yet.*start one"):
+            wait_until_moved(intake._home, 0)
+        waiting = threading.Thread(target=wait_until_moved, args=(intake._home,))
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+        intake.drain()
+        waiting.join(30)
+        assert not waiting.is_alive()
+        # a place without an event, as an erasure takes one, is not waited for
+        intake.inbox.moment()
+        wait_until_moved(intake._home, 0)
 
     def test_what_the_log_took_though_it_failed_afterwards_is_in_the_online_rows(
         self, intake: Intake, monkeypatch: pytest.MonkeyPatch

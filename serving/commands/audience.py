@@ -15,6 +15,7 @@ from features.people.identity import Identities
 from features.state.home import Home
 from features.state.ports import deriving
 from serving.commands.batch import noting
+from serving.intake.inbox import wait_until_moved
 
 if TYPE_CHECKING:
     from serving.decide.audience import Audiences, AudienceSize
@@ -30,6 +31,7 @@ Among = Annotated[Path | None, typer.Option(help="Only the customers of this lis
 def list_segments() -> None:
     """The segments that there are, what each means, and for how many customers it holds."""
     home = Home.from_environment()
+    wait_until_moved(home)
     audiences, conditions = _open(home)
     table = Table("segment", "condition", "customers")
     for name, customers in audiences.sizes().items():
@@ -41,6 +43,7 @@ def list_segments() -> None:
 def size(condition: Condition, channel: Through = None, among: Among = None) -> None:
     """Count an audience, and how many of it may be reached by a channel."""
     home = Home.from_environment()
+    wait_until_moved(home)
     audiences, _ = _open(home)
     _print(audiences.size(condition, _channel(channel), _listed(home, among)))
 
@@ -61,6 +64,8 @@ def export(
 
     home = Home.from_environment()
     delivery = Delivery(format_named(form), delimiter, with_contact, noting(home, "contact data into a file"))
+    # before: an erasure may wait for whoever derives, and let nothing into the log meanwhile
+    wait_until_moved(home)
     with deriving(home):
         audiences, _ = _open(home)
         found = audiences.export(condition, out, _channel(channel), delivery, _listed(home, among))

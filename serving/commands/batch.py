@@ -18,6 +18,7 @@ from features.state.clock import clock_of, parse_as_of
 from features.state.command import EngineOption
 from features.state.home import Home
 from features.state.ports import deriving
+from serving.intake.inbox import wait_until_moved
 from serving.privacy.keys import Audit
 
 if TYPE_CHECKING:
@@ -109,10 +110,11 @@ def coverage(
 
 
 def _asked(home: Home, model: str, as_of: str | None, channel: str | None, listing: str) -> tuple[datetime, Channel | None, Listing]:
-    """The moment, the channel and the list that the command line names.
+    """The moment, the channel and the list that the command line names, once all that was accepted is known.
 
     Raises:
         ValueError: there is no such model, channel or list.
+        MissingStateError: what was accepted does not get into the log.
     """
     from models.recommendations import Listing
     from models.registry import model_names
@@ -127,4 +129,6 @@ def _asked(home: Home, model: str, as_of: str | None, channel: str | None, listi
     chosen = next((each for each in get_args(Listing) if each == listing), None)
     if chosen is None:
         raise ValueError(f"--listing {listing!r} is not one of {', '.join(get_args(Listing))}")
-    return parse_as_of(as_of or shop.data_end.isoformat(), shop.timezone), through, chosen
+    moment = parse_as_of(as_of or shop.data_end.isoformat(), shop.timezone)
+    wait_until_moved(home)
+    return moment, through, chosen

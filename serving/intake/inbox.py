@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from features.state.clock import Clock, microseconds
-from features.state.ports import AnyRow, Database, DatabaseSession, State, UnreachableError
+from features.state.ports import AnyRow, Database, DatabaseSession, MissingStateError, State, UnreachableError
 from features.state.sql import BIG, put, run_many
 from serving.intake.event_queue import EPOCH, TICK, Accepted, Entry, Follow, Moved, Progress, Refused, Turn
 
@@ -24,6 +25,8 @@ LOOK_SECONDS, TURN_SECONDS = 0.25, 1.0
 """How long a question waits to be told whether other processes have stored anything, and for its turn to read it."""
 MOMENT_SECONDS = 40.0
 """How long is waited for a moment of the queue: a commit may wait for the disk."""
+MOVED_SECONDS, LOOK_AGAIN_SECONDS = 60.0, 0.1
+"""How long a command waits for a service that brings nothing into the log, and how often it looks."""
 
 _META = sa.MetaData()
 WAITING = sa.Table(
@@ -311,6 +314,32 @@ def last_receipt(state: State) -> datetime | None:
     with closing(_opened(state).connect()) as session:
         rows = session.read(_STANDING)
     return _standing_of(rows).received_at if rows else None
+
+
+def wait_until_moved(state: State, patience_seconds: float = MOVED_SECONDS) -> None:
+    """Wait until the log and the online rows tell all that was accepted before this was called.
+
+    Whoever reads them afterwards, from a process of its own, misses nothing that was acknowledged: no withdrawal, no purchase.
+
+    Raises:
+        MissingStateError: for so long nothing went on.
+    """
+    with closing(_opened(state).connect()) as session:
+        if not (rows := session.read(_STANDING)):
+            return
+        until, left, since = _standing_of(rows).last, -1, time.monotonic()
+        while True:
+            [(waiting,)] = session.read(sa.select(sa.func.count()).select_from(WAITING).where(WAITING.c.seq <= until))
+            if waiting == 0:
+                return
+            if waiting != left:
+                left, since = int(waiting), time.monotonic()
+            elif time.monotonic() - since > patience_seconds:
+                raise MissingStateError(
+                    f"{left} events that were accepted are not in the log yet, and no service brings them there: start one "
+                    "(python -m serving), and repeat this; what they say of consent would be missing"
+                )
+            time.sleep(LOOK_AGAIN_SECONDS)
 
 
 def _last_received(session: DatabaseSession) -> datetime | None:
