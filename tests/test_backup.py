@@ -15,6 +15,8 @@ from features.people.identity import Identities
 from features.state.backup import MANIFEST, back_up, restore, rows_of
 from features.state.disk import DamagedStateError
 from features.state.home import Home
+from features.state.lake_tables import keep_in
+from features.state.moving import MovedStateError, note_moved
 from features.state.ports import MissingStateError
 from features.state.settings import Settings
 from features.store.event_log import EventLog
@@ -89,6 +91,35 @@ class TestRefused:
         assert Identities(Home(tmp_path / "again")).customers() == Identities(tiny.home).customers()
         with pytest.raises(ValueError, match="again is not empty"):
             restore(kept, tmp_path / "again")
+
+    def test_a_volume_stays_the_folder_that_it_is(self, kept: Path, tmp_path: Path) -> None:
+        volume = tmp_path / "volume"
+        (volume / "lost+found").mkdir(parents=True)
+        before = volume.stat().st_ino
+        restore(kept, volume)
+        assert volume.stat().st_ino == before, "a mounted folder can be replaced by nobody"
+        assert EventLog(Home(volume), "America/New_York").count() == 2
+        assert not list(volume.glob(".restoring-*"))
+
+    def test_files_of_users_are_kept_whatever_their_names(self, tiny: TinyShop, tmp_path: Path) -> None:
+        for name in ("exports/new-customers.csv", "exports/cache/backup-plan.csv", "notes-wal"):
+            (path := tiny.home.root / name).parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(name)
+        (tiny.home.root / "cache").mkdir()
+        (tiny.home.root / "cache" / "copy").write_text("made anew")
+        assert {name for name in back_up(tiny.home, tmp_path / "kept").files if name.rpartition("/")[2] in ("copy", "notes-wal", "new-customers.csv", "backup-plan.csv")} == {
+            "exports/new-customers.csv", "exports/cache/backup-plan.csv", "notes-wal"
+        }  # fmt: skip
+
+    def test_a_home_that_was_moved_is_not_copied_as_if_it_were_not(self, tiny: TinyShop, tmp_path: Path) -> None:
+        keep_in(tiny.home.root, "s3://bucket")
+        with pytest.raises(ValueError, match="lie in s3://bucket, whose own tools"):
+            back_up(tiny.home, tmp_path / "kept")
+        (tiny.home.root / "lake").unlink()
+        note_moved(tiny.home.root, "a server")
+        with pytest.raises(MovedStateError, match="were moved to a server: set UBIQUO_DATABASE"):
+            back_up(tiny.home, tmp_path / "kept")
+        assert not (tmp_path / "kept").exists()
 
     def test_what_was_not_finished_is_none(self, kept: Path, tmp_path: Path) -> None:
         (kept / MANIFEST).unlink()

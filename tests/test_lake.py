@@ -22,7 +22,7 @@ from features.state import lake_cache, lake_store, lake_tables
 from features.state.disk import DamagedStateError
 from features.state.home import Home
 from features.state.lake_store import LakeError
-from features.state.ports import EVENTS, MovedOnError, Table
+from features.state.ports import DERIVED, EVENTS, IMPORT, MovedOnError, Table
 from features.state.settings import SettingError, Settings
 from features.store.event_log import EventLog
 from features.store.feature_store import FeatureStore
@@ -313,6 +313,12 @@ def test_a_shop_moves_to_a_lake_and_lives_there(trained: Home, lake: Lake, gate:
     assert "the object store of" in broken.stdout
     assert not (home.root / "lake").exists(), "the home goes on with its folder"
     gate.meets, gate.shut = lambda request: None, False
+    early = command("features", "lake", "--to", lake.address, "--drop-folder", home=home.root)
+    assert (early.returncode, "they stay" in early.stdout) == (1, True)
+    for lease in (IMPORT, DERIVED):
+        with home.lease.hold(lease):
+            kept_out = command("features", "lake", "--to", lake.address, home=home.root)
+        assert (kept_out.returncode, f"another process holds {lease}" in kept_out.stdout) == (1, True)
     moved = command("features", "lake", "--to", lake.address, home=home.root)
     assert moved.returncode == 0, moved.stdout + moved.stderr
     assert f"events: version {home.table_folders[EVENTS].version()}, {before} rows" in moved.stdout
@@ -322,10 +328,9 @@ def test_a_shop_moves_to_a_lake_and_lives_there(trained: Home, lake: Lake, gate:
     assert forgotten.returncode == 1
     assert f"set UBIQUO_LAKE={lake.address}" in forgotten.stdout
     assert f"{before} events" in command("features", "status", home=home.root, UBIQUO_LAKE=lake.address).stdout
-    for folder in home.table_folders.values():
-        if folder.exists:
-            # nothing of it is used any more
-            shutil.rmtree(folder.path)
+    dropped = command("features", "lake", "--to", lake.address, "--drop-folder", home=home.root)
+    assert dropped.returncode == 0, dropped.stdout + dropped.stderr
+    assert not any(folder.exists for folder in home.table_folders.values())
     lives_on(Home(home.root, Settings(lake=lake.address, secret=SECRET)), lake, gate, before)
 
 

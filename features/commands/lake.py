@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated
 
 import typer
@@ -11,7 +12,7 @@ from rich.progress import DownloadColumn, Progress
 from features.state.home import Home
 from features.state.lake_moving import check_store, copy_table
 from features.state.lake_tables import keep_in, kept_in
-from features.state.ports import DECISIONS, LOG, SERVING
+from features.state.ports import DECISIONS, DERIVED, IMPORT, LOG, SERVING
 from features.state.settings import Settings
 
 console = Console()
@@ -25,12 +26,16 @@ def register(app: typer.Typer) -> None:
 def move(
     to: Annotated[str, typer.Option(help="Where they are to lie: s3://BUCKET/PREFIX, which UBIQUO_LAKE is to name.")],
     check: Annotated[bool, typer.Option("--check", help="Only see whether the store keeps what several writers rely on.")] = False,
+    drop: Annotated[bool, typer.Option("--drop-folder", help="Only delete the tables that were moved; no erasure reaches them.")] = False,
 ) -> None:
-    """Copy the tables of the log to object storage and compare them; safe to kill and to repeat. End the service first.
+    """Copy the tables of the log to object storage and compare them; safe to kill and to repeat.
 
-    The folder stays as it is, until you delete it.
+    End the service, imports and batches first. The folder stays as it is until you drop it: no erasure reaches it any more.
     """
     lake = Settings(lake=to).lake
+    if drop:
+        _drop(Home.from_environment(), lake)
+        return
     check_store(lake)
     if check:
         console.print(f"of several writers at once one wins at {lake}, as it should be", highlight=False)
@@ -39,7 +44,12 @@ def move(
     if told := kept_in(home.root):
         raise ValueError(f"the tables of {home.root} lie in {told} already: set UBIQUO_LAKE={told}")
     folders, tables = home.table_folders, home.tables_in(lake)
-    with home.lease.take(SERVING), home.lease.hold(LOG), home.lease.hold(DECISIONS):
+    with contextlib.ExitStack() as held:
+        # an import or a batch that goes on afterwards would write to the folder
+        for name in (SERVING, DERIVED, IMPORT):
+            held.enter_context(home.lease.take(name))
+        for name in (LOG, DECISIONS):
+            held.enter_context(home.lease.hold(name))
         size = sum(path.stat().st_size for each in folders.values() for path in each.path.rglob("*") if path.is_file())
         with Progress(*Progress.get_default_columns(), DownloadColumn(), console=console, transient=True) as progress:
             task = progress.add_task("copying and comparing", total=size)
@@ -52,6 +62,21 @@ def move(
                 f"{table.copied} of them copied now, all compared",
                 highlight=False,
             )
-    old = ", ".join(str(each.path) for each in folders.values() if each.exists) or "nothing"
     console.print(f"from now on this home needs UBIQUO_LAKE={lake}", highlight=False)
-    console.print(f"what may be deleted once all is well: {old}", highlight=False)
+    if old := ", ".join(str(each.path) for each in folders.values() if each.exists):
+        console.print(f"the old tables stand in {old}, and no erasure reaches them any more", highlight=False)
+        console.print(f"once all is well, delete them: python -m features lake --to {lake} --drop-folder", highlight=False)
+
+
+def _drop(home: Home, lake: str) -> None:
+    """Delete the tables of the folder.
+
+    Raises:
+        ValueError: they are all there is.
+    """
+    if kept_in(home.root) != lake:
+        raise ValueError(f"the tables of {home.root} were not moved to {lake}: they stay")
+    for name, folder in home.table_folders.items():
+        if folder.exists:
+            folder.drop()
+            console.print(f"{name}: {folder.path} is deleted", highlight=False)

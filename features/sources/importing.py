@@ -21,6 +21,7 @@ from features.people.identity import Identities
 from features.state.clock import system_clock
 from features.state.disk import write_atomically
 from features.state.home import Home
+from features.state.ports import IMPORT
 from features.store.dead_letters import DeadLetter
 from features.store.event_index import Incoming
 from features.store.event_log import EventLog
@@ -109,7 +110,7 @@ def bring_in(home: Home, source: EventSource, advance: Callable[[int], None] = l
     """
     if not again and (standing := finished(home, source)) is not None:
         return standing
-    with home.lease.hold("import"):
+    with home.lease.hold(IMPORT):
         report = None if again else _last_report(home, source)
         if report is None:
             report = ImportReport(source=source.name, fingerprint=source.fingerprint(), consent_basis=source.consent_basis)

@@ -18,22 +18,25 @@ from pathlib import Path
 import msgspec
 import pyarrow.parquet as pq
 
-from features.state.disk import PRIVATE_FILE, DamagedStateError, make_folder, sync_tree, write_atomically
+from features.state.disk import PRIVATE_FILE, DamagedStateError, make_folder, sync_folder, sync_tree, write_atomically
 from features.state.home import Home
+from features.state.lake_tables import kept_in
+from features.state.moving import check_not_moved
 from features.state.ports import DECISIONS, LOG, MissingStateError, deriving
 from features.state.sqlite_file import copy_database, is_database
 from features.state.tables import DeltaFolder
 
 MANIFEST = "backup.json"
 FORMAT = 1
+NEW_VOLUME = "lost+found"
+"""What a file system may put into a volume of its own."""
 FIRST = ("feast/online.db", "log/events.index", "log/identifiers.index", "log/dead_letters.index", "inbox.db")
 """What is brought up to the log at the next start, and so must not know more than it."""
-LEFT_OUT = (
-    "*.lock", "*.part", "*-wal", "*-shm", "*-journal", "*.duckdb", "*.duckdb.wal", "spill-*", "new-*", "backup-*", "cache", "bentoml",
-    "service-*.log",
-)  # fmt: skip
-"""Names of what belongs to processes that run, or is made anew."""
-SPOOLS = "spool-*.jsonl"
+LEFT_OUT = ("*.lock", "spill-*", "new-*", "backup-*", "cache", "bentoml", "service-*.log")
+"""What of a home itself belongs to processes that run, or is made anew: a user's file of such a name, further down, is not meant."""
+UNFINISHED, BESIDE = "*.part", ("-wal", "-shm", "-journal")
+"""What is being written, anywhere, and what lies beside a database, which is copied as a whole."""
+SPOOLS, NEW_SPOOLS = "spool-*.jsonl", "new-*"
 
 
 class CopiedFile(msgspec.Struct):
@@ -58,12 +61,16 @@ def back_up(home: Home, to: Path, told: Callable[[int], None] = lambda size: Non
     """Copy *home* into the folder *to*, which is made.
 
     Raises:
-        ValueError: there is something at *to*, or the state of the home lies on servers.
+        ValueError: there is something at *to*, or the state of the home lies on servers, or was moved there.
         MissingStateError: there is no home.
         DamagedStateError: a database is damaged.
     """
     if home.settings.database or home.settings.lake:
         raise ValueError("the state lies on servers, whose own tools make the backups: see 'Backup' in docs/operations.md")
+    # a setting that was forgotten must not make a backup of what was left behind
+    check_not_moved(home.root)
+    if lake := kept_in(home.root):
+        raise ValueError(f"the tables of {home.root} lie in {lake}, whose own tools make the backups: see 'Backup' in docs/operations.md")
     if not home.root.is_dir():
         raise MissingStateError(f"there is no home at {home.root}: set UBIQUO_HOME")
     _check_empty(to)
@@ -113,7 +120,10 @@ def restore(source: Path, home: Path, told: Callable[[int], None] = lambda size:
     if manifest.format != FORMAT:
         raise ValueError(f"{source} was made by another version (format {manifest.format}, not {FORMAT}): restore it with that version")
     _check_empty(home)
-    part = home.with_name(f"{home.name}.restoring-{uuid.uuid4().hex}")
+    # what is there, such as a volume, stays: nobody but its owner may replace it, and nobody at all while it is mounted
+    is_there = home.exists()
+    name = f".restoring-{uuid.uuid4().hex}"
+    part = home / name if is_there else home.with_name(f"{home.name}{name}")
     make_folder(part)
     try:
         for name, kept in manifest.files.items():
@@ -126,9 +136,14 @@ def restore(source: Path, home: Path, told: Callable[[int], None] = lambda size:
         if (rows := rows_of(Home(part))) != manifest.rows:
             raise DamagedStateError(f"{source} reads as {rows} rows instead of {manifest.rows}: take another backup")
         sync_tree(part)
-        with contextlib.suppress(FileNotFoundError):
-            home.rmdir()
-        part.rename(home)
+        if is_there:
+            # without its shop no command takes it for a home
+            shop = Home(part).shop.name
+            for path in sorted(part.iterdir(), key=lambda path: path.name == shop):
+                path.rename(home / path.name)
+            sync_folder(home)
+        else:
+            part.rename(home)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return manifest
@@ -141,7 +156,7 @@ def rows_of(home: Home) -> dict[str, int]:
 
 
 def _check_empty(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(path.name != NEW_VOLUME for path in folder.iterdir())):
         raise ValueError(f"{folder} is not empty: name a folder that is, or none yet")
 
 
@@ -179,9 +194,16 @@ def _others(home: Home, to: Path) -> Iterator[Path]:
     for path in _files(home.root):
         inner = path.relative_to(home.root)
         is_first = str(inner) in FIRST or path in marks or path.is_relative_to(to)
-        is_table = any(path.is_relative_to(each) for each in tables) or (path.parent == home.decisions and fnmatch(path.name, SPOOLS))
-        if not (is_first or is_table or any(fnmatch(part, pattern) for part in inner.parts for pattern in LEFT_OUT)):
+        is_spool = path.parent == home.decisions and any(fnmatch(path.name, pattern) for pattern in (SPOOLS, NEW_SPOOLS))
+        is_table = any(path.is_relative_to(each) for each in tables) or is_spool
+        is_scratch = any(fnmatch(inner.parts[0], pattern) for pattern in LEFT_OUT) or fnmatch(path.name, UNFINISHED)
+        if not (is_first or is_table or is_scratch or _is_beside_database(path)):
             yield path
+
+
+def _is_beside_database(path: Path) -> bool:
+    databases = [path.with_name(path.name.removesuffix(each)) for each in BESIDE if path.name.endswith(each)]
+    return any(each.is_file() and is_database(each) for each in databases)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -20,8 +20,9 @@ from features.state.settings import Settings
 AnyRow = Row[*tuple[Any, ...]]
 """A row of whatever columns."""
 EVENTS, IDENTIFIERS, DEAD_LETTERS, DECISIONS = "events", "identifiers", "dead_letters", "decisions"
-LOG, DERIVED, SERVING = "log", "derived", "serving"
-"""Leases: of whoever writes to the log; between an erasure and whoever writes what follows from the log; of the one service."""
+LOG, DERIVED, SERVING, IMPORT = "log", "derived", "serving", "import"
+"""Leases: of whoever writes to the log; between an erasure and whoever writes what follows from the log; of the one service; of an
+import, from its first batch to its report."""
 KEPT_SECONDS = 600.0
 """How long a file that no version of a table needs any more is kept, for readers that have begun with it."""
 

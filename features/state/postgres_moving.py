@@ -15,7 +15,7 @@ from sqlalchemy.exc import DataError
 
 from features.state.home import DERIVED_ONES, LASTING, Home
 from features.state.moving import moved_to, note_moved
-from features.state.ports import DERIVED, LOG, SERVING, AnyRow, DatabaseSession, MissingStateError
+from features.state.ports import DERIVED, IMPORT, LOG, SERVING, AnyRow, DatabaseSession, MissingStateError
 from features.state.postgres import OWN, PostgresDatabase
 from features.state.postgres_migrations import bring_up
 from features.state.postgres_server import PostgresServer
@@ -69,7 +69,7 @@ def move(home: Home, url: str, tell: Tell = lambda database, table, rows: None) 
     there = PostgresState(url)
     with contextlib.ExitStack() as held:
         for lease in (home.lease, there.lease()):
-            for name in (SERVING, LOG, DERIVED, "import"):
+            for name in (SERVING, LOG, DERIVED, IMPORT):
                 held.enter_context(lease.take(name))
         bring_up(there.server)
         pairs = list(_pairs(home, there))

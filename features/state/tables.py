@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -51,6 +52,11 @@ class DeltaFolder(DeltaWrites):
     def files(self) -> list[str]:
         """The Parquet files that make up the current version; none if there is no table."""
         return delta_commits.files(self.path)
+
+    def drop(self) -> None:
+        """Delete the table for good."""
+        shutil.rmtree(self.path)
+        mark(self.path).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[list[str]]:
