@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 
 from features.catalogue.shop import Shop
 from features.people.consent import Consents
 from features.people.identity import Identities
 from features.people.vault import Vault
-from features.state.clock import AHEAD, Clock, clock_of
+from features.state.clock import AHEAD, Clock, clock_of, system_clock
 from features.state.home import Home
 from features.state.ports import SERVING, LeaseTakenError
 from features.store.decision_log import DecisionLog
@@ -18,13 +19,16 @@ from features.store.feature_store import FeatureStore
 from models.registry import Registry, RegistrySettings, load_settings
 from serving.decide.engine import Engine
 from serving.decide.reader import OnlineReader
-from serving.intake.inbox import Inbox, last_receipt, last_received
+from serving.intake.event_queue import ClocksApartError
+from serving.intake.inbox import Inbox, follow_own_clock, last_receipt, last_received
 from serving.intake.intake import Intake
 from serving.journeys.desk import JourneyDesk
 from serving.journeys.journeys import Journeys
 from serving.privacy.erasure import BusyHomeError, Office
 from serving.privacy.keys import Audit
 from serving.runtime import Parts, Runtime, hold
+
+logger = logging.getLogger("ubiquo")
 
 
 def model_settings(home: Home) -> RegistrySettings:
@@ -42,11 +46,15 @@ def start(home: Home, clock: Clock | None = None) -> Runtime:
 
     Raises:
         AlreadyServedError: another service, or an erasure, runs on it.
+        ClocksApartError: this machine's clock is not that of the others.
         DamagedStateError, NoSpaceError: as the message says.
     """
     shop = Shop.load(home)
+    is_shared = home.settings.shared or bool(home.settings.database)
+    if is_shared and clock is None and home.settings.clock == "system":
+        check_clocks(home, system_clock)
     # whoever serves or erases from outside must know that a service remembers
-    held = hold(home, is_shared := home.settings.shared or bool(home.settings.database))
+    held = hold(home, is_shared)
     home.check_room()
     # before anything is read: a wrong secret, what a power cut left, what is damaged
     Vault.open(home)
@@ -91,6 +99,26 @@ def start(home: Home, clock: Clock | None = None) -> Runtime:
             journeys=journeys,
         )
     )
+
+
+def check_clocks(home: Home, clock: Clock) -> None:
+    """See that a service may join the others: from its first moment on its clock dates what all of them take.
+
+    Where nobody else is there, it follows its own clock, though the queue's last receipt was given by one far ahead.
+
+    Raises:
+        ClocksApartError: its clock is not that of the database server.
+    """
+    told = home.time_of_server()
+    if told is not None and abs(told - clock()) > AHEAD:
+        raise ClocksApartError(
+            f"this machine's clock says {clock().isoformat()}, the database server's {told.isoformat()}: set both right, then start again"
+        )
+    last = last_receipt(home)
+    if last is not None and last > clock() + AHEAD:
+        with contextlib.suppress(LeaseTakenError), home.lease.take(SERVING):
+            logger.warning("the queue's last receipt, of %s, was given by a wrong clock: this machine's is followed", last.isoformat())
+            follow_own_clock(home, clock)
 
 
 @contextlib.contextmanager

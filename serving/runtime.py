@@ -28,6 +28,7 @@ from models.registry import ModelSettings
 from serving.decide.engine import Engine
 from serving.decide.reader import OnlineReader
 from serving.decide.who import Who, who_is
+from serving.intake.event_queue import SET_RIGHT
 from serving.intake.intake import Intake
 from serving.journeys.journeys import Journeys
 from serving.privacy.erasure import Office
@@ -273,9 +274,7 @@ class Runtime:
             found.append("the inbox takes no events: restart the service")
         last = self.intake.inbox.standing().received_at
         if self.is_shared and last is not None and last > self.clock() + AHEAD:
-            found.append(
-                f"the queue's last receipt is of {last.isoformat()}: set the clocks of all machines right; events are refused here"
-            )
+            found.append(f"the queue's last receipt is of {last.isoformat()}, and events are refused here: {SET_RIGHT}")
         free = self.home.free_bytes()
         if free < RESERVED_BYTES:
             found.append(f"the disk has {free // 1_000_000} MB left: events are refused until there is room")
@@ -319,7 +318,7 @@ class Runtime:
         if not self.is_shared or self.behind is not None:
             return
         try:
-            self._catch_up()
+            self.intake.catch_up()
         except (OSError, SQLAlchemyError, DamagedStateError) as error:
             # what is known already is answered from; the background tries again
             self.behind = BEHIND
@@ -332,6 +331,7 @@ class Runtime:
             self.behind = BEHIND
             raise
         self.behind = None
+        self.intake.take_in()
 
     def row(
         self, model: ModelSettings, customer_id: str | None, as_of: datetime, more: Sequence[str] = ()

@@ -116,6 +116,10 @@ class ManyServicesContract:
             answer = there.ask("recommendations", {"identifiers": who, "limit": 3})
             assert answer["customer_id"] == customer
             assert answer["fallback"] is None, "what was looked at is known, and not only by whom"
+            newcomer = {"cookie": f"visitor-{uuid.uuid4().hex}"}
+            [customer] = taken(here, happened("view_item", newcomer, items=[{"item_id": "1082185"}]))
+            status, answer = there.post("/bento/recommendations", {"request": {"identifiers": newcomer, "limit": 3}})
+            assert (status, answer["customer_id"]) == (200, customer), "by BentoML's own client too"
             # who signs in at the other is the same customer here, with what they looked at
             person = {"user_id": f"user-{uuid.uuid4().hex}"}
             taken(there, happened("login", {**who, **person}))

@@ -21,7 +21,7 @@ from lakes import Lake
 from scene import NEW_YEAR, ROOT, SECRET, Brought, surroundings
 
 from features.state.clock import Clock, fixed_clock
-from features.state.disk import DamagedStateError
+from features.state.disk import DamagedStateError, NoSpaceError
 from features.state.file_lease import FileLease
 from features.state.home import Home
 from features.state.ports import Database, Lease, LeaseLostError, LeaseTakenError, MovedOnError, Secrets, State, Table
@@ -745,7 +745,7 @@ class EventQueueContract:
 
     def test_a_machine_whose_clock_is_far_behind_the_others_takes_no_turn(self) -> None:
         standing = Progress(3, NEW_YEAR + timedelta(hours=1), 0, None)
-        with pytest.raises(ClocksApartError, match="set the clocks right"):
+        with pytest.raises(ClocksApartError, match="set the clocks of all machines right"):
             Turn(standing, MIDNIGHT, is_shared=True)
         assert Turn(standing, MIDNIGHT).next() == (4, NEW_YEAR), "alone it does not follow what its own clock said"
 
@@ -783,6 +783,39 @@ class EventQueueContract:
         assert orders == [stored] * 3
         for queue in queues:
             queue.close()
+
+    def test_what_follows_from_a_letter_is_dated_no_earlier_than_it(self, state: State) -> None:
+        one, other = self.opened(state), self.opened(state)
+        dates: list[bool] = []
+
+        class Dated(Brought):
+            def enter(self, turn: Turn) -> tuple[Sequence[Accepted], Sequence[Refused]]:
+                seq, at = turn.next()
+                return [letter._replace(seq=seq, received_at=at) for letter in self._letters], []
+
+        def follow(letters: Sequence[Accepted]) -> None:
+            at = other.standing().received_at
+            dates.extend(at is not None and letter.received_at <= at for letter in letters)
+
+        other.followed_by(follow, lambda *_: None)
+        for n in range(3):
+            done: Future[None] = Future()
+            one.submit(Dated([self.letter(n)]), done)
+            done.result(10)
+            other.catch_up()
+        assert dates == [True] * 3
+        one.close()
+        other.close()
+
+    def test_a_full_disk_keeps_nobody_from_a_moment(self, state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(*_: object) -> None:
+            raise NoSpaceError("the disk is nearly full")
+
+        queue = self.opened(state)
+        monkeypatch.setattr(Home, "check_room", full)
+        # an erasure needs one, and makes room
+        assert queue.moment() >= MIDNIGHT()
+        queue.close()
 
     def test_who_falls_behind_is_told_that_something_is_missing(self, state: State) -> None:
         one, other = self.opened(state), self.opened(state)

@@ -22,18 +22,21 @@ from features.people.consent import Consents
 from features.people.hidden import Hidden
 from features.people.identity import Identities
 from features.people.tombstones import Tombstones
-from features.state.clock import fixed_clock
+from features.state.clock import fixed_clock, system_clock
 from features.state.home import Home
-from features.state.ports import MovedOnError, UnreachableError
+from features.state.ports import SERVING, MovedOnError, UnreachableError
+from features.state.settings import Settings
 from features.state.sqlite_file import SQLiteFile
 from features.store import decision_log
 from features.store.customer_rows import CustomerRows
 from features.store.decision_log import DecisionLog
 from features.store.feature_store import FeatureStore, moment_of
 from models.registry import Registry
-from serving.bootstrap import model_settings
+from serving.bootstrap import check_clocks, model_settings
 from serving.decide.questions import OffersAnswer
 from serving.http import workers
+from serving.intake import intake as intakes
+from serving.intake.event_queue import ClocksApartError
 from serving.intake.inbox import Inbox
 from serving.intake.intake import Intake
 from serving.journeys.plan import Plans
@@ -130,6 +133,54 @@ class TestTwoIntakes:
             assert taken(other, did("b", "view_item", {"loyalty_card": "1"}, **view)) == ["accepted"]
         assert other.drain() == 1
 
+    def test_nobody_waits_long_for_a_lake_that_is_silent(self, two: tuple[Intake, Intake], monkeypatch: pytest.MonkeyPatch) -> None:
+        one, other = two
+        answers, asked, refresh = threading.Event(), threading.Event(), other.identities.refresh
+
+        def silent() -> None:
+            asked.set()
+            assert answers.wait(60)
+            refresh()
+
+        monkeypatch.setattr(other.identities, "refresh", silent)
+        monkeypatch.setattr(intakes, "MISSING_SECONDS", 0.2)
+        view = {"items": [{"item_id": "i1"}]}
+        who = {"loyalty_card": "1"}
+        assert taken(one, did("a", "view_item", who, **view)) == ["accepted"]
+        other.catch_up()
+        one.drain()
+        # all of it was followed: nobody needs the lake, and what is looked up there is looked up by who has time
+        assert taken(other, did("b", "view_item", who, **view)) == ["accepted"]
+        assert not asked.is_set()
+        assert taken(one, did("c", "view_item", who, **view), did("d", "login", {**who, "user_id": "ada"})) == ["accepted"] * 2
+        one.drain()
+        assert taken(one, did("e", "view_item", who, **view)) == ["accepted"]
+        for _ in range(3):
+            # this one was too late to follow those: it says so, each time and soon
+            with pytest.raises(UnreachableError, match="cannot be read yet"):
+                other.catch_up()
+        assert asked.is_set()
+        assert [each.status for each in other.accept([did("f", "view_item", who, **view)]).events] == ["accepted"]
+        held = [at for at, _ in other.recent.fresh(customer("1"))]
+        assert len(held) == len(set(held)) == 2, "what was followed counts once, however often it was looked for"
+        answers.set()
+        other.take_in()
+        other.catch_up()
+        assert other.identities.resolve({"user_id": "ada"}) == customer("1")
+        other.drain()
+        assert (len(other.backlog), other.backlog.bytes) == (0, 0)
+
+    def test_who_has_nothing_to_compute_puts_nothing_into_the_queue(self, two: tuple[Intake, Intake]) -> None:
+        one, other = two
+        assert taken(one, did("a", "view_item", {"loyalty_card": "1"}, items=[{"item_id": "i1"}])) == ["accepted"]
+        one.drain()
+        assert one.refresh_if_due() == 1
+        other.catch_up()
+        last = other.inbox.standing().last
+        assert (one.refresh_if_due(), other.refresh_if_due()) == (0, 0)
+        one.catch_up()
+        assert one.inbox.standing().last == last
+
     def test_a_service_that_ends_leaves_no_windowed_feature_behind(self, tiny: TinyShop, two: tuple[Intake, Intake]) -> None:
         one, _ = two
         assert taken(one, did("bought", "purchase", {"loyalty_card": "9"}, items=[{"item_id": "i2"}])) == ["accepted"]
@@ -158,6 +209,34 @@ class TestTwoIntakes:
         other._consents.refresh()
         for intake in two:
             assert not intake._consents.allows([key], "email")
+
+
+class TestClocks:
+    def test_a_clock_that_was_wrong_stops_nobody_once_all_have_ended(self, tiny: TinyShop) -> None:
+        right, wrong = fixed_clock(NEW_YEAR), fixed_clock(NEW_YEAR + timedelta(days=1))
+        home = Home(tiny.home.root, Settings(shared=True))
+        early = Inbox(home, wrong)
+        early.moment()
+        early.close()
+        stopped = Inbox(home, right)
+        with pytest.raises(ClocksApartError, match="then end all services and start them again"):
+            stopped.moment()
+        with home.lease.take(SERVING, shared=True):
+            check_clocks(home, right)
+        with pytest.raises(ClocksApartError):
+            stopped.moment()
+        stopped.close()
+        # none is left that would see receipts go back
+        check_clocks(home, right)
+        again = Inbox(home, right)
+        assert NEW_YEAR <= again.moment() <= NEW_YEAR + timedelta(seconds=1)
+        again.close()
+
+    def test_a_machine_whose_clock_is_not_the_servers_does_not_join(self, tiny: TinyShop, postgres_url: str) -> None:
+        home = Home(tiny.home.root, Settings(database=postgres_url))
+        check_clocks(home, system_clock)
+        with pytest.raises(ClocksApartError, match=r"the database server's .*: set both right"):
+            check_clocks(home, lambda: system_clock() + timedelta(days=1))
 
 
 class TestDecisions:

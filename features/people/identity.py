@@ -65,7 +65,8 @@ class Identities:
         self.hidden = Hidden(state, self.refresh)
         """Who was erased: they are nobody's from then on, though the table may hold them yet."""
         self._tombstones = Tombstones(state, self.vault)
-        self._lock = threading.RLock()
+        self._lock, self._reading = threading.RLock(), threading.RLock()
+        """Held while somebody looks or learns, which is short; and while the table is read or written, which may take long."""
         self._graph = IdentityGraph()
         self._learnt: list[tuple[Lesson | Step, int]] = []
         """What is to be written, and how many steps each taught."""
@@ -82,40 +83,41 @@ class Identities:
         What was learnt here and is not written yet is learnt again on top of what the others have written, so that the guards
         hold over both.
         """
-        with self._lock:
+        with self._reading:
             files = self._seen.news()
-            if files is not None:
-                if files:
-                    self._take_over(files)
-            else:
-                fresh = IdentityGraph()
-                self._seq = 0
+            if files is None or (files and not self._take_over(self._read(files))):
+                self._seq, fresh = 0, IdentityGraph()
                 for step in self._read(self._seen.everything()):
                     fresh.apply(step)
-                fresh.disturbed = self._graph.disturbed
-                self._graph = self._learnt_again(fresh)
+                with self._lock:
+                    fresh.disturbed = self._graph.disturbed
+                    self._graph = self._learnt_again(fresh)
             self._seen.note()
 
-    def _take_over(self, files: Sequence[str]) -> None:
-        """Take over what was appended: mostly what this process has worked out as well, from the same events in the same order."""
-        steps, own = self._read(files), self._graph.news
-        same = min(len(steps), len(own))
-        if steps[:same] == own[:same]:
-            self._graph.news = own[same:]
-            while same and self._learnt:
-                lesson, number = self._learnt.pop(0)
-                if number > same:
-                    self._learnt.insert(0, (lesson, number - same))
-                same = max(0, same - number)
-            for step in steps[len(own) :]:
+    def _take_over(self, steps: Sequence[Step]) -> bool:
+        """Take over what was appended: mostly what this process has worked out as well, from the same events in the same order.
+
+        Where it is something else nothing is done: the guards must hold over both.
+        """
+        with self._lock:
+            own = self._graph.news
+            same = min(len(steps), len(own))
+            if steps[:same] != own[:same]:
+                return False
+            known = len(own)
+            self._drop_news(same)
+            for step in steps[known:]:
                 self._graph.apply(step)
-            return
-        # others have learnt something else meanwhile: the guards must hold over both
-        fresh = IdentityGraph()
-        for step in self._read(self._seen.everything()):
-            fresh.apply(step)
-        fresh.disturbed = self._graph.disturbed
-        self._graph = self._learnt_again(fresh)
+            return True
+
+    def _drop_news(self, number: int) -> None:
+        """So many steps of what was learnt are written."""
+        self._graph.news = self._graph.news[number:]
+        while number and self._learnt:
+            lesson, taught = self._learnt.pop(0)
+            if taught > number:
+                self._learnt.insert(0, (lesson, taught - number))
+            number = max(0, number - taught)
 
     def _learnt_again(self, fresh: IdentityGraph) -> IdentityGraph:
         """What was learnt here and is not written yet, learnt again on top of *fresh*."""
@@ -220,15 +222,18 @@ class Identities:
         if self._index.version != self._table.version():
             with self._state.lease.hold(LOG):
                 self._index.catch_up()
-        with self._lock:
-            news = [step for step in self._graph.news if step.identity_key in keys or step.customer_id in customers]
-        return [*self._index.about(keys, customers), *news]
+        # not while they go from the one to the other
+        with self._reading:
+            with self._lock:
+                news = [step for step in self._graph.news if step.identity_key in keys or step.customer_id in customers]
+            return [*self._index.about(keys, customers), *news]
 
     def steps(self) -> list[Step]:
         """The whole table, in the order in which it was written, and what is to be written."""
-        with self._lock:
+        with self._reading:
             table = self._table.read()
-            news = list(self._graph.news)
+            with self._lock:
+                news = list(self._graph.news)
         return [*(() if table is None else _steps(table.sort_by("seq"))), *news]
 
     def disturbed_since(self, moment: datetime) -> set[str]:
@@ -290,18 +295,23 @@ class Identities:
         Raises:
             MovedOnError: another process has written meanwhile, as the lock was lost; nothing was appended: try again.
         """
-        with self._lock:
+        with self._reading:
             if not self._graph.news:
                 return
             # what others have written meanwhile comes first
             self.refresh()
-            steps = self._graph.news
+            with self._lock:
+                # who learns meanwhile adds to the end
+                steps = list(self._graph.news)
+            if not steps:
+                return
             self._index.catch_up()
             # on that alone, as the lease may have been lost: who learnt the same meanwhile must not write it twice
             version = self._table.append(_table(steps, self._seq + 1), expected_version=self._seen.version)
             self._index.add(map(NumberedStep, itertools.count(self._seq + 1), steps), version)
-            # not before they are written: a failed commit is tried again
-            self._graph.news, self._learnt = [], []
+            with self._lock:
+                # not before they are written: a failed commit is tried again
+                self._drop_news(len(steps))
             self._seq += len(steps)
             self._seen.note(version)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -150,6 +151,10 @@ class Home:
     def relieve(self) -> int:
         """Take from silent processes elsewhere what others wait for; returns from how many."""
         return postgres_of(self.settings).relieve() if self.settings.database else 0
+
+    def time_of_server(self) -> datetime | None:
+        """What the clock of the database server says; None where the state lies in files."""
+        return postgres_of(self.settings).server.time() if self.settings.database else None
 
     def check_room(self) -> None:
         """See that the disk has room for more.

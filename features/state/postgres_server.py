@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Generator, Sequence
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 from weakref import WeakSet
@@ -175,6 +176,13 @@ class PostgresServer:
         self.is_silent = False
         connection.patience, connection.server = patience, self
         return connection
+
+    def time(self) -> datetime:
+        """What the server's clock says."""
+        with self.engine.connect() as connection:
+            [(at,)] = connection.execute(sa.text("SELECT clock_timestamp()")).fetchall()
+        told: datetime = at.astimezone(UTC)
+        return told
 
     def relieve(self) -> int:
         """End the transactions of silent clients for whose locks others wait; returns how many.

@@ -98,7 +98,11 @@ class DeadLetters:
         return LetterIndex(self._state.database("letter_index", MARK), self._table)
 
     def keep(self, letters: Sequence[DeadLetter]) -> None:
-        """Store letters; the same from a repeated import is kept once."""
+        """Store letters; the same from a repeated import is kept once.
+
+        Raises:
+            MovedOnError: another process has stored some meanwhile, as the lease was lost; none was stored: try again.
+        """
         if not letters:
             return
         by_id = {self._vault.hash("letter", "\0".join(letter[1:])): letter for letter in letters}
@@ -110,8 +114,8 @@ class DeadLetters:
             if i not in held
         ]
         if rows:
-            self._table.append(pa.Table.from_pylist(rows, SCHEMA))
-            self._index.add([row["letter_id"] for row in rows], self._table.version())
+            version = self._table.append(pa.Table.from_pylist(rows, SCHEMA), expected_version=self._index.version)
+            self._index.add([row["letter_id"] for row in rows], version)
 
     def read(self) -> list[dict[str, Any]]:
         """Every letter in clear, oldest first: ``letter_id, received_at, source, field, reason, raw``."""

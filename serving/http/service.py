@@ -95,6 +95,7 @@ class Ubiquo:
         from serving.http.problems import HttpProblem
 
         try:
+            self._app.begin()
             return self._app.call(path, request)
         except HttpProblem as error:
             problem = error.problem

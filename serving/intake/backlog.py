@@ -53,6 +53,7 @@ class Backlog:
         with self._lock:
             self._refused += refused
             for letter in letters:
+                self._let_go([letter.event_id])
                 self._events[letter.event_id] = _Held(letter.content_hash, letter.seq, len(letter.payload))
                 self.bytes += len(letter.payload)
 
@@ -62,10 +63,14 @@ class Backlog:
             self._let_go(letter.event_id for letter in letters)
             self._refused = max(0, self._refused - len(refused))
 
-    def moved_elsewhere(self, to: int, refused: int) -> None:
-        """Another process has moved what waited up to a place, and so many refused rows are left."""
+    def moved_elsewhere(self, to: int) -> None:
+        """Another process has moved what waited up to a place."""
         with self._lock:
             self._let_go([event_id for event_id, held in self._events.items() if held.seq <= to])
+
+    def left_elsewhere(self, refused: int) -> None:
+        """Other processes have left so many refused rows."""
+        with self._lock:
             self._refused = refused
 
     def _let_go(self, event_ids: Iterable[str]) -> None:

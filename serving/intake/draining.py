@@ -21,6 +21,7 @@ from features.store.dead_letters import DeadLetter
 from features.store.event_index import Incoming
 from features.store.event_log import EventLog
 from serving.intake.backlog import Backlog, Taken
+from serving.intake.elsewhere import MovedElsewhere
 from serving.intake.event_queue import TICK, Accepted, EventQueue, Progress, Refused
 from serving.intake.recent import RecentlyLearnt
 
@@ -93,6 +94,8 @@ class Drain:
         """One thread of one process at a time moves what waits into the log."""
         self._spoilt: set[str] = set()
         """Customers whose online rows a failure left half brought up to date."""
+        self._marking = threading.Lock()
+        """Held while the next is looked at or changed."""
         self._disturbed: dict[str, datetime] = {}
         """Customers who gained or lost an identifier, and the last receipt given when that was noticed: until rows know that they
         are made anew, as what disturbed them may still be on its way to the log."""
@@ -103,6 +106,8 @@ class Drain:
         self.unfollowed = 0
         """How many events have left without that, as it failed again and again."""
         self._failed_to_follow = 0
+        self.elsewhere = MovedElsewhere(self._take_in)
+        """What other processes have moved on."""
         self._touched: dict[str, datetime] = {}
         """Customers whose aggregates do not know what the log holds, and before when all of that was received."""
 
@@ -130,6 +135,7 @@ class Drain:
                 held.enter_context(self._lease.hold(MOVING) if is_patient else self._lease.take(MOVING))
                 # what another has moved meanwhile is known before anything is taken up
                 self._inbox.catch_up()
+                self.elsewhere.take_in()
             self._depth += 1
             try:
                 yield
@@ -215,12 +221,19 @@ class Drain:
         return letters, True
 
     def refresh_if_due(self) -> int:
-        """As ``refresh_aggregates``; under load less often, as those who come again and again would be computed again and again."""
+        """As ``refresh_aggregates``; under load less often, as those who come again and again would be computed again and again.
+
+        Where another process has the turn, or there is nothing to compute, nothing is waited for, nor put into the queue.
+        """
         if len(self._waiting) > BUSY_EVENTS and self._refresh_postponed < MAX_REFRESH_POSTPONED:
             self._refresh_postponed += 1
             return 0
         self._refresh_postponed = 0
-        return self.refresh_aggregates()
+        if not (self._touched or self._recent.ahead):
+            return 0
+        with contextlib.suppress(LeaseTakenError), self._alone(is_patient=False):
+            return self.refresh_aggregates()
+        return 0
 
     def refresh_aggregates(self) -> int:
         """Recompute the windowed features of the customers whose events have just reached the log.
@@ -260,12 +273,9 @@ class Drain:
             raise
 
     def _fold_rows(self, events: Sequence[Incoming], until: datetime) -> None:
-        taken = self._identities.take_disturbed()
-        # afterwards: whatever disturbed them was received by then
-        self._disturbed |= dict.fromkeys(taken, self._inbox.standing().received_at or until)
         disturbed = (
             self._spoilt
-            | self._disturbed.keys()
+            | self._note_disturbed(until).keys()
             | {customer for row in events if is_about_consent(row.event) and (customer := self._identities.customer_of(row.event))}
         )
         by_customer: dict[str, list[SealedEvent]] = {}
@@ -278,8 +288,18 @@ class Drain:
         if again:
             self.rows.rebuild(sorted(again), until)
         self._spoilt = set()
-        self._disturbed = {customer: at for customer, at in self._disturbed.items() if at >= until}
+        self._note_disturbed(until, are_made=True)
         self._recent.told(by_customer, until)
+
+    def _note_disturbed(self, until: datetime, are_made: bool = False) -> dict[str, datetime]:
+        """Who gained or lost an identifier, with who did so lately; *are_made*: the rows of those disturbed before a moment know it."""
+        with self._marking:
+            taken = self._identities.take_disturbed()
+            # afterwards: whatever disturbed them was received by then
+            self._disturbed |= dict.fromkeys(taken, self._inbox.standing().received_at or until)
+            if are_made:
+                self._disturbed = {customer: at for customer, at in self._disturbed.items() if at >= until}
+            return dict(self._disturbed)
 
     def recover(self) -> None:
         """After a crash: what was acknowledged and has not left the inbox counts in answers again, as if it had just come in.
@@ -318,26 +338,23 @@ class Drain:
     def _moved_elsewhere(self, standing: Progress, is_missing: bool) -> None:
         """Another process has brought events into the log and the rows: what was remembered until then is let go.
 
-        Where it was faster than this one could follow, what those events told is read from the log.
+        Where it was faster than this one could follow, what those events told is to be read from the log.
         """
         until = standing.moved_until
         assert until is not None
-        try:
-            # what this process has learnt too stands in the table now
-            self._identities.refresh()
-            if is_missing:
-                self._consents.refresh()
-            self._consents.settle(until)
-        except OSError as error:
-            if is_missing:
-                raise
-            # all of it was followed here, so that events are taken though the lake is away; it is read with the next, or in half a minute
-            logger.error("what another service has brought into the log cannot be read yet: %s", error)
-        self._waiting.moved_elsewhere(standing.moved, self._inbox.count_refused())
+        self._waiting.moved_elsewhere(standing.moved)
         self._recent.told((), until)
+        self.elsewhere.note(until, is_missing)
+
+    def _take_in(self, until: datetime, is_missing: bool) -> None:
+        # what this process has learnt too stands in the table now
+        self._identities.refresh()
+        if is_missing:
+            self._consents.refresh()
+        self._consents.settle(until)
+        self._waiting.left_elsewhere(self._inbox.count_refused())
         # who was disturbed by what is still on its way is made anew once that is moved on
-        self._disturbed |= dict.fromkeys(self._identities.take_disturbed(), standing.received_at or until)
-        self._disturbed = {customer: at for customer, at in self._disturbed.items() if at >= until}
+        self._note_disturbed(until, are_made=True)
 
     def _incoming(self, letter: Accepted) -> Incoming:
         event = msgspec.json.decode(letter.payload, type=SealedEvent)

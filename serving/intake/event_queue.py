@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Protocol
 
 from features.state.clock import AHEAD, Clock
+from features.state.ports import MissingStateError
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TICK = timedelta(microseconds=1)
@@ -51,8 +52,11 @@ class Progress(NamedTuple):
     moved_until: datetime | None = None
 
 
-class ClocksApartError(RuntimeError):
+class ClocksApartError(MissingStateError):
     """The clocks of machines that share a queue differ by so much that receipts would go back and forth."""
+
+
+SET_RIGHT = "set the clocks of all machines right, then end all services and start them again: the first follows its own clock"
 
 
 class Turn:
@@ -69,7 +73,7 @@ class Turn:
         last, now = standing.received_at, clock()
         if is_shared and last is not None and last > now + AHEAD:
             raise ClocksApartError(
-                f"the queue's last receipt is of {last.isoformat()}, and this machine's clock says {now.isoformat()}: set the clocks right"
+                f"the queue's last receipt is of {last.isoformat()}, and this machine's clock says {now.isoformat()}: {SET_RIGHT}"
             )
         self.moved = standing.moved
         """Up to which place events are in the log."""
@@ -100,6 +104,7 @@ class Entry(Protocol):
 
 Follow = Callable[[Sequence[Accepted]], object]
 Moved = Callable[[Progress, bool], object]
+"""Only notes it: it is called while the queue waits."""
 
 
 class EventQueue(Protocol):

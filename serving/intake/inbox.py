@@ -64,6 +64,7 @@ _LET_GO, _LET_GO_REFUSED = (sa.delete(each).where(each.c.seq == sa.bindparam("at
 _STANDING = sa.select(TURN.c.seq, TURN.c.received_at, TURN.c.moved, TURN.c.moved_until)
 _BEGIN = put(TURN).on_conflict_do_nothing()
 _GIVEN = sa.update(TURN).values(seq=sa.bindparam("last"), received_at=sa.bindparam("at"))
+_SET_BACK = sa.update(TURN).values(received_at=sa.bindparam("at"))
 _MOVED = sa.update(TURN).where(TURN.c.moved < sa.bindparam("to")).values(moved=sa.bindparam("to"), moved_until=sa.bindparam("until"))
 
 
@@ -160,7 +161,6 @@ class Inbox:
         if not jobs:
             return {}
         failed: dict[Future[None], Exception] = {}
-        self._state.check_room()
         with self._in_turn(), self._writer.writing() as connection:
             standing = _standing_of(connection.execute(_STANDING).fetchall())
             # first what others have stored since: the order of places is the order in which all of them are followed
@@ -217,7 +217,11 @@ class Inbox:
         """A moment before which everything received is on the disk, and followed here; whatever comes is received later."""
         moment, done = _Moment(), Future[None]()
         self.submit(moment, done)
-        done.result(MOMENT_SECONDS)
+        try:
+            done.result(MOMENT_SECONDS)
+        except TimeoutError:
+            why = f"the queue has stored nothing for {MOMENT_SECONDS:.0f} s: see that the disk, or the database server, answers"
+            raise UnreachableError(why) from None
         return moment.at
 
     def _go_on(self, read: Callable[[sa.Select[Any]], Sequence[AnyRow]], seen: Progress) -> None:
@@ -233,15 +237,18 @@ class Inbox:
         now = _standing_of(read(_STANDING))
         is_missing = now.moved > known.last
         reached = max(seen.last, letters[-1].seq if letters else 0, now.moved)
+        with self._noting:
+            # whoever dates what follows from these letters must not date it before them
+            self._standing = self._standing._replace(received_at=now.received_at)
         self._follow(letters)
-        if now.moved > known.moved:
-            self._moved(now, is_missing)
         with self._noting:
             mine = self._standing
             if mine.moved > now.moved:
                 # this process has moved some on meanwhile
                 now = now._replace(moved=mine.moved, moved_until=mine.moved_until)
             self._standing, self._followed = now._replace(last=reached), reached
+        if now.moved > known.moved:
+            self._moved(now, is_missing)
 
     def _read_standing(self) -> Progress:
         return _standing_of(self._reader.read(_STANDING))
@@ -348,9 +355,20 @@ def _last_received(session: DatabaseSession) -> datetime | None:
     return None if latest is None else _moment(latest)
 
 
+def follow_own_clock(state: State, clock: Clock) -> None:
+    """Give receipts by *clock* again, though the last was given by one far ahead; only while no other service follows the queue.
+
+    Where several share it, receipts only grow: a clock that was wrong once would stop them all until its time has come.
+    """
+    database, at = _opened(state), microseconds(clock())
+    with closing(database.connect()) as session, session.writing() as connection:
+        connection.execute(_SET_BACK, {"at": at})
+
+
 def _opened(state: State) -> Database:
     database = state.database("inbox", *TABLES)
-    _bring_up_to_date(database)
+    if not state.settings.database:
+        _bring_up_to_date(database)
     return database
 
 
@@ -384,7 +402,7 @@ def _moment(microseconds: int) -> datetime:
 def _bring_up_to_date(database: Database) -> None:
     """An inbox of before had the receipt for a place: what waits in it keeps its order."""
     with database.begin() as connection:
-        if connection.dialect.name != "sqlite" or "seq" in {column["name"] for column in sa.inspect(connection).get_columns("waiting")}:
+        if "seq" in {column["name"] for column in sa.inspect(connection).get_columns("waiting")}:
             return
         place = 0
         for table in (WAITING, REFUSED):

@@ -37,6 +37,8 @@ from serving.intake.recent import RecentlyLearnt
 
 logger = logging.getLogger("ubiquo")
 SOURCE = "http"
+MISSING_SECONDS = 1.0
+"""How long a question waits for what others have moved on before it could be followed."""
 MAX_SHOWN = 256
 MAX_WAITING_BYTES = 512_000_000
 """How many bytes of events may wait for the log."""
@@ -248,8 +250,17 @@ class Intake:
             return None
 
     def catch_up(self) -> None:
-        """Know all that any process of the installation had stored before this was called."""
+        """Know all that any process of the installation had stored before this was called.
+
+        Raises:
+            OSError: it cannot be read now, or not soon; the message says what.
+        """
         self.inbox.catch_up()
+        self._drain.elsewhere.wait(MISSING_SECONDS)
+
+    def take_in(self) -> None:
+        """Read what other processes have brought into the log, however long it takes."""
+        self._drain.elsewhere.take_in()
 
     @property
     def waiting(self) -> int:
@@ -343,6 +354,7 @@ class Intake:
             self.refresh_aggregates()
         except (OSError, SQLAlchemyError, RuntimeError) as error:
             logger.error("what waits stays in the queue, for another service or the next start: %s", error)
+        self._drain.elsewhere.close()
         self.inbox.close()
 
 
