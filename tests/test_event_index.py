@@ -5,23 +5,31 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
+from zoneinfo import ZoneInfo
 
+import ibis
 import pyarrow.parquet as pq
 import pytest
 from scene import NEW_YEAR, TinyShop, event
 from scene import customer as customer_of
 
 from features.people.consent import Consents
+from features.people.hidden import Hidden
 from features.people.identity import Identities
 from features.state import delta_writes
 from features.state.disk import DamagedStateError
 from features.state.tables import DeltaFolder
 from features.store.event_index import EventIndex
 from features.store.event_log import EventLog, connect
+from features.store.feature_store import FeatureStore
 from features.store.identity_rebuild import rebuild
+from features.store.prepared_compute import Prepared, PreparedCompute
 from features.store.profile import profile
+from features.store.snapshots import compute
 from features.store.timeline import open_timeline
 
 START = NEW_YEAR - timedelta(days=30)
@@ -209,6 +217,77 @@ class TestByKey:
             assert found[0] == found[1]
             lines = [opened.before(moment).lines.order_by("event_id", "item_id").to_pyarrow().to_pylist() for opened in (by_key, whole)]
             assert lines[0] == lines[1]
+
+    def test_what_was_put_into_sql_once_gives_the_same_rows_at_every_moment(self, shop: TinyShop) -> None:
+        identities, prepared, zone = Identities(shop.home), Prepared(shop.home), ZoneInfo(shop.shop.timezone)
+        views = [view for view in FeatureStore(shop.home).views.values() if view.key == "customer_id"]
+        seen = set()
+        for day in (4, 29, 200, 4):
+            # after the clock change too, and at another hour of the shop's day
+            moment = START + timedelta(days=day, hours=day % 5)
+            for some in (identities.customers(), identities.customers()[:1]):
+                for view in views:
+                    found = []
+                    for few in (None, partial(prepared.begin, moment)):
+                        with contextlib.closing(open_timeline(shop.home, moment, some, identities=identities, few=few)) as opened:
+                            [(_, table)] = compute(opened, view, {moment: None})
+                            found.append(table)
+                    assert found[0].equals(found[1]), (view.name, day)
+                    seen |= {(view.name, moment.astimezone(zone).utcoffset(), len(found[0]))}
+        assert len(seen) >= 4, "some have rows and some have none, before and after the clock change"
+        prepared.close()
+
+    def test_what_is_hidden_in_between_is_in_no_row_that_was_prepared(self, shop: TinyShop) -> None:
+        identities, prepared, moment = Identities(shop.home), Prepared(shop.home), START + timedelta(days=30)
+
+        def told() -> list[str]:
+            few, everybody = partial(prepared.begin, moment), identities.customers()
+            with contextlib.closing(open_timeline(shop.home, moment, everybody, identities=identities, few=few)) as opened:
+                rows: list[str] = opened.compute.asked("ids", lambda: opened.events.select("event_id"))["event_id"].to_pylist()
+            return rows
+
+        before = told()
+        Hidden(shop.home).add([], [], before[:1])
+        assert sorted(told()) == sorted(before[1:])
+        Hidden(shop.home).remove([], [], before[:1])
+        assert sorted(told()) == sorted(before)
+        prepared.close()
+
+    def test_a_definition_that_names_its_moment_is_no_ones_at_another(self, shop: TinyShop) -> None:
+        identities, prepared = Identities(shop.home), Prepared(shop.home)
+        view = replace(
+            FeatureStore(shop.home).views["customer_activity"],
+            compute=lambda opened, as_of: (
+                opened.events.filter(opened.events.occurred_at < ibis.timestamp(as_of)).group_by("customer_id").aggregate(n=ibis._.count())
+            ),
+            columns={"n": "integer"},
+        )
+        identified = identities.customers()
+        numbers = []
+        for day in (2, 30, 2):
+            moment = START + timedelta(days=day)
+            with contextlib.closing(
+                open_timeline(shop.home, moment, identified, identities=identities, few=partial(prepared.begin, moment))
+            ) as opened:
+                [(_, table)] = compute(opened, view, {moment: None})
+                numbers.append(sum(table["n"].to_pylist()))
+        assert numbers[0] == numbers[2] < numbers[1]
+        prepared.close()
+
+    def test_two_at_once_each_have_their_own(self, shop: TinyShop) -> None:
+        prepared, moment = Prepared(shop.home), START + timedelta(days=9)
+        one, other = prepared.begin(moment), prepared.begin(moment)
+        assert isinstance(one, PreparedCompute)
+        assert not isinstance(other, PreparedCompute)
+        other.close()
+        one.close()
+        assert prepared.begin(moment) is one
+        one.close()
+        (shop.home.catalogue / "items.parquet").touch()
+        again = prepared.begin(moment)
+        assert again is not one, "what was read of the catalogue is read again"
+        again.close()
+        prepared.close()
 
     def test_a_profile_shows_what_may_be_used_and_counts_the_rest(self, shop: TinyShop) -> None:
         identities, consents = Identities(shop.home), Consents(shop.home, shop.shop.consent)

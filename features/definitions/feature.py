@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import date, datetime
 from typing import Literal
 from zoneinfo import ZoneInfo
 
-import ibis
 import ibis.expr.types as ir
 
+from features.definitions.compute import Literals, Spelling
 from features.definitions.timeline import Timeline
 
 Dtype = Literal["integer", "float", "text", "truth", "integers", "floats", "texts"]
@@ -18,10 +18,19 @@ Dtype = Literal["integer", "float", "text", "truth", "integers", "floats", "text
 
 @dataclass(frozen=True)
 class Moment:
-    """The moment that features are of: windows are half-open ``[as_of - days, as_of)``, days are the shop's own."""
+    """The moment that features are of: windows are half-open ``[as_of - days, as_of)``, days are the shop's own.
+
+    In an expression stand ``at`` and ``within``, ``days_since``; ``as_of`` and ``today`` are for Python.
+    """
 
     as_of: datetime
     timezone: str
+    spelled: Spelling = field(default_factory=Literals, compare=False, repr=False)
+
+    @property
+    def at(self) -> ir.TimestampValue:
+        """The moment in an expression."""
+        return self.spelled.moment(self.as_of)
 
     @property
     def today(self) -> date:
@@ -30,11 +39,11 @@ class Moment:
 
     def within(self, table: ir.Table, days: int) -> ir.BooleanValue:
         """Which rows lie in the last *days*."""
-        return table.occurred_at >= ibis.timestamp(self.as_of - timedelta(days=days))
+        return table.occurred_at >= self.spelled.moment(self.as_of, days)
 
     def days_since(self, day: ir.DateValue) -> ir.IntegerValue:
         """Whole days from *day* until today."""
-        return ibis.literal(self.today).delta(day, unit="day").cast("int64")
+        return self.spelled.day(self.today).delta(day, unit="day").cast("int64")
 
 
 Base = Callable[[Timeline, Moment], ir.Table]
@@ -105,7 +114,7 @@ def compute_features(
         timeline: the events, of which only those before *as_of* count.
         as_of: the moment.
     """
-    past, moment = timeline.before(as_of), Moment(as_of, timeline.shop.timezone)
+    past, moment = timeline.before(as_of), Moment(as_of, timeline.shop.timezone, timeline.compute)
     table = entities(past)
     measures = {feature.name: feature.definition for feature in features if isinstance(feature.definition, Measure)}
     for base in dict.fromkeys(each.base for each in measures.values()):

@@ -94,7 +94,7 @@ def faded_units(rows: ir.Table, moment: Moment, half_life_days: float) -> ir.Int
     They are whole numbers of a fine unit, so that their sum is the same whichever thread adds first.
     """
     # of whole seconds: of parts of one some engines would round, and others cut them off
-    age_seconds = ibis.timestamp(moment.as_of).truncate("s").epoch_seconds() - rows.occurred_at.truncate("s").epoch_seconds()
+    age_seconds = moment.at.truncate("s").epoch_seconds() - rows.occurred_at.truncate("s").epoch_seconds()
     weight = ibis.literal(2.0) ** (age_seconds.cast("float64") / (-86_400.0 * half_life_days))
     return (weight * FADED_UNITS).round().cast("int64")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-import ibis
 import ibis.expr.types as ir
 
 from features.catalogue.shop import Shop
@@ -44,7 +43,7 @@ class Timeline:
 
     def before(self, as_of: datetime) -> Timeline:
         """Only what had occurred and was known strictly before *as_of*."""
-        moment = ibis.timestamp(as_of)
+        moment = self.compute.moment(as_of)
 
         def seen(table: ir.Table) -> ir.Table:
             return table.filter(table.occurred_at < moment, table.known_at < moment)

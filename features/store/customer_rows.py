@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from zoneinfo import ZoneInfo
 
 from features.catalogue.shop import Shop
@@ -19,6 +20,7 @@ from features.state.home import Home
 from features.store.event_log import EventLog
 from features.store.feature_store import moment_of
 from features.store.keyed_state import KeyedState
+from features.store.prepared_compute import Prepared
 from features.store.snapshots import compute, states
 from features.store.timeline import open_timeline
 
@@ -46,6 +48,11 @@ class CustomerRows:
         self._identities = identities or Identities(home)
         self._consents = consents or Consents(home, shop.consent)
         self._zone = ZoneInfo(shop.timezone)
+        self._prepared = Prepared(home)
+
+    def close(self) -> None:
+        """Let go of what was kept for the next few customers."""
+        self._prepared.close()
 
     def bring_up_to(self, moment: datetime, since: datetime) -> int:
         """Make anew, as of *moment*, the rows of those of whom anything became known since; returns how many they are.
@@ -185,4 +192,5 @@ class CustomerRows:
             yield part
 
     def _timeline_of(self, customers: Sequence[str], at: datetime) -> Timeline:
-        return open_timeline(self._home, at, customers, consents=self._consents, identities=self._identities)
+        few = partial(self._prepared.begin, at)
+        return open_timeline(self._home, at, customers, consents=self._consents, identities=self._identities, few=few)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 
-from features.definitions.compute import Step
+from features.definitions.compute import Literals, Make, Step
 from features.state.file_lease import Scratch
 from features.state.home import Home
 
@@ -22,7 +23,7 @@ ROWS_AT_ONCE = 300_000
 BATCH_ROWS = 20_000
 
 
-class DuckDBCompute:
+class DuckDBCompute(Literals):
     """A DuckDB connection of its own, which holds so much in memory and the rest in a folder of the home."""
 
     def __init__(self, home: Home) -> None:
@@ -46,22 +47,27 @@ class DuckDBCompute:
         """Rows that are in this process's memory."""
         return self.backend.create_table(name, rows, temp=True)
 
-    def kept(self, name: str, expression: ir.Table) -> ir.Table:
-        """What *expression* gives, as a table."""
-        return self.backend.create_table(name, expression, temp=True)
+    def kept(self, name: str, make: Make, variant: str = "") -> ir.Table:
+        """What the expression gives, as a table."""
+        return self.backend.create_table(name, make(), temp=True)
+
+    def asked(self, name: str, make: Make, variant: str = "") -> pa.Table:
+        """What the expression gives, in memory."""
+        rows: pa.Table = make().to_pyarrow()
+        return rows
 
     def let_go(self, *names: str) -> None:
         """Drop tables."""
         for name in names:
             self.backend.drop_table(name, force=True)
 
-    def ordered(self, expression: ir.Table, key: str) -> Iterator[pa.Table]:
-        """The rows of *expression* in the order of *key*, at once."""
-        yield expression.to_pyarrow().sort_by(key)
+    def ordered(self, make: Callable[[datetime], ir.Table], as_of: datetime, key: str, of: Hashable) -> Iterator[pa.Table]:
+        """The rows of the expression in the order of *key*, at once."""
+        yield make(as_of).to_pyarrow().sort_by(key)
 
-    def stepped(self, expression: ir.Table, groups: str, order: Sequence[str], step: Step) -> Iterator[pa.RecordBatch]:
+    def stepped(self, make: Make, groups: str, order: Sequence[str], step: Step) -> Iterator[pa.RecordBatch]:
         """What *step* makes of the rows, called once with all of them."""
-        return step(self._sorted(expression, groups, order))
+        return step(self._sorted(make(), groups, order))
 
     def _sorted(self, expression: ir.Table, groups: str, order: Sequence[str]) -> Iterator[pa.RecordBatch]:
         for first, last in self._ranges(expression, groups):

@@ -120,11 +120,11 @@ def parts_of(opened: Timeline, view: View, wanted: Wanted) -> Iterator[tuple[dat
         yield as_of, view.arrow_schema().empty_table()
     if view.compute is not None:
         for as_of in sorted(wanted):
-            for table in opened.compute.ordered(view.compute(opened, as_of), view.key):
+            for table in opened.compute.ordered(partial(view.compute, opened), as_of, view.key, view.compute):
                 yield as_of, _shape(view, as_of, table, wanted[as_of])
         return
     chosen = {as_of: None if entities is None else frozenset(entities) for as_of, entities in wanted.items()}
-    for batch in opened.compute.stepped(_read_by_folds(opened), ORDER[0], ORDER, partial(folded, chosen=chosen)):
+    for batch in opened.compute.stepped(partial(_read_by_folds, opened), ORDER[0], ORDER, partial(folded, chosen=chosen)):
         as_of = batch["as_of"][0].as_py()
         yield as_of, _shape(view, as_of, pa.Table.from_batches([batch]), None)
 
@@ -135,7 +135,7 @@ def states(opened: Timeline, moments: Sequence[datetime]) -> Iterator[tuple[date
     Use each before asking for the next, as it goes on changing; see ``states_of``. All their events come here: ``parts_of`` folds them
     where they lie.
     """
-    return states_of(touches_of(opened.compute.stepped(_read_by_folds(opened), ORDER[0], ORDER, iter)), moments)
+    return states_of(touches_of(opened.compute.stepped(partial(_read_by_folds, opened), ORDER[0], ORDER, iter)), moments)
 
 
 def _read_by_folds(opened: Timeline) -> ir.Table:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 
-from features.definitions.compute import Step
+from features.definitions.compute import Literals, Make, Step
 from features.state.file_lease import Scratch
 from features.state.home import Home
 from features.store.duckdb_compute import SPILL, clear_spills
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 TIME = "timestamp('UTC', 6)"
 
 
-class SparkCompute:
+class SparkCompute(Literals):
     """Tables of one timeline in the process's Spark session, under names that no other timeline has.
 
     The driver holds what it is *given*, and one part at a time of what comes back.
@@ -48,30 +49,35 @@ class SparkCompute:
         """Rows that are in the driver's memory, sent to the executors where they are joined."""
         return self._named(name, self.session.createDataFrame(rows))
 
-    def kept(self, name: str, expression: ir.Table) -> ir.Table:
-        """What *expression* gives, as Parquet in a folder of the home.
+    def kept(self, name: str, make: Make, variant: str = "") -> ir.Table:
+        """What the expression gives, as Parquet in a folder of the home.
 
         It is not left to Spark's cache: whatever reads from that carries the whole way to it in its plan, which soon takes longer to
         plan than to work out, and loses it with an executor.
         """
-        return self._named(name, self._stored(name, self.frame(expression)))
+        return self._named(name, self._stored(name, self.frame(make())))
+
+    def asked(self, name: str, make: Make, variant: str = "") -> pa.Table:
+        """What the expression gives, in the driver's memory."""
+        rows: pa.Table = make().to_pyarrow()
+        return rows
 
     def let_go(self, *names: str) -> None:
         """Delete tables."""
         for name in names:
             shutil.rmtree(self._place(name), ignore_errors=True)
 
-    def ordered(self, expression: ir.Table, key: str) -> Iterator[pa.Table]:
-        """The rows of *expression* in the order of *key*, partition by partition."""
+    def ordered(self, make: Callable[[datetime], ir.Table], as_of: datetime, key: str, of: Hashable) -> Iterator[pa.Table]:
+        """The rows of the expression in the order of *key*, partition by partition."""
         # a sort looks at its rows twice: first at a sample, to divide them
-        rows = self._stored("ordered", self.frame(expression))
+        rows = self._stored("ordered", self.frame(make(as_of)))
         for batch in brought_back(rows.orderBy(key), packed):
             yield pa.Table.from_batches([batch])
         self.let_go("ordered")
 
-    def stepped(self, expression: ir.Table, groups: str, order: Sequence[str], step: Step) -> Iterator[pa.RecordBatch]:
+    def stepped(self, make: Make, groups: str, order: Sequence[str], step: Step) -> Iterator[pa.RecordBatch]:
         """What *step* makes of each partition: its rows come in order, so that no group need fit into memory."""
-        frame = self.frame(expression).repartitionByRange(groups).sortWithinPartitions(*order)
+        frame = self.frame(make()).repartitionByRange(groups).sortWithinPartitions(*order)
 
         def stepped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             return packed(step(batches))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import NamedTuple
 
 import ibis
@@ -13,7 +14,7 @@ import pyarrow as pa
 
 from features.catalogue.shop import Shop
 from features.catalogue.tables import Catalogue
-from features.definitions.compute import Compute
+from features.definitions.compute import Compute, Make
 from features.definitions.domain import domain_named
 from features.definitions.timeline import Timeline
 from features.events.event import Purpose
@@ -43,6 +44,7 @@ def open_timeline(
     consents: Consents | None = None,
     identities: Identities | None = None,
     compute: Compute | None = None,
+    few: Callable[[], Compute] | None = None,
 ) -> Timeline:
     """Open the log of *home* as far as consent allows: this is where consent is enforced.
 
@@ -58,6 +60,7 @@ def open_timeline(
         consents: what customers have said; read from the log unless given.
         identities: who is who; with them *customers* costs what their events cost, whatever the length of the log.
         compute: what works it out, and is closed with it; a DuckDB connection of its own unless given.
+        few: makes one that works it out where all that is needed of *customers* was found by the index.
 
     Raises:
         MissingStateError: nothing was imported yet.
@@ -65,62 +68,70 @@ def open_timeline(
     shop = Shop.load(home)
     log = EventLog(home, shop.timezone)
     files = log.files()
-    compute = compute or DuckDBCompute(home)
     consents = consents or Consents(home, shop.consent)
     found = None if customers is None or identities is None else _by_key(log, identities, customers, identified_by)
-    if found is None:
-        identifiers = _steps(home, compute)
-        raw = compute.parquet("log", files, EVENT_SCHEMA)
-    else:
-        identifiers = compute.given("identifiers_raw", found.owners)
-        raw = compute.given("log", found.events)
+    compute = compute or (DuckDBCompute(home) if found is None or few is None else few())
+    try:
+        if found is None:
+            identifiers, raw = _steps(home, compute), compute.parquet("log", files, EVENT_SCHEMA)
+        else:
+            identifiers, raw = compute.given("identifiers_raw", found.owners), compute.given("log", found.events)
+        return _opened(home, shop, compute, identifiers, raw, identified_by, customers, purposes, consents)
+    except BaseException:
+        compute.close()
+        raise
+
+
+def _opened(
+    home: Home,
+    shop: Shop,
+    compute: Compute,
+    identifiers: ir.Table,
+    raw: ir.Table,
+    identified_by: datetime,
+    customers: Sequence[str] | None,
+    purposes: Sequence[Purpose],
+    consents: Consents,
+) -> Timeline:
     hidden = Hidden(home).events
-    if hidden:
-        # of people who were erased, and whose rows the files still hold
-        gone = compute.given("hidden", pa.table({"event_id": pa.array(sorted(hidden), pa.string())}))
-        raw = raw.anti_join(gone, "event_id")
-    known = compute.kept("known", _as_known(identifiers, identified_by))
-    # whose an event is and whether it may be used is worked out without what it holds, which is most of it
-    bare = raw.select("event_id", "identity_key", "identifiers", "occurred_at", "declared_purposes")
-    identified = _identified(bare, known.filter(known.customer_id.notnull()), bool(known.customer_id.isnull().any().execute()))
-    if customers is not None:
-        wanted = compute.given("wanted", pa.table({"customer_id": pa.array(customers, pa.string())}))
-        identified = identified.semi_join(wanted, "customer_id")
-    identified = compute.kept("identified", identified)
-    usable = _usable(compute, identified, identifiers, consents, purposes).select("event_id", "customer_id")
-    kept = compute.kept("kept", usable)
-    events = compute.kept("events", kept.inner_join(raw, "event_id").select("customer_id", *raw.columns))
+    # of people who were erased, and whose rows the files still hold
+    gone = compute.given("hidden", pa.table({"event_id": pa.array(sorted(hidden), pa.string())})) if hidden else None
+
+    def rows() -> ir.Table:
+        return raw if gone is None else raw.anti_join(gone, "event_id")
+
+    without = "" if gone is None else "without hidden"
+    known = compute.kept("known", lambda: _as_known(identifiers, compute.moment(identified_by)))
+    some_are_shared = _some_are_shared(compute, known)
+    wanted = None if customers is None else compute.given("wanted", pa.table({"customer_id": pa.array(customers, pa.string())}))
+
+    def whose() -> ir.Table:
+        # whose an event is and whether it may be used is worked out without what it holds, which is most of it
+        bare = rows().select("event_id", "identity_key", "identifiers", "occurred_at", "declared_purposes")
+        found = _identified(bare, known.filter(known.customer_id.notnull()), some_are_shared)
+        return found if wanted is None else found.semi_join(wanted, "customer_id")
+
+    identified = compute.kept("identified", whose, f"{without} {some_are_shared}")
+    usable = _usable(compute, identified, identifiers, consents, purposes)
+    kept = compute.kept("kept", lambda: usable().select("event_id", "customer_id"))
+
+    def of_the_usable() -> ir.Table:
+        all_rows = rows()
+        return kept.inner_join(all_rows, "event_id").select("customer_id", *all_rows.columns)
+
+    events = compute.kept("events", of_the_usable, without)
     compute.let_go("identified", "with_subject", "kept", *(f"judged_{purpose}" for purpose in purposes))
     catalogue = Catalogue(home)
     items = compute.parquet("items", [str(catalogue.path("items"))])
     untold = [name for name in domain_named(shop.domain).attributes if name not in items.columns]
     items = items.mutate(**{name: ibis.null("string") for name in untold})
-    purchases = events.filter(events.name == "purchase")
-    line = purchases.select(
-        "event_id", "customer_id", "occurred_at", "known_at", "local_date", "local_hour", "store_id", item=purchases["items"].unnest()
-    )
-    flat = line.select(
-        *[c for c in line.columns if c != "item"],
-        **{name: line.item[name] for name in ("item_id", "quantity", "amount_minor", "discount_minor", "coupon_minor")},
-    )
-    lines = compute.kept("lines", flat)
-    baskets = lines.group_by("event_id", "customer_id", "occurred_at", "known_at", "local_date", "local_hour", "store_id").aggregate(
-        amount_minor=lines.amount_minor.sum(),
-        discount_minor=lines.discount_minor.sum(),
-        coupon_minor=lines.coupon_minor.sum(),
-        lines=lines.count(),
-    )
-    back = events.filter(events.name == "refund")
-    back = back.select("event_id", "customer_id", "occurred_at", "known_at", "local_date", item=back["items"].unnest())
-    refunds = back.group_by("event_id", "customer_id", "occurred_at", "known_at", "local_date").aggregate(
-        amount_minor=back.item["amount_minor"].sum()
-    )
+    lines = compute.kept("lines", lambda: _lines(events))
     return Timeline(
         events=events,
         # joined anew by each query, which reads only the attributes that it asks for
         lines=lines.left_join(items, "item_id").drop("item_id_right"),
-        refunds=compute.kept("refunds", refunds),
-        baskets=compute.kept("baskets", baskets),
+        refunds=compute.kept("refunds", lambda: _refunds(events)),
+        baskets=compute.kept("baskets", lambda: _baskets(lines)),
         items=items,
         offers=compute.parquet("offers", [str(catalogue.path("offers"))]),
         item_context=compute.parquet("item_context", [str(catalogue.path("item_context"))]),
@@ -128,6 +139,34 @@ def open_timeline(
         # it names all that anybody said, which a few customers' rows need not know
         consents=consents.digest() if customers is None else "",
         compute=compute,
+    )
+
+
+def _lines(events: ir.Table) -> ir.Table:
+    purchases = events.filter(events.name == "purchase")
+    line = purchases.select(
+        "event_id", "customer_id", "occurred_at", "known_at", "local_date", "local_hour", "store_id", item=purchases["items"].unnest()
+    )
+    return line.select(
+        *[c for c in line.columns if c != "item"],
+        **{name: line.item[name] for name in ("item_id", "quantity", "amount_minor", "discount_minor", "coupon_minor")},
+    )
+
+
+def _baskets(lines: ir.Table) -> ir.Table:
+    return lines.group_by("event_id", "customer_id", "occurred_at", "known_at", "local_date", "local_hour", "store_id").aggregate(
+        amount_minor=lines.amount_minor.sum(),
+        discount_minor=lines.discount_minor.sum(),
+        coupon_minor=lines.coupon_minor.sum(),
+        lines=lines.count(),
+    )
+
+
+def _refunds(events: ir.Table) -> ir.Table:
+    back = events.filter(events.name == "refund")
+    back = back.select("event_id", "customer_id", "occurred_at", "known_at", "local_date", item=back["items"].unnest())
+    return back.group_by("event_id", "customer_id", "occurred_at", "known_at", "local_date").aggregate(
+        amount_minor=back.item["amount_minor"].sum()
     )
 
 
@@ -177,16 +216,26 @@ def _identified(raw: ir.Table, known: ir.Table, some_are_shared: bool) -> ir.Tab
     return raw.left_join(first, "event_id").select("customer_id", *raw.columns)
 
 
-def _usable(compute: Compute, events: ir.Table, identifiers: ir.Table, consents: Consents, purposes: Sequence[Purpose]) -> ir.Table:
+def _some_are_shared(compute: Compute, known: ir.Table) -> bool:
+    """Whether any identifier that was seen identifies nobody."""
+    found = compute.asked(f"shared_{known.get_name()}", lambda: known.aggregate(some=known.customer_id.isnull().any()))
+    return bool(found["some"][0].as_py())
+
+
+def _usable(compute: Compute, events: ir.Table, identifiers: ir.Table, consents: Consents, purposes: Sequence[Purpose]) -> Make:
     """The events that may be used for all of *purposes*."""
     columns = events.columns
     # a withdrawal counts for all that is hers by now, however little was known of her at the moment looked back to
-    known = compute.kept("known_now", _as_known(identifiers, _FOREVER))
-    then = events.rename(then="customer_id")
-    now = _identified(then, known.filter(known.customer_id.notnull()), bool(known.customer_id.isnull().any().execute()))
-    as_then = [now.then.name("customer_id") if name == "customer_id" else now[name] for name in columns]
-    subject = ibis.coalesce(now.customer_id, now.then)
-    table = compute.kept("with_subject", now.select(*as_then, subject=subject))
+    known = compute.kept("known_now", lambda: _as_known(identifiers, ibis.timestamp(_FOREVER)))
+    some_are_shared = _some_are_shared(compute, known)
+
+    def with_subject() -> ir.Table:
+        then = events.rename(then="customer_id")
+        now = _identified(then, known.filter(known.customer_id.notnull()), some_are_shared)
+        as_then = [now.then.name("customer_id") if name == "customer_id" else now[name] for name in columns]
+        return now.select(*as_then, subject=ibis.coalesce(now.customer_id, now.then))
+
+    table = compute.kept("with_subject", with_subject, str(some_are_shared))
     speakers = _speakers(compute, known, consents)
     for purpose in purposes:
         rows = [
@@ -197,33 +246,41 @@ def _usable(compute: Compute, events: ir.Table, identifiers: ir.Table, consents:
         arrays = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in _SAID]
         spoken = pa.table([pa.array(a, f.type) for a, f in zip(arrays, _SAID, strict=True)], schema=_SAID)
         said = compute.given(f"said_{purpose}", spoken)
-        within = table.left_join(said, [table.subject == said.speaker, table.occurred_at >= said.starts, table.occurred_at < said.ends])
-        # what a source declares of its rows stands in for what the customer has not said
-        verdict = ibis.coalesce(within.allowed, within.declared_purposes.contains(purpose), ibis.literal(consents.policy.default(purpose)))
-        judged = within.select(*table.columns, **{purpose: within.customer_id.isnull() | verdict})
-        table = compute.kept(f"judged_{purpose}", judged)
-    kept = table.filter(table[purposes[0]])
-    if len(purposes) > 1:
-        refused = ibis.or_(*(~kept[purpose] for purpose in purposes[1:]))
-        kept = kept.anti_join(kept.filter(refused).select("customer_id").distinct(), "customer_id")
-    return kept.select(*columns)
+        table = compute.kept(f"judged_{purpose}", partial(_judged, table, said, purpose, consents.policy.default(purpose)))
+
+    def usable() -> ir.Table:
+        kept = table.filter(table[purposes[0]])
+        if len(purposes) > 1:
+            refused = ibis.or_(*(~kept[purpose] for purpose in purposes[1:]))
+            kept = kept.anti_join(kept.filter(refused).select("customer_id").distinct(), "customer_id")
+        return kept.select(*columns)
+
+    return usable
+
+
+def _judged(table: ir.Table, said: ir.Table, purpose: Purpose, default: bool) -> ir.Table:
+    within = table.left_join(said, [table.subject == said.speaker, table.occurred_at >= said.starts, table.occurred_at < said.ends])
+    # what a source declares of its rows stands in for what the customer has not said
+    verdict = ibis.coalesce(within.allowed, within.declared_purposes.contains(purpose), ibis.literal(default))
+    return within.select(*table.columns, **{purpose: within.customer_id.isnull() | verdict})
 
 
 def _speakers(compute: Compute, latest: ir.Table, consents: Consents) -> dict[str, list[str]]:
     """Each present customer who has said anything, with the keys that she said it under."""
     if consents.silent:
         return {}
-    few = int(latest.count().execute()) < MANY_KEYS
-    if not few:
+    count = compute.asked("known_count", lambda: latest.aggregate(rows=latest.count()))["rows"][0].as_py()
+    if count < MANY_KEYS:
+        owners = compute.asked("owners", lambda: latest)
+    else:
         said = compute.given("spoken", pa.table({"identity_key": pa.array(consents.keys(), pa.string())}))
-        latest = latest.semi_join(said, "identity_key")
-    owners = latest.to_pyarrow()
+        owners = compute.asked("owners", lambda: latest.semi_join(said, "identity_key"), "of who said anything")
     return consents.speakers(dict(zip(owners["identity_key"].to_pylist(), owners["customer_id"].to_pylist(), strict=True)))
 
 
-def _as_known(identifiers: ir.Table, moment: datetime) -> ir.Table:
+def _as_known(identifiers: ir.Table, moment: ir.TimestampValue) -> ir.Table:
     """The last customer that each key was known to belong to before *moment*; ``row_number`` runs on every engine."""
-    known = identifiers.filter(identifiers.known_at < ibis.timestamp(moment))
+    known = identifiers.filter(identifiers.known_at < moment)
     newest = ibis.window(group_by="identity_key", order_by=[ibis.desc("known_at"), ibis.desc("seq")])
     latest = known.mutate(nth=ibis.row_number().over(newest))
     return latest.filter(latest.nth == 0).select("identity_key", "customer_id")

@@ -355,6 +355,7 @@ class Intake:
         except (OSError, SQLAlchemyError, RuntimeError) as error:
             logger.error("what waits stays in the queue, for another service or the next start: %s", error)
         self._drain.elsewhere.close()
+        self._drain.rows.close()
         self.inbox.close()
 
 

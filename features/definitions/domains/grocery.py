@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ibis
 import ibis.expr.types as ir
 
 from features.definitions.domain import Domain, Leaving
@@ -46,7 +45,7 @@ def coupon_lines(past: Timeline, moment: Moment) -> ir.Table:
 
 def planned(past: Timeline, moment: Moment) -> ir.Table:
     """Where each item is promoted at the moment."""
-    context, now = past.item_context, ibis.timestamp(moment.as_of)
+    context, now = past.item_context, moment.at
     return context.filter(context.valid_from <= now, context.valid_until > now)
 
 
