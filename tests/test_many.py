@@ -21,7 +21,20 @@ import psutil
 import pytest
 from lakes import Lake, lake_environment
 from postgres import PostgresCluster
-from scene import NEW_YEAR, ROOT, SECRET, Service, command, copy_home, eventually, free_port, start_service, stop_service, surroundings
+from scene import (
+    NEW_YEAR,
+    ROOT,
+    SECRET,
+    Service,
+    command,
+    copy_home,
+    eventually,
+    free_port,
+    headers_of,
+    start_service,
+    stop_service,
+    surroundings,
+)
 from servers import Proxy, RedisServer
 
 from features.people.identity import Identities
@@ -189,6 +202,8 @@ class ManyServicesContract:
         for service in (here, there):
             status, said = service._get(f"/v1/results/{ticket}")
             assert (status, json.loads(said)["state"]) == (202, "running"), "it may be another process's: ask again"
+            told = headers_of(service, "GET", f"/v1/results/{ticket}", {})[1]
+            assert told["connection"] == "close", "over a connection that may lead to that one"
             assert service._get("/v1/results/nonsense")[0] == 404
 
     def test_a_repeat_at_the_other_is_a_duplicate_before_and_after_it_is_moved_on(self, pair: Pair) -> None:

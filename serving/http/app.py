@@ -50,6 +50,8 @@ DOCS = "/v1/docs"
 RESERVED = frozenset({*TRACKERS, "/v1/events", "/v1/profile", "/v1/customers", "/v1/erasures", "/v1/results", "/v1/projects", DOCS,
                       RULES, "/metrics", "/openapi.json"})  # fmt: skip
 """The addresses that are no model's."""
+LAST = "ubiquo.last"
+"""In the scope of a request after whose answer the connection ends."""
 PATIENCE_SECONDS = 5.0
 """How long a long answer is waited for before the caller is told where to ask for it."""
 
@@ -138,6 +140,8 @@ class App:
             logger.exception("request failed: %s", route)
             problem = Problem(title="Internal error", status=500, detail="The request could not be answered; the log tells why.")
             status, body, kind = 500, self._encode(problem), b"application/problem+json"
+        if scope.get(LAST):
+            more.append((b"connection", b"close"))
         if path == DOCS:
             more += docs_page.HEADERS
         headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), *more]
@@ -313,6 +317,8 @@ class App:
             body, method = await _read(receive), scope["method"]
             found = await self._long.ask(key, PATIENCE_SECONDS, lambda: self._desk.work(runtime, method, path, body, key)())
         if isinstance(found, Ticket):
+            # over a new connection another process may be the one that is asked
+            scope[LAST] = found.is_anothers
             state = {"state": "running", "ask": f"{RESULTS}{found.result_id}"}
             return 202, self._encode(state), b"application/json"
         status, encoded, kind = found

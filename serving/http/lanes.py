@@ -149,6 +149,8 @@ class Ticket(NamedTuple):
     """Where to ask for an answer that is not there yet."""
 
     result_id: str
+    is_anothers: bool = False
+    """Whether only another process of the service has it."""
 
 
 ELSEWHERE_SECONDS = 0.5
@@ -195,7 +197,7 @@ class LongAnswers:
         if asked is None and self._is_anothers(name):
             # whoever asks at once again would only ask the more often
             await asyncio.sleep(min(patience_seconds, ELSEWHERE_SECONDS))
-            return Ticket(name)
+            return Ticket(name, is_anothers=True)
         if asked is None or asked.by != by:
             raise LookupError("there is no result of that id")
         await asyncio.wait([asyncio.wrap_future(asked.future)], timeout=patience_seconds)
