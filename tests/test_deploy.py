@@ -108,7 +108,7 @@ class TestKubernetes:
             assert asked["path"] in OPEN_PATHS
             assert asked["port"] in ports
         assert service["livenessProbe"]["httpGet"]["path"] == "/livez"
-        [front] = of_kind("Service")
+        [front] = [each for each in of_kind("Service") if each["spec"].get("clusterIP") != "None"]
         assert front["spec"]["ports"][0]["targetPort"] in ports
         assert str(ports["http"]) == service["command"][service["command"].index("--port") + 1]
 
@@ -178,6 +178,22 @@ class TestCompose:
 
 
 class TestWhatIsWatched:
+    def test_each_service_is_found_by_a_name_and_a_port_that_there_are(self) -> None:
+        [job] = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())["scrape_configs"]
+        [found] = job["dns_sd_configs"]
+        [name] = found["names"]
+        # the address of a Service that is not headless is one for all
+        [service] = [each for each in of_kind("Service") if each["metadata"]["name"] == name]
+        assert service["spec"]["clusterIP"] == "None"
+        assert service["spec"]["publishNotReadyAddresses"]
+        [deployment] = of_kind("Deployment")
+        [answers] = [each for each in deployment["spec"]["template"]["spec"]["containers"] if "ports" in each]
+        opened = {each["name"]: each["containerPort"] for each in answers["ports"]}
+        assert [(each["port"], opened[each["targetPort"]]) for each in service["spec"]["ports"]] == [(found["port"], found["port"])]
+        within = compose()["services"]["ubiquo"]
+        assert name in within["networks"]["default"]["aliases"]
+        assert within["expose"] == [f"{found['port']}"]
+
     @staticmethod
     def expressions() -> list[str]:
         groups = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text())["groups"]
