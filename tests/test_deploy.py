@@ -167,6 +167,25 @@ class TestCompose:
             assert host is not None, variable
             assert host.group(1) in told["services"], variable
 
+    def test_whoever_runs_our_image_is_asked_where_it_answers_or_not_at_all(self) -> None:
+        services = compose()["services"]
+        for name, service in services.items():
+            if not service["image"].startswith("ubiquo"):
+                continue
+            check, command = service["healthcheck"], service["command"]
+            if "--port" not in command:
+                # the image's own check asks a service, which this is none of
+                assert check == {"disable": True}, name
+                continue
+            [(port, path)] = re.findall(r"http://127\.0\.0\.1:(\d+)(/\w+)'", check["test"][-1])
+            assert port == command[command.index("--port") + 1], name
+            assert path in (OPEN_PATHS if "serving" in command else ("/health",)), name
+        for name, service in services.items():
+            needed = service.get("depends_on", {})
+            for other, how in needed.items() if isinstance(needed, dict) else ():
+                has_check = "healthcheck" in services[other]
+                assert how["condition"] == ("service_healthy" if has_check else "service_completed_successfully"), (name, other)
+
     def test_the_balancer_asks_whether_a_service_is_ready(self) -> None:
         text = (DEPLOY / "balancer.cfg").read_text()
         [path] = re.findall(r"httpchk GET (\S+)", text)
