@@ -259,6 +259,10 @@ def test_a_bento_is_built_whose_image_runs_our_server_as_nobody_special(tmp_path
     assert f"ARG BENTO_USER_UID={USER}" in lines
     after = [name for name, _ in said[max(n for n, (name, _) in enumerate(said) if name == "USER") :]]
     assert "RUN" not in after, "nothing is done as root after the user was changed, and nothing by the user before"
+    told = [value for name, value in said if name == "ENV" and value.startswith("UBIQUO_COMMIT=")]
+    [argument] = [value.partition("=")[0] for name, value in said if name == "ARG" and value.startswith("UBIQUO_COMMIT=")]
+    assert told == [f"UBIQUO_COMMIT=${{{argument}}}"], "the commit is given to the build, by the argument that is documented"
+    assert f"--opt build-arg={argument}=" in (ROOT / "docs" / "operations.md").read_text()
     [command] = [value for name, value in said if name == "CMD"]
     check_command(json.loads(command))
     [health] = [value for name, value in said if name == "HEALTHCHECK"]
