@@ -138,13 +138,29 @@ def _check_database(url: str) -> None:
 
 
 def shown(setting: str, value: object) -> str:
-    """What may be told of a setting: of a secret that there is one, of a URL all but its password."""
+    """What may be told of a setting: of a secret that there is one, of an address all but passwords."""
+    told = f"{value}"
     if setting in ("secret", "api_key"):
         return "(set)" if value else ""
-    if setting == "database" and value:
-        told = urlsplit(str(value))
-        return told._replace(netloc=f"{'(set)@' if '@' in told.netloc else ''}{told.netloc.rpartition('@')[2]}", query="").geturl()
-    return f"{value}"
+    if setting in ("database", "tracking_uri"):
+        return _without_password(told)
+    if setting == "redis":
+        # Feast's way to write it: servers, then what else there is, such as password=...
+        return ",".join(part.rpartition("@")[2] for part in told.split(",") if "=" not in part)
+    return told
+
+
+def _without_password(url: str) -> str:
+    try:
+        told = urlsplit(url)
+    except ValueError:
+        return "(set)"
+    if not told.netloc:
+        return url
+    if "@" in f"{told.path}{told.query}{told.fragment}":
+        # a password whose signs are not escaped
+        return "(set)"
+    return told._replace(netloc=f"{'(set)@' if '@' in told.netloc else ''}{told.netloc.rpartition('@')[2]}", query="").geturl()
 
 
 def variable_of(setting: str) -> str:
