@@ -18,8 +18,8 @@ ANOTHERS = {"MLFLOW_TRACKING_URI": "tracking_uri", "SPARK_MASTER": "spark_master
 """Variables of other projects that mean something here too, each with its setting."""
 INTERNAL = ("loopback", "single_process", "shared", "siblings")
 """How ``python -m serving`` tells the process that answers how it was started."""
-
-
+EngineName = Literal["duckdb", "spark"]
+"""What can work features out."""
 _LAKE = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w.=-]+)*")
 
 
@@ -55,7 +55,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis: Annotated[str, Meta(description="where online rows are kept, such as localhost:6379; else in SQLite")] = ""
     lake: Annotated[str, Meta(description="where the tables of the log lie, such as s3://bucket/prefix; else in the home")] = ""
     cache: Annotated[str, Meta(description="this machine's folder for copies of the lake's files; else cache in the home")] = ""
-    engine: Annotated[Literal["duckdb", "spark"], Meta(description="what computes features and scores in bulk: duckdb or spark")] = "duckdb"
+    engine: Annotated[EngineName, Meta(description="what computes features and scores in bulk: duckdb or spark")] = "duckdb"
     spark_master: Annotated[str, Meta(description="where Spark runs, such as spark://host:7077; else as Spark is told, or local[2]")] = ""
     database: Annotated[str, Meta(description="postgresql://user:password@host:port/name: state that many machines share")] = ""
     rate_limit: Annotated[str, Meta(description="how often one key may ask")] = "2000/second"
