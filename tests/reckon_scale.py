@@ -31,7 +31,7 @@ class Measured(NamedTuple):
     """Of a customer in Redis."""
     snapshot_bytes: float = 8_581.0
     """Of a customer in each night's snapshot."""
-    process_bytes: float = 766e6
+    process_bytes: float = 762e6
     """Of a service that has just started."""
     accepted: float = 92e-6
     """Of an event, by the process that takes it."""
