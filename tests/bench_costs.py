@@ -60,11 +60,12 @@ def resident() -> int:
 
 
 @contextlib.contextmanager
-def copied() -> Iterator[Home]:
-    """A copy of the demo's home, without its runs and models' artifacts of before."""
+def copied(with_models: bool = True) -> Iterator[Home]:
+    """A copy of the demo's home; runs and models, which are most of it, only where something asks them."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch) / "home"
-        shutil.copytree(Home.from_environment().root, root)
+        left_out = () if with_models else ("mlflow.db*", "mlartifacts")
+        shutil.copytree(Home.from_environment().root, root, ignore=shutil.ignore_patterns(*left_out))
         if (root / "secret.key").exists():
             # what the tests' scenes have set is another's
             os.environ.pop("UBIQUO_SECRET", None)
@@ -73,7 +74,7 @@ def copied() -> Iterator[Home]:
 
 def disk() -> None:
     """What lies on the disk of the demo's home."""
-    with copied() as home:
+    with copied(with_models=False) as home:
         log, identities = EventLog(home, Shop.load(home).timezone), Identities(home)
         events, customers = log.count(), identities.count()
         keys = len(identities.owners())
@@ -245,9 +246,11 @@ def database() -> None:
             with psycopg.connect(url) as connection:
                 query = "SELECT schemaname, sum(pg_total_relation_size(format('%I.%I', schemaname, tablename)::regclass)) FROM pg_tables "
                 rows = connection.execute(query + "WHERE schemaname LIKE 'ubiquo%' GROUP BY 1 ORDER BY 1").fetchall()
+            # those that were followed, and those of single commits, lie there too
+            events = EventLog(home, Shop.load(home).timezone).count()
             for schema, size in rows:
-                if float(size) / EVENTS >= 1:
-                    told(f"schema {schema}", float(size) / EVENTS, "bytes an event")
+                if float(size) / events >= 1:
+                    told(f"schema {schema}", float(size) / events, "bytes an event")
     finally:
         cluster.stop()
 
@@ -261,7 +264,7 @@ def redis() -> None:
     port = free_port()
     server = subprocess.Popen([program, "--port", str(port), "--save", "", "--bind", "127.0.0.1"], stdout=subprocess.DEVNULL)
     try:
-        with copied() as home:
+        with copied(with_models=False) as home:
             customers = Identities(home).customers()
             views = FeatureStore(home).customer_views()
             here = FeatureStore(home, {"costs": tuple(views)})

@@ -29,6 +29,8 @@ from servers import RedisServer
 from features.state.home import Home
 
 CONNECTIONS, QUESTIONS, SECONDS = 16, 600, 8.0
+NUMBER = b"#number#"
+"""Stands in an event's id for how many requests were sent before."""
 
 
 @contextmanager
@@ -61,7 +63,7 @@ def asked_for(port: int, path: str, bodies: Sequence[bytes], seconds: float, tol
     chosen, requests = selectors.DefaultSelector(), [_request(path, body) for body in bodies]
     for k in range(CONNECTIONS):
         connection = socket.create_connection(("127.0.0.1", port))
-        connection.sendall(requests[k % len(requests)])
+        connection.sendall(anew(requests[k % len(requests)], k))
         chosen.register(connection, selectors.EVENT_READ, bytearray())
     until, answered, wrong, sent = time.monotonic() + seconds, 0, 0, CONNECTIONS
     while time.monotonic() < until:
@@ -72,9 +74,14 @@ def asked_for(port: int, path: str, bodies: Sequence[bytes], seconds: float, tol
             if separator and len(body) >= _length(head):
                 answered, wrong = answered + 1, wrong + (b" 200 " not in head[:20])
                 held.clear()
-                key.fileobj.sendall(requests[sent % len(requests)])  # type: ignore[union-attr]
+                key.fileobj.sendall(anew(requests[sent % len(requests)], sent))  # type: ignore[union-attr]
                 sent += 1
     told.put((answered, wrong))
+
+
+def anew(request: bytes, number: int) -> bytes:
+    """A request with ids of events that no request of another *number* has: a repeat would be a duplicate, which costs less to take."""
+    return request.replace(NUMBER, b"%0*d" % (len(NUMBER), number))
 
 
 def _request(path: str, body: bytes) -> bytes:
@@ -108,10 +115,10 @@ def cost(service: Service, path: str, bodies: Sequence[bytes]) -> tuple[float, f
 
 
 def batches(count: int) -> list[bytes]:
-    """Requests of a hundred new events each."""
+    """Requests of a hundred events each; ``anew`` makes them others each time that they are sent."""
     return [
         json.dumps({"events": [
-            {"event_id": uuid.uuid4().hex, "name": "view_item", "occurred_at": "2017-12-31T12:00:00Z", "channel": "web",
+            {"event_id": f"{uuid.uuid4().hex}-{NUMBER.decode()}", "name": "view_item", "occurred_at": "2017-12-31T12:00:00Z", "channel": "web",
              "identifiers": {"cookie": f"bench-{n % 40}-{k}"}, "items": [{"item_id": "1082185"}]} for k in range(100)
         ]}).encode() for n in range(count)
     ]  # fmt: skip

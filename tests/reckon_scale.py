@@ -17,9 +17,9 @@ class Measured(NamedTuple):
 
     log_bytes: float = 88.5
     """Of an event in Parquet."""
-    index_bytes: float = 503.0
+    index_bytes: float = 489.0
     """Of an event in the index of the log, in PostgreSQL."""
-    queue_bytes: float = 657.0
+    queue_bytes: float = 656.0
     """Of an event that waits, in PostgreSQL; let go once it is in the log."""
     identifier_bytes: float = 56.0 + 215.0 + 828.0
     """Of an identifier: table, index, contact."""
@@ -31,7 +31,7 @@ class Measured(NamedTuple):
     """Of a customer in Redis."""
     snapshot_bytes: float = 8_581.0
     """Of a customer in each night's snapshot."""
-    process_bytes: float = 766e6
+    process_bytes: float = 762e6
     """Of a service that has just started."""
     accepted: float = 92e-6
     """Of an event, by the process that takes it."""

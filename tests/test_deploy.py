@@ -108,7 +108,7 @@ class TestKubernetes:
             assert asked["path"] in OPEN_PATHS
             assert asked["port"] in ports
         assert service["livenessProbe"]["httpGet"]["path"] == "/livez"
-        [front] = of_kind("Service")
+        [front] = [each for each in of_kind("Service") if each["spec"].get("clusterIP") != "None"]
         assert front["spec"]["ports"][0]["targetPort"] in ports
         assert str(ports["http"]) == service["command"][service["command"].index("--port") + 1]
 
@@ -167,6 +167,25 @@ class TestCompose:
             assert host is not None, variable
             assert host.group(1) in told["services"], variable
 
+    def test_whoever_runs_our_image_is_asked_where_it_answers_or_not_at_all(self) -> None:
+        services = compose()["services"]
+        for name, service in services.items():
+            if not service["image"].startswith("ubiquo"):
+                continue
+            check, command = service["healthcheck"], service["command"]
+            if "--port" not in command:
+                # the image's own check asks a service, which this is none of
+                assert check == {"disable": True}, name
+                continue
+            [(port, path)] = re.findall(r"http://127\.0\.0\.1:(\d+)(/\w+)'", check["test"][-1])
+            assert port == command[command.index("--port") + 1], name
+            assert path in (OPEN_PATHS if "serving" in command else ("/health",)), name
+        for name, service in services.items():
+            needed = service.get("depends_on", {})
+            for other, how in needed.items() if isinstance(needed, dict) else ():
+                has_check = "healthcheck" in services[other]
+                assert how["condition"] == ("service_healthy" if has_check else "service_completed_successfully"), (name, other)
+
     def test_the_balancer_asks_whether_a_service_is_ready(self) -> None:
         text = (DEPLOY / "balancer.cfg").read_text()
         [path] = re.findall(r"httpchk GET (\S+)", text)
@@ -178,6 +197,22 @@ class TestCompose:
 
 
 class TestWhatIsWatched:
+    def test_each_service_is_found_by_a_name_and_a_port_that_there_are(self) -> None:
+        [job] = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())["scrape_configs"]
+        [found] = job["dns_sd_configs"]
+        [name] = found["names"]
+        # the address of a Service that is not headless is one for all
+        [service] = [each for each in of_kind("Service") if each["metadata"]["name"] == name]
+        assert service["spec"]["clusterIP"] == "None"
+        assert service["spec"]["publishNotReadyAddresses"]
+        [deployment] = of_kind("Deployment")
+        [answers] = [each for each in deployment["spec"]["template"]["spec"]["containers"] if "ports" in each]
+        opened = {each["name"]: each["containerPort"] for each in answers["ports"]}
+        assert [(each["port"], opened[each["targetPort"]]) for each in service["spec"]["ports"]] == [(found["port"], found["port"])]
+        within = compose()["services"]["ubiquo"]
+        assert name in within["networks"]["default"]["aliases"]
+        assert within["expose"] == [f"{found['port']}"]
+
     @staticmethod
     def expressions() -> list[str]:
         groups = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text())["groups"]
@@ -224,6 +259,10 @@ def test_a_bento_is_built_whose_image_runs_our_server_as_nobody_special(tmp_path
     assert f"ARG BENTO_USER_UID={USER}" in lines
     after = [name for name, _ in said[max(n for n, (name, _) in enumerate(said) if name == "USER") :]]
     assert "RUN" not in after, "nothing is done as root after the user was changed, and nothing by the user before"
+    told = [value for name, value in said if name == "ENV" and value.startswith("UBIQUO_COMMIT=")]
+    [argument] = [value.partition("=")[0] for name, value in said if name == "ARG" and value.startswith("UBIQUO_COMMIT=")]
+    assert told == [f"UBIQUO_COMMIT=${{{argument}}}"], "the commit is given to the build, by the argument that is documented"
+    assert f"--opt build-arg={argument}=" in (ROOT / "docs" / "operations.md").read_text()
     [command] = [value for name, value in said if name == "CMD"]
     check_command(json.loads(command))
     [health] = [value for name, value in said if name == "HEALTHCHECK"]

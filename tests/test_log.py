@@ -20,7 +20,7 @@ from features.people.identity import Identities
 from features.sources.complete_journey import CompleteJourney
 from features.state.home import Home
 from features.state.ports import DECISIONS
-from features.state.settings import SettingError, Settings, described, variable_of
+from features.state.settings import SettingError, Settings, described, shown, variable_of
 from features.store import decision_log
 from features.store.dead_letters import DeadLetter
 from features.store.decision_log import DecisionLog
@@ -227,6 +227,25 @@ class TestSettings:
     def test_a_mistake_is_told_with_its_name(self, said: dict[str, str], told: str) -> None:
         with pytest.raises(SettingError, match=re.escape(told)):
             Settings.from_environment(said)
+
+    @pytest.mark.parametrize(
+        ("setting", "said", "told"),
+        [
+            ("redis", "redis:6379", "redis:6379"),
+            ("redis", "one:6379,two:6379,ssl=true,password=hunter2", "one:6379,two:6379"),
+            ("redis", "redis://:hunter2@redis:6379", "redis:6379"),
+            ("tracking_uri", "http://mlflow:5000", "http://mlflow:5000"),
+            ("tracking_uri", "http://u:hunter2@mlflow:5000/path", "http://(set)@mlflow:5000/path"),
+            ("tracking_uri", "postgresql://u:hunter2@db:5432/mlflow", "postgresql://(set)@db:5432/mlflow"),
+            ("tracking_uri", "http://u:hunter2/x@mlflow:5000", "(set)"),
+            ("tracking_uri", "sqlite:////srv/a@b/mlflow.db", "sqlite:////srv/a@b/mlflow.db"),
+            ("database", "postgresql://u:hunter2@db:5432/shop?password=hunter2", "postgresql://(set)@db:5432/shop"),
+            ("secret", "hunter2", "(set)"),
+            ("lake", "s3://ubiquo/log", "s3://ubiquo/log"),
+        ],
+    )
+    def test_no_password_is_shown(self, setting: str, said: str, told: str) -> None:
+        assert shown(setting, said) == told
 
     def test_what_is_not_said_is_as_it_is_described(self) -> None:
         plain = Settings.from_environment({"PATH": "/bin", "UBIQUO_SOMEBODY_ELSES": "1"})

@@ -19,7 +19,8 @@ def test_what_it_reckons_with_is_what_it_says_was_measured() -> None:
     m = Measured()
     bytes_told = (m.index_bytes, m.queue_bytes, m.graph_bytes, m.consent_bytes, m.online_bytes)
     seconds_told = (m.accepted * 1e6, m.followed * 1e6, m.moved * 1e6, m.windowed * 1e6, m.answer * 1e3, m.started * 1e6, m.turns)
-    assert [each for each in (*bytes_told, *seconds_told) if round(each, 6) not in told] == []
+    assert [each for each in (*bytes_told, *seconds_told, m.process_bytes / 1e6) if round(each, 6) not in told] == []
+    assert f"memory of each process = {m.process_bytes / 1e9:.2f} GB + customers" in PAGE
 
 
 def test_more_customers_need_more_of_everything() -> None:

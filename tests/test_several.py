@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from scene import NEW_YEAR, TinyShop, customer, event
+from scene import NEW_YEAR, TinyShop, customer, event, eventually
 from test_journeys import CART, EVENTS, HOUR, WORDS, Scene, Shop
 
 from features.definitions.segments import Vocabulary
@@ -34,7 +35,8 @@ from features.store.feature_store import FeatureStore, moment_of
 from models.registry import Registry
 from serving.bootstrap import check_clocks, model_settings
 from serving.decide.questions import OffersAnswer
-from serving.http import workers
+from serving.http import siblings, workers
+from serving.http.app import App
 from serving.intake import intake as intakes
 from serving.intake.event_queue import ClocksApartError
 from serving.intake.inbox import Inbox
@@ -398,3 +400,26 @@ class TestJourneysOfTwoServices:
         scene.runner.plans, scene.runner.vocabulary = new, words
         scene.later(timedelta(minutes=2), timedelta(seconds=30))
         assert scene.left() == [("push", "waiting")]
+
+
+def test_a_process_that_nobody_has_asked_tells_its_champions_to_those_beside_it(
+    tiny: TinyShop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(siblings, "TELL_SECONDS", 0.01)
+    settings, own = model_settings(tiny.home), tmp_path / f"{os.getpid()}.prom"
+    app = App(settings, str(tmp_path))
+
+    def champions(text: str) -> list[float]:
+        return [float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith("ubiquo_champions")]
+
+    try:
+        eventually(lambda: own.exists() and champions(own.read_text()) == [0.0])
+        app.runtime = SimpleNamespace(  # type: ignore[assignment]
+            engine=SimpleNamespace(missing=lambda: ["churn"]), decisions=SimpleNamespace(unlogged=0), intake=SimpleNamespace(waiting=0)
+        )
+        # what a process that was never asked has told stands beside this one's
+        eventually(lambda: champions(own.read_text()) == [len(settings.models) - 1.0])
+        (tmp_path / "1.prom").write_bytes(own.read_bytes())
+        assert champions(app._siblings.told().decode()) == [len(settings.models) - 1.0] * 2
+    finally:
+        app.close()

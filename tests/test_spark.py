@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
@@ -25,10 +26,11 @@ from features.people.identity import Identities
 from features.state.home import Home
 from features.state.ports import MissingStateError
 from features.state.settings import Settings
-from features.store import snapshots, spark_session
+from features.store import snapshots, spark_compute, spark_session
 from features.store.compute import with_engine
 from features.store.duckdb_compute import DuckDBCompute
 from features.store.feature_store import FeatureStore
+from features.store.spark_compute import PART_ROWS, SparkCompute, brought_back
 from models.decision import Query
 from models.recommender.config import RecommenderConfig
 from models.recommender.factors import FactorSettings, learn_factors, spoken_by
@@ -179,6 +181,33 @@ def test_an_engine_that_is_none_is_told(tiny: TinyShop, monkeypatch: pytest.Monk
         with_engine(tiny.home, "spark")
 
 
+def test_what_the_driver_holds_at_once_does_not_grow_with_the_rows(spark: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compute, rows = SparkCompute(Home(tmp_path, Settings())), 5 * PART_ROWS
+    # what would join small parts
+    compute.session.conf.set("spark.sql.adaptive.enabled", "true")
+    try:
+        table = compute.kept("rows", compute.given("raw", pa.table({"key": [f"{n:06}" for n in reversed(range(rows))]})))
+
+        def count(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            yield pa.record_batch({"rows": [sum(len(batch) for batch in batches)]})
+
+        stepped = [batch["rows"][0].as_py() for batch in compute.stepped(table, "key", ["key"], count)]
+        assert sum(stepped) == rows
+        assert max(stepped) < 2 * PART_ROWS
+        parts: list[int] = []
+        monkeypatch.setattr(
+            spark_compute,
+            "brought_back",
+            lambda frame, step, real=brought_back: parts.append(frame.rdd.getNumPartitions()) or real(frame, step),
+        )
+        keys = [key for part in compute.ordered(table, "key") for key in part["key"].to_pylist()]
+        assert keys == [f"{n:06}" for n in range(rows)]
+        assert parts == [5]
+    finally:
+        compute.session.conf.set("spark.sql.adaptive.enabled", "false")
+        compute.close()
+
+
 def test_labels_are_the_same(busy: TinyShop) -> None:
     truths = [Truth(with_engine(busy.home, engine), NEW_YEAR) for engine in ("duckdb", "spark")]
     one, other = truths
@@ -210,6 +239,7 @@ def test_a_batch_file_is_the_same_to_the_byte(scored: Home, model: str, suffix: 
     there = score(with_engine(scored, "duckdb"), open_engine, model, NEW_YEAR, by_duckdb, 3)
     asked = []
     monkeypatch.setattr(spread, "_rows", lambda *given, rows=spread._rows: asked.append(given) or rows(*given))
+    monkeypatch.setattr(spread, "PART_CUSTOMERS", 600)
     here = score(with_engine(scored, "spark"), open_engine, model, NEW_YEAR, by_spark, 3)
     assert asked, "Spark was asked"
     assert (here.rows, here.customers) == (there.rows, there.customers)

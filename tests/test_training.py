@@ -28,19 +28,20 @@ from sklearn.metrics import average_precision_score, ndcg_score, roc_auc_score
 
 from features.state.clock import local_midnight
 from features.state.home import Home
+from features.state.settings import Settings
 from models.inputs import matrix
 from models.probability import Boosted, shifted
 from models.registry import Registry, load_settings
 from models.reports import Document, InputBins, Sheet, history_path, read_history, read_reports, version_path
 from training.bootstrap import open_registry
-from training.dataset import Cuts, EmptyWindowError, Truth, days_before, training_cutoffs
+from training.dataset import Cuts, EmptyWindowError, Plan, Truth, days_before, training_cutoffs
 from training.drift import drift, moved
 from training.gate import edges_of, shares_of
 from training.kept import calibration_points, keep_report
 from training.metrics import BinaryScores, bootstrap, calibration, difference, ranking_measures
 from training.page import page
 from training.rendering import fit, markdown, print_rich
-from training.run import TrackedRun, artifact_frame
+from training.run import TrackedRun, artifact_frame, inputs_digest
 from training.shift import lasting_shift, miss
 from training.tuning import of_probabilities, tuned
 
@@ -191,6 +192,14 @@ def test_training_before_anybody_bought_ends_with_the_mend(tiny: TinyShop) -> No
         assert done.returncode == 1
         assert said in done.stdout
         assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_another_engine_is_another_input_only_where_it_learns_otherwise(tiny: TinyShop) -> None:
+    tiny.add(event("e", "purchase", NEW_YEAR - timedelta(days=1), "1", [("i1", 1, 100)]))
+    cuts, source = Cuts.before(NEW_YEAR, NEW_YEAR - timedelta(days=700), ZONE), load_settings(tiny.home.root).source
+    homes = [Home(tiny.home.root, Settings(engine=engine)) for engine in ("duckdb", "spark")]  # type: ignore[arg-type]
+    found = {learner: {inputs_digest(source, home, 1, cuts, Plan(), learner) for home in homes} for learner in ("EASE", "ALS")}  # type: ignore[arg-type]
+    assert {learner: len(digests) for learner, digests in found.items()} == {"EASE": 1, "ALS": 2}
 
 
 def test_the_settings_name_what_is_wrong_with_them(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from features.state.home import Home
 from features.state.ports import EVENTS
 from features.store.event_log import EventLog
 from models.artifact import DamagedArtifactError
+from models.recommendations import Learner
 from models.reports import ModelReport
 from training import promotion
 from training.bootstrap import open_registry
@@ -58,7 +59,8 @@ class TrackedRun:
         self.gate = Gate(model, self.registry.settings.gate)
         log = EventLog(home, self.shop.timezone)
         self.log_version = log.version()
-        self.inputs = inputs_digest(self.registry.settings.source, home, log.known_before(self.as_of), cuts, plan)
+        known = log.known_before(self.as_of)
+        self.inputs = inputs_digest(self.registry.settings.source, home, known, cuts, plan, self.settings.learner)
 
     def standing_report(self) -> ModelReport | None:
         """The report of a registered version made from exactly these inputs and judged to the end, if there is one."""
@@ -327,10 +329,13 @@ def artifact_text(run_id: str, name: str) -> str | None:
         return None
 
 
-def inputs_digest(models: Path, home: Home, events: int, cuts: Cuts, plan: Plan) -> str:
+def inputs_digest(models: Path, home: Home, events: int, cuts: Cuts, plan: Plan, learner: Learner) -> str:
     """Names everything that a training run's result depends on: events known by then, catalogue, shop, plan, code, settings."""
     catalogue = Catalogue(home).digest("items", "offers", "item_context")
     asked = f"{cuts.horizon_days} {plan.window_days} {plan.seed} {plan.trials}"
+    if learner == "ALS":
+        # each engine has its own way to learn factors; all else that they make is the same
+        asked += f" {home.settings.engine}"
     digest = hashlib.sha256(f"{events} {cuts.final.isoformat()} {asked} {catalogue}".encode())
     digest.update(home.shop.read_bytes() + models.read_bytes())
     for package in ("features", "models", "training"):

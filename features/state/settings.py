@@ -18,8 +18,8 @@ ANOTHERS = {"MLFLOW_TRACKING_URI": "tracking_uri", "SPARK_MASTER": "spark_master
 """Variables of other projects that mean something here too, each with its setting."""
 INTERNAL = ("loopback", "single_process", "shared", "siblings")
 """How ``python -m serving`` tells the process that answers how it was started."""
-
-
+EngineName = Literal["duckdb", "spark"]
+"""What can work features out."""
 _LAKE = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w.=-]+)*")
 
 
@@ -55,7 +55,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis: Annotated[str, Meta(description="where online rows are kept, such as localhost:6379; else in SQLite")] = ""
     lake: Annotated[str, Meta(description="where the tables of the log lie, such as s3://bucket/prefix; else in the home")] = ""
     cache: Annotated[str, Meta(description="this machine's folder for copies of the lake's files; else cache in the home")] = ""
-    engine: Annotated[Literal["duckdb", "spark"], Meta(description="what computes features and scores in bulk: duckdb or spark")] = "duckdb"
+    engine: Annotated[EngineName, Meta(description="what computes features and scores in bulk: duckdb or spark")] = "duckdb"
     spark_master: Annotated[str, Meta(description="where Spark runs, such as spark://host:7077; else as Spark is told, or local[2]")] = ""
     database: Annotated[str, Meta(description="postgresql://user:password@host:port/name: state that many machines share")] = ""
     rate_limit: Annotated[str, Meta(description="how often one key may ask")] = "2000/second"
@@ -138,13 +138,29 @@ def _check_database(url: str) -> None:
 
 
 def shown(setting: str, value: object) -> str:
-    """What may be told of a setting: of a secret that there is one, of a URL all but its password."""
+    """What may be told of a setting: of a secret that there is one, of an address all but passwords."""
+    told = f"{value}"
     if setting in ("secret", "api_key"):
         return "(set)" if value else ""
-    if setting == "database" and value:
-        told = urlsplit(str(value))
-        return told._replace(netloc=f"{'(set)@' if '@' in told.netloc else ''}{told.netloc.rpartition('@')[2]}", query="").geturl()
-    return f"{value}"
+    if setting in ("database", "tracking_uri"):
+        return _without_password(told)
+    if setting == "redis":
+        # Feast's way to write it: servers, then what else there is, such as password=...
+        return ",".join(part.rpartition("@")[2] for part in told.split(",") if "=" not in part)
+    return told
+
+
+def _without_password(url: str) -> str:
+    try:
+        told = urlsplit(url)
+    except ValueError:
+        return "(set)"
+    if not told.netloc:
+        return url
+    if "@" in f"{told.path}{told.query}{told.fragment}":
+        # a password whose signs are not escaped
+        return "(set)"
+    return told._replace(netloc=f"{'(set)@' if '@' in told.netloc else ''}{told.netloc.rpartition('@')[2]}", query="").geturl()
 
 
 def variable_of(setting: str) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import msgspec
 
 from features.definitions.compute import Compute
 from features.state.home import Home
+from features.state.settings import EngineName
 from features.store.duckdb_compute import DuckDBCompute
-
-EngineName = Literal["duckdb", "spark"]
 
 
 def with_engine(home: Home, engine: str | None) -> Home:

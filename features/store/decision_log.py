@@ -217,7 +217,7 @@ class DecisionLog:
 class BatchDecisions:
     """The decisions of a batch, which go straight into the table in portions: each once, whatever is run again, beside a running service.
 
-    They have no spool: a service would take that of another process for one that a crash left, and move it while it grows.
+    They have no spool: a batch that was killed is run again, and makes the same ones.
     """
 
     def __init__(self, home: Home) -> None:

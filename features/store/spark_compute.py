@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import uuid
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
 
 
 TIME = "timestamp('UTC', 6)"
+PART_ROWS = 20_000
+"""How many rows a part has that is worked out at once and comes back whole, more or less: Spark divides them by a sample."""
 
 
 class SparkCompute(Literals):
     """Tables of one timeline in the process's Spark session, under names that no other timeline has.
 
-    The driver holds what it is *given*, and one part at a time of what comes back.
+    The driver holds what it is *given*, and two parts at a time of what comes back (see ``brought_back``).
     """
 
     def __init__(self, home: Home) -> None:
@@ -69,15 +72,17 @@ class SparkCompute(Literals):
 
     def ordered(self, make: Callable[[datetime], ir.Table], as_of: datetime, key: str, of: Hashable) -> Iterator[pa.Table]:
         """The rows of the expression in the order of *key*, partition by partition."""
-        # a sort looks at its rows twice: first at a sample, to divide them
+        # they are looked at three times: to count them, by a sample to divide them, and to sort them
         rows = self._stored("ordered", self.frame(make(as_of)))
-        for batch in brought_back(rows.orderBy(key), packed):
+        for batch in brought_back(in_parts(rows, key, rows.count()).sortWithinPartitions(key), packed):
             yield pa.Table.from_batches([batch])
         self.let_go("ordered")
 
     def stepped(self, make: Make, groups: str, order: Sequence[str], step: Step) -> Iterator[pa.RecordBatch]:
         """What *step* makes of each partition: its rows come in order, so that no group need fit into memory."""
-        frame = self.frame(make()).repartitionByRange(groups).sortWithinPartitions(*order)
+        rows = self.frame(make())
+        # what is read here is kept as Parquet, so that to count it is to look at one column
+        frame = in_parts(rows, groups, rows.count()).sortWithinPartitions(*order)
 
         def stepped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             return packed(step(batches))
@@ -111,8 +116,20 @@ class SparkCompute(Literals):
         return str(self._spill.folder / name)
 
 
+def in_parts(frame: DataFrame, key: str, rows: int, most: int = PART_ROWS) -> DataFrame:
+    """The *rows* of a frame divided by ranges of *key* into parts of *most* rows or fewer, as far as no key has more.
+
+    Spark's own number of parts does not grow with the rows, nor are parts of a number that was given made fewer as it runs.
+    """
+    usual = int(frame.sparkSession.conf.get("spark.sql.shuffle.partitions") or 1)
+    return frame.repartitionByRange(max(usual, math.ceil(rows / most)), key)
+
+
 def brought_back(frame: DataFrame, step: Step) -> Iterator[pa.RecordBatch]:
-    """What *step*, whose batches are ``packed``, makes of a frame: worked out by all executors, then brought partition by partition."""
+    """What *step*, whose batches are ``packed``, makes of a frame: worked out by all executors, then brought partition by partition.
+
+    The driver holds what was made of two partitions: the one that is used, and the one that comes next. ``in_parts`` keeps them small.
+    """
     from pyspark import StorageLevel
 
     parts = frame.mapInArrow(step, PACKED).persist(StorageLevel.DISK_ONLY)

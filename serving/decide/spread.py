@@ -21,7 +21,7 @@ from features.state.home import Home, configure_process
 from features.state.settings import Settings
 from features.store.feature_store import expanded
 from features.store.packing import packed
-from features.store.spark_compute import brought_back, read_parquet
+from features.store.spark_compute import brought_back, in_parts, read_parquet
 from features.store.spark_session import open_session
 from models.recommendations import Listing
 from serving.decide.batch import Answered, lines_of
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 AT_ONCE = 500
-"""How many customers' answers come back as one part."""
+"""How many customers' answers come back as one batch."""
+PART_CUSTOMERS = 5_000
+"""How many customers are asked about by one task, more or less; the driver holds the answers of two tasks."""
 SENT = "sent_"
 """Begins the names of the columns that tell what was sent to a customer by now."""
 _SCHEMA = pa.schema([("customer_id", pa.string()), ("lines", pa.binary()), ("decision", pa.binary())])
@@ -75,7 +77,7 @@ def spread(
 ) -> Iterator[list[Answered]]:
     """The answers about all customers, in the order of their ids, some at a time; each comes with its decision.
 
-    The driver holds who has said something or was merged, and one part of the answers. Every process of an executor opens the home, which
+    The driver holds who has said something or was merged, and two parts of the answers. Every process of an executor opens the home, which
     must lie in the same place on each machine, and loads the champions once.
     """
     usual = crowd.who("")
@@ -108,7 +110,7 @@ def _rows(home: Home, crowd: Population, with_sent: bool) -> DataFrame:
     if with_sent:
         sent = read_parquet(session, [str(crowd.store.snapshot("customer_state", crowd.now))])
         frame = frame.join(sent.select("customer_id", *(sent[name].alias(f"{SENT}{name}") for name in NAMES)), "customer_id", "left")
-    return frame.orderBy("customer_id")
+    return in_parts(frame, "customer_id", len(crowd.customers), PART_CUSTOMERS).sortWithinPartitions("customer_id")
 
 
 def answered(batches: Iterable[pa.RecordBatch], errand: Errand) -> Iterator[pa.RecordBatch]:

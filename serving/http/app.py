@@ -98,8 +98,8 @@ class App:
         self._seconds = Histogram("ubiquo_request_seconds", "Time to answer", ["route"], registry=self.metrics)
         self._events = Counter("ubiquo_events", "Events received", ["outcome"], registry=self.metrics)
         self._fallbacks = Counter("ubiquo_fallbacks", "Answers that were general", ["route"], registry=self.metrics)
-        self._ready = Gauge("ubiquo_champions", "Models that have a champion", registry=self.metrics)
         for name, about, read in (
+            ("ubiquo_champions", "Models that have a champion", self._champions),
             ("ubiquo_loop_stall_seconds", "The longest time that the event loop was late", lambda: self.pulse.longest),
             ("ubiquo_loop_busy_seconds", "The longest that the event loop's thread computed at once", lambda: self.pulse.longest_busy),
             ("ubiquo_loop_stalls", "How often the event loop was late by more than 100 ms", lambda: self.pulse.stalls),
@@ -150,11 +150,8 @@ class App:
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(time.perf_counter() - started)
 
-    def _route(self, path: str) -> str:
-        """What a request is counted under: its address, unless that names somebody."""
-        if path in self._routes:
-            return path
-        return "customers" if path.startswith(CUSTOMERS) else "projects" if path.startswith(PROJECTS) else "other"
+    def _champions(self) -> float:
+        return 0 if self.runtime is None else self._models - len(self.runtime.engine.missing())
 
     def _unlogged(self) -> float:
         return 0 if self.runtime is None else self.runtime.decisions.unlogged
@@ -252,7 +249,7 @@ class App:
                 return 200, await self._aside.run(self._page, names), b"text/html; charset=utf-8"
             return 200, await self._aside.run(self._describe, names), b"application/json"
         if path == "/metrics":
-            self._ready.set(self._models - len(self._live().engine.missing()))
+            self._live()
             return 200, await self._aside.run(self._siblings.told), b"text/plain; version=0.0.4"
         if path.startswith((CUSTOMERS, ERASURES, RESULTS)) or path == "/v1/profile":
             return await self._answered_by_the_desk(scope, receive, path)
