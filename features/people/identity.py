@@ -256,11 +256,6 @@ class Identities:
                 self._learnt.append((lesson, len(self._graph.news) - had))
             return owner
 
-    def learn_all(self, events: Iterable[tuple[SealedEvent, datetime]]) -> None:
-        """Learn from each event in turn."""
-        for event, known_at in events:
-            self.learn(event, known_at)
-
     def join(self, one: str, other: str, known_at: datetime, why: str) -> None:
         """Make two customers one, because somebody (or a link between their contacts) says so.
 
