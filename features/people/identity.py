@@ -311,6 +311,11 @@ class Identities:
         self.refresh()
         return gone
 
+    def close(self) -> None:
+        """Let go of the databases that tell who was erased; they are opened again where they are needed."""
+        self.hidden.close()
+        self._tombstones.close()
+
 
 def _about(lesson: Lesson | Step) -> Sequence[str]:
     """The identity keys that a lesson is about."""

@@ -14,6 +14,7 @@ from features.events.event import SealedEvent
 from features.events.identifiers import names_a_person
 from features.people.vault import Vault
 from features.state.clock import microseconds
+from features.state.looker import Looker
 from features.state.ports import State
 from features.state.sql import BIG, put, run_many
 
@@ -59,6 +60,7 @@ class Tombstones:
     def __init__(self, state: State, vault: Vault) -> None:
         self._vault = vault
         self._database = state.database("tombstones", _STONES)
+        self._looker = Looker(self._database)
         self._lock = threading.Lock()
         self._stones: dict[str, Stone] = {}
         self._stamp: Hashable | None = None
@@ -116,6 +118,11 @@ class Tombstones:
         with self._lock, self._database.begin() as connection:
             run_many(connection, _SETTLE, [(self._vault.tombstone(key),) for key in identity_keys])
 
+    def close(self) -> None:
+        """Let go of the database; it is opened again where it is needed."""
+        with self._lock:
+            self._looker.close()
+
     def _may_stay(self, event: SealedEvent, keep: bool) -> bool:
         occurred = microseconds(event.occurred_at)
         keys = [f"{kind}:{value}" for who in (event.identifiers, event.previous) for kind, value in who.items()]
@@ -162,11 +169,10 @@ class Tombstones:
         stamp, now = self._database.stamp(), time.monotonic()
         is_same = stamp == self._stamp
         if stamp is not None and not (is_same and self._is_settled):
-            with self._database.begin() as connection:
-                self._stones = {
-                    stone: Stone(erased_at, lifted_at, bool(settled))
-                    for stone, erased_at, lifted_at, settled in connection.execute(sa.select(_STONES))
-                }
+            self._stones = {
+                stone: Stone(erased_at, lifted_at, bool(settled))
+                for stone, erased_at, lifted_at, settled in self._looker.read(sa.select(_STONES))
+            }
             self._wake()
             # not before: a failed read is tried again
             self._stamped_at = self._stamped_at if is_same else now

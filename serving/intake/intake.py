@@ -344,6 +344,8 @@ class Intake:
         except (OSError, SQLAlchemyError, RuntimeError) as error:
             logger.error("what waits stays in the queue, for another service or the next start: %s", error)
         self.inbox.close()
+        self.tombstones.close()
+        self.identities.close()
 
 
 def _translated(translate: Translate, raw: Any, now: datetime) -> Any:
