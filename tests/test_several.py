@@ -22,7 +22,7 @@ from features.people.consent import Consents
 from features.people.hidden import Hidden
 from features.people.identity import Identities
 from features.people.tombstones import Tombstones
-from features.people.vault import Vault
+from features.people.vault import IDENTIFIER, Personal, Vault
 from features.state.clock import fixed_clock
 from features.state.home import Home
 from features.state.ports import MovedOnError, UnreachableError
@@ -43,6 +43,8 @@ from serving.journeys.runs import Runs
 from serving.privacy.erasure import Office
 
 ADA = {"email": "ada@shop.org"}
+SOON = 1 / 60
+"""Hours: after all that has come by a clock that stands still, and not from the future."""
 
 
 def taken(intake: Intake, *events: dict[str, Any]) -> list[str]:
@@ -146,7 +148,9 @@ class TestTwoIntakes:
         office = Office(tiny.home, fixed_clock(NEW_YEAR), store, one, decisions, registry, purge_at="")
         said = {"consent": {"permissions": {"email": True}, "policy_version": "v1", "source": "form"}}
         assert taken(other, did("up", "sign_up", ADA, -3, **said)) == ["accepted"]
-        one.catch_up()
+        one.drain()
+        # as it moves on what is known to it, it notes nothing any more
+        other.catch_up()
         key = one.identities.vault.key("email", "ada@shop.org")
         for intake in two:
             assert intake._consents.allows([key], "email")
@@ -155,10 +159,45 @@ class TestTwoIntakes:
         office.receipt(office.begin(owner), timeout=60)
         office.close()
         decisions.close()
-        other.catch_up()
-        other._consents.refresh()
+        assert taken(other, did("anew", "sign_up", ADA, SOON)) == ["accepted"]
         for intake in two:
             assert not intake._consents.allows([key], "email")
+
+    def test_a_cookie_of_an_erased_person_that_comes_again_is_in_the_contact_table_again(
+        self, tiny: TinyShop, two: tuple[Intake, Intake]
+    ) -> None:
+        one, other = two
+        both = {**ADA, "cookie": "cookie-of-ada"}
+        assert taken(other, did("up", "sign_up", both, -3)) == ["accepted"]
+        other.drain()
+        decisions = DecisionLog(tiny.home)
+        office = Office(tiny.home, fixed_clock(NEW_YEAR), FeatureStore(tiny.home), one, decisions, Registry(model_settings(tiny.home)), "")
+        one.catch_up()
+        owner = one.identities.resolve(ADA)
+        assert owner is not None
+        office.receipt(office.begin(owner), timeout=60)
+        office.close()
+        decisions.close()
+        assert taken(other, did("anew", "sign_up", ADA, SOON), did("again", "login", both, SOON)) == ["accepted", "accepted"]
+        other.drain()
+        vault = one.identities.vault
+        keys = [vault.key("email", "ada@shop.org"), vault.key("cookie", "cookie-of-ada")]
+        assert other.contacts.identifiers(keys) == dict(zip(keys, ("ada@shop.org", "cookie-of-ada"), strict=True))
+
+    def test_whom_another_has_hidden_is_remembered_no_more(self, tiny: TinyShop, two: tuple[Intake, Intake]) -> None:
+        _, other = two
+        said = {"consent": {"permissions": {"email": True}, "policy_version": "v1", "source": "form"}}
+        assert taken(other, did("up", "sign_up", ADA, -3, **said)) == ["accepted"]
+        other.drain()
+        key = other.identities.vault.key("email", "ada@shop.org")
+        personal = [Personal(key, IDENTIFIER, "ada@shop.org")]
+        assert other._consents.allows([key], "email")
+        assert other.contacts.news(personal) == []
+        Hidden(Home(tiny.home.root)).add([key], [], [])
+        other.identities.hidden.look_again()
+        assert other.identities.owner_of([key]) is None
+        assert not other._consents.allows([key], "email")
+        assert other.contacts.news(personal) == personal
 
 
 class TestDecisions:

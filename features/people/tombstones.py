@@ -87,6 +87,11 @@ class Tombstones:
                 (stone := self._stones.get(self._vault.tombstone(key))) is not None and stone.erased_at >= at for key in identity_keys
             )
 
+    def standing(self, identity_keys: Iterable[str]) -> set[str]:
+        """Those of these keys that were ever erased, as far as was read last."""
+        with self._lock:
+            return {key for key in identity_keys if self._vault.tombstone(key) in self._stones} if self._stones else set()
+
     def read_again(self) -> None:
         """Forget what was lifted without being kept: the event that lifted it was not stored."""
         with self._lock:
