@@ -47,7 +47,11 @@ _RAISE = put(_STONES)
 _RAISE = _RAISE.on_conflict_do_update(
     index_elements=[_STONES.c.tombstone], set_={"erased_at": _RAISE.excluded.erased_at, "lifted_at": None, "settled": 0}
 )
-_SETTLE = sa.update(_STONES).where(_STONES.c.tombstone == sa.bindparam("of")).values(settled=sa.text("1"))
+_SETTLE = (
+    sa.update(_STONES)
+    .where(_STONES.c.tombstone == sa.bindparam("of"), _STONES.c.erased_at <= sa.bindparam("at"))
+    .values(settled=sa.text("1"))
+)
 
 
 class Tombstones:
@@ -118,10 +122,11 @@ class Tombstones:
                 connection.execute(_RAISE, rows)
         return len(rows)
 
-    def settle(self, identity_keys: Sequence[str]) -> None:
-        """Note that the erasure of these keys is done."""
+    def settle(self, identity_keys: Sequence[str], erased_at: datetime | None = None) -> None:
+        """Note that the erasure of these keys is done, or that of *erased_at*: one that was asked for since may not be."""
+        at = _NEVER if erased_at is None else microseconds(erased_at)
         with self._lock, self._database.begin() as connection:
-            run_many(connection, _SETTLE, [(self._vault.tombstone(key),) for key in identity_keys])
+            run_many(connection, _SETTLE, [(self._vault.tombstone(key), at) for key in identity_keys])
 
     def close(self) -> None:
         """Let go of the database; it is opened again where it is needed."""
