@@ -6,6 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,7 +29,7 @@ from features.people.vault import Vault
 from features.sources.complete_journey import CompleteJourney
 from features.state.clock import fixed_clock
 from features.state.home import Home
-from features.state.ports import deriving
+from features.state.ports import UnreachableError, deriving
 from features.state.settings import SettingError
 from features.state.tables import DeltaFolder
 from features.store.decision_log import DecisionLog
@@ -40,7 +41,7 @@ from models.registry import Registry
 from serving.bootstrap import model_settings, open_office
 from serving.intake.inbox import Inbox
 from serving.intake.intake import Intake
-from serving.privacy.erasure import PENDING, Nightly, Office, prove
+from serving.privacy.erasure import ERASING, PENDING, Nightly, Office, prove
 from serving.privacy.holdings import Place, Subject, mentions
 
 PLACES = ("events", "inbox", "dead letters", "feature snapshots", "online store", "decisions", "batch files", "model runs",
@@ -344,6 +345,17 @@ SIGN_UP: dict[str, Any] = {
 }  # fmt: skip
 
 
+def without_erasing(way: Any, error: Exception) -> Any:
+    """A way to a lease that leads to any but that of whoever carries erasures out."""
+
+    def found(self: Any, name: str, **how: Any) -> Any:
+        if name == ERASING:
+            raise error
+        return way(self, name, **how)
+
+    return found
+
+
 class TestOfASmallShop:
     """In one process, where what happens in between can be made to happen."""
 
@@ -428,6 +440,84 @@ class TestOfASmallShop:
         assert desk.resume() == []
         assert self.her(intake)
 
+    @pytest.mark.parametrize("broken", ["online store", "queue", "lease"])
+    def test_one_that_fails_once_it_is_written_down_is_taken_up_again(self, intake: Intake, desk: Office, broken: str) -> None:
+        her, away = self.her(intake), UnreachableError("the server does not answer")
+
+        def fail(*_: Any, **__: Any) -> Any:
+            raise away
+
+        class OnceOnly:
+            """The queue gives the order its time, and is away once the order is written."""
+
+            def __init__(self, moment: Any) -> None:
+                self.moment, self.asked = moment, 0
+
+            def __call__(self) -> datetime:
+                self.asked += 1
+                return self.moment() if self.asked == 1 else fail()
+
+        with pytest.MonkeyPatch.context() as patch:
+            if broken == "online store":
+                patch.setattr(desk._online, "delete", fail)
+            elif broken == "queue":
+                patch.setattr(intake.inbox, "moment", OnceOnly(intake.inbox.moment))
+            else:
+                lease = type(desk._home.lease)
+                for way in ("take", "hold"):
+                    patch.setattr(lease, way, without_erasing(getattr(lease, way), away))
+            receipt_id = desk.begin(her)
+            with pytest.raises(TimeoutError, match="will be tried again"):
+                desk.receipt(receipt_id, timeout=20)
+        assert desk.resume() == [receipt_id]
+        assert desk.receipt(receipt_id, timeout=60).proof.found == []
+
+    def test_one_that_fails_again_keeps_no_other_from_being_taken_up(self, intake: Intake, desk: Office) -> None:
+        desk._nightly = Nightly.at("03:30", "America/New_York")
+        at = (NEW_YEAR - timedelta(hours=1)).isoformat()
+        bob = {"event_id": "bob", "name": "sign_up", "occurred_at": at, "identifiers": {"email": "bob@shop.org"}}
+        assert intake.accept([bob]).accepted == 1
+        whom = [self.her(intake), intake.identities.resolve({"email": "bob@shop.org"})]
+        delete, fails = desk._online.delete, set(whom)
+
+        def may_fail(subject: Subject) -> int:
+            if fails & {*subject.customer_ids}:
+                raise UnreachableError("the server does not answer")
+            return delete(subject)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(desk._online, "delete", may_fail)
+            receipts = {desk.begin(customer_id or ""): customer_id for customer_id in whom}
+            first = min(receipts)
+            fails -= {whose for receipt_id, whose in receipts.items() if receipt_id != first}
+            assert desk.resume() == [max(receipts)]
+        assert desk.resume() == [first]
+        desk.purge()
+        assert [desk.receipt(receipt_id, timeout=60).proof.found for receipt_id in receipts] == [[], []]
+
+    def test_one_that_broke_off_after_its_receipt_leaves_her_new_life_alone(self, tiny: TinyShop, intake: Intake, desk: Office) -> None:
+        desk._nightly = Nightly.at("03:30", "America/New_York")
+        receipt_id = desk.begin(self.her(intake))
+        order = tiny.home.root / "erasures" / f"{receipt_id}{PENDING}"
+        written = order.read_bytes()
+        desk.purge()
+        desk.receipt(receipt_id, timeout=60)
+        eventually(lambda: not order.exists())
+        assert intake.accept([SIGN_UP]).accepted == 1
+        order.write_bytes(written)
+        desk._running.clear()
+        assert desk.resume() == []
+        assert not order.exists()
+        assert self.her(intake)
+        assert intake.accept([{**SIGN_UP, "event_id": "more"}]).accepted == 1
+
+    def test_a_service_ends_though_another_carries_erasures_out_for_long(self, tiny: TinyShop, intake: Intake, desk: Office) -> None:
+        with ThreadPoolExecutor(1) as threads, Home(tiny.home.root).lease.hold(ERASING):
+            receipt_id = desk.begin(self.her(intake))
+            threads.submit(desk.close).result(10)
+            with pytest.raises(TimeoutError):
+                desk.receipt(receipt_id)
+
     def test_who_was_joined_through_a_thing_of_hers_keeps_what_was_joined(self, tiny: TinyShop, intake: Intake, desk: Office) -> None:
         at, phone = NEW_YEAR.isoformat(), "+442079460958"
         for k, who in enumerate(({"loyalty_card": "77"}, {"email": "bob.babbage@shop.org"})):
@@ -449,6 +539,8 @@ class TestOfASmallShopOnAServer(TestOfASmallShop):
     test_what_the_proof_finds_is_told_once_and_her_new_life_is_let_be = None  # type: ignore[assignment]
     test_who_was_joined_through_a_thing_of_hers_keeps_what_was_joined = None  # type: ignore[assignment]
     test_a_service_that_ends_while_one_waits_carries_it_out_at_the_next_start = None  # type: ignore[assignment]
+    test_one_that_fails_once_it_is_written_down_is_taken_up_again = None  # type: ignore[assignment]
+    test_one_that_fails_again_keeps_no_other_from_being_taken_up = None  # type: ignore[assignment]
 
     @pytest.fixture
     def tiny(self, tiny: TinyShop, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> TinyShop:

@@ -23,6 +23,7 @@ from features.people.consent import Consents
 from features.people.hidden import Hidden
 from features.people.identity import Identities
 from features.people.tombstones import Tombstones
+from features.people.vault import IDENTIFIER, Personal, Vault
 from features.state.clock import fixed_clock, system_clock
 from features.state.home import Home
 from features.state.ports import SERVING, MovedOnError, UnreachableError
@@ -47,6 +48,8 @@ from serving.journeys.runs import Runs
 from serving.privacy.erasure import Office
 
 ADA = {"email": "ada@shop.org"}
+SOON = 1 / 60
+"""Hours: after all that has come by a clock that stands still, and not from the future."""
 
 
 def taken(intake: Intake, *events: dict[str, Any]) -> list[str]:
@@ -198,7 +201,9 @@ class TestTwoIntakes:
         office = Office(tiny.home, fixed_clock(NEW_YEAR), store, one, decisions, registry, purge_at="")
         said = {"consent": {"permissions": {"email": True}, "policy_version": "v1", "source": "form"}}
         assert taken(other, did("up", "sign_up", ADA, -3, **said)) == ["accepted"]
-        one.catch_up()
+        one.drain()
+        # as it moves on what is known to it, it notes nothing any more
+        other.catch_up()
         key = one.identities.vault.key("email", "ada@shop.org")
         for intake in two:
             assert intake._consents.allows([key], "email")
@@ -207,10 +212,45 @@ class TestTwoIntakes:
         office.receipt(office.begin(owner), timeout=60)
         office.close()
         decisions.close()
-        other.catch_up()
-        other._consents.refresh()
+        assert taken(other, did("anew", "sign_up", ADA, SOON)) == ["accepted"]
         for intake in two:
             assert not intake._consents.allows([key], "email")
+
+    def test_a_cookie_of_an_erased_person_that_comes_again_is_in_the_contact_table_again(
+        self, tiny: TinyShop, two: tuple[Intake, Intake]
+    ) -> None:
+        one, other = two
+        both = {**ADA, "cookie": "cookie-of-ada"}
+        assert taken(other, did("up", "sign_up", both, -3)) == ["accepted"]
+        other.drain()
+        decisions = DecisionLog(tiny.home)
+        office = Office(tiny.home, fixed_clock(NEW_YEAR), FeatureStore(tiny.home), one, decisions, Registry(model_settings(tiny.home)), "")
+        one.catch_up()
+        owner = one.identities.resolve(ADA)
+        assert owner is not None
+        office.receipt(office.begin(owner), timeout=60)
+        office.close()
+        decisions.close()
+        assert taken(other, did("anew", "sign_up", ADA, SOON), did("again", "login", both, SOON)) == ["accepted", "accepted"]
+        other.drain()
+        vault = one.identities.vault
+        keys = [vault.key("email", "ada@shop.org"), vault.key("cookie", "cookie-of-ada")]
+        assert other.contacts.identifiers(keys) == dict(zip(keys, ("ada@shop.org", "cookie-of-ada"), strict=True))
+
+    def test_whom_another_has_hidden_is_remembered_no_more(self, tiny: TinyShop, two: tuple[Intake, Intake]) -> None:
+        _, other = two
+        said = {"consent": {"permissions": {"email": True}, "policy_version": "v1", "source": "form"}}
+        assert taken(other, did("up", "sign_up", ADA, -3, **said)) == ["accepted"]
+        other.drain()
+        key = other.identities.vault.key("email", "ada@shop.org")
+        personal = [Personal(key, IDENTIFIER, "ada@shop.org")]
+        assert other._consents.allows([key], "email")
+        assert other.contacts.news(personal) == []
+        Hidden(Home(tiny.home.root)).add([key], [], [])
+        other.identities.hidden.look_again()
+        assert other.identities.owner_of([key]) is None
+        assert not other._consents.allows([key], "email")
+        assert other.contacts.news(personal) == personal
 
 
 class TestClocks:
@@ -333,6 +373,110 @@ def test_who_asks_while_another_thread_looks_is_told_no_less(tiny: TinyShop, mon
         wait([second], 0.2)
         goes_on.set()
         assert first.result() == second.result() == {"a"}
+
+
+class Lake:
+    """What a process remembers of the log, which lies in a lake that may be away."""
+
+    def __init__(self) -> None:
+        self.is_away, self.looks = True, 0
+
+    def refresh(self) -> None:
+        self.looks += 1
+        if self.is_away:
+            raise UnreachableError("the lake does not answer")
+
+
+def test_whom_another_hides_is_hidden_though_the_log_cannot_be_read(tiny: TinyShop) -> None:
+    lake = Lake()
+    one, other = Hidden(tiny.home), Hidden(Home(tiny.home.root), lake.refresh)
+    one.add(["a"], ["c"], ["e"])
+    other.look_again()
+    assert (other.keys, other.customers, other.events) == ({"a"}, {"c"}, {"e"})
+
+
+def test_who_is_purged_stays_hidden_until_all_that_is_remembered_was_forgotten(tiny: TinyShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("features.people.hidden.FORGET_AGAIN_SECONDS", 0.0)
+    lake = Lake()
+    one, other = Hidden(tiny.home), Hidden(Home(tiny.home.root), lake.refresh)
+    one.add(["a"], [], [])
+    other.look_again()
+    assert other.keys == {"a"}
+    one.remove(["a"], [], [])
+    one.add(["b"], [], [])
+    other.look_again()
+    assert other.keys == {"a", "b"}
+    assert other.keys == {"a", "b"}, "as often as it is asked"
+    lake.is_away = False
+    assert other.keys == {"b"}
+    looks = lake.looks
+    assert other.keys == {"b"}
+    assert lake.looks == looks
+
+
+def test_who_was_hidden_and_purged_since_it_was_looked_is_forgotten_too(tiny: TinyShop) -> None:
+    lake = Lake()
+    lake.is_away = False
+    one, other = Hidden(tiny.home), Hidden(Home(tiny.home.root), lake.refresh)
+    one.add(["a"], [], [])
+    one.remove(["a"], [], [])
+    other.look_again()
+    assert (other.keys, lake.looks) == (frozenset(), 1)
+
+
+def test_who_asks_waits_no_longer_than_a_moment_for_a_lake_that_is_slow(tiny: TinyShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("features.people.hidden.PURGED_SECONDS", 0.1)
+    begun, ends = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        begun.set()
+        ends.wait(60)
+
+    one, other = Hidden(tiny.home), Hidden(Home(tiny.home.root), slow)
+    one.add(["a"], [], [])
+    assert other.keys == {"a"}
+    one.remove(["a"], [], [])
+    other.look_again()
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(lambda: other.keys)
+        begun.wait(60)
+        try:
+            assert threads.submit(lambda: other.keys).result(10) == {"a"}, "who was purged is hidden meanwhile"
+        finally:
+            ends.set()
+        assert first.result() == frozenset()
+
+
+def test_a_look_that_failed_is_made_again_soon(tiny: TinyShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("features.people.hidden.LOOK_SECONDS", 60.0)
+    monkeypatch.setattr("features.people.hidden.LOOK_AGAIN_SECONDS", 0.0)
+    one, other = Hidden(tiny.home), Hidden(Home(tiny.home.root))
+    assert other.keys == frozenset()
+    one.add(["a"], [], [])
+    other.look_again()
+
+    def away(_: SQLiteFile) -> Any:
+        raise UnreachableError("the database does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SQLiteFile, "stamp", away)
+        assert other.keys == frozenset()
+    assert other.keys == {"a"}
+
+
+def test_whoever_looks_takes_no_turn_of_those_who_write(tiny: TinyShop) -> None:
+    vault = Vault.open(tiny.home)
+    home = Home(tiny.home.root)
+    hidden, stones = Hidden(tiny.home), Tombstones(tiny.home, vault)
+    hidden.add(["a"], [], [])
+    stones.add(["email:x"], NEW_YEAR)
+    looks, reads = Hidden(home), Tombstones(home, vault)
+    with home.database("hidden").begin(), home.database("tombstones").begin(), ThreadPoolExecutor(1) as threads:
+        assert threads.submit(lambda: looks.keys).result(10) == {"a"}
+        assert threads.submit(lambda: reads.stand_since(["email:x"], NEW_YEAR)).result(10)
+    looks.close()
+    reads.close()
+    assert looks.keys == {"a"}, "it is opened again where it is needed"
 
 
 class TestSupervisor:

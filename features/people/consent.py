@@ -129,9 +129,11 @@ class Consents:
                             del self._by_key[key]
 
     def forget(self, keys: Iterable[str]) -> None:
-        """Let go of what was noted under *keys*: of a person who is erased."""
+        """Let go of what was said under *keys*: by a person who is erased."""
         gone = set(keys)
         with self._lock:
+            for key in gone:
+                self._by_key.pop(key, None)
             self._noted = {name: each for name, each in self._noted.items() if not gone & set(each[0])}
 
     def of(self, keys: Iterable[str]) -> list[Statement]:

@@ -50,6 +50,11 @@ class Contacts:
         """What of *personal* the table may lack: an identifier in clear is kept once."""
         return [each for each in personal if each.field != IDENTIFIER or each.identity_key not in self._kept]
 
+    def forget(self, identity_keys: Iterable[str]) -> None:
+        """Take nothing for kept that another process erases."""
+        # at once, without the lock: whoever holds it may wait for the database
+        self._kept.difference_update(list(identity_keys))
+
     def remember(self, rows: Iterable[tuple[Personal, datetime]]) -> None:
         """Keep each row; of one field of one identifier the value known last stays."""
         sealed = [(row.identity_key, row.field, microseconds(known_at), self._vault.encrypt(row.value.encode())) for row, known_at in rows]

@@ -261,11 +261,6 @@ class Identities:
                 self._learnt.append((lesson, len(self._graph.news) - had))
             return owner
 
-    def learn_all(self, events: Iterable[tuple[SealedEvent, datetime]]) -> None:
-        """Learn from each event in turn."""
-        for event, known_at in events:
-            self.learn(event, known_at)
-
     def join(self, one: str, other: str, known_at: datetime, why: str) -> None:
         """Make two customers one, because somebody (or a link between their contacts) says so.
 
@@ -325,6 +320,11 @@ class Identities:
             self._index.forget(keys, customers, event_ids, self._table.version())
         self.refresh()
         return gone
+
+    def close(self) -> None:
+        """Let go of the databases that tell who was erased; they are opened again where they are needed."""
+        self.hidden.close()
+        self._tombstones.close()
 
 
 def _about(lesson: Lesson | Step) -> Sequence[str]:

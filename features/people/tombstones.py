@@ -14,6 +14,7 @@ from features.events.event import SealedEvent
 from features.events.identifiers import names_a_person
 from features.people.vault import Vault
 from features.state.clock import microseconds
+from features.state.looker import Looker
 from features.state.ports import State
 from features.state.sql import BIG, put, run_many
 
@@ -46,7 +47,11 @@ _RAISE = put(_STONES)
 _RAISE = _RAISE.on_conflict_do_update(
     index_elements=[_STONES.c.tombstone], set_={"erased_at": _RAISE.excluded.erased_at, "lifted_at": None, "settled": 0}
 )
-_SETTLE = sa.update(_STONES).where(_STONES.c.tombstone == sa.bindparam("of")).values(settled=sa.text("1"))
+_SETTLE = (
+    sa.update(_STONES)
+    .where(_STONES.c.tombstone == sa.bindparam("of"), _STONES.c.erased_at <= sa.bindparam("at"))
+    .values(settled=sa.text("1"))
+)
 
 
 class Tombstones:
@@ -59,6 +64,7 @@ class Tombstones:
     def __init__(self, state: State, vault: Vault) -> None:
         self._vault = vault
         self._database = state.database("tombstones", _STONES)
+        self._looker = Looker(self._database)
         self._lock = threading.Lock()
         self._stones: dict[str, Stone] = {}
         self._stamp: Hashable | None = None
@@ -84,6 +90,11 @@ class Tombstones:
             return bool(self._stones) and any(
                 (stone := self._stones.get(self._vault.tombstone(key))) is not None and stone.erased_at >= at for key in identity_keys
             )
+
+    def standing(self, identity_keys: Iterable[str]) -> set[str]:
+        """Those of these keys that were ever erased, as far as was read last."""
+        with self._lock:
+            return {key for key in identity_keys if self._vault.tombstone(key) in self._stones} if self._stones else set()
 
     def read_again(self) -> None:
         """Forget what was lifted without being kept: the event that lifted it was not stored."""
@@ -111,10 +122,16 @@ class Tombstones:
                 connection.execute(_RAISE, rows)
         return len(rows)
 
-    def settle(self, identity_keys: Sequence[str]) -> None:
-        """Note that the erasure of these keys is done."""
+    def settle(self, identity_keys: Sequence[str], erased_at: datetime | None = None) -> None:
+        """Note that the erasure of these keys is done, or that of *erased_at*: one that was asked for since may not be."""
+        at = _NEVER if erased_at is None else microseconds(erased_at)
         with self._lock, self._database.begin() as connection:
-            run_many(connection, _SETTLE, [(self._vault.tombstone(key),) for key in identity_keys])
+            run_many(connection, _SETTLE, [(self._vault.tombstone(key), at) for key in identity_keys])
+
+    def close(self) -> None:
+        """Let go of the database; it is opened again where it is needed."""
+        with self._lock:
+            self._looker.close()
 
     def _may_stay(self, event: SealedEvent, keep: bool) -> bool:
         occurred = microseconds(event.occurred_at)
@@ -162,11 +179,10 @@ class Tombstones:
         stamp, now = self._database.stamp(), time.monotonic()
         is_same = stamp == self._stamp
         if stamp is not None and not (is_same and self._is_settled):
-            with self._database.begin() as connection:
-                self._stones = {
-                    stone: Stone(erased_at, lifted_at, bool(settled))
-                    for stone, erased_at, lifted_at, settled in connection.execute(sa.select(_STONES))
-                }
+            self._stones = {
+                stone: Stone(erased_at, lifted_at, bool(settled))
+                for stone, erased_at, lifted_at, settled in self._looker.read(sa.select(_STONES))
+            }
             self._wake()
             # not before: a failed read is tried again
             self._stamped_at = self._stamped_at if is_same else now

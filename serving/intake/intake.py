@@ -22,7 +22,7 @@ from features.people.consent import Consents
 from features.people.contacts import Contacts
 from features.people.identity import Identities
 from features.people.tombstones import STARTS_ANEW, Tombstones
-from features.people.vault import Sealed
+from features.people.vault import Personal, Sealed
 from features.state.clock import Clock, WatchedClock
 from features.state.disk import DamagedStateError, NoSpaceError
 from features.state.home import Home
@@ -107,6 +107,8 @@ class _Batch:
                 own[event.event_id] = sealed.content_hash
                 seq, at = turn.next()
                 payload, personal = self._sealed[id(sealed)]
+                if intake.has_lost(sealed):
+                    personal = intake.seal_personal(sealed.personal)
                 letter = Accepted(event.event_id, sealed.content_hash, at, payload, self._source, personal, seq)
                 receipt = EventReceipt("accepted", event.event_id)
                 self._letters.append((letter, event, receipt))
@@ -166,6 +168,8 @@ class Intake:
             consents=consents, vault=self._vault, lease=home.lease, waiting=self.backlog, recent=self.recent, usable=self._usable,
             show=self.show, learn=self.learn, max_waiting=self._max_waiting,
         )  # fmt: skip
+        # whom another process erases this one forgets too
+        identities.hidden.followed_by(self._forget_keys, consents.refresh)
         self._log.catch_up()
         self._drain.recover()
 
@@ -289,10 +293,15 @@ class Intake:
 
     def seal(self, sealed: Sealed) -> tuple[bytes, bytes | None]:
         """An event as the queue keeps it, and encrypted what of it the contact table lacks."""
-        # of who was erased by another process the table may lack what this one takes for kept: they begin again by these
-        anew = sealed.event.name in STARTS_ANEW
-        news = list(sealed.personal) if anew else self._log.contacts.news(sealed.personal)
-        return msgspec.json.encode(sealed.event), self._vault.encrypt(msgspec.json.encode(news)) if news else None
+        return msgspec.json.encode(sealed.event), self.seal_personal(self._log.contacts.news(sealed.personal))
+
+    def has_lost(self, sealed: Sealed) -> bool:
+        """Whether the contact table may lack what this process takes for kept, as it was erased by another; call it after a welcome."""
+        return bool(sealed.personal and self.tombstones.standing(each.identity_key for each in sealed.personal))
+
+    def seal_personal(self, personal: Sequence[Personal]) -> bytes | None:
+        """What is to be kept in the contact table, encrypted."""
+        return self._vault.encrypt(msgspec.json.encode(personal)) if personal else None
 
     def sealed_refusal(self, error: RejectedEvent, raw: Any) -> bytes:
         """What was refused and why, encrypted."""
@@ -346,6 +355,10 @@ class Intake:
         self._consents.forget(keys)
         self._consents.refresh()
 
+    def _forget_keys(self, keys: frozenset[str]) -> None:
+        self.contacts.forget(keys)
+        self._consents.forget(keys)
+
     def close(self) -> None:
         """Bring everything into the log and let go of the inbox."""
         try:
@@ -357,6 +370,8 @@ class Intake:
         self._drain.elsewhere.close()
         self._drain.rows.close()
         self.inbox.close()
+        self.tombstones.close()
+        self.identities.close()
 
 
 def _translated(translate: Translate, raw: Any, now: datetime) -> Any:

@@ -8,7 +8,7 @@ import threading
 import time as time_module
 import uuid
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time, timedelta
 from functools import reduce
@@ -173,31 +173,47 @@ class Office:
 
         That costs what her own data costs, however much the files hold. They are purged at once in the background, or together with
         those of others when it is time. Nothing of hers comes in until that is done and she begins anew. A crash is made good by
-        ``resume``.
+        ``resume``, and so is whatever fails once the order is written for good.
 
         Raises:
             UnknownCustomerError: nobody is known by that id.
         """
-        with self._ordering, self._home.lease.hold(ORDERING):
-            self._intake.drain()
-            # by the queue's time: later than everything of theirs that came in anywhere, whatever the clocks of other machines say
-            subject, receipt_id, at = self.subject(customer_id), uuid.uuid4().hex, self._intake.inbox.moment()
-            self._write_order(receipt_id, subject, at)
-            # what came in before the tombstones stood is hers too, from here or by an import that is just storing it
-            self._intake.drain()
-            with self._home.lease.hold(LOG):
-                self._identities.refresh()
-            now = Subject.of(self._home, self._identities, self._contacts, customer_id)
-            if now is not None and now.customer_ids[0] == subject.customer_ids[0]:
-                subject = subject.joined(now)
-            self._write_order(receipt_id, subject, at)
-            self._running[receipt_id] = Future()
-            self._write_order(receipt_id, subject, at, self._hide(subject))
-            # other services look whom it hides before they answer next
-            self._intake.inbox.moment()
-        if self._nightly is None:
-            self.purge()
+        receipt_id = uuid.uuid4().hex
+        try:
+            with self._ordering, self._home.lease.hold(ORDERING):
+                self._ask_for(receipt_id, customer_id)
+            if self._nightly is None:
+                self.purge()
+        except BaseException as error:
+            if (asked := self._running.get(receipt_id)) is None:
+                raise
+            _fail(asked, error)
+            if not isinstance(error, Exception):
+                raise
+            # whoever asked has the receipt's id, and need not ask again
+            logger.exception("erasure %s broke off; it will be tried again", receipt_id)
         return receipt_id
+
+    def _ask_for(self, receipt_id: str, customer_id: str) -> None:
+        """Write the order and carry out what can be done at once; from the first writing on it is one of those that run."""
+        self._intake.drain()
+        # by the queue's time: later than everything of theirs that came in anywhere, whatever the clocks of other machines say
+        subject, at = self.subject(customer_id), self._intake.inbox.moment()
+        self._write_order(receipt_id, subject, at)
+        self._running[receipt_id] = Future()
+        self._tombstones.add(subject.keys, at)
+        # what came in before the tombstones stood is hers too, from here or by an import that is just storing it
+        self._intake.drain()
+        with self._home.lease.hold(LOG):
+            self._identities.refresh()
+        now = Subject.of(self._home, self._identities, self._contacts, customer_id)
+        if now is not None and now.customer_ids[0] == subject.customer_ids[0]:
+            subject = subject.joined(now)
+        self._write_order(receipt_id, subject, at)
+        self._tombstones.add(subject.keys, at)
+        self._write_order(receipt_id, subject, at, self._hide(subject))
+        # other services look whom it hides before they answer next
+        self._intake.inbox.moment()
 
     def _hide(self, subject: Subject) -> dict[str, int]:
         """What can be done at once: readers see nothing of hers, what is personal and what answers is deleted; returns how much."""
@@ -217,14 +233,18 @@ class Office:
             self.purge()
         return due
 
-    def _write_order(self, receipt_id: str, subject: Subject, at: datetime, at_once: dict[str, int] | None = None) -> Order:
+    def _write_order(self, receipt_id: str, subject: Subject, at: datetime, at_once: dict[str, int] | None = None) -> None:
         order = Order(receipt_id, self._identities.vault.encrypt(msgspec.json.encode(subject)), at, at_once or {})
-        write_atomically(self._folder / f"{receipt_id}{PENDING}", msgspec.json.encode(order))
-        self._tombstones.add(subject.keys, at)
-        return order
+        write_atomically(self._order_of(receipt_id), msgspec.json.encode(order))
+
+    def _order_of(self, receipt_id: str) -> Path:
+        return self._folder / f"{receipt_id}{PENDING}"
+
+    def _receipt_of(self, receipt_id: str) -> Path:
+        return self._folder / f"{receipt_id}.json"
 
     def resume(self) -> list[str]:
-        """Take up the erasures that a crash or a failure broke off; returns their receipts' ids."""
+        """Take up the erasures that a crash or a failure broke off; returns the receipts' ids of those that go on."""
         with contextlib.ExitStack() as held:
             # whoever carries them out holds these, and lets go a moment after it has told how that went
             for is_last in (False,) * 5 + (True,):
@@ -240,23 +260,47 @@ class Office:
                 held.enter_context(self._home.lease.take(ORDERING))
             except LeaseTakenError:
                 return []
-            broken = [path.stem for path in self._pending() if not self._is_under_way(path.stem)]
-            for receipt_id in broken:
-                self._running[receipt_id] = Future()
-                # the crash may have come before they were hidden, and the night may be far
-                order, subject = self._read_order(self._folder / f"{receipt_id}{PENDING}")
-                self._tombstones.add(subject.keys, order.at)
-                self._hide(subject)
-        if broken and self._nightly is None:
+            taken_up = [
+                order.receipt_id
+                for order, subject in self._pending()
+                if not self._is_under_way(order.receipt_id) and self._is_taken_up(order, subject)
+            ]
+        if taken_up and self._nightly is None:
             self.purge()
-        return broken
+        return taken_up
 
-    def _pending(self) -> list[Path]:
-        return sorted(self._folder.glob(f"*{PENDING}"))
+    def _is_taken_up(self, order: Order, subject: Subject) -> bool:
+        """Whether a broken erasure goes on; one that fails again keeps no other from it."""
+        asked = self._running[order.receipt_id] = Future()
+        try:
+            # the crash may have come before they were hidden, and the night may be far
+            self._tombstones.add(subject.keys, order.at)
+            self._hide(subject)
+        except BaseException as error:
+            _fail(asked, error)
+            if not isinstance(error, Exception):
+                raise
+            logger.exception("erasure %s broke off again; it will be tried again", order.receipt_id)
+            return False
+        return True
 
-    def _read_order(self, path: Path) -> tuple[Order, Subject]:
-        order = msgspec.json.decode(path.read_bytes(), type=Order)
-        return order, msgspec.json.decode(self._identities.vault.decrypt(order.subject), type=Subject)
+    def _pending(self) -> list[tuple[Order, Subject]]:
+        """What was asked for and is not done; hold ``ERASING``, ``ORDERING`` and ``_ordering``."""
+        pending = []
+        for path in sorted(self._folder.glob(f"*{PENDING}")):
+            order = msgspec.json.decode(path.read_bytes(), type=Order)
+            subject = msgspec.json.decode(self._identities.vault.decrypt(order.subject), type=Subject)
+            if self._receipt_of(order.receipt_id).exists():
+                # carried out, and broken off before it was put away: again it would take what began anew since
+                self._put_away(order, subject)
+            else:
+                pending.append((order, subject))
+        return pending
+
+    def _put_away(self, order: Order, subject: Subject) -> None:
+        """End an erasure whose receipt is written."""
+        self._tombstones.settle(subject.keys, order.at)
+        self._order_of(order.receipt_id).unlink()
 
     def _is_under_way(self, receipt_id: str) -> bool:
         running = self._running.get(receipt_id)
@@ -269,30 +313,44 @@ class Office:
             TimeoutError: it is not done yet, or failed and will be tried again.
             LookupError: there is no such erasure.
         """
-        running, path = self._running.get(receipt_id), self._folder / f"{receipt_id}.json"
-        if running is not None and not (path.exists() and not running.done()):
+        running = self._running.get(receipt_id)
+        if not receipt_id.isalnum():
+            raise LookupError("there is no receipt of that id")
+        # whoever carried it out, and whatever became of others that were carried out with it
+        path = self._receipt_of(receipt_id)
+        if running is not None and (not path.exists() or _is_done(running)):
             if timeout is not None and running.exception(timeout) is not None:
                 raise TimeoutError("the erasure failed and will be tried again")
             return running.result(timeout)
-        if receipt_id.isalnum() and (self._folder / f"{receipt_id}{PENDING}").exists():
+        if path.exists():
+            return msgspec.json.decode(path.read_bytes(), type=Receipt)
+        if self._order_of(receipt_id).exists():
             raise TimeoutError("another service carries it out")
-        if not receipt_id.isalnum() or not path.exists():
-            raise LookupError("there is no receipt of that id")
-        return msgspec.json.decode(path.read_bytes(), type=Receipt)
+        raise LookupError("there is no receipt of that id")
 
     def close(self) -> None:
         """Finish what was begun; what still waits for others is taken up at the next start."""
         self._closing.set()
         self._hands.shutdown()
+        self._tombstones.close()
 
     def _purge(self) -> None:
-        with self._home.lease.hold(ERASING):
-            self._purge_asked()
+        try:
+            with self._held(ERASING, "another service carries erasures out"):
+                self._purge_asked()
+        except BaseException as error:
+            if isinstance(error, InterruptedError):
+                logger.warning("erasures wait for the next start: %s", error)
+            else:
+                logger.exception("erasures could not be carried out; they will be tried again")
+            for receipt_id, asked in list(self._running.items()):
+                if not asked.done() and self._order_of(receipt_id).exists():
+                    _fail(asked, error)
 
     def _purge_asked(self) -> None:
-        with self._ordering, self._home.lease.hold(ORDERING):
+        with self._ordering, self._held(ORDERING, "another service writes an erasure down"):
             # none that is half asked for
-            asked = [self._read_order(path) for path in self._pending()]
+            asked = self._pending()
         orders = [order for order, _ in asked]
         if not orders:
             return
@@ -305,24 +363,26 @@ class Office:
         except BaseException as error:
             logger.exception("erasures %s broke off; they will be tried again", ", ".join(order.receipt_id for order in orders))
             for future in promised:
-                future.set_exception(error)
+                _fail(future, error)
             return
         for future, receipt in zip(promised, receipts, strict=True):
-            future.set_result(receipt)
+            # one whose asking has failed meanwhile was told so
+            with contextlib.suppress(InvalidStateError):
+                future.set_result(receipt)
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Nobody writes what follows from the log.
+    def _held(self, name: str, why: str) -> Iterator[None]:
+        """Hold a lease, having waited for it as long as the service runs.
 
         Raises:
             InterruptedError: the service ended before that came about.
         """
         while True:
             with contextlib.suppress(LeaseTakenError):
-                guard = self._home.lease.take(DERIVED)
+                guard = self._home.lease.take(name)
                 break
-            if self._closing.wait(0.1):
-                raise InterruptedError("somebody still writes what follows from the log; it is carried out at the next start")
+            if self._closing.wait(LET_GO_SECONDS):
+                raise InterruptedError(f"{why}; what was asked for is carried out at the next start")
         with guard:
             yield
 
@@ -343,13 +403,13 @@ class Office:
 
     def _carried_out(self, orders: Sequence[Order], subjects: Sequence[Subject]) -> list[Receipt]:
         """Take all of them out of every place in one run, and prove it by one search."""
-        pending = {self._folder / f"{order.receipt_id}{PENDING}" for order in orders}
+        pending = {self._order_of(order.receipt_id) for order in orders}
         for order, subject in zip(orders, subjects, strict=True):
             # a crash may have come before the tombstones, or before they were hidden
             self._tombstones.add(subject.keys, order.at)
             self._hide(subject)
         everybody = reduce(Subject.joined, subjects)
-        with self._alone():
+        with self._held(DERIVED, "somebody still writes what follows from the log"):
             with self._intake.standing_still():
                 # a broken order may not have seen what was stored last; from the tombstones on nothing is
                 late = events_of(self._log, everybody.keys)
@@ -369,12 +429,22 @@ class Office:
         receipts = []
         for order, subject in zip(orders, subjects, strict=True):
             receipt = Receipt(order.receipt_id, order.at, counts, len(subject.keys), proof, len(orders))
-            write_atomically(self._folder / f"{order.receipt_id}.json", msgspec.json.encode(receipt))
+            write_atomically(self._receipt_of(order.receipt_id), msgspec.json.encode(receipt))
             # whatever the proof says, for the receipt tells it: carried out again it would take what she is by then
-            self._tombstones.settle(subject.keys)
-            (self._folder / f"{order.receipt_id}{PENDING}").unlink()
+            self._put_away(order, subject)
             receipts.append(receipt)
         return receipts
+
+
+def _fail(asked: Future[Receipt], error: BaseException) -> None:
+    """End what was asked for by an error, unless it has ended."""
+    with contextlib.suppress(InvalidStateError):
+        asked.set_exception(error)
+
+
+def _is_done(asked: Future[Receipt]) -> bool:
+    """Whether what was asked for has been carried out here."""
+    return asked.done() and asked.exception() is None
 
 
 @dataclass
