@@ -30,7 +30,7 @@ from features.state.postgres_lease import PostgresLease
 from features.state.postgres_server import server_at
 from features.state.settings import Settings
 from features.state.sql import BIG, put, run_many
-from serving.intake.event_queue import Accepted, ClocksApartError, EventQueue, Progress, Refused, Turn
+from serving.intake.event_queue import TICK, Accepted, ClocksApartError, EventQueue, Progress, Refused, Turn
 from serving.intake.inbox import Inbox
 
 THINGS = sa.Table(
@@ -804,6 +804,30 @@ class EventQueueContract:
             done.result(10)
             other.catch_up()
         assert dates == [True] * 3
+        one.close()
+        other.close()
+
+    def test_of_whom_features_are_to_be_computed_is_known_to_all_until_it_is_done(self, state: State) -> None:
+        one, other = self.opened(state), self.opened(state)
+
+        def move(n: int, *touched: str) -> datetime:
+            done: Future[None] = Future()
+            one.submit(Brought([self.letter(n)]), done)
+            done.result(10)
+            letters = one.waiting()
+            one.drained(letters, [], set(touched))
+            return letters[-1].received_at
+
+        assert (other.to_compute(), other.has_to_compute()) == ([], False)
+        first = move(0, "bob", "ada")
+        assert (other.to_compute(), other.has_to_compute()) == (["ada", "bob"], True)
+        later = move(1, "bob", "eve")
+        # a tick after its receipt all of it is known
+        other.computed(["ada", "bob", "eve"], first + 2 * TICK)
+        assert one.to_compute() == ["bob", "eve"], "of these more came meanwhile"
+        one.forget(["eve", "nobody"])
+        other.computed(["bob"], later + 2 * TICK)
+        assert (one.to_compute(), one.has_to_compute()) == ([], False)
         one.close()
         other.close()
 

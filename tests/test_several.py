@@ -186,13 +186,33 @@ class TestTwoIntakes:
         one.catch_up()
         assert one.inbox.standing().last == last
 
-    def test_a_service_that_ends_leaves_no_windowed_feature_behind(self, tiny: TinyShop, two: tuple[Intake, Intake]) -> None:
-        one, _ = two
-        assert taken(one, did("bought", "purchase", {"loyalty_card": "9"}, items=[{"item_id": "i2"}])) == ["accepted"]
+    def test_whoever_goes_on_computes_what_another_had_moved_on_when_it_was_killed(
+        self, tiny: TinyShop, two: tuple[Intake, Intake], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def baskets() -> int | None:
+            [row] = FeatureStore(tiny.home).online("activity_v1", [customer("9")])
+            found: int | None = row["baskets_28"]
+            return found
+
+        one, other = two
+        bought = {"loyalty_card": "9"}
+        assert taken(one, did("bought", "purchase", bought, items=[{"item_id": "i2"}])) == ["accepted"]
         one.drain()
-        one.close()
-        [row] = FeatureStore(tiny.home).online("activity_v1", [customer("9")])
-        assert row["baskets_28"] == 1
+        # nothing more comes of that one; the other has only followed
+        assert baskets() is None
+        assert (other.refresh_if_due(), baskets()) == (1, 1)
+        assert other.refresh_if_due() == 0
+        assert taken(one, did("again", "purchase", bought, items=[{"item_id": "i3"}])) == ["accepted"]
+        one.drain()
+
+        def killed(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(one._drain.rows, "compute", killed)
+            with pytest.raises(KeyboardInterrupt):
+                one.refresh_aggregates()
+        assert (other.refresh_if_due(), baskets()) == (1, 2)
 
     def test_what_an_erased_person_allowed_is_forgotten_by_all(self, tiny: TinyShop, two: tuple[Intake, Intake]) -> None:
         one, other = two

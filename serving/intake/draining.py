@@ -108,8 +108,8 @@ class Drain:
         self._failed_to_follow = 0
         self.elsewhere = MovedElsewhere(self._take_in)
         """What other processes have moved on."""
-        self._touched: dict[str, datetime] = {}
-        """Customers whose aggregates do not know what the log holds, and before when all of that was received."""
+        self._touched: set[str] = set()
+        """Of whom the log holds more than their windowed features know, as far as the queue was not told yet."""
 
     def drain_if_due(self) -> int:
         """As ``drain``; under load only now and then, so that the core is there for those who wait for an answer."""
@@ -182,7 +182,8 @@ class Drain:
             self.rows.tell_until(letters[-1].received_at + TICK, self._inbox.standing().moved_until)
         self._unfolded = []
         self._follow(batch)
-        self._inbox.drained(letters, refused)
+        self._inbox.drained(letters, refused, self._touched)
+        self._touched = set()
         self._waiting.moved(letters, refused)
         return len(letters) + len(refused), left or len(refused) >= REFUSED_AT_ONCE
 
@@ -229,7 +230,7 @@ class Drain:
             self._refresh_postponed += 1
             return 0
         self._refresh_postponed = 0
-        if not (self._touched or self._recent.ahead):
+        if not (self._recent.ahead or self._inbox.has_to_compute()):
             return 0
         with contextlib.suppress(LeaseTakenError), self._alone(is_patient=False):
             return self.refresh_aggregates()
@@ -244,11 +245,12 @@ class Drain:
         with self._alone():
             at = self._inbox.moment()
             self.drain()
-            customers = sorted(self._touched)
+            # whoever moved on what is not in them yet, and may have ended since
+            customers = self._inbox.to_compute()
             if customers:
                 self.rows.compute(customers, at)
                 # only now: a failure leaves them for the next time, as does an event that came while this one drained
-                self._touched = {customer: until for customer, until in self._touched.items() if until > at}
+                self._inbox.computed(customers, at)
             ahead, self._recent.ahead = sorted(self._recent.ahead), set()
             if ahead:
                 logger.warning("%d customers have rows of a time to come, or of another version: they are made anew", len(ahead))
@@ -282,7 +284,7 @@ class Drain:
         for row in events:
             if (customer := self._identities.customer_of(row.event)) is not None:
                 by_customer.setdefault(customer, []).append(row.event)
-        self._touched |= dict.fromkeys(disturbed | by_customer.keys(), until)
+        self._touched |= disturbed | by_customer.keys()
         ordinary = {customer: theirs for customer, theirs in by_customer.items() if customer not in disturbed}
         again = disturbed | self.rows.fold(ordinary, until, self._recent.minted.__contains__, self._usable)
         if again:
@@ -310,10 +312,9 @@ class Drain:
         """
         found: list[Taken] = []
         self._inbox.followed_by(lambda letters: found.extend(self._take(letters)), self._moved_elsewhere)
-        for _, customer, at in found:
+        for _, customer, _ in found:
             if customer is not None and customer not in self._recent.minted:
                 self._spoilt.add(customer)
-                self._touched[customer] = at + TICK
         if found:
             # who was merged or parted by these events may stand in the table already, and the rows not know it yet
             self._spoilt |= self._identities.disturbed_since(found[0].received_at)
@@ -380,11 +381,6 @@ class Drain:
             logger.error("a refused row in the inbox cannot be read; it is let go")
             return None
         return DeadLetter(refused.received_at, refused.source, said["field"], said["reason"], said["raw"])
-
-    def forget(self, customer_ids: Sequence[str]) -> None:
-        """Let go of what is in memory of customers who were erased."""
-        for customer in customer_ids:
-            self._touched.pop(customer, None)
 
 
 def is_about_consent(event: SealedEvent) -> bool:

@@ -22,7 +22,7 @@ class MovedElsewhere:
 
     def __init__(self, take_in: TakeIn) -> None:
         self._read = take_in
-        self._noting, self._working = threading.Lock(), threading.Lock()
+        self._noting, self._working = threading.Lock(), threading.RLock()
         self._until: datetime | None = None
         self._noted = self._taken = 0
         self.is_missing = False

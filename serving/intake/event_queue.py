@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Protocol
@@ -147,8 +147,20 @@ class EventQueue(Protocol):
     def count_refused(self) -> int:
         """How many rows that could not be taken have not left yet."""
 
-    def drained(self, letters: Sequence[Accepted], refused: Sequence[Refused]) -> None:
-        """Let go of what the log now holds; *letters* are those that waited longest."""
+    def drained(self, letters: Sequence[Accepted], refused: Sequence[Refused], touched: Collection[str] = ()) -> None:
+        """Let go of what the log now holds; *letters* are those that waited longest. Customers that they *touched* are to be computed."""
+
+    def to_compute(self) -> list[str]:
+        """The customers whose windowed features do not know what was moved on, in order, whoever moved it."""
+
+    def has_to_compute(self) -> bool:
+        """Whether there are any."""
+
+    def computed(self, customers: Iterable[str], at: datetime) -> None:
+        """Their windowed features know all that was received before a moment."""
+
+    def forget(self, customers: Iterable[str]) -> None:
+        """They are gone, and nothing is to be computed of them."""
 
     def scrub(self) -> None:
         """Hold no more than what waits."""

@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from datetime import datetime, timedelta
@@ -58,10 +58,20 @@ TURN = sa.Table(
     sa.Column("moved_until", BIG),
 )
 """One row: how far the queue is."""
-TABLES = (WAITING, REFUSED, TURN)
+TO_COMPUTE = sa.Table(
+    "to_compute", _META, sa.Column("customer_id", sa.Text, primary_key=True), sa.Column("until", BIG, nullable=False),
+    sqlite_with_rowid=False,
+)  # fmt: skip
+"""The customers whose windowed features do not know what the log holds, and before when all of that was received."""
+TABLES = (WAITING, REFUSED, TURN, TO_COMPUTE)
 _STORE, _STORE_REFUSED = sa.insert(WAITING), sa.insert(REFUSED)
 _LET_GO, _LET_GO_REFUSED = (sa.delete(each).where(each.c.seq == sa.bindparam("at")) for each in (WAITING, REFUSED))
 _STANDING = sa.select(TURN.c.seq, TURN.c.received_at, TURN.c.moved, TURN.c.moved_until)
+_DUE, _ARE_DUE = sa.select(TO_COMPUTE.c.customer_id), sa.select(TO_COMPUTE.c.customer_id).limit(1)
+_TO_COMPUTE = put(TO_COMPUTE)
+_TO_COMPUTE = _TO_COMPUTE.on_conflict_do_update(index_elements=["customer_id"], set_={"until": _TO_COMPUTE.excluded.until})
+_COMPUTED = sa.delete(TO_COMPUTE).where(TO_COMPUTE.c.customer_id == sa.bindparam("who"), TO_COMPUTE.c.until <= sa.bindparam("before"))
+_FORGET = sa.delete(TO_COMPUTE).where(TO_COMPUTE.c.customer_id == sa.bindparam("who"))
 _BEGIN = put(TURN).on_conflict_do_nothing()
 _GIVEN = sa.update(TURN).values(seq=sa.bindparam("last"), received_at=sa.bindparam("at"))
 _SET_BACK = sa.update(TURN).values(received_at=sa.bindparam("at"))
@@ -280,18 +290,37 @@ class Inbox:
         [(count,)] = self._reader.read(sa.select(sa.func.count()).select_from(REFUSED))
         return int(count)
 
-    def drained(self, letters: Sequence[Accepted], refused: Sequence[Refused]) -> None:
-        """Let go of what the log now holds; *letters* are those that waited longest."""
+    def drained(self, letters: Sequence[Accepted], refused: Sequence[Refused], touched: Collection[str] = ()) -> None:
+        """Let go of what the log now holds, and note in the same commit of whom it knows more than their windowed features do."""
         to, until = (letters[-1].seq, letters[-1].received_at + TICK) if letters else (0, EPOCH)
         with self._in_turn(), self._writer.writing() as connection:
             run_many(connection, _LET_GO, [(x.seq,) for x in letters])
             run_many(connection, _LET_GO_REFUSED, [(x.seq,) for x in refused])
             if letters:
                 connection.execute(_MOVED, {"to": to, "until": microseconds(until)})
+                run_many(connection, _TO_COMPUTE, [(customer, microseconds(until)) for customer in sorted(touched)])
         # a commit that waits for the disk keeps nobody waiting here
         with self._noting:
             if to > self._standing.moved:
                 self._standing = self._standing._replace(moved=to, moved_until=until)
+
+    def to_compute(self) -> list[str]:
+        """The customers whose windowed features do not know what was moved on, in order."""
+        return sorted(customer for (customer,) in self._reader.read(_DUE))
+
+    def has_to_compute(self) -> bool:
+        """Whether there are any."""
+        return bool(self._reader.read(_ARE_DUE))
+
+    def computed(self, customers: Iterable[str], at: datetime) -> None:
+        """Their windowed features know all that was received before a moment."""
+        with self._in_turn(), self._writer.writing() as connection:
+            run_many(connection, _COMPUTED, [(customer, microseconds(at)) for customer in customers])
+
+    def forget(self, customers: Iterable[str]) -> None:
+        """They are gone, and nothing is to be computed of them."""
+        with self._in_turn(), self._writer.writing() as connection:
+            run_many(connection, _FORGET, [(customer,) for customer in customers])
 
     def scrub(self) -> None:
         """Bring the file and its write-ahead log to hold no more than what waits."""

@@ -169,13 +169,18 @@ class Intake:
             show=self.show, learn=self.learn, max_waiting=self._max_waiting,
         )  # fmt: skip
         # whom another process erases this one forgets too
-        identities.hidden.followed_by(self._forget_keys, consents.refresh)
+        identities.hidden.followed_by(self._forget_keys, self._forget_purged)
         self._log.catch_up()
         self._drain.recover()
 
     def followed_by(self, follow: Follow) -> None:
         """Hand every event on once it is folded; what waited from before is seen too."""
         self._drain.follow = follow
+
+    def _forget_purged(self) -> None:
+        # what they said, and others have moved on since, is in the log no more
+        self._drain.elsewhere.take_in()
+        self._consents.refresh()
 
     def refresh_region(self) -> str | None:
         """Read phone numbers from now on in the shop's region as it is described now: an import may have named it. Returns the region."""
@@ -351,7 +356,6 @@ class Intake:
     def forget(self, customer_ids: Sequence[str], keys: Sequence[str]) -> None:
         """Let go of what is in memory of customers who were erased."""
         self.recent.forget(customer_ids)
-        self._drain.forget(customer_ids)
         self._consents.forget(keys)
         self._consents.refresh()
 
@@ -363,8 +367,6 @@ class Intake:
         """Bring everything into the log and let go of the inbox."""
         try:
             self.drain()
-            # whoever goes on does not know whose windowed features are to be computed
-            self.refresh_aggregates()
         except (OSError, SQLAlchemyError, RuntimeError) as error:
             logger.error("what waits stays in the queue, for another service or the next start: %s", error)
         self._drain.elsewhere.close()

@@ -8,6 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-REVISIONS = ("r0001",)
+REVISIONS = ("r0001", "r0002")
 """Every revision that this code knows, the newest last."""
 HEAD = REVISIONS[-1]
