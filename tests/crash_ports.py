@@ -334,7 +334,9 @@ class Online:
     def fail_over(self) -> None:
         """Another server takes over, which lacks the last that was written."""
         if self._copies:
-            rows, self.noted = self._copies[self._world.random.randrange(len(self._copies))]
+            # what that one lacks nobody has any more
+            self._copies = self._copies[: self._world.random.randrange(len(self._copies)) + 1]
+            rows, self.noted = self._copies[-1]
             self.rows = {view: dict(held) for view, held in rows.items()}
             self._world.struck["online: fail over", "last writes lost"] += 1
 

@@ -20,16 +20,16 @@ from features.state import table_index
 from features.state.ports import IDENTIFIERS
 from features.store import customer_rows, event_log
 from features.store.event_index import EventIndex
-from serving.intake import backlog, draining, inbox, intake, recent
+from serving.intake import backlog, draining, elsewhere, inbox, intake, recent
 from serving.intake.inbox import Inbox
 
 
 def stand_in() -> None:
     """Put the simulation's threads, times and files in the place of the machine's, in the modules that are simulated."""
-    for module in (inbox, draining, backlog, recent, identity, hidden, tombstones, contacts, consent, table_index):
+    for module in (inbox, draining, backlog, elsewhere, recent, identity, hidden, tombstones, contacts, consent, table_index):
         module.threading = crash_world.threading  # type: ignore[attr-defined]
-    hidden.time = inbox.queue = crash_world.threading  # type: ignore[attr-defined]
-    inbox.Future = intake.Future = Promise  # type: ignore[misc]
+    hidden.time = tombstones.time = elsewhere.time = inbox.queue = crash_world.threading  # type: ignore[attr-defined]
+    inbox.Future = intake.Future = elsewhere.Future = Promise  # type: ignore[misc]
     identity.pq = table_index.pq = types.SimpleNamespace(ParquetFile=crash_ports.ParquetFile)  # type: ignore[attr-defined]
     consent._spoken = spoken  # type: ignore[assignment]
     intake.CustomerRows = Rows  # type: ignore[misc,assignment]

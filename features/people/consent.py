@@ -109,8 +109,10 @@ class Consents:
         keys = [f"{kind}:{event.identifiers[kind]}" for kind in sorted(event.identifiers, key=RANK.__getitem__)]
         statement = _statement(event.name, event.channel, event.consent, event.occurred_at, known_at, event.event_id)
         with self._lock:
-            self._noted[event.event_id] = (keys, statement)
-            _file(self._by_key, keys, statement)
+            if event.event_id in self._noted or not any(event.event_id in self._by_key.get(key, ()) for key in keys):
+                # else the log has told it already, and nothing is to be waited for
+                self._noted[event.event_id] = (keys, statement)
+                _file(self._by_key, keys, statement)
         return True
 
     def settle(self, until: datetime) -> None:

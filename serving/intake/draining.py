@@ -108,6 +108,7 @@ class Drain:
         self._failed_to_follow = 0
         self.elsewhere = MovedElsewhere(self._take_in)
         """What other processes have moved on."""
+        recent.is_missing = lambda: self.elsewhere.is_missing
         self._touched: set[str] = set()
         """Of whom the log holds more than their windowed features know, as far as the queue was not told yet."""
 
@@ -249,6 +250,7 @@ class Drain:
             customers = self._inbox.to_compute()
             if customers:
                 self.rows.compute(customers, at)
+                self.rows.tell_until(at, self._inbox.standing().moved_until)
                 # only now: a failure leaves them for the next time, as does an event that came while this one drained
                 self._inbox.computed(customers, at)
             ahead, self._recent.ahead = sorted(self._recent.ahead), set()
@@ -290,7 +292,8 @@ class Drain:
         if again:
             self.rows.rebuild(sorted(again), until)
         self._spoilt = set()
-        self._note_disturbed(until, are_made=True)
+        with self._marking:
+            self._disturbed = {customer: at for customer, at in self._disturbed.items() if at >= until}
         self._recent.told(by_customer, until)
 
     def _note_disturbed(self, until: datetime, are_made: bool = False) -> dict[str, datetime]:
@@ -312,6 +315,7 @@ class Drain:
         """
         found: list[Taken] = []
         self._inbox.followed_by(lambda letters: found.extend(self._take(letters)), self._moved_elsewhere)
+        self.elsewhere.take_in()
         for _, customer, _ in found:
             if customer is not None and customer not in self._recent.minted:
                 self._spoilt.add(customer)

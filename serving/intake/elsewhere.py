@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from datetime import datetime
 
 from features.state.ports import UnreachableError
@@ -27,7 +27,6 @@ class MovedElsewhere:
         self._noted = self._taken = 0
         self.is_missing = False
         """Whether others have moved on what could not be followed before, and it was not read yet."""
-        self._reader = ThreadPoolExecutor(1, "ubiquo-reading")
         self._reading: Future[None] | None = None
 
     def note(self, until: datetime, is_missing: bool) -> None:
@@ -62,14 +61,24 @@ class MovedElsewhere:
         latest = time.monotonic() + seconds
         while self.is_missing:
             with self._noting:
-                if self._reading is None or self._reading.done():
-                    self._reading = self._reader.submit(self.take_in)
-                reading = self._reading
+                if (reading := self._reading) is None or reading.done():
+                    reading = self._reading = self._begin()
             try:
                 reading.result(max(0.0, latest - time.monotonic()))
             except TimeoutError:
                 raise UnreachableError("what another service has brought into the log cannot be read yet") from None
 
-    def close(self) -> None:
-        """Read nothing more."""
-        self._reader.shutdown(wait=False, cancel_futures=True)
+    def _begin(self) -> Future[None]:
+        """Read on a thread of its own, for whoever cannot wait as long as it may take."""
+        reading: Future[None] = Future()
+
+        def read() -> None:
+            try:
+                self.take_in()
+            except BaseException as error:
+                reading.set_exception(error)
+            else:
+                reading.set_result(None)
+
+        threading.Thread(target=read, name="ubiquo-reading", daemon=True).start()
+        return reading

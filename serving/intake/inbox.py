@@ -74,6 +74,7 @@ _COMPUTED = sa.delete(TO_COMPUTE).where(TO_COMPUTE.c.customer_id == sa.bindparam
 _FORGET = sa.delete(TO_COMPUTE).where(TO_COMPUTE.c.customer_id == sa.bindparam("who"))
 _BEGIN = put(TURN).on_conflict_do_nothing()
 _GIVEN = sa.update(TURN).values(seq=sa.bindparam("last"), received_at=sa.bindparam("at"))
+_TELL = sa.update(TURN).where(TURN.c.moved_until < sa.bindparam("at")).values(moved_until=sa.bindparam("at"))
 _SET_BACK = sa.update(TURN).values(received_at=sa.bindparam("at"))
 _MOVED = sa.update(TURN).where(TURN.c.moved < sa.bindparam("to")).values(moved=sa.bindparam("to"), moved_until=sa.bindparam("until"))
 
@@ -206,7 +207,7 @@ class Inbox:
         # every question waits for this
         current = _standing_of(self._looker.read(_STANDING))
         # what this process has stored itself may not be followed yet
-        if (current.last, current.moved) == (self._followed, self._standing.moved):
+        if (current.last, *current[2:]) == (self._followed, *self._standing[2:]):
             return
         if not self._following.acquire(timeout=TURN_SECONDS):
             raise UnreachableError("what was stored last cannot be read yet: the queue waits for its database")
@@ -237,7 +238,7 @@ class Inbox:
     def _go_on(self, read: Callable[[sa.Select[Any]], Sequence[AnyRow]], seen: Progress) -> None:
         """Follow what others have stored up to *seen*, which was read before; hold ``_following``."""
         known = self._standing
-        if (seen.last, seen.moved) == (known.last, known.moved):
+        if (seen.last, *seen[2:]) == (known.last, *known[2:]):
             return
         letters = []
         if seen.last > known.last:
@@ -250,6 +251,9 @@ class Inbox:
         with self._noting:
             # whoever dates what follows from these letters must not date it before them
             self._standing = self._standing._replace(received_at=now.received_at)
+        if now.moved > known.moved:
+            # before: whoever has no past here may have one in what is missing
+            self._moved(now, is_missing)
         self._follow(letters)
         with self._noting:
             mine = self._standing
@@ -257,8 +261,6 @@ class Inbox:
                 # this process has moved some on meanwhile
                 now = now._replace(moved=mine.moved, moved_until=mine.moved_until)
             self._standing, self._followed = now._replace(last=reached), reached
-        if now.moved > known.moved:
-            self._moved(now, is_missing)
 
     def _read_standing(self) -> Progress:
         return _standing_of(self._reader.read(_STANDING))
@@ -313,9 +315,11 @@ class Inbox:
         return bool(self._reader.read(_ARE_DUE))
 
     def computed(self, customers: Iterable[str], at: datetime) -> None:
-        """Their windowed features know all that was received before a moment."""
+        """Their windowed features know all that was received before a moment, and so does everybody's."""
         with self._in_turn(), self._writer.writing() as connection:
             run_many(connection, _COMPUTED, [(customer, microseconds(at)) for customer in customers])
+            # should the rows of that moment be lost, it is seen that they told less
+            connection.execute(_TELL, {"at": microseconds(at)})
 
     def forget(self, customers: Iterable[str]) -> None:
         """They are gone, and nothing is to be computed of them."""

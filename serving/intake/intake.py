@@ -253,6 +253,9 @@ class Intake:
         try:
             # it is stored: whoever was erased and begins anew by it does so in every process
             self.tombstones.begun(event)
+        except (OSError, SQLAlchemyError) as error:
+            logger.error("whether somebody who was erased begins anew is known here once the event is in the log: %s", error)
+        try:
             return self.recent.learn(event, at)
         except Exception:
             logger.exception("an event cannot be understood as to whose it is; it becomes a dead letter")
@@ -369,7 +372,6 @@ class Intake:
             self.drain()
         except (OSError, SQLAlchemyError, RuntimeError) as error:
             logger.error("what waits stays in the queue, for another service or the next start: %s", error)
-        self._drain.elsewhere.close()
         self._drain.rows.close()
         self.inbox.close()
         self.tombstones.close()

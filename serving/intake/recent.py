@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 
 from features.definitions.folds.registered import Touch
@@ -21,6 +21,8 @@ class RecentlyLearnt:
 
     def __init__(self, identities: Identities) -> None:
         self._identities = identities
+        self.is_missing: Callable[[], bool] = lambda: False
+        """Whether events went by unseen, so that whoever seems new may have a past."""
         self._lock = threading.Lock()
         self._touches: dict[str, list[tuple[datetime, Touch]]] = {}
         self._formers: dict[str, list[Former]] = {}
@@ -41,7 +43,7 @@ class RecentlyLearnt:
         if customer is None:
             return None
         with self._lock:
-            if known_before is None and not before:
+            if known_before is None and not before and not self.is_missing():
                 self.minted[customer] = at
             for former in before - {customer}:
                 if self._identities.current(former) == customer:
