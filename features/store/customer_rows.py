@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from zoneinfo import ZoneInfo
 
@@ -27,6 +27,8 @@ from features.store.timeline import open_timeline
 logger = logging.getLogger("ubiquo")
 CUSTOMERS_AT_ONCE, EVENTS_AT_ONCE = 5_000, 20_000
 """Of how many customers, and how many of their events, are held in memory at once while their rows are made."""
+BEHIND = timedelta(minutes=10)
+"""How long windowed features may follow what the states tell."""
 ACTIVITY, STATE = "customer_activity", "customer_state"
 
 
@@ -76,14 +78,17 @@ class CustomerRows:
         if since is None:
             return 0
         logger.error("rows written since %s are lost online: they are made anew from the log", since.isoformat())
+        self.rebuild(touched := self._touched_since(since), until)
+        # of what the states told already, windowed features may have been lost as well
+        self.compute(self._touched_since(since - BEHIND), until)
+        self._store.note_told(until, since)
+        return len(touched)
+
+    def _touched_since(self, since: datetime) -> list[str]:
         keys = self._log.keys_since(since) if self._log.exists else set()
         owners = {owner for key in keys if (owner := self._identities.owner_of([key])) is not None}
         # what was lost may be that a row was deleted, as its customer was merged
-        touched = sorted(owners | self._identities.disturbed_since(since))
-        self.rebuild(touched, until)
-        self.compute(touched, until)
-        self._store.note_told(until, since)
-        return len(touched)
+        return sorted(owners | self._identities.disturbed_since(since))
 
     def fold(
         self,

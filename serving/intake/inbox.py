@@ -69,7 +69,9 @@ _LET_GO, _LET_GO_REFUSED = (sa.delete(each).where(each.c.seq == sa.bindparam("at
 _STANDING = sa.select(TURN.c.seq, TURN.c.received_at, TURN.c.moved, TURN.c.moved_until)
 _DUE, _ARE_DUE = sa.select(TO_COMPUTE.c.customer_id), sa.select(TO_COMPUTE.c.customer_id).limit(1)
 _TO_COMPUTE = put(TO_COMPUTE)
-_TO_COMPUTE = _TO_COMPUTE.on_conflict_do_update(index_elements=["customer_id"], set_={"until": _TO_COMPUTE.excluded.until})
+_LATER = sa.case((TO_COMPUTE.c.until > _TO_COMPUTE.excluded.until, TO_COMPUTE.c.until), else_=_TO_COMPUTE.excluded.until)
+# whoever has lost the lease tells of earlier ones, late
+_TO_COMPUTE = _TO_COMPUTE.on_conflict_do_update(index_elements=["customer_id"], set_={"until": _LATER})
 _COMPUTED = sa.delete(TO_COMPUTE).where(TO_COMPUTE.c.customer_id == sa.bindparam("who"), TO_COMPUTE.c.until <= sa.bindparam("before"))
 _FORGET = sa.delete(TO_COMPUTE).where(TO_COMPUTE.c.customer_id == sa.bindparam("who"))
 _BEGIN = put(TURN).on_conflict_do_nothing()
