@@ -146,7 +146,7 @@ def _made_once(folder: Path) -> Home:
                 ("features", "materialize"),
                 ("training", "all"),
             ):
-                done = command(*arguments, home=home.root, fresh=True)
+                done = command(*arguments, home=home.root, fresh=True, timeout=1800)
                 assert done.returncode == 0, done.stdout + done.stderr
             (home.root / "complete").touch()
     return home

@@ -310,6 +310,7 @@ class TestAnswers:
             assert bool(told.offers) == (fallback is None)
             assert fallback in (None, told.fallback)
 
+    @pytest.mark.evidence
     def test_a_batch_keeps_the_caps_and_may_be_run_again(self, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("UBIQUO_CLOCK", f"fixed:{(NEW_YEAR + timedelta(hours=8)).isoformat()}")
         self.allow(home, {"most": 1, "per": "week"})

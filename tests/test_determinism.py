@@ -111,6 +111,7 @@ def frames(home: Home, name: str) -> list[pd.DataFrame]:
     return [pd.read_parquet(path).drop(columns="customer_id", errors="ignore") for path in paths]
 
 
+@pytest.mark.evidence
 def test_two_homes_train_the_same_models_and_print_the_same_tables(two_homes: list[tuple[TinyShop, str]]) -> None:
     printed = []
     for shop, secret in two_homes:

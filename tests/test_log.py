@@ -170,6 +170,7 @@ class TestCompleteJourney:
         assert "fetch it again" in done.stdout
         assert not (tmp_path / "home" / "log").exists()
 
+    @pytest.mark.evidence
     def test_an_import_killed_half_way_and_repeated_equals_one_that_was_not(self, tmp_path: Path, trained: Home) -> None:
         # half of the small cut: three batches, of which one is stored by then
         households = SMALL_CUT // 2

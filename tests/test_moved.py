@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
+import pytest
 from scene import command, copy_home, loyalty_cards, start_service, stop_service
 
 from features.state.home import Home
@@ -20,6 +21,7 @@ def contents(home: Home) -> dict[str, str]:
     }
 
 
+@pytest.mark.evidence
 def test_an_erasure_in_a_copy_leaves_the_original_as_it_was(trained: Home, tmp_path: Path) -> None:
     original = copy_home(trained, tmp_path / "original")
     card = loyalty_cards(original)[3]
