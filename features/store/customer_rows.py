@@ -160,10 +160,11 @@ class CustomerRows:
             self._drop(ACTIVITY, [c for c in some if c not in found], at, is_now)
 
     def _drop(self, view: str, customers: Sequence[str], at: datetime, is_now: bool) -> None:
-        """Delete the rows of customers who have none at a moment; of one that has passed only those that are not newer."""
-        if customers and not is_now:
-            held = self._store.online_times(view, customers)
-            customers = [customer for customer in customers if held.get(customer, 0) <= microseconds(at)]
+        """Delete the rows of customers who have none at a moment; newer ones stay, where that *is_now* but for those of a time to come."""
+        if customers:
+            held, ahead = self._store.online_times(view, customers), microseconds(at + AHEAD)
+            # whoever has lost the lease and does not know tells of a moment that has passed
+            customers = [c for c in customers if (its := held.get(c, 0)) <= microseconds(at) or (is_now and its > ahead)]
         self._store.delete(view, customers)
 
     def _replayed(self, customers: Sequence[str], at: datetime) -> dict[str, CustomerState]:
