@@ -261,7 +261,8 @@ def run(seed: int, rate: float = 0.0, is_fenced: bool = True, fails_over_anywher
 def settled(scene: Scene) -> bool:
     """Whether every service stands, and nothing waits at any of them."""
     alive = all(service.is_alive and service.intake is not None for service in scene.services.values())
-    [(waiting,)] = [(1,)] if not alive else _raw(scene, "inbox", "SELECT count(*) FROM waiting")
+    query = "SELECT (SELECT count(*) FROM waiting) + (SELECT count(*) FROM to_compute)"
+    [(waiting,)] = [(1,)] if not alive else _raw(scene, "inbox", query)
     return alive and waiting == 0 and not any(lent for lent in scene.shared.lease.holders.values())
 
 
