@@ -102,7 +102,7 @@ def _opened(
 
     without = "" if gone is None else "without hidden"
     known = compute.kept("known", lambda: _as_known(identifiers, compute.moment(identified_by)))
-    some_are_shared = _some_are_shared(compute, known)
+    some_are_shared = _some_are_shared(compute, "known", known)
     wanted = None if customers is None else compute.given("wanted", pa.table({"customer_id": pa.array(customers, pa.string())}))
 
     def whose() -> ir.Table:
@@ -216,9 +216,9 @@ def _identified(raw: ir.Table, known: ir.Table, some_are_shared: bool) -> ir.Tab
     return raw.left_join(first, "event_id").select("customer_id", *raw.columns)
 
 
-def _some_are_shared(compute: Compute, known: ir.Table) -> bool:
+def _some_are_shared(compute: Compute, name: str, known: ir.Table) -> bool:
     """Whether any identifier that was seen identifies nobody."""
-    found = compute.asked(f"shared_{known.get_name()}", lambda: known.aggregate(some=known.customer_id.isnull().any()))
+    found = compute.asked(f"shared_{name}", lambda: known.aggregate(some=known.customer_id.isnull().any()))
     return bool(found["some"][0].as_py())
 
 
@@ -227,7 +227,7 @@ def _usable(compute: Compute, events: ir.Table, identifiers: ir.Table, consents:
     columns = events.columns
     # a withdrawal counts for all that is hers by now, however little was known of her at the moment looked back to
     known = compute.kept("known_now", lambda: _as_known(identifiers, ibis.timestamp(_FOREVER)))
-    some_are_shared = _some_are_shared(compute, known)
+    some_are_shared = _some_are_shared(compute, "known_now", known)
 
     def with_subject() -> ir.Table:
         then = events.rename(then="customer_id")
