@@ -183,6 +183,11 @@ class Service:
 
     def ask(self, path: str, body: Any) -> dict[str, Any]:
         status, answer = self.post(f"/v1/{path}", body)
+        deadline = time.monotonic() + 60
+        while status == 503 and answer["title"] == "Busy" and time.monotonic() < deadline:
+            # the first question of a process, on a machine that has other work: sent again, as the answer says
+            time.sleep(1)
+            status, answer = self.post(f"/v1/{path}", body)
         assert status == 200, answer
         return answer
 

@@ -186,12 +186,13 @@ def test_what_the_driver_holds_at_once_does_not_grow_with_the_rows(spark: None, 
     # what would join small parts
     compute.session.conf.set("spark.sql.adaptive.enabled", "true")
     try:
-        table = compute.kept("rows", compute.given("raw", pa.table({"key": [f"{n:06}" for n in reversed(range(rows))]})))
+        given = compute.given("raw", pa.table({"key": [f"{n:06}" for n in reversed(range(rows))]}))
+        table = compute.kept("rows", lambda given=given: given)
 
         def count(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             yield pa.record_batch({"rows": [sum(len(batch) for batch in batches)]})
 
-        stepped = [batch["rows"][0].as_py() for batch in compute.stepped(table, "key", ["key"], count)]
+        stepped = [batch["rows"][0].as_py() for batch in compute.stepped(lambda table=table: table, "key", ["key"], count)]
         assert sum(stepped) == rows
         assert max(stepped) < 2 * PART_ROWS
         parts: list[int] = []
@@ -200,7 +201,9 @@ def test_what_the_driver_holds_at_once_does_not_grow_with_the_rows(spark: None, 
             "brought_back",
             lambda frame, step, real=brought_back: parts.append(frame.rdd.getNumPartitions()) or real(frame, step),
         )
-        keys = [key for part in compute.ordered(table, "key") for key in part["key"].to_pylist()]
+        keys = [
+            key for part in compute.ordered(lambda as_of, table=table: table, NEW_YEAR, "key", "rows") for key in part["key"].to_pylist()
+        ]
         assert keys == [f"{n:06}" for n in range(rows)]
         assert parts == [5]
     finally:

@@ -17,7 +17,7 @@ Step = Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 """What is done with rows that come in order. It may run on another machine, so it carries all that it needs."""
 
 
-class Spelling(Protocol):
+class MomentTerms(Protocol):
     """How the moment that features are of stands in an expression."""
 
     def moment(self, as_of: datetime, days: int = 0) -> ir.TimestampValue:
@@ -31,15 +31,15 @@ class Literals:
     """Each moment as itself."""
 
     def moment(self, as_of: datetime, days: int = 0) -> ir.TimestampValue:
-        """As ``Spelling`` says."""
+        """As ``MomentTerms`` says."""
         return ibis.timestamp(as_of - timedelta(days=days))
 
     def day(self, today: date) -> ir.DateValue:
-        """As ``Spelling`` says."""
+        """As ``MomentTerms`` says."""
         return ibis.literal(today)
 
 
-class Compute(Spelling, Protocol):
+class Compute(MomentTerms, Protocol):
     """Tables of one timeline, and what is made of them. Each expression means the same on every engine; what is made may be large.
 
     Whatever a *make* makes follows from the name, and the *variant*, under which it is asked for: a compute that works for a few customers

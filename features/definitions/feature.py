@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 import ibis.expr.types as ir
 
-from features.definitions.compute import Literals, Spelling
+from features.definitions.compute import Literals, MomentTerms
 from features.definitions.timeline import Timeline
 
 Dtype = Literal["integer", "float", "text", "truth", "integers", "floats", "texts"]
@@ -25,7 +25,7 @@ class Moment:
 
     as_of: datetime
     timezone: str
-    spelled: Spelling = field(default_factory=Literals, compare=False, repr=False)
+    spelled: MomentTerms = field(default_factory=Literals, compare=False, repr=False)
 
     @property
     def at(self) -> ir.TimestampValue:
