@@ -116,10 +116,9 @@ class Waiting:
         self._inbox = inbox
 
     def find(self, subject: Subject) -> Iterator[Row]:
-        """Nothing waits once it is drained, except what came since; their windowed features may."""
+        """Nothing waits once it is drained, except what came since."""
         names = set(subject.event_ids)
         yield from ({"event_id": letter.event_id} for letter in self._inbox.waiting(-1) if letter.event_id in names)
-        yield from ({"customer_id": customer} for customer in self._inbox.to_compute() if customer in subject.customer_ids)
 
     def erase(self, subject: Subject) -> int:
         """Compute nothing more of them, and overwrite what the file still shows."""
