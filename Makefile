@@ -41,7 +41,7 @@ bench: $(VENV)/dev.stamp
 	PYTHONPATH=.:tests $(PY) -W ignore tests/bench_costs.py
 	UBIQUO_KILLS=12 $(PY) -m pytest tests/test_intake.py -s -k whenever_the_process_is_killed
 
-# what clients, crashes, full disks and clocks can do to a running service, and the tests that take longest: a quarter of an hour, loopback only
+# what clients, crashes, full disks and clocks can do to a running service, and the tests that take longest; loopback only
 attack: $(VENV)/dev.stamp
 	PYTHONPATH=.:tests $(PY) -W ignore tests/attack.py
 	$(PY) -m pytest -n 2 --dist loadfile -m evidence
