@@ -224,6 +224,7 @@ def materialize(
 ) -> None:
     """Compute every customer's features as of a moment and bring them online; newer online rows stay."""
     from features.catalogue.shop import Shop
+    from features.state.ports import UnreachableError
     from features.store.borders import measure_borders
     from features.store.compute import with_engine
     from features.store.event_log import EventLog
@@ -248,13 +249,15 @@ def materialize(
     views = store.customer_views()
     with deriving(home), Progress(console=console) as progress:
         store.apply()
+        before = store.told()
         task = progress.add_task("materializing features", total=2 * len(views))
         for view in views:
             store.backfill(view, {moment: None}, lambda n: progress.advance(task))
             rows = store.materialize(view, moment)
             progress.advance(task)
             progress.console.print(f"{view}: {rows} rows online, as of {moment.isoformat()}")
-        store.note_told(moment)
+        if not store.tell(moment, before):
+            raise UnreachableError("Redis was replaced, or lost some rows, while they were written: run this again")
         measure_borders(home, store, moment)
 
 

@@ -14,14 +14,16 @@ import pyarrow as pa
 import sqlalchemy as sa
 from crash_world import AgainLock, Process, Simulated, Task, World
 
-from features.state.clock import AHEAD, microseconds
+from features.state.clock import AHEAD, EPOCH, microseconds, moment_of
 from features.state.ports import DEAD_LETTERS, DECISIONS, EVENTS, IDENTIFIERS, KEPT_SECONDS, LeaseLostError, LeaseTakenError, MovedOnError
 from features.state.settings import Settings
 from features.state.sqlite_file import Keeping, SQLiteFile, SQLiteSession
-from features.store.feature_store import moment_of
+from features.store.keyed_state import Told
 
 logger = logging.getLogger("simulation")
 FAST = Keeping(("journal_mode=WAL", "synchronous=OFF"))
+COPIES = 30
+"""How many writes the server that takes over may lack."""
 COMPACT_ABOVE = 6
 """Few, so that short runs compact too."""
 files: dict[str, pa.Table] = {}
@@ -321,14 +323,14 @@ class Lease:
 
 
 class Online:
-    """The newest row of each customer, written as Redis is: looked at, taken away where it is of the same moment, and written."""
+    """The newest row of each customer, as Redis keeps it: one that is newer stays."""
 
     views: Mapping[str, Any] = {}
 
     def __init__(self, world: World, lease: Lease) -> None:
         self._world, self._lease = world, lease
         self.rows: dict[str, dict[str, tuple[int, dict[str, Any]]]] = {"customer_state": {}, "customer_activity": {}}
-        self.noted = 0
+        self.noted = self.server = 0
         self._copies: list[tuple[dict[str, dict[str, tuple[int, dict[str, Any]]]], int]] = []
 
     def fail_over(self) -> None:
@@ -338,38 +340,43 @@ class Online:
             self._copies = self._copies[: self._world.random.randrange(len(self._copies)) + 1]
             rows, self.noted = self._copies[-1]
             self.rows = {view: dict(held) for view, held in rows.items()}
+            self.server += 1
             self._world.struck["online: fail over", "last writes lost"] += 1
 
-    def note_told(self, until: datetime, since: datetime | None = None) -> None:
-        def effect() -> None:
-            if since is None or self.noted >= microseconds(since):
-                self.noted = max(self.noted, microseconds(until))
+    def _copied(self) -> None:
+        """Another server follows, by some writes."""
+        self._copies = [*self._copies[1 - COPIES :], ({view: dict(held) for view, held in self.rows.items()}, self.noted)]
 
-        self._world.call("online: note", effect)
-        self._copies = [*self._copies[-4:], ({view: dict(held) for view, held in self.rows.items()}, self.noted)]
+    def told(self) -> Told:
+        return self._world.call("online: read", lambda: Told(moment_of(self.noted), f"{self.server}"))
 
-    def lost_since(self, until: datetime) -> datetime | None:
-        noted = self._world.call("online: read", lambda: self.noted)
-        return None if noted >= microseconds(until) else moment_of(noted)
+    def tell(self, until: datetime, before: Told | None) -> bool:
+        def effect() -> bool:
+            assert before is not None
+            if before.server != f"{self.server}" or self.noted < microseconds(before.until):
+                return False
+            self.noted = max(self.noted, microseconds(until))
+            self._copied()
+            return True
+
+        return self._world.call("online: note", effect)
 
     def push(self, view: str, rows: Sequence[dict[str, Any]], as_of: datetime, is_now: bool = True) -> int:
         if not rows:
             return 0
-        at, believed = microseconds(as_of), microseconds(as_of + AHEAD)
-        with self._lease.hold("online"):
-            times = self.online_times(view, [row["customer_id"] for row in rows])
-            ahead = [who for who, its in times.items() if is_now and its > believed]
-            fresh = [row for row in rows if (its := times.get(row["customer_id"], 0)) <= at or (is_now and its > believed)]
-            self.delete(view, ahead + [row["customer_id"] for row in fresh if times.get(row["customer_id"]) == at], is_held=True)
-            for row in fresh:
-                self._world.call(f"online: write {view}", lambda row=row: self._write(self.rows[view], row, at))  # type: ignore[misc]
-        return len(fresh)
+        at = microseconds(as_of)
+        return sum(self._world.call(f"online: write {view}", lambda row=row: self._write(view, row, at, is_now)) for row in rows)  # type: ignore[misc]
 
-    @staticmethod
-    def _write(held: dict[str, tuple[int, dict[str, Any]]], row: dict[str, Any], at: int) -> None:
+    def _write(self, view: str, row: dict[str, Any], at: int, is_now: bool) -> bool:
         logger.info("online: %s as of %d: %s", row["customer_id"], at, row.get("history"))
-        if held.get(row["customer_id"], (-1, {}))[0] < at:
-            held[row["customer_id"]] = at, dict(row)
+        if is_due := self._is_due(view, row["customer_id"], at, is_now):
+            self.rows[view][row["customer_id"]] = at, dict(row)
+            self._copied()
+        return is_due
+
+    def _is_due(self, view: str, who: str, at: int, is_now: bool) -> bool:
+        held = self.rows[view].get(who, (-1, {}))[0]
+        return held <= at or (is_now and held > at + microseconds(EPOCH + AHEAD))
 
     def online(self, service: str, keys: Sequence[str]) -> list[dict[str, Any]]:
         def effect() -> list[dict[str, Any]]:
@@ -381,12 +388,16 @@ class Online:
     def online_times(self, view: str, keys: Sequence[str]) -> Mapping[str, int]:
         return self._world.call("online: read", lambda: {key: self.rows[view][key][0] for key in keys if key in self.rows[view]})
 
-    def delete(self, view: str, keys: Sequence[str], is_held: bool = False) -> int:
+    def delete(self, view: str, keys: Sequence[str], until: datetime, is_now: bool = True) -> int:
         if not keys:
             return 0
         logger.info("%.3f process %d: online: delete %s %s", self._world.now, self._world.number, view, keys)
-        with contextlib.nullcontext() if is_held else self._lease.hold("online"):
-            return self._world.call(f"online: delete {view}", lambda: sum(self.rows[view].pop(key, None) is not None for key in keys))
+        return self._world.call(f"online: delete {view}", lambda: self._deleted(view, keys, microseconds(until), is_now))
+
+    def _deleted(self, view: str, keys: Sequence[str], until: int, is_now: bool) -> int:
+        count = sum(self._is_due(view, key, until, is_now) and self.rows[view].pop(key, None) is not None for key in keys)
+        self._copied()
+        return count
 
 
 # --- the state

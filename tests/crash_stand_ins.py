@@ -71,7 +71,7 @@ class Rows(customer_rows.CustomerRows):
         """Stands in for the windowed features: how many events were known."""
         counted = {customer: len(events) for customer, events in self._past(customers, at).items()}
         self._store.push("customer_activity", [{"customer_id": who, "events": n} for who, n in counted.items()], at, is_now)
-        self._drop("customer_activity", [customer for customer in customers if customer not in counted], at, is_now)
+        self._store.delete("customer_activity", [customer for customer in customers if customer not in counted], at, is_now)
 
     def _past(self, customers: Sequence[str], at: datetime) -> dict[str, list[Any]]:
         self._log.catch_up()

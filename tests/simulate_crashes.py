@@ -45,7 +45,6 @@ from features.people.identity_graph import IdentityGraph
 from features.people.identity_state import keys_of
 from features.state.ports import EVENTS
 from features.store.event_index import EventIndex
-from serving.intake import draining
 from serving.intake.intake import Intake
 
 START = datetime(2026, 1, 5, 12, tzinfo=UTC)
@@ -103,8 +102,6 @@ class Scene:
     world: World
     shared: Shared
     is_served: bool
-    fails_over_anywhere: bool = False
-    """Whether the server of the online rows may be replaced while they are being written, too."""
     services: dict[int, Service] = field(default_factory=dict)
     started: int = 0
     sent: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -127,12 +124,10 @@ class Scene:
         return Service(self, self.started)
 
     def fail_over(self) -> None:
-        """The server of the online rows is replaced now and then."""
+        """The server of the online rows is replaced now and then, while they are written too."""
         while True:
             self.world.sleep(self.world.random.expovariate(0.05))
             if self.world.random.random() < 50 * self.world.rate:
-                if not self.fails_over_anywhere:
-                    self.world.wait(lambda: not self.shared.lease.holders.get(draining.MOVING))
                 self.shared.online.fail_over()
 
     def client(self, number: int, batches: int) -> None:
@@ -235,10 +230,10 @@ def scene_of(seed: int, rate: float, is_fenced: bool = True) -> Iterator[Scene]:
         shutil.rmtree(folder)
 
 
-def run(seed: int, rate: float = 0.0, is_fenced: bool = True, fails_over_anywhere: bool = False) -> tuple[Scene, dict[str, Any]]:
+def run(seed: int, rate: float = 0.0, is_fenced: bool = True) -> tuple[Scene, dict[str, Any]]:
     """One run; returns what was counted."""
     with scene_of(seed, rate or RATES[seed % len(RATES)], is_fenced) as scene:
-        world, scene.fails_over_anywhere = scene.world, fails_over_anywhere
+        world = scene.world
         for number in range(world.random.choice((1, 2, 3, 4))):
             world.spawn(None, lambda number=number: scene.keep_alive(number))  # type: ignore[misc]
         world.spawn(None, scene.fail_over)
@@ -368,9 +363,6 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="only this one")
     parser.add_argument("--rate", type=float, default=0.0, help="how likely a fault is at one call of a port; else as the seed says")
     parser.add_argument("--unfenced", action="store_true", help="tables that take no heed of the version that was seen: it must go wrong")
-    parser.add_argument(
-        "--failover-anywhere", action="store_true", help="online rows may be lost while they are written, too: that is not made good yet"
-    )
     parser.add_argument("--trace", action="store_true", help="what the processes log")
     parser.add_argument("--json", action="store_true", help="one line of JSON in the place of tables")
     said = parser.parse_args()
@@ -385,7 +377,7 @@ def main() -> int:
     failed: dict[int, list[str]] = {}
     began, seed, digest = time.perf_counter(), said.seed or said.first, 0
     while True:
-        scene, told = run(seed, said.rate, not said.unfenced, said.failover_anywhere)
+        scene, told = run(seed, said.rate, not said.unfenced)
         struck += scene.world.struck
         total.update({"runs": 1, "processes": scene.started, **told})
         digest = zlib.crc32(f"{scene.world.digest}".encode(), digest)

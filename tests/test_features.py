@@ -27,10 +27,10 @@ from features.events.event import parse_event
 from features.people.consent import Consents
 from features.people.identity import Identities
 from features.people.vault import Vault
-from features.state.clock import clock_of, fixed_clock, local_midnight, parse_as_of
+from features.state.clock import clock_of, fixed_clock, local_midnight, moment_of, parse_as_of
 from features.state.settings import Settings
 from features.store.event_index import Incoming
-from features.store.feature_store import FeatureStore, moment_of
+from features.store.feature_store import FeatureStore
 from features.store.snapshots import compute, states
 from features.store.timeline import open_timeline
 from models.inputs import Input

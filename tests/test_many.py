@@ -38,12 +38,13 @@ from scene import (
 from servers import Proxy, RedisServer
 
 from features.people.identity import Identities
+from features.state.clock import moment_of
 from features.state.home import Home
 from features.state.postgres_server import server_at
 from features.state.settings import Settings
 from features.store.customer_rows import CustomerRows
 from features.store.event_log import EventLog, connect
-from features.store.feature_store import FeatureStore, moment_of
+from features.store.feature_store import FeatureStore
 from serving.http.lanes import Lane, LongAnswers
 
 ZONE = "America/New_York"

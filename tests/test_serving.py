@@ -22,11 +22,12 @@ from scene import NEW_YEAR, ROOT, SMALL_CUT, Service, command, copy_home, eventu
 
 from features.catalogue.tables import Catalogue
 from features.sources.catalogue_file import load as load_catalogue
+from features.state.clock import moment_of
 from features.state.home import Home
 from features.state.ports import DECISIONS
 from features.store.decision_log import flushed
 from features.store.event_log import EventLog
-from features.store.feature_store import FeatureStore, moment_of
+from features.store.feature_store import FeatureStore
 from features.store.snapshots import compute
 from features.store.timeline import open_timeline
 from models.inputs import Input

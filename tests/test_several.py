@@ -24,7 +24,7 @@ from features.people.hidden import Hidden
 from features.people.identity import Identities
 from features.people.tombstones import Tombstones
 from features.people.vault import IDENTIFIER, Personal, Vault
-from features.state.clock import fixed_clock, system_clock
+from features.state.clock import fixed_clock, moment_of, system_clock
 from features.state.home import Home
 from features.state.ports import SERVING, MovedOnError, UnreachableError
 from features.state.settings import Settings
@@ -32,7 +32,7 @@ from features.state.sqlite_file import SQLiteFile
 from features.store import decision_log
 from features.store.customer_rows import CustomerRows
 from features.store.decision_log import DecisionLog
-from features.store.feature_store import FeatureStore, moment_of
+from features.store.feature_store import FeatureStore
 from models.registry import Registry
 from serving.bootstrap import check_clocks, model_settings
 from serving.decide.questions import OffersAnswer

@@ -6,18 +6,23 @@ import os
 import sqlite3
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pandas as pd
 import pytest
 from scene import NEW_YEAR, TinyShop, customer, event, told
+from servers import RedisServer
 
 from features.definitions.folds.fold import Line, Touch
-from features.definitions.folds.registered import CustomerState
+from features.definitions.folds.registered import NAMES, CustomerState
+from features.definitions.view import ONLINE
+from features.state.clock import microseconds, moment_of
 from features.state.home import Home
 from features.store.customer_rows import CustomerRows
-from features.store.feature_store import FeatureStore, StaleFeaturesError, moment_of
+from features.store.feature_store import FeatureStore, StaleFeaturesError
+from features.store.keyed_state import Told
 
 HER, OTHER = customer("1"), customer("2")
 EARLIER = NEW_YEAR - timedelta(days=28)
@@ -47,6 +52,25 @@ class OnlineStoreContract:
             store.backfill(view, {NEW_YEAR: None})
             assert store.materialize(view, NEW_YEAR) == 2
         return store
+
+    def test_feast_reads_what_was_written_unless_a_newer_row_was_there(self, store: FeatureStore) -> None:
+        rows = [{"customer_id": f"c{n}", NAMES[0]: f"{n}"} for n in range(250)]
+        assert store.push("customer_state", rows[:3], NEW_YEAR + timedelta(seconds=1)) == 3
+        assert store.push("customer_state", rows, NEW_YEAR) == 247
+        view = store.views["customer_state"]
+        asked = [f"{view.name}{ONLINE}:{view.at_column}"]
+        told = store._feast.get_online_features(asked, [{"customer_id": f"c{n}"} for n in range(250)]).to_dict()
+        late, at = (microseconds(NEW_YEAR + timedelta(seconds=n)) for n in (1, 0))
+        assert told[view.at_column] == [late] * 3 + [at] * 247
+
+    def test_a_row_that_is_newer_is_not_deleted_by_whoever_is_late(self, store: FeatureStore) -> None:
+        later = NEW_YEAR + timedelta(seconds=1)
+        store.push("customer_state", [{"customer_id": HER}], later)
+        assert store.delete("customer_state", [HER, OTHER, "nobody"], NEW_YEAR) == 1
+        assert store.online_times("customer_state", [HER, OTHER]) == {HER: microseconds(later)}
+        # of a time to come: a clock was wrong
+        assert store.delete("customer_state", [HER], NEW_YEAR - timedelta(days=9), is_now=False) == 0
+        assert store.delete("customer_state", [HER], NEW_YEAR - timedelta(days=9)) == 1
 
     def test_rows_come_back_as_they_were_materialized(self, store: FeatureStore) -> None:
         her, nobody, other = (told(store, who) for who in (HER, "nobody", OTHER))
@@ -141,13 +165,39 @@ class TestRedis(OnlineStoreContract):
 
     def test_what_was_lost_is_not_forgotten_by_whoever_goes_on_writing(self, store: FeatureStore) -> None:
         first, second, third = (NEW_YEAR + timedelta(seconds=n) for n in range(3))
-        store.note_told(first)
+        empty = store.told()
+        assert empty is not None
+        assert store.tell(first, empty)
+        told = store.told()
+        assert told is not None
+        assert told == Told(first, empty.server)
         # what was noted of the second moment went with a server
-        store.note_told(third, since=second)
-        assert store.lost_since(third) == first
-        store.note_told(second, since=first)
-        store.note_told(third, since=second)
-        assert store.lost_since(third) is None
+        assert not store.tell(third, told._replace(until=second))
+        # another run of a server has taken over since, which may lack rows though it has the note
+        assert not store.tell(third, told._replace(server="another"))
+        assert store.told() == told
+        assert store.tell(second, told)
+        # somebody who is late takes nothing back
+        assert store.tell(first, told)
+        assert store.told() == told._replace(until=second)
+
+    def test_every_run_of_a_server_names_itself(self, tiny: TinyShop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        redis = RedisServer(tmp_path)
+        try:
+            monkeypatch.setenv("UBIQUO_REDIS", f"127.0.0.1:{redis.port}")
+            store = self.fresh(replace(tiny, home=Home(tiny.home.root)))
+            before = store.told()
+            redis.kill()
+            redis.start()
+            after = store.told()
+            assert before is not None
+            assert after is not None
+            assert before.until == after.until
+            assert before.server != after.server
+            assert not store.tell(NEW_YEAR, before)
+            assert store.tell(NEW_YEAR, after)
+        finally:
+            redis.stop()
 
     @staticmethod
     def write_as_before(store: FeatureStore, customer_id: str) -> None:

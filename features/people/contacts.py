@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import NamedTuple
 
 import sqlalchemy as sa
 
 from features.people.vault import CONTACTS, IDENTIFIER, Personal, Vault
-from features.state.clock import microseconds
+from features.state.clock import microseconds, moment_of
 from features.state.ports import AnyRow, State
 from features.state.sql import put, run_many
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CHUNK = 500
 _ROWS = sa.select(CONTACTS.c.identity_key, CONTACTS.c.field, CONTACTS.c.token, CONTACTS.c.known_at)
 _PUT = put(CONTACTS)
@@ -108,4 +107,4 @@ class Contacts:
 
     def _opened(self, row: AnyRow) -> Contact:
         key, field, token, known_at = row
-        return Contact(key, field, self._vault.decrypt(token).decode(), _EPOCH + timedelta(microseconds=known_at))
+        return Contact(key, field, self._vault.decrypt(token).decode(), moment_of(known_at))

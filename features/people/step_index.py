@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC
 from typing import Any, ClassVar, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from features.people.identity_state import Step
-from features.state.clock import microseconds
+from features.state.clock import microseconds, moment_of
 from features.state.sql import BIG, put, run_many
 from features.state.table_index import TableIndex
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class NumberedStep(NamedTuple):
@@ -58,7 +56,7 @@ class StepIndex(TableIndex[NumberedStep]):
         with self._lock:
             rows = {row[0]: row for row in self._chunked(_OF_KEYS, sorted(keys))}
             rows.update({row[0]: row for row in self._chunked(_OF_CUSTOMERS, sorted(customers))})
-        return [Step(key, who, _EPOCH + timedelta(microseconds=at), *rest) for _, (_, key, who, at, *rest) in sorted(rows.items())]
+        return [Step(key, who, moment_of(at), *rest) for _, (_, key, who, at, *rest) in sorted(rows.items())]
 
     def forget(self, keys: Collection[str], customers: Collection[str], event_ids: Sequence[str], version: int) -> None:
         """Let go of what is told of these identifiers, customers and events; *version* is the table without them.

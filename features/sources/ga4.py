@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, get_args
 
 import msgspec
@@ -12,13 +12,13 @@ import msgspec
 from features.events.event import MAX_ID, MAX_TEXT, EventName, RejectedEvent, bounded
 from features.events.identifiers import shortened
 from features.sources.money import minor, number
+from features.state.clock import moment_of
 
 SOURCE = "ga4"
 MAX_EVENTS = 25
 """What the protocol allows in one request."""
 MAX_BYTES = 130_000
 """What the protocol allows a request to hold; what it says of all its events is kept with each."""
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NAMES = frozenset(get_args(EventName))
 _USED = frozenset({"items", "currency", "transaction_id", "search_term", "session_id", "campaign", "campaign_id", "promotion_id",
                    "affiliation", "value", "coupon", "engagement_time_msec", "decision_id", "decisionId"})  # fmt: skip
@@ -130,7 +130,7 @@ def _moment(micros: Any, received_at: datetime) -> datetime:
     if micros is None:
         return received_at
     try:
-        return _EPOCH + timedelta(microseconds=int(micros))
+        return moment_of(int(micros))
     except (ValueError, TypeError, OverflowError):
         raise RejectedEvent("timestamp_micros", "must be microseconds since 1970") from None
 

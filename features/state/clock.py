@@ -91,12 +91,17 @@ def clock_of(settings: Settings, not_before: datetime | None = None) -> Clock:
     return running_clock(max(moment, not_before) if not_before else moment)
 
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def moment_of(microseconds: int) -> datetime:
+    """The UTC time so many microseconds after 1970, exactly."""
+    return EPOCH + timedelta(microseconds=microseconds)
 
 
 def microseconds(moment: datetime) -> int:
     """Whole microseconds since 1970: how feature rows and the inbox keep a moment."""
-    since = moment - _EPOCH
+    since = moment - EPOCH
     # a division by a duration takes three times as long, and every event is asked several times
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 

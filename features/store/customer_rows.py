@@ -15,11 +15,11 @@ from features.definitions.timeline import Timeline
 from features.events.event import SealedEvent
 from features.people.consent import Consents
 from features.people.identity import Identities
-from features.state.clock import AHEAD, microseconds
+from features.state.clock import AHEAD, microseconds, moment_of
 from features.state.home import Home
+from features.state.ports import UnreachableError
 from features.store.event_log import EventLog
-from features.store.feature_store import moment_of
-from features.store.keyed_state import KeyedState
+from features.store.keyed_state import KeyedState, Row, Told
 from features.store.prepared_compute import Prepared
 from features.store.snapshots import compute, states
 from features.store.timeline import open_timeline
@@ -51,6 +51,10 @@ class CustomerRows:
         self._consents = consents or Consents(home, shop.consent)
         self._zone = ZoneInfo(shop.timezone)
         self._prepared = Prepared(home)
+        self._told: Told | None = None
+        """What the store said of itself before anything was written."""
+        self.written: set[str] = set()
+        """Whose rows were written or deleted since."""
 
     def close(self) -> None:
         """Let go of what was kept for the next few customers."""
@@ -68,21 +72,33 @@ class CustomerRows:
         self.compute(touched, moment, is_now=False)
         return len(touched)
 
-    def tell_until(self, moment: datetime, since: datetime | None) -> None:
-        """The rows, which told of everything received before *since*, do so before a moment: should the store lose some, it is known."""
-        self._store.note_told(moment, since)
+    def begin(self, until: datetime | None) -> int:
+        """Begin to write: what the store has lost of rows that told of everything received before a moment is made anew.
 
-    def bring_back(self, until: datetime) -> int:
-        """Make anew what the store has lost of rows that told of everything received before a moment; returns of how many customers."""
-        since = self._store.lost_since(until)
-        if since is None:
+        Returns of how many customers that was.
+
+        Raises:
+            UnreachableError: the store has lost rows again meanwhile.
+        """
+        self._told, self.written = self._store.told(), set()
+        if until is None or self._told is None or self._told.until >= until:
             return 0
+        since = self._told.until
         logger.error("rows written since %s are lost online: they are made anew from the log", since.isoformat())
         self.rebuild(touched := self._touched_since(since), until)
         # of what the states told already, windowed features may have been lost as well
         self.compute(self._touched_since(since - BEHIND), until)
-        self._store.note_told(until, since)
+        self.tell_until(until)
         return len(touched)
+
+    def tell_until(self, moment: datetime) -> None:
+        """Note that the rows, as written since ``begin``, tell of everything received before a moment: should some be lost, it is known.
+
+        Raises:
+            UnreachableError: the store has lost rows meanwhile; the next ``begin`` makes them anew.
+        """
+        if not self._store.tell(moment, self._told):
+            raise UnreachableError("the server of the online rows was replaced, or lost some, while they were written: it is tried again")
 
     def _touched_since(self, since: datetime) -> list[str]:
         keys = self._log.keys_since(since) if self._log.exists else set()
@@ -133,7 +149,7 @@ class CustomerRows:
                 # one customer's odd row or event must not keep the others' rows from being written
                 logger.exception("a customer's row cannot be brought up to date; it is made anew from the log")
                 again.add(customer)
-        self._store.push(STATE, rows, until)
+        self._push(STATE, rows, until)
         for at, some in later.items():
             if at <= microseconds(until + AHEAD):
                 self.rebuild(some, moment_of(at))
@@ -145,8 +161,8 @@ class CustomerRows:
         """States anew from the log: of customers who were merged, split, or have said what may be used."""
         for some in self._in_parts(customers):
             found = self._replayed(some, at)
-            self._store.push(STATE, [{"customer_id": c, **state.to_row()} for c, state in found.items()], at, is_now)
-            self._drop(STATE, [c for c in some if c not in found], at, is_now)
+            self._push(STATE, [{"customer_id": c, **state.to_row()} for c, state in found.items()], at, is_now)
+            self._delete(STATE, [c for c in some if c not in found], at, is_now)
 
     def compute(self, customers: Sequence[str], at: datetime, is_now: bool = True) -> None:
         """The windowed features of *customers* at a moment before which everything is in the log."""
@@ -156,16 +172,18 @@ class CustomerRows:
                 for _, table in compute(opened, self._store.views[ACTIVITY], {at: None}):
                     rows = [{k: v for k, v in row.items() if k != "event_timestamp"} for row in table.to_pylist()]
                     found |= {row["customer_id"] for row in rows}
-                    self._store.push(ACTIVITY, rows, at, is_now)
-            self._drop(ACTIVITY, [c for c in some if c not in found], at, is_now)
+                    self._push(ACTIVITY, rows, at, is_now)
+            self._delete(ACTIVITY, [c for c in some if c not in found], at, is_now)
 
-    def _drop(self, view: str, customers: Sequence[str], at: datetime, is_now: bool) -> None:
-        """Delete the rows of customers who have none at a moment; newer ones stay, where that *is_now* but for those of a time to come."""
-        if customers:
-            held, ahead = self._store.online_times(view, customers), microseconds(at + AHEAD)
-            # whoever has lost the lease and does not know tells of a moment that has passed
-            customers = [c for c in customers if (its := held.get(c, 0)) <= microseconds(at) or (is_now and its > ahead)]
-        self._store.delete(view, customers)
+    def _push(self, view: str, rows: Sequence[Row], at: datetime, is_now: bool = True) -> None:
+        # before: an answer that is lost says nothing
+        self.written |= {row["customer_id"] for row in rows}
+        self._store.push(view, rows, at, is_now)
+
+    def _delete(self, view: str, customers: Sequence[str], at: datetime, is_now: bool) -> None:
+        self.written |= set(customers)
+        # whoever has lost the lease and does not know tells of a moment that has passed: newer rows stay
+        self._store.delete(view, customers, at, is_now)
 
     def _replayed(self, customers: Sequence[str], at: datetime) -> dict[str, CustomerState]:
         if not self._log.exists:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, ClassVar, NamedTuple
 
 import msgspec
@@ -15,11 +15,9 @@ from sqlalchemy import Connection
 from features.events.event import Consent, Item, SealedEvent
 from features.people.identity_state import keys_of
 from features.people.vault import Personal
-from features.state.clock import microseconds
+from features.state.clock import microseconds, moment_of
 from features.state.sql import BIG, put, run_many
 from features.state.table_index import CHUNK, TableIndex
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Incoming(NamedTuple):
@@ -253,12 +251,12 @@ def _payload(row: Incoming) -> bytes:
 def _incoming(payload: bytes) -> Incoming:
     s = _decode(payload)
     event = SealedEvent(
-        event_id=s.event_id, name=s.name, occurred_at=_moment(s.occurred_at), identifiers=s.identifiers, channel=s.channel,
+        event_id=s.event_id, name=s.name, occurred_at=moment_of(s.occurred_at), identifiers=s.identifiers, channel=s.channel,
         store_id=s.store_id, session_id=s.session_id, currency=s.currency, items=[Item(*item) for item in s.items], offer_id=s.offer_id,
         campaign_id=s.campaign_id, query=s.query, decision_id=s.decision_id, traits=s.traits, previous=s.previous,
         consent=_consent(s.consent),
     )  # fmt: skip
-    known_at, received_at = _moment(s.known_at), _moment(s.received_at)
+    known_at, received_at = moment_of(s.known_at), moment_of(s.received_at)
     return Incoming(event, s.content_hash, known_at, received_at, s.source, s.consent_basis, s.declared_purposes)
 
 
@@ -276,7 +274,3 @@ def _purposes(row: Incoming) -> str | None:
 
 def _digest(event_id: str) -> bytes:
     return hashlib.blake2b(event_id.encode(), digest_size=16).digest()
-
-
-def _moment(at: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=at)

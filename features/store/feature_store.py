@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 from features.catalogue.shop import Shop
 from features.definitions.feature import Moment
 from features.definitions.folds.registered import NAMES, CustomerState, nothing
-from features.definitions.view import ONLINE, View, views_of
-from features.state.clock import AHEAD, microseconds
+from features.definitions.view import View, views_of
+from features.state.clock import AHEAD, microseconds, moment_of
 from features.state.disk import make_folder
 from features.state.home import Home, configure_process
 from features.state.ports import MissingStateError
-from features.store.keyed_state import Row
-from features.store.online_engines import KEY_VERSION, PROJECT, OnlineEngine, RedisRows, SQLiteRows, entities_of
+from features.store.keyed_state import Row, Told
+from features.store.online_engines import KEY_VERSION, NO_BOUND, PROJECT, Noted, OnlineEngine, OnlineRow, RedisRows, SQLiteRows, entities_of
 from features.store.snapshots import Wanted, backfill, drop_unread, snapshot_path
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ SERVICES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """FeatureService name to the views that it reads; those of models come from their settings."""
 WRITE_ROWS = 1_000
-ONLINE_LEASE = "online"
-"""Of whoever looks at rows online and then writes them."""
 _pack, _unpack = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(dict[str, Any]).decode
 
 
@@ -64,7 +62,7 @@ class FeatureStore:
         self.views: Mapping[str, View] = views_of(shop.domain)
         """The feature views of the shop's domain, by name."""
         self._services = {**SERVICES, **(services or {})}
-        redis = self._redis = home.settings.redis
+        redis = home.settings.redis
         make_folder(home.feast)
         self._drop_damaged_registry(home.feast / "registry.db")
         self._feast: feast.FeatureStore = feast.FeatureStore(
@@ -106,8 +104,7 @@ class FeatureStore:
         from features.store.views import feast_objects
 
         self._feast.apply(feast_objects(self._home, self.views, self._services))
-        with self._home.lease.hold(ONLINE_LEASE):
-            self._rows.keep_only(self.views)
+        self._rows.keep_only(self.views)
 
     def customer_views(self) -> list[str]:
         """The views of customers."""
@@ -192,8 +189,8 @@ class FeatureStore:
     def push(self, view: str, rows: Sequence[Row], as_of: datetime, is_now: bool = True) -> int:
         """Write rows of *view*, true as of *as_of*, online; newer rows stay. Where that *is_now*, those of a time to come do not."""
         at = microseconds(as_of)
-        stamped = [{**row, "event_timestamp": as_of, self.views[view].at_column: at} for row in rows]
-        return self._write(view, stamped, microseconds(as_of + AHEAD) if is_now else None)
+        stamped = [{**row, self.views[view].at_column: at} for row in rows]
+        return self._write(view, stamped, _believed_until(as_of, is_now))
 
     def delete_all(self, keys: Sequence[str], key: str = "customer_id") -> int:
         """Take everything that is online of some entities offline for good, whoever wrote it; returns how many rows there were."""
@@ -203,29 +200,32 @@ class FeatureStore:
         self._rows.delete_all(entities_of(key, keys))
         return gone
 
-    def delete(self, view: str, keys: Sequence[str]) -> int:
-        """Take rows of *view* offline for good; returns how many there were."""
+    def delete(self, view: str, keys: Sequence[str], until: datetime | None = None, is_now: bool = True) -> int:
+        """Take rows of *view* offline, newer ones than of *until* not; returns how many there were.
+
+        Where that *is_now*, those of a time to come go too.
+        """
         if not keys:
             return 0
-        with self._home.lease.hold(ONLINE_LEASE):
-            return self._delete(view, keys)
+        entities = entities_of(self.views[view].key, keys)
+        if until is None:
+            return self._rows.delete(self.views[view], entities)
+        return self._rows.delete(self.views[view], entities, microseconds(until), _believed_until(until, is_now))
 
-    def _delete(self, view: str, keys: Sequence[str]) -> int:
-        return self._rows.delete(self.views[view], entities_of(self.views[view].key, keys)) if keys else 0
+    def told(self) -> Told | None:
+        """Until when the rows tell of everything, as noted last; None where what was written is never lost."""
+        return None if (noted := self._rows.noted()) is None else Told(moment_of(noted.until), noted.server)
 
-    def note_told(self, until: datetime, since: datetime | None = None) -> None:
-        """Note that the rows tell of everything received before a moment, unless some was lost that told of all before *since*."""
-        self._rows.note(microseconds(until), 0 if since is None else microseconds(since))
+    def tell(self, until: datetime, before: Told | None) -> bool:
+        """Note that the rows tell of everything received before a moment, written since the store said *before*.
 
-    def lost_since(self, until: datetime) -> datetime | None:
-        """Since when rows may be lost that told of everything received before *until*; None where none are."""
-        noted = self._rows.noted()
-        return None if noted is None or noted >= microseconds(until) else moment_of(noted)
+        Returns False, and notes nothing, where some of that may be lost: another server has taken over, or it has lost the note.
+        """
+        return before is None or self._rows.note(microseconds(until), Noted(microseconds(before.until), before.server))
 
     def scrub(self) -> None:
         """Leave no trace online of what was replaced or deleted."""
-        with self._home.lease.hold(ONLINE_LEASE):
-            self._rows.scrub()
+        self._rows.scrub()
 
     def online(self, service: str, keys: Sequence[str]) -> list[Row]:
         """The newest rows of *service* for *keys* as they are stored, in their order; an unknown key's values are all None.
@@ -249,26 +249,11 @@ class FeatureStore:
             self._feature_services[name] = self._feast.get_feature_service(name)
         return self._feature_services[name]
 
-    def _write(self, name: str, rows: Sequence[Row], believed_until: int | None = None) -> int:
-        view, written = self.views[name], 0
-        for start in range(0, len(rows), WRITE_ROWS):
-            chunk = rows[start : start + WRITE_ROWS]
-            # another process must not write between the look and the write; in chunks, so that nobody waits for long
-            with self._home.lease.hold(ONLINE_LEASE):
-                held = self.online_times(name, [row[view.key] for row in chunk])
-                if believed_until is not None and (ahead := [k for k, at in held.items() if at > believed_until]):
-                    # Redis keeps the newer row whatever is written, so these go first
-                    self._delete(name, ahead)
-                    held = {k: at for k, at in held.items() if at <= believed_until}
-                fresh = [row for row in chunk if row[view.at_column] >= held.get(row[view.key], 0)]
-                if self._redis:
-                    # Redis passes over a row of the very moment that it holds
-                    self._delete(name, [row[view.key] for row in fresh if row[view.at_column] == held.get(row[view.key])])
-                if fresh:
-                    provider, table = self._feast._get_provider(), self._feast.get_feature_view(f"{name}{ONLINE}")
-                    provider.online_write_batch(self._feast.config, table, _packed(view, fresh), None)
-            written += len(fresh)
-        return written
+    def _write(self, name: str, rows: Sequence[Row], believed_until: int = NO_BOUND) -> int:
+        view = self.views[name]
+        # in chunks, so that nobody waits for long
+        chunks = (_packed(view, rows[start : start + WRITE_ROWS]) for start in range(0, len(rows), WRITE_ROWS))
+        return sum(self._rows.write(view, chunk, believed_until) for chunk in chunks)
 
     def online_times(self, name: str, keys: Sequence[str]) -> Mapping[str, int]:
         """The moment (Unix microseconds) of the row of a view that each of *keys* has."""
@@ -276,17 +261,18 @@ class FeatureStore:
         return {key: at for key, (at, _) in zip(keys, held, strict=True) if at is not None}
 
 
-def _packed(view: View, rows: Sequence[Row]) -> list[tuple[Any, dict[str, Any], datetime, None]]:
-    """Rows as they lie online: the entity, its two values (the moment, and all the rest as one), and Feast's own times."""
-    from feast.protos.feast.types.Value_pb2 import Value
+def _believed_until(moment: datetime, is_now: bool) -> int:
+    """Up to which moment (Unix microseconds) what is online is believed: where *is_now* the time, none that is to come."""
+    return microseconds(moment + AHEAD) if is_now else NO_BOUND
 
+
+def _packed(view: View, rows: Sequence[Row]) -> list[OnlineRow]:
+    """Rows as they lie online: the entity, its moment, and all the rest as one value."""
     entities = entities_of(view.key, [row[view.key] for row in rows])
-    found = []
-    for entity, row in zip(entities, rows, strict=True):
-        packed = Value(bytes_val=_pack({name: row.get(name) for name in view.columns}))
-        values = {view.at_column: Value(int64_val=row[view.at_column]), view.packed_column: packed}
-        found.append((entity, values, row["event_timestamp"], None))
-    return found
+    return [
+        OnlineRow(entity, row[view.at_column], _pack({name: row.get(name) for name in view.columns}))
+        for entity, row in zip(entities, rows, strict=True)
+    ]
 
 
 def expanded(row: Mapping[str, Any], moment: Moment, folds: Sequence[str] = NAMES) -> Row:
@@ -299,8 +285,3 @@ def expanded(row: Mapping[str, Any], moment: Moment, folds: Sequence[str] = NAME
     if all(row.get(name) is None for name in NAMES):
         return plain | (nothing(folds) if any(name in row for name in NAMES) else {})
     return plain | CustomerState.from_row(row).features(moment, folds)
-
-
-def moment_of(microseconds: int) -> datetime:
-    """The UTC time that a view's ``_at`` column holds."""
-    return datetime.fromtimestamp(microseconds / 1_000_000, UTC)

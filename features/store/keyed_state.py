@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from features.definitions.view import View
 
 Row = dict[str, Any]
+
+
+class Told(NamedTuple):
+    """What the store says of itself."""
+
+    until: datetime
+    """Its rows tell of everything received before."""
+    server: str
+    """Who says so: another server, or the same one started anew, may lack what was written last."""
 
 
 class KeyedState(Protocol):
@@ -33,17 +42,23 @@ class KeyedState(Protocol):
     def online_times(self, view: str, keys: Sequence[str]) -> Mapping[str, int]:
         """The moment (Unix microseconds) of the row of *view* that each of *keys* has."""
 
-    def delete(self, view: str, keys: Sequence[str]) -> int:
-        """Let go of rows of *view* for good; returns how many there were."""
+    def delete(self, view: str, keys: Sequence[str], until: datetime | None = None, is_now: bool = True) -> int:
+        """Let go of rows of *view*, newer ones than of *until* not; returns how many there were.
+
+        Where that *is_now*, those of a time to come go too.
+        """
 
     def delete_all(self, keys: Sequence[str], key: str = "customer_id") -> int:
         """Let go of everything of some entities for good; returns how many rows there were."""
 
-    def note_told(self, until: datetime, since: datetime | None = None) -> None:
-        """Note that the rows tell of everything received before a moment, unless some was lost that told of all before *since*."""
+    def told(self) -> Told | None:
+        """Until when the rows tell of everything, as noted last; None where what was written is never lost."""
 
-    def lost_since(self, until: datetime) -> datetime | None:
-        """Since when rows may be lost that told of everything received before *until*; None where none are."""
+    def tell(self, until: datetime, before: Told | None) -> bool:
+        """Note that the rows tell of everything received before a moment, written since the store said *before*.
+
+        Returns False, and notes nothing, where some of that may be lost: another server has taken over, or it has lost the note.
+        """
 
     def scrub(self) -> None:
         """Leave no trace of what was replaced or deleted."""

@@ -22,11 +22,11 @@ from features.events.event import Channel
 from features.people.consent import Consents
 from features.people.contacts import Contacts
 from features.people.identity import Identities
-from features.state.clock import clock_of
+from features.state.clock import clock_of, moment_of
 from features.state.disk import make_folder
 from features.state.home import Home
 from features.state.ports import MissingStateError
-from features.store.feature_store import FeatureStore, moment_of
+from features.store.feature_store import FeatureStore
 from serving.decide.addresses import Addresses, missing
 from serving.decide.batch import PLAIN, Delivery, whole
 from serving.decide.batch_files import CsvFile, JsonLinesFile, ParquetFile, Writer

@@ -17,7 +17,7 @@ import numpy as np
 
 from features.definitions.segments import WrongContextError
 from features.events.event import Channel
-from features.store.feature_store import moment_of
+from features.state.clock import moment_of
 from models.attributes import Attributes
 from models.decision import Decision, Query
 from models.kind import ScoreModel

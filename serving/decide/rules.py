@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from features.events.event import RejectedEvent, Text, check_keys, explain
-from features.state.clock import microseconds
+from features.state.clock import microseconds, moment_of
 from features.state.disk import DamagedStateError
 from features.state.ports import State
 from features.state.sql import BIG
@@ -306,8 +306,8 @@ def _made(number: int, said: str, made_by: str, made_at: int, ended_by: str | No
     content = _DECODE(said)
     return ShopRule(
         **{name: getattr(content, name) for name in RuleContent.__struct_fields__},
-        rule_id=f"r{number}", made_by=made_by, made_at=_moment(made_at), ended_by=ended_by,
-        ended_at=None if ended_at is None else _moment(ended_at),
+        rule_id=f"r{number}", made_by=made_by, made_at=moment_of(made_at), ended_by=ended_by,
+        ended_at=None if ended_at is None else moment_of(ended_at),
     )  # fmt: skip
 
 
@@ -318,10 +318,6 @@ def _end(connection: sa.Connection, rule_id: str, by: str, at: datetime) -> Shop
         last = connection.execute(sa.select(sa.func.max(_RULES.c.number))).scalar()
         raise UnknownRuleError("there is no such rule: " + ("none was ever made" if last is None else f"the last made is r{last}"))
     if found.ended_at is not None:
-        raise EndedRuleError(f"{rule_id} was ended before, by {found.ended_by}, {_moment(found.ended_at):%Y-%m-%d %H:%M} UTC")
+        raise EndedRuleError(f"{rule_id} was ended before, by {found.ended_by}, {moment_of(found.ended_at):%Y-%m-%d %H:%M} UTC")
     connection.execute(sa.update(_RULES).where(_RULES.c.number == number).values(ended_by=by, ended_at=microseconds(at)))
     return _made(*connection.execute(sa.select(_RULES).where(_RULES.c.number == number)).one())
-
-
-def _moment(at: int) -> datetime:
-    return datetime.fromtimestamp(at // 1_000_000, UTC).replace(microsecond=at % 1_000_000)

@@ -15,7 +15,7 @@ from features.events.event import SealedEvent
 from features.people.consent import Consents
 from features.people.identity import Identities
 from features.people.vault import Personal, Vault
-from features.state.ports import Lease, LeaseTakenError, MissingStateError
+from features.state.ports import Held, Lease, LeaseTakenError, MissingStateError
 from features.store.customer_rows import CustomerRows
 from features.store.dead_letters import DeadLetter
 from features.store.event_index import Incoming
@@ -92,6 +92,7 @@ class Drain:
         self._max_waiting = max_waiting
         self._moving, self._depth = threading.RLock(), 0
         """One thread of one process at a time moves what waits into the log."""
+        self._held: Held
         self._spoilt: set[str] = set()
         """Customers whose online rows a failure left half brought up to date."""
         self._marking = threading.Lock()
@@ -99,7 +100,6 @@ class Drain:
         self._disturbed: dict[str, datetime] = {}
         """Customers who gained or lost an identifier, and the last receipt given when that was noticed: until rows know that they
         are made anew, as what disturbed them may still be on its way to the log."""
-        self._unfolded: list[Incoming] = []
         self._postponed = self._refresh_postponed = self._seen_waiting = 0
         self.follow: Follow | None = None
         """Who goes on with events that were folded."""
@@ -131,9 +131,9 @@ class Drain:
         Raises:
             LeaseTakenError: another process does, and it is not to be waited for.
         """
-        with self._moving, contextlib.ExitStack() as held:
+        with self._moving, contextlib.ExitStack() as stack:
             if self._depth == 0:
-                held.enter_context(self._lease.hold(MOVING) if is_patient else self._lease.take(MOVING))
+                self._held = stack.enter_context(self._lease.hold(MOVING) if is_patient else self._lease.take(MOVING))
                 # what another has moved meanwhile is known before anything is taken up
                 self._inbox.catch_up()
                 self.elsewhere.take_in()
@@ -142,14 +142,16 @@ class Drain:
                 yield
             finally:
                 self._depth -= 1
+                if self._depth == 0 and not self._held.still_held():
+                    # another may have deleted meanwhile what this one has written after all
+                    self._spoilt |= self.rows.written
 
     def drain(self) -> int:
         """Move what waits into the log, and what is new of it into the online rows, in batches; returns how many events."""
         moved = 0
         with self._alone():
             self._log.catch_up()
-            if (until := self._inbox.standing().moved_until) is not None:
-                self.rows.bring_back(until)
+            self.rows.begin(self._inbox.standing().moved_until)
             more = True
             while more:
                 # only as long as a pass leaves what was there when it began: under a steady stream it would never end
@@ -166,11 +168,9 @@ class Drain:
         letters, left = self._oldest(followed)
         batch: list[Incoming] = []
         if letters:
-            # what an earlier failure left unfolded goes first: only when all is folded may it leave the inbox
             batch = self._read(letters)
             try:
                 fresh = self._log.append(batch, self._identities).fresh
-                self._unfolded += fresh
                 # what lies in the log already may be of one that broke off here: whether the rows know it nobody can tell
                 known = {row.event.event_id for row in batch} - {row.event.event_id for row in fresh}
                 again = (self._identities.customer_of(row.event) for row in batch if row.event.event_id in known)
@@ -179,9 +179,9 @@ class Drain:
                 # it may lie in the log all the same, and is no news then: the rows are made anew from the log
                 self._spoilt |= {customer for row in batch if (customer := self._identities.customer_of(row.event))}
                 raise
-            self._fold(self._unfolded, letters[-1].received_at + TICK)
-            self.rows.tell_until(letters[-1].received_at + TICK, self._inbox.standing().moved_until)
-        self._unfolded = []
+            self._fold(fresh, letters[-1].received_at + TICK)
+        elif self._spoilt and (until := self._inbox.standing().moved_until) is not None:
+            self._fold((), until)
         self._follow(batch)
         self._inbox.drained(letters, refused, self._touched)
         self._touched = set()
@@ -250,7 +250,7 @@ class Drain:
             customers = self._inbox.to_compute()
             if customers:
                 self.rows.compute(customers, at)
-                self.rows.tell_until(at, self._inbox.standing().moved_until)
+                self.rows.tell_until(at)
                 # only now: a failure leaves them for the next time, as does an event that came while this one drained
                 self._inbox.computed(customers, at)
             ahead, self._recent.ahead = sorted(self._recent.ahead), set()
@@ -291,6 +291,8 @@ class Drain:
         again = disturbed | self.rows.fold(ordinary, until, self._recent.minted.__contains__, self._usable)
         if again:
             self.rows.rebuild(sorted(again), until)
+        # nothing leaves the inbox, nor what is remembered, before the rows are known to tell it
+        self.rows.tell_until(until)
         self._spoilt = set()
         with self._marking:
             self._disturbed = {customer: at for customer, at in self._disturbed.items() if at >= until}

@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from features.state.clock import Clock, microseconds
+from features.state.clock import Clock, microseconds, moment_of
 from features.state.ports import AnyRow, Database, DatabaseSession, MissingStateError, State, UnreachableError
 from features.state.sql import BIG, put, run_many
-from serving.intake.event_queue import EPOCH, TICK, Accepted, Entry, Follow, Moved, Progress, Refused, Turn
+from serving.intake.event_queue import TICK, Accepted, Entry, Follow, Moved, Progress, Refused, Turn
 
 logger = logging.getLogger("ubiquo")
 READ_BYTES = 32_000_000
@@ -287,7 +287,7 @@ class Inbox:
         """The rows that could not be taken and have not left yet, in order."""
         query = sa.select(REFUSED).order_by(REFUSED.c.seq)
         rows = self._reader.read(query if limit < 0 else query.limit(limit))
-        return [Refused(_moment(at), source, token, seq) for seq, at, source, token in rows]
+        return [Refused(moment_of(at), source, token, seq) for seq, at, source, token in rows]
 
     def count_refused(self) -> int:
         """How many rows that could not be taken have not left yet."""
@@ -296,13 +296,15 @@ class Inbox:
 
     def drained(self, letters: Sequence[Accepted], refused: Sequence[Refused], touched: Collection[str] = ()) -> None:
         """Let go of what the log now holds, and note in the same commit of whom it knows more than their windowed features do."""
-        to, until = (letters[-1].seq, letters[-1].received_at + TICK) if letters else (0, EPOCH)
+        if not (letters or refused or touched):
+            return
+        to, until = (letters[-1].seq, letters[-1].received_at + TICK) if letters else (0, self._standing.moved_until or moment_of(0))
         with self._in_turn(), self._writer.writing() as connection:
             run_many(connection, _LET_GO, [(x.seq,) for x in letters])
             run_many(connection, _LET_GO_REFUSED, [(x.seq,) for x in refused])
             if letters:
                 connection.execute(_MOVED, {"to": to, "until": microseconds(until)})
-                run_many(connection, _TO_COMPUTE, [(customer, microseconds(until)) for customer in sorted(touched)])
+            run_many(connection, _TO_COMPUTE, [(customer, microseconds(until)) for customer in sorted(touched)])
         # a commit that waits for the disk keeps nobody waiting here
         with self._noting:
             if to > self._standing.moved:
@@ -387,7 +389,7 @@ def wait_until_moved(state: State, patience_seconds: float = MOVED_SECONDS) -> N
 def _last_received(session: DatabaseSession) -> datetime | None:
     found = [session.read(sa.select(sa.func.max(each.c.received_at))) for each in (WAITING, REFUSED)]
     latest = max((at for [(at,)] in found if at is not None), default=None)
-    return None if latest is None else _moment(latest)
+    return None if latest is None else moment_of(latest)
 
 
 def follow_own_clock(state: State, clock: Clock) -> None:
@@ -422,16 +424,12 @@ def _row(letter: Accepted) -> tuple[Any, ...]:
 
 def _letter(row: AnyRow) -> Accepted:
     seq, at, event_id, content_hash, payload, source, personal = row
-    return Accepted(event_id, content_hash, _moment(at), payload, source, personal, seq)
+    return Accepted(event_id, content_hash, moment_of(at), payload, source, personal, seq)
 
 
 def _standing_of(rows: Sequence[AnyRow]) -> Progress:
     [(last, received_at, moved, until)] = rows
-    return Progress(last, None if received_at is None else _moment(received_at), moved, None if until is None else _moment(until))
-
-
-def _moment(microseconds: int) -> datetime:
-    return EPOCH + timedelta(microseconds=microseconds)
+    return Progress(last, None if received_at is None else moment_of(received_at), moved, None if until is None else moment_of(until))
 
 
 def _bring_up_to_date(database: Database) -> None:

@@ -10,14 +10,14 @@ import secrets
 import threading
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, Literal, NamedTuple, get_args
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from features.people.vault import Vault
-from features.state.clock import microseconds
+from features.state.clock import microseconds, moment_of
 from features.state.disk import DamagedStateError
 from features.state.ports import Database, State, UnreachableError
 from features.state.sql import BIG
@@ -249,4 +249,4 @@ def _digest(token: str) -> str:
 
 
 def _moment(at: int | None) -> datetime | None:
-    return None if at is None else datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=at)
+    return None if at is None else moment_of(at)

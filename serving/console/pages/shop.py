@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 from starlette.responses import Response
 
 from features.events.identifiers import IdentifierError
-from features.store.feature_store import moment_of
+from features.state.clock import moment_of
 from features.store.profile import timeline_of
 from serving.console.address import ROOT
 from serving.console.port import RefusedError
