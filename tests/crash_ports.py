@@ -18,7 +18,7 @@ from features.state.clock import AHEAD, EPOCH, microseconds, moment_of
 from features.state.ports import DEAD_LETTERS, DECISIONS, EVENTS, IDENTIFIERS, KEPT_SECONDS, LeaseLostError, LeaseTakenError, MovedOnError
 from features.state.settings import Settings
 from features.state.sqlite_file import Keeping, SQLiteFile, SQLiteSession
-from features.store.keyed_state import Told
+from features.store.keyed_state import RowsTell
 
 logger = logging.getLogger("simulation")
 FAST = Keeping(("journal_mode=WAL", "synchronous=OFF"))
@@ -347,10 +347,10 @@ class Online:
         """Another server follows, by some writes."""
         self._copies = [*self._copies[1 - COPIES :], ({view: dict(held) for view, held in self.rows.items()}, self.noted)]
 
-    def told(self) -> Told:
-        return self._world.call("online: read", lambda: Told(moment_of(self.noted), f"{self.server}"))
+    def told(self) -> RowsTell:
+        return self._world.call("online: read", lambda: RowsTell(moment_of(self.noted), f"{self.server}"))
 
-    def tell(self, until: datetime, before: Told | None) -> bool:
+    def tell(self, until: datetime, before: RowsTell | None) -> bool:
         def effect() -> bool:
             assert before is not None
             if before.server != f"{self.server}" or self.noted < microseconds(before.until):

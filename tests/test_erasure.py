@@ -335,7 +335,7 @@ def test_a_file_that_the_tables_checkpoint_has_forgotten_goes_too(tmp_path: Path
     DeltaTable(str(path)).optimize.compact()
     time.sleep(1.1)
     DeltaTable(str(path)).create_checkpoint()
-    assert DeltaFolder(path).erase("who", ["ada"]) == 1
+    assert DeltaFolder(path).erase("who", ["ada"]).rows == 1
     left = [pq.ParquetFile(each).read()["who"].to_pylist() for each in path.glob("*.parquet")]
     assert left == [["bob"]]
 

@@ -354,7 +354,7 @@ class TestWhenServersFail:
             client.join(60)
         acknowledged = {event_id for client in clients for event_id in client.acknowledged}
         for service in (machines.far, machines.near):
-            eventually(lambda service=service: metric_of(service, "ubiquo_events_waiting") == 0)  # type: ignore[misc]
+            eventually(lambda service=service: metric_of(service, "ubiquo_events_waiting") == 0, 300)  # type: ignore[misc]
         found = stored(machines.home)
         assert acknowledged <= set(found), "acknowledged and lost"
         assert len(found) == len(set(found)), "stored twice"

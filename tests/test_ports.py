@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 from lakes import Lake
@@ -203,7 +204,7 @@ class TableContract:
 
     def test_before_the_first_row_there_is_nothing(self, table: Table) -> None:
         assert (table.exists, table.version(), table.files(), table.read()) == (False, -1, [], None)
-        assert table.erase("who", ["ada.lovelace"]) == table.blank("who", ["ada.lovelace"]) == 0
+        assert table.erase("who", ["ada.lovelace"]).rows == table.blank("who", ["ada.lovelace"]).rows == 0
         table.maintain()
         table.recover()
         assert table.repair() == []
@@ -229,14 +230,14 @@ class TableContract:
         for name in ("ada.lovelace", "bob.builder", "ada.lovelace"):
             table.append(self.rows(name))
         before = table.version()
-        assert table.erase("who", ["ada.lovelace", "nobody"]) == 2
+        assert table.erase("who", ["ada.lovelace", "nobody"]).rows == 2
         assert self.held(table) == ["bob.builder"]
         assert table.appended_since(before) is None, "rows were taken out"
         assert self.bytes_of(table).count(b"ada.lovelace") == 0
 
     def test_what_is_blanked_keeps_its_row(self, table: Table) -> None:
         table.append(self.rows("ada.lovelace", "bob.builder"))
-        assert table.blank("who", ["ada.lovelace"]) == 1
+        assert table.blank("who", ["ada.lovelace"]).rows == 1
         found = table.read()
         assert found is not None
         assert sorted(found["who"].to_pylist(), key=str) == [None, "bob.builder"]
@@ -313,8 +314,23 @@ class TableContract:
         with pytest.raises(MovedOnError):
             table.overwrite(self.rows("nobody"), expected_version=seen)
         assert self.held(other) == ["ada.lovelace", "bob.builder", "eve.online"]
-        assert table.erase("who", ["ada.lovelace"], expected_version=table.version()) == 1
+        assert table.erase("who", ["ada.lovelace"], expected_version=table.version()).rows == 1
         assert self.held(other) == ["bob.builder", "eve.online"]
+
+    def test_who_takes_rows_out_knows_which_version_that_made(self, table: Table, other: Table) -> None:
+        seen = table.append(self.rows("ada.lovelace", "bob.builder", "eve.online"))
+        # one after the other, each on what the one before has made
+        for change, who, rows in (
+            (table.erase, "ada.lovelace", 1), (table.erase, "nobody", 0), (table.blank, "bob.builder", 1), (table.blank, "nobody", 0),
+        ):  # fmt: skip
+            changed, seen = change("who", [who], expected_version=seen)
+            assert changed == rows
+        assert table.erase("who", [], expected_version=seen) == table.blank("who", [], expected_version=seen) == (0, seen)
+        assert seen == table.version()
+        other.append(self.rows("zoe"))
+        added = table.appended_since(seen)
+        assert added is not None
+        assert pq.read_table(added)["who"].to_pylist() == ["zoe"]
 
     def test_many_small_files_become_few(self, table: Table, other: Table) -> None:
         names = [f"customer.{k:02}" for k in range(20)]

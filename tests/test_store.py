@@ -22,7 +22,7 @@ from features.state.clock import microseconds, moment_of
 from features.state.home import Home
 from features.store.customer_rows import CustomerRows
 from features.store.feature_store import FeatureStore, StaleFeaturesError
-from features.store.keyed_state import Told
+from features.store.keyed_state import RowsTell
 
 HER, OTHER = customer("1"), customer("2")
 EARLIER = NEW_YEAR - timedelta(days=28)
@@ -170,7 +170,7 @@ class TestRedis(OnlineStoreContract):
         assert store.tell(first, empty)
         told = store.told()
         assert told is not None
-        assert told == Told(first, empty.server)
+        assert told == RowsTell(first, empty.server)
         # what was noted of the second moment went with a server
         assert not store.tell(third, told._replace(until=second))
         # another run of a server has taken over since, which may lack rows though it has the note

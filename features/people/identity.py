@@ -311,13 +311,22 @@ class Identities:
             self._seen.note(version)
 
     def erase(self, keys: Sequence[str], customers: Sequence[str], event_ids: Sequence[str] = ()) -> int:
-        """Delete every row of these identifiers and customers, and what others' rows say of them and of their events; returns how many."""
+        """Delete every row of these identifiers and customers, and what others' rows say of them and of their events; returns how many.
+
+        Raises:
+            MovedOnError: another process has written to the table meanwhile, as the lease was lost: try again.
+        """
         with self._state.lease.hold(LOG):
             self._index.catch_up()
-            gone = sum(self._table.erase(column, each) for column, each in (("identity_key", keys), ("customer_id", customers)))
-            # what is left is somebody else's, though it was joined through a thing of theirs
-            gone += self._table.blank("through", keys) + self._table.blank("event_id", event_ids)
-            self._index.forget(keys, customers, event_ids, self._table.version())
+            gone, seen = 0, self._index.version
+            for change, column, values in (
+                (self._table.erase, "identity_key", keys), (self._table.erase, "customer_id", customers),
+                # what is left is somebody else's, though it was joined through a thing of theirs
+                (self._table.blank, "through", keys), (self._table.blank, "event_id", event_ids),
+            ):  # fmt: skip
+                rows, seen = change(column, values, seen)
+                gone += rows
+            self._index.forget(keys, customers, event_ids, seen)
         self.refresh()
         return gone
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from features.state.clock import microseconds
 from features.state.delta import HOOKS, CommitProperties, DeltaError, DeltaTable, WriterProperties, write_deltalake
-from features.state.ports import KEPT_SECONDS, MovedOnError
+from features.state.ports import KEPT_SECONDS, Changed, MovedOnError
 
 logger = logging.getLogger("ubiquo")
 TIMES = ("known_at", "received_at", "as_of")
@@ -84,8 +84,8 @@ class DeltaWrites(ABC):
         """Let a checkpoint stand for many commits."""
 
     @abstractmethod
-    def _purge(self, kept_seconds: float) -> None:
-        """Delete what nobody has needed for *kept_seconds*."""
+    def _purge(self, kept_seconds: float) -> int | None:
+        """Delete what nobody has needed for *kept_seconds*; returns the version that it made for that, if it did."""
 
     def append(self, rows: pa.Table, expected_version: int | None = None) -> int:
         """Append *rows* in one commit, which is stored for good when this returns; the first makes the table. Returns its version.
@@ -143,8 +143,8 @@ class DeltaWrites(ABC):
             lambda table, how: table.alter.set_table_properties(SHORT_MEMORY, commit_properties=how, post_commithook_properties=HOOKS)
         )
 
-    def erase(self, column: str, values: Sequence[str], expected_version: int | None = None) -> int:
-        """Delete the rows whose *column* is one of *values* and every older version of the table; returns how many rows.
+    def erase(self, column: str, values: Sequence[str], expected_version: int | None = None) -> Changed:
+        """Delete the rows whose *column* is one of *values* and every older version of the table.
 
         Nobody may be writing to the table: hold its lease. By a merge, whose condition names no value, as the predicate of a delete
         stays in the commit.
@@ -152,30 +152,33 @@ class DeltaWrites(ABC):
         Raises:
             MovedOnError: as ``append``; nothing was deleted.
         """
-        if self.version() < 0:
-            return 0
-        gone = 0
+        if (seen := self.version()) < 0:
+            return Changed(0, -1)
+        gone = Changed(0, seen if expected_version is None else expected_version)
         if values:
             gone = self._merge(column, values, expected_version, lambda merge: merge.when_matched_delete(), "num_target_rows_deleted")
         # without values too, as a crash may have come between a delete and this
         self._settle()
-        self._purge(0.0)
-        return gone
+        return self._purged(gone)
 
-    def blank(self, column: str, values: Sequence[str], expected_version: int | None = None) -> int:
-        """Set *column* to null where it is one of *values*, and delete every older version of the table; returns how many rows.
+    def blank(self, column: str, values: Sequence[str], expected_version: int | None = None) -> Changed:
+        """Set *column* to null where it is one of *values*, and delete every older version of the table.
 
         Raises:
             MovedOnError: as ``append``; nothing was changed.
         """
-        if not values or self.version() < 0:
-            return 0
+        seen = self.version()
+        if not values or seen < 0:
+            return Changed(0, seen if expected_version is None else expected_version)
         nothing = {column: "CAST(NULL AS STRING)"}
         blanked = self._merge(column, values, expected_version, lambda merge: merge.when_matched_update(nothing), "num_target_rows_updated")
-        self._purge(0.0)
-        return blanked
+        return self._purged(blanked)
 
-    def _merge(self, column: str, values: Sequence[str], expected: int | None, what: Callable[[Any], Any], counted: str) -> int:
+    def _purged(self, changed: Changed) -> Changed:
+        made = self._purge(0.0)
+        return changed._replace(version=made) if made == changed.version + 1 else changed
+
+    def _merge(self, column: str, values: Sequence[str], expected: int | None, what: Callable[[Any], Any], counted: str) -> Changed:
         doomed = pa.table({column: pa.array(sorted(set(values)), pa.string())})
 
         def work(table: DeltaTable, how: CommitProperties) -> Mapping[str, Any]:
@@ -184,7 +187,8 @@ class DeltaWrites(ABC):
             done: Mapping[str, Any] = what(merge).execute()
             return done
 
-        return int(self._commit(work, expected)[0].get(counted, 0))
+        done, made = self._commit(work, expected)
+        return Changed(int(done.get(counted, 0)), made)
 
     def lower(self, columns: Sequence[str], most: datetime) -> int:
         """Set each of the time *columns* to *most* where the first of them is later; returns how many rows."""

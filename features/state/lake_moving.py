@@ -18,7 +18,8 @@ from features.state.lake_tables import LOG, LakeTable
 from features.state.ports import MovedOnError
 from features.state.tables import DeltaFolder
 
-WRITERS, ROUNDS = 6, 3
+WRITERS, ROUNDS = 6, 8
+"""How many make one table at once, and how often: a round tells only where two of them meet, as on a busy machine not all do."""
 
 
 class CopiedTable(NamedTuple):

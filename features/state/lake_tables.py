@@ -330,14 +330,15 @@ class LakeTable(DeltaWrites):
                 table = DeltaTable(self.place, storage_options=options())
             table.create_checkpoint()
 
-    def _purge(self, kept_seconds: float) -> None:
+    def _purge(self, kept_seconds: float) -> int | None:
         """Delete the objects that no version needs and this process has known as such for *kept_seconds*, and copies of them."""
+        made = None
         lying = [each.name for each in self._store.listed() if each.name.endswith(".parquet")]
         seen = self._look()
         due = self._due([name for name in lying if name not in seen.sizes], kept_seconds)
         if due:
             # what was begun before this commit is never committed: what lies there and is not needed after it never will be
-            self._commit_nothing()
+            made = self._commit_nothing()
             seen = self._look()
             self._store.delete(name for name in due if name not in seen.sizes)
             self._forget(due)
@@ -353,14 +354,17 @@ class LakeTable(DeltaWrites):
             self._cache.tidy(seen.sizes, Why.COMPACTED)
         else:
             self._cache.purge(seen.sizes)
+        return made
 
-    def _commit_nothing(self) -> None:
-        """Commit no change: what was begun on an earlier version is never committed after it."""
+    def _commit_nothing(self) -> int:
+        """Commit no change: what was begun on an earlier version is never committed after it; returns the version."""
 
         def work(table: DeltaTable, how: CommitProperties) -> None:
             table.create_write_transaction([], "append", table.schema(), commit_properties=how, post_commithook_properties=HOOKS)
+            # it does not take note of it by itself
+            table.update_incremental()
 
-        self._commit(work)
+        return self._commit(work)[1]
 
     def _due(self, names: Sequence[str], kept_seconds: float) -> list[str]:
         now = time.monotonic()

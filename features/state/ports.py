@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 from sqlalchemy import Connection, Executable, Row
@@ -105,6 +105,15 @@ class Secrets(Protocol):
         """Note *mark* for good."""
 
 
+class Changed(NamedTuple):
+    """What a commit did to rows of a table that were there before."""
+
+    rows: int
+    """How many it changed."""
+    version: int
+    """Which version it made, or was made on where nothing had to be changed; others may have gone on from there."""
+
+
 class Table(Protocol):
     """One table of rows that are appended in atomic commits, each of which makes a version.
 
@@ -151,14 +160,14 @@ class Table(Protocol):
     def maintain(self, kept_seconds: float = KEPT_SECONDS) -> None:
         """Make many small files few, and delete what nobody has needed for *kept_seconds*. Hold the table's lease."""
 
-    def erase(self, column: str, values: Sequence[str], expected_version: int | None = None) -> int:
-        """Delete the rows whose *column* is one of *values*, and every older version; returns how many rows. Hold the table's lease.
+    def erase(self, column: str, values: Sequence[str], expected_version: int | None = None) -> Changed:
+        """Delete the rows whose *column* is one of *values*, and every older version. Hold the table's lease.
 
         Raises as ``append`` does.
         """
 
-    def blank(self, column: str, values: Sequence[str], expected_version: int | None = None) -> int:
-        """Set *column* to null where it is one of *values*, and delete every older version; returns how many rows.
+    def blank(self, column: str, values: Sequence[str], expected_version: int | None = None) -> Changed:
+        """Set *column* to null where it is one of *values*, and delete every older version.
 
         Raises as ``append`` does.
         """

@@ -147,7 +147,7 @@ class DeltaFolder(DeltaWrites):
         sync_file(log / "_last_checkpoint")
         sync_folder(log)
 
-    def _purge(self, kept_seconds: float) -> None:
+    def _purge(self, kept_seconds: float) -> int | None:
         """Delete what no version needs and this process has known as such for *kept_seconds*: data files, and commits before a checkpoint.
 
         Not at once: somebody may just have listed them.
@@ -166,6 +166,7 @@ class DeltaFolder(DeltaWrites):
         unlink_all(due)
         for each in due:
             del _orphaned[each]
+        return None
 
 
 def _number(commit: Path) -> int:

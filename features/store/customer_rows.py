@@ -19,7 +19,7 @@ from features.state.clock import AHEAD, microseconds, moment_of
 from features.state.home import Home
 from features.state.ports import UnreachableError
 from features.store.event_log import EventLog
-from features.store.keyed_state import KeyedState, Row, Told
+from features.store.keyed_state import KeyedState, Row, RowsTell
 from features.store.prepared_compute import Prepared
 from features.store.snapshots import compute, states
 from features.store.timeline import open_timeline
@@ -51,7 +51,7 @@ class CustomerRows:
         self._consents = consents or Consents(home, shop.consent)
         self._zone = ZoneInfo(shop.timezone)
         self._prepared = Prepared(home)
-        self._told: Told | None = None
+        self._told: RowsTell | None = None
         """What the store said of itself before anything was written."""
         self.written: set[str] = set()
         """Whose rows were written or deleted since."""

@@ -167,9 +167,9 @@ class DeadLetters:
     def forget(self, letter_ids: Sequence[str]) -> int:
         """Delete letters: what was replayed, or belonged to a person who is erased; returns how many there were."""
         self._index.catch_up()
-        gone = self._table.erase("letter_id", letter_ids)
-        self._index.forget(letter_ids, self._table.version())
-        return gone
+        gone = self._table.erase("letter_id", letter_ids, expected_version=self._index.version)
+        self._index.forget(letter_ids, gone.version)
+        return gone.rows
 
     def maintain(self, kept_seconds: float) -> None:
         """Keep the table in few files, and within its bound."""

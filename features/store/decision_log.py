@@ -150,7 +150,7 @@ class DecisionLog:
         """Delete every decision about these customers, and every older version of the table; returns how many."""
         with self._home.lease.hold(DECISIONS):
             self._flush()
-            return self.table.erase("customer_id", customer_ids)
+            return self.table.erase("customer_id", customer_ids).rows
 
     def erase_everywhere(self, customer_ids: Sequence[str]) -> int:
         """As ``erase``, and of what other services have in their spools: they are asked to flush, and waited for. Hold no lease that
@@ -255,8 +255,7 @@ class BatchDecisions:
             told = self._told([line.decision_id for line in lines])
             others = [each.decision_id for each in lines if told.get(each.decision_id) not in (None, bytes(each.choices).decode())]
             if others:
-                self._table.erase("decision_id", others, expected_version=seen)
-                seen = self._table.version()
+                seen = self._table.erase("decision_id", others, expected_version=seen).version
             stay = told.keys() - set(others)
             fresh = [line for line in lines if line.decision_id not in stay]
             if fresh:

@@ -328,12 +328,17 @@ class EventLog:
                 self.index.catch_up()
 
     def erase(self, event_ids: Sequence[str]) -> int:
-        """Delete events and every older version of the log; returns how many there were."""
+        """Delete events and every older version of the log; returns how many there were.
+
+        Raises:
+            MovedOnError: another process has written to the log meanwhile, as the lease was lost; nothing was deleted: try again.
+        """
         with self._state.lease.hold(LOG):
             self.index.catch_up()
-            gone = self._events.erase("event_id", event_ids)
-            self.index.forget(event_ids, self._events.version())
-            return gone
+            # the index must not be taken for one of events that it has never seen
+            gone = self._events.erase("event_id", event_ids, expected_version=self.index.version)
+            self.index.forget(event_ids, gone.version)
+            return gone.rows
 
     def retire(self, before: datetime, most: int = RETIRED_AT_ONCE) -> int:
         """Delete the events that occurred before a moment, some at a time, and every older version of the log; returns how many.

@@ -22,7 +22,7 @@ from features.state.clock import AHEAD, microseconds, moment_of
 from features.state.disk import make_folder
 from features.state.home import Home, configure_process
 from features.state.ports import MissingStateError
-from features.store.keyed_state import Row, Told
+from features.store.keyed_state import Row, RowsTell
 from features.store.online_engines import KEY_VERSION, NO_BOUND, PROJECT, Noted, OnlineEngine, OnlineRow, RedisRows, SQLiteRows, entities_of
 from features.store.snapshots import Wanted, backfill, drop_unread, snapshot_path
 
@@ -212,11 +212,11 @@ class FeatureStore:
             return self._rows.delete(self.views[view], entities)
         return self._rows.delete(self.views[view], entities, microseconds(until), _believed_until(until, is_now))
 
-    def told(self) -> Told | None:
+    def told(self) -> RowsTell | None:
         """Until when the rows tell of everything, as noted last; None where what was written is never lost."""
-        return None if (noted := self._rows.noted()) is None else Told(moment_of(noted.until), noted.server)
+        return None if (noted := self._rows.noted()) is None else RowsTell(moment_of(noted.until), noted.server)
 
-    def tell(self, until: datetime, before: Told | None) -> bool:
+    def tell(self, until: datetime, before: RowsTell | None) -> bool:
         """Note that the rows tell of everything received before a moment, written since the store said *before*.
 
         Returns False, and notes nothing, where some of that may be lost: another server has taken over, or it has lost the note.

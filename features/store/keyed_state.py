@@ -11,7 +11,7 @@ from features.definitions.view import View
 Row = dict[str, Any]
 
 
-class Told(NamedTuple):
+class RowsTell(NamedTuple):
     """What the store says of itself."""
 
     until: datetime
@@ -51,10 +51,10 @@ class KeyedState(Protocol):
     def delete_all(self, keys: Sequence[str], key: str = "customer_id") -> int:
         """Let go of everything of some entities for good; returns how many rows there were."""
 
-    def told(self) -> Told | None:
+    def told(self) -> RowsTell | None:
         """Until when the rows tell of everything, as noted last; None where what was written is never lost."""
 
-    def tell(self, until: datetime, before: Told | None) -> bool:
+    def tell(self, until: datetime, before: RowsTell | None) -> bool:
         """Note that the rows tell of everything received before a moment, written since the store said *before*.
 
         Returns False, and notes nothing, where some of that may be lost: another server has taken over, or it has lost the note.
