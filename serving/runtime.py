@@ -293,6 +293,8 @@ class Runtime:
             found += [told for _, told in worker.told()]
             if not worker.is_alive:
                 found.append("the work on journeys, messages, promises or other services has ended: restart the service")
+        if failing := self.office.failing():
+            found.append(f"{len(failing)} erasures have broken off and are tried again; the log says why: {', '.join(failing[:3])}")
         if self.intake.unfollowed:
             found.append(f"{self.intake.unfollowed} events were not seen by the journeys")
         found += [f"{kind}: no champion" for kind in self.engine.missing() if kind not in self.engine.broken]

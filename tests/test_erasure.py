@@ -41,8 +41,11 @@ from models.registry import Registry
 from serving.bootstrap import model_settings, open_office
 from serving.intake.inbox import Inbox
 from serving.intake.intake import Intake
-from serving.privacy.erasure import ERASING, PENDING, Nightly, Office, prove
+from serving.privacy.erasure import ERASING, Office
 from serving.privacy.holdings import Place, Subject, mentions
+from serving.privacy.nightly import Nightly
+from serving.privacy.orders import PENDING
+from serving.privacy.proof import prove
 
 PLACES = ("events", "inbox", "dead letters", "feature snapshots", "online store", "decisions", "batch files", "model runs",
           "import stages", "contacts", "reservations", "journeys", "identity")  # fmt: skip
@@ -491,7 +494,9 @@ class TestOfASmallShop:
             first = min(receipts)
             fails -= {whose for receipt_id, whose in receipts.items() if receipt_id != first}
             assert desk.resume() == [max(receipts)]
+            assert desk.failing() == [first], "an operator is told"
         assert desk.resume() == [first]
+        assert desk.failing() == []
         desk.purge()
         assert [desk.receipt(receipt_id, timeout=60).proof.found for receipt_id in receipts] == [[], []]
 

@@ -26,8 +26,8 @@ from features.state.ports import DERIVED, EVENTS, IMPORT, MovedOnError, Table
 from features.state.settings import SettingError, Settings
 from features.store.event_log import EventLog
 from features.store.feature_store import FeatureStore
-from serving.privacy.erasure import prove
 from serving.privacy.holdings import Subject
+from serving.privacy.proof import prove
 
 
 def rows(*names: str) -> pa.Table:

@@ -23,7 +23,7 @@ from serving.http.problems import Problem
 from serving.http.rules_desk import RULES, WITH_ENDED, ToldRule, ToldRules
 from serving.http.trackers import TRACKERS, TrackersAnswer
 from serving.intake.receipts import EventsAnswer
-from serving.privacy.erasure import Receipt
+from serving.privacy.orders import Receipt
 
 EXAMPLES = Path(__file__).with_name("examples.json")
 _SAME_EXAMPLES = {**{f"/v1/{short}": f"/v1/{call}" for short, call in SHORT_CALLS.items()}, "/v1/b": "/v1/batch", "/v1/import": "/v1/batch"}

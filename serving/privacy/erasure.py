@@ -1,4 +1,4 @@
-"""Erasure and export of one customer, over every place that holds anything of her, with a proof by search."""
+"""Erasure and export of one customer, over every place that holds anything of theirs, with a proof by search."""
 
 from __future__ import annotations
 
@@ -7,28 +7,22 @@ import logging
 import threading
 import time as time_module
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from datetime import date, datetime, time, timedelta
+from dataclasses import replace
 from functools import reduce
-from pathlib import Path
-from zoneinfo import ZoneInfo
 
 import msgspec
 
 from features.catalogue.shop import Shop
 from features.people.tombstones import Tombstones
 from features.state.clock import Clock
-from features.state.disk import write_atomically
 from features.state.home import Home
 from features.state.ports import DERIVED, LOG, LeaseTakenError
-from features.state.settings import SettingError
 from features.store.decision_log import DecisionLog
 from features.store.duckdb_compute import clear_spills
 from features.store.event_log import EventLog
 from features.store.keyed_state import KeyedState
-from features.store.outputs import outputs
 from features.store.profile import UnknownCustomerError, events_of
 from models.registry import Registry
 from serving.decide.ledger import Ledger
@@ -50,52 +44,18 @@ from serving.privacy.holdings import (
     Subject,
     Waiting,
 )
-from serving.privacy.traces import EVENT_ID, Found, Trace, search
+from serving.privacy.nightly import Nightly
+from serving.privacy.orders import Order, Orders, Receipt
+from serving.privacy.proof import prove
 
-PENDING = ".pending"
 LET_GO_SECONDS = 0.05
 ORDERING, ERASING = "ordering", "erasing"
 """Leases: of whoever writes an erasure down, and of whoever carries them out."""
 logger = logging.getLogger("ubiquo")
-SHORTEST_SEARCHED = 8
-"""Shorter values are searched for only together with their kind: a card number of four digits is part of any number."""
 
 
 class BusyHomeError(ValueError):
     """A service runs on the home, and holds in memory what is to go."""
-
-
-class Proof(msgspec.Struct):
-    """A search of every file, and of every table on a database server, for everything that the customer was known by."""
-
-    files: int
-    values: int
-    found: list[Found]
-    tables: int = 0
-
-
-class Order(msgspec.Struct):
-    """An erasure that was asked for and is not done."""
-
-    receipt_id: str
-    subject: bytes
-    """All that she is known by, encrypted: the stores lose it one after the other."""
-    at: datetime
-    at_once: dict[str, int] = {}
-    """Place to how many rows were taken out as soon as it was asked for."""
-
-
-class Receipt(msgspec.Struct):
-    """What an erasure did; it names nobody."""
-
-    receipt_id: str
-    erased_at: datetime
-    places: dict[str, int]
-    """Place to how many rows were taken out, of all the erasures that were carried out together."""
-    tombstones: int
-    proof: Proof
-    together: int = 1
-    """How many erasures were carried out in this run."""
 
 
 class Office:
@@ -127,7 +87,7 @@ class Office:
             BatchFiles(home), RunTables(registry), Stages(home), ContactTable(self._contacts), Promises(Ledger(home)),
             JourneyTable(Runs(home)), IdentityTable(identities),
         ]  # fmt: skip
-        self._folder = home.root / "erasures"
+        self._orders = Orders(home.root / "erasures", identities.vault, self._tombstones)
         # one at a time
         self._hands = ThreadPoolExecutor(1, "ubiquo-erasure")
         self._running: dict[str, Future[Receipt]] = {}
@@ -146,7 +106,7 @@ class Office:
         return subject
 
     def export(self, customer_id: str) -> Iterator[bytes]:
-        """Everything held of her, as JSON Lines, each with the place that holds it.
+        """Everything held of them, as JSON Lines, each with the place that holds it.
 
         Raises:
             UnknownCustomerError: nobody is known by that id.
@@ -158,7 +118,7 @@ class Office:
                 yield msgspec.json.encode({"place": place.name, **row}, enc_hook=str) + b"\n"
 
     def erase(self, customer_id: str) -> Receipt:
-        """Take her out of every place now, and search for what is left.
+        """Take them out of every place now, and search for what is left.
 
         Raises:
             UnknownCustomerError: nobody is known by that id.
@@ -169,10 +129,10 @@ class Office:
         return self.receipt(receipt_id, timeout=None)
 
     def begin(self, customer_id: str) -> str:
-        """Raise her tombstones and let nobody see anything of hers from now on; returns the receipt's id.
+        """Raise their tombstones and let nobody see anything of theirs from now on; returns the receipt's id.
 
-        That costs what her own data costs, however much the files hold. They are purged at once in the background, or together with
-        those of others when it is time. Nothing of hers comes in until that is done and she begins anew. A crash is made good by
+        That costs what their own data costs, however much the files hold. Those are purged at once in the background, or together with
+        others' when it is time. Nothing of theirs comes in until that is done and they begin anew. A crash is made good by
         ``resume``, and so is whatever fails once the order is written for good.
 
         Raises:
@@ -199,24 +159,24 @@ class Office:
         self._intake.drain()
         # by the queue's time: later than everything of theirs that came in anywhere, whatever the clocks of other machines say
         subject, at = self.subject(customer_id), self._intake.inbox.moment()
-        self._write_order(receipt_id, subject, at)
+        self._orders.write(receipt_id, subject, at)
         self._running[receipt_id] = Future()
         self._tombstones.add(subject.keys, at)
-        # what came in before the tombstones stood is hers too, from here or by an import that is just storing it
+        # what came in before the tombstones stood is theirs too, from here or by an import that is just storing it
         self._intake.drain()
         with self._home.lease.hold(LOG):
             self._identities.refresh()
         now = Subject.of(self._home, self._identities, self._contacts, customer_id)
         if now is not None and now.customer_ids[0] == subject.customer_ids[0]:
             subject = subject.joined(now)
-        self._write_order(receipt_id, subject, at)
+        self._orders.write(receipt_id, subject, at)
         self._tombstones.add(subject.keys, at)
-        self._write_order(receipt_id, subject, at, self._hide(subject))
+        self._orders.write(receipt_id, subject, at, self._hide(subject))
         # other services look whom it hides before they answer next
         self._intake.inbox.moment()
 
     def _hide(self, subject: Subject) -> dict[str, int]:
-        """What can be done at once: readers see nothing of hers, what is personal and what answers is deleted; returns how much."""
+        """What can be done at once: readers see nothing of theirs, what is personal and what answers is deleted; returns how much."""
         self._identities.hidden.add(subject.keys, subject.customer_ids, subject.event_ids)
         self._intake.forget(subject.customer_ids, subject.keys)
         contacts = self._contacts.erase([*subject.keys, *subject.lost])
@@ -232,16 +192,6 @@ class Office:
         if due:
             self.purge()
         return due
-
-    def _write_order(self, receipt_id: str, subject: Subject, at: datetime, at_once: dict[str, int] | None = None) -> None:
-        order = Order(receipt_id, self._identities.vault.encrypt(msgspec.json.encode(subject)), at, at_once or {})
-        write_atomically(self._order_of(receipt_id), msgspec.json.encode(order))
-
-    def _order_of(self, receipt_id: str) -> Path:
-        return self._folder / f"{receipt_id}{PENDING}"
-
-    def _receipt_of(self, receipt_id: str) -> Path:
-        return self._folder / f"{receipt_id}.json"
 
     def resume(self) -> list[str]:
         """Take up the erasures that a crash or a failure broke off; returns the receipts' ids of those that go on."""
@@ -262,7 +212,7 @@ class Office:
                 return []
             taken_up = [
                 order.receipt_id
-                for order, subject in self._pending()
+                for order, subject in self._orders.pending()
                 if not self._is_under_way(order.receipt_id) and self._is_taken_up(order, subject)
             ]
         if taken_up and self._nightly is None:
@@ -284,27 +234,14 @@ class Office:
             return False
         return True
 
-    def _pending(self) -> list[tuple[Order, Subject]]:
-        """What was asked for and is not done; hold ``ERASING``, ``ORDERING`` and ``_ordering``."""
-        pending = []
-        for path in sorted(self._folder.glob(f"*{PENDING}")):
-            order = msgspec.json.decode(path.read_bytes(), type=Order)
-            subject = msgspec.json.decode(self._identities.vault.decrypt(order.subject), type=Subject)
-            if self._receipt_of(order.receipt_id).exists():
-                # carried out, and broken off before it was put away: again it would take what began anew since
-                self._put_away(order, subject)
-            else:
-                pending.append((order, subject))
-        return pending
-
-    def _put_away(self, order: Order, subject: Subject) -> None:
-        """End an erasure whose receipt is written."""
-        self._tombstones.settle(subject.keys, order.at)
-        self._order_of(order.receipt_id).unlink()
-
     def _is_under_way(self, receipt_id: str) -> bool:
         running = self._running.get(receipt_id)
         return running is not None and not (running.done() and running.exception() is not None)
+
+    def failing(self) -> list[str]:
+        """The receipts' ids of erasures that broke off here and are tried again."""
+        failed = [receipt_id for receipt_id, asked in list(self._running.items()) if asked.done() and asked.exception() is not None]
+        return [receipt_id for receipt_id in failed if self._orders.is_pending(receipt_id)]
 
     def receipt(self, receipt_id: str, timeout: float | None = 0.0) -> Receipt:
         """The receipt of an erasure, waited for so many seconds (None: to the end, or to its failure).
@@ -317,14 +254,14 @@ class Office:
         if not receipt_id.isalnum():
             raise LookupError("there is no receipt of that id")
         # whoever carried it out, and whatever became of others that were carried out with it
-        path = self._receipt_of(receipt_id)
-        if running is not None and (not path.exists() or _is_done(running)):
+        found = self._orders.receipt(receipt_id)
+        if running is not None and (found is None or _is_done(running)):
             if timeout is not None and running.exception(timeout) is not None:
                 raise TimeoutError("the erasure failed and will be tried again")
             return running.result(timeout)
-        if path.exists():
-            return msgspec.json.decode(path.read_bytes(), type=Receipt)
-        if self._order_of(receipt_id).exists():
+        if found is not None:
+            return found
+        if self._orders.is_pending(receipt_id):
             raise TimeoutError("another service carries it out")
         raise LookupError("there is no receipt of that id")
 
@@ -344,13 +281,13 @@ class Office:
             else:
                 logger.exception("erasures could not be carried out; they will be tried again")
             for receipt_id, asked in list(self._running.items()):
-                if not asked.done() and self._order_of(receipt_id).exists():
+                if not asked.done() and self._orders.is_pending(receipt_id):
                     _fail(asked, error)
 
     def _purge_asked(self) -> None:
         with self._ordering, self._held(ORDERING, "another service writes an erasure down"):
             # none that is half asked for
-            asked = self._pending()
+            asked = list(self._orders.pending())
         orders = [order for order, _ in asked]
         if not orders:
             return
@@ -387,7 +324,7 @@ class Office:
             yield
 
     def _empty(self, subject: Subject) -> dict[str, int]:
-        """Take her out of every place, even if one fails; out of the identity table only if none did, as she is found by it."""
+        """Take them out of every place, even if one fails; out of the identity table only if none did, as they are found by it."""
         counts: dict[str, int] = {}
         errors: list[Exception] = []
         for place in self.places:
@@ -403,7 +340,7 @@ class Office:
 
     def _carried_out(self, orders: Sequence[Order], subjects: Sequence[Subject]) -> list[Receipt]:
         """Take all of them out of every place in one run, and prove it by one search."""
-        pending = {self._order_of(order.receipt_id) for order in orders}
+        pending = {self._orders.path(order.receipt_id) for order in orders}
         for order, subject in zip(orders, subjects, strict=True):
             # a crash may have come before the tombstones, or before they were hidden
             self._tombstones.add(subject.keys, order.at)
@@ -429,9 +366,8 @@ class Office:
         receipts = []
         for order, subject in zip(orders, subjects, strict=True):
             receipt = Receipt(order.receipt_id, order.at, counts, len(subject.keys), proof, len(orders))
-            write_atomically(self._receipt_of(order.receipt_id), msgspec.json.encode(receipt))
-            # whatever the proof says, for the receipt tells it: carried out again it would take what she is by then
-            self._put_away(order, subject)
+            # whatever the proof says, for the receipt tells it: carried out again it would take what they are by then
+            self._orders.end(order, subject, receipt)
             receipts.append(receipt)
         return receipts
 
@@ -445,70 +381,3 @@ def _fail(asked: Future[Receipt], error: BaseException) -> None:
 def _is_done(asked: Future[Receipt]) -> bool:
     """Whether what was asked for has been carried out here."""
     return asked.done() and asked.exception() is None
-
-
-@dataclass
-class Nightly:
-    """A time of day, and the day on which it was last come to."""
-
-    hour: int
-    minute: int
-    timezone: str
-    last: date | None = None
-
-    @classmethod
-    def at(cls, text: str, timezone: str) -> Nightly | None:
-        """The time that ``HH:MM`` names; None for an empty text.
-
-        Raises:
-            SettingError: it names none.
-        """
-        if not text:
-            return None
-        try:
-            moment = time.fromisoformat(text)
-        except ValueError:
-            raise SettingError(f"UBIQUO_PURGE_AT={text!r}: give a time of day such as 03:30, or nothing for at once") from None
-        return cls(moment.hour, moment.minute, timezone)
-
-    def is_due(self, now: datetime) -> bool:
-        """Whether the time has come, once a day; a service that starts later than it waits for the next."""
-        local = now.astimezone(ZoneInfo(self.timezone))
-        today = local.date()
-        passed = (local.hour, local.minute) >= (self.hour, self.minute)
-        if self.last is None:
-            self.last = today if passed else today - timedelta(days=1)
-            return False
-        if passed and self.last < today:
-            self.last = today
-            return True
-        return False
-
-
-def prove(home: Home, subject: Subject, leaving_out: Collection[Path] = ()) -> Proof:
-    """Search for everything that the subject was known by: every file of *home*, every file or object of its tables, every batch file, and
-    every table on its database server.
-
-    Raises:
-        subprocess.CalledProcessError: the search broke off.
-    """
-    traces = list(_traces(subject))
-    with contextlib.ExitStack() as stack:
-        # where the tables lie in a lake, the home does not hold them
-        tables = [Path(each) for table in home.tables.values() for each in stack.enter_context(table.held())]
-        files = sorted({*(p for p in home.root.rglob("*") if p.is_file()), *tables, *outputs(home)} - {*leaving_out})
-        searched = search(files, traces, home.settings.database)
-    return Proof(len(files), len(traces), searched.found, searched.tables)
-
-
-def _traces(subject: Subject) -> Iterator[Trace]:
-    for kind, value in subject.clear:
-        yield Trace(f"{kind}:{value}", kind, whole=True)
-        yield Trace(f'"{kind}":"{value}"', kind)
-        if len(value) >= SHORTEST_SEARCHED:
-            yield Trace(value, kind)
-    yield from (Trace(key.partition(":")[2], "keyed hash") for key in subject.keys)
-    yield from (Trace(customer_id, "customer id") for customer_id in subject.customer_ids)
-    # an id may be the beginning of another's
-    yield from (Trace(event_id, EVENT_ID, whole=True) for event_id in subject.event_ids if len(event_id) >= SHORTEST_SEARCHED)
-    yield from (Trace(value, "personal") for value in subject.personal if len(value) >= SHORTEST_SEARCHED)

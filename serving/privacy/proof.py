@@ -1,0 +1,55 @@
+"""A search of everything that an installation holds for what a customer was known by."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import msgspec
+
+from features.state.home import Home
+from features.store.outputs import outputs
+from serving.privacy.holdings import Subject
+from serving.privacy.traces import EVENT_ID, Found, Trace, search
+
+SHORTEST_SEARCHED = 8
+"""Shorter values are searched for only together with their kind: a card number of four digits is part of any number."""
+
+
+class Proof(msgspec.Struct):
+    """A search of every file, and of every table on a database server, for everything that the customer was known by."""
+
+    files: int
+    values: int
+    found: list[Found]
+    tables: int = 0
+
+
+def prove(home: Home, subject: Subject, leaving_out: Collection[Path] = ()) -> Proof:
+    """Search for everything that the subject was known by: every file of *home*, every file or object of its tables, every batch file, and
+    every table on its database server.
+
+    Raises:
+        subprocess.CalledProcessError: the search broke off.
+    """
+    traces = list(_traces(subject))
+    with contextlib.ExitStack() as stack:
+        # where the tables lie in a lake, the home does not hold them
+        tables = [Path(each) for table in home.tables.values() for each in stack.enter_context(table.held())]
+        files = sorted({*(p for p in home.root.rglob("*") if p.is_file()), *tables, *outputs(home)} - {*leaving_out})
+        searched = search(files, traces, home.settings.database)
+    return Proof(len(files), len(traces), searched.found, searched.tables)
+
+
+def _traces(subject: Subject) -> Iterator[Trace]:
+    for kind, value in subject.clear:
+        yield Trace(f"{kind}:{value}", kind, whole=True)
+        yield Trace(f'"{kind}":"{value}"', kind)
+        if len(value) >= SHORTEST_SEARCHED:
+            yield Trace(value, kind)
+    yield from (Trace(key.partition(":")[2], "keyed hash") for key in subject.keys)
+    yield from (Trace(customer_id, "customer id") for customer_id in subject.customer_ids)
+    # an id may be the beginning of another's
+    yield from (Trace(event_id, EVENT_ID, whole=True) for event_id in subject.event_ids if len(event_id) >= SHORTEST_SEARCHED)
+    yield from (Trace(value, "personal") for value in subject.personal if len(value) >= SHORTEST_SEARCHED)
