@@ -87,9 +87,9 @@ class Query:
     uniform: float = 0.05
     """The share of explored places that is drawn evenly, so that each candidate has a known least chance."""
     channel: str | None = None
-    """Through which channel the answer will reach her, where that is known."""
+    """Through which channel the answer will reach them, where that is known."""
     forbidden_channels: frozenset[str] = frozenset()
-    """The channels by which she may not be contacted."""
+    """The channels by which they may not be contacted."""
 
     @classmethod
     def from_row(cls, customer_id: str | None, as_of: datetime, row: Mapping[str, Any], **wishes: Any) -> Query:
@@ -314,7 +314,7 @@ def _check(stage: str, values: NDArray[Any], length: int) -> None:
 
 
 def may_reach_her(query: Query, candidates: Positions) -> NDArray[np.bool_]:
-    """Nothing stays where the answer would reach the customer through a channel that she has not permitted."""
+    """Nothing stays where the answer would reach the customer through a channel that they have not permitted."""
     return np.full(len(candidates), query.channel is None or query.channel not in query.forbidden_channels)
 
 

@@ -1,4 +1,4 @@
-"""Next best offer: which campaign a customer is likely to answer, which of its coupons fits her, and what that is worth."""
+"""Next best offer: which campaign a customer is likely to answer, which of its coupons fits them, and what that is worth."""
 
 from __future__ import annotations
 

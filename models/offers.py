@@ -106,7 +106,7 @@ class OfferBook:
         return np.flatnonzero((self.valid_from <= now) & (self.valid_until > now))
 
     def history_on_items(self, row: Mapping[str, Any], as_of: datetime, half_life_days: float) -> tuple[Any, Any, float]:
-        """The customer's decayed purchase weights and purchase counts on the offered items, and her weight on all items."""
+        """The customer's decayed purchase weights and purchase counts on the offered items, and their weight on all items."""
         weights, counts = np.zeros(len(self._item)), np.zeros(len(self._item))
         if row.get("bought_item_ids") is None:
             return weights, counts, 0.0
@@ -118,7 +118,7 @@ class OfferBook:
         return weights, counts, float(faded.sum())
 
     def with_coupons(self, row: Mapping[str, Any], counts: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Which share of her purchases of each offered item the customer made with a coupon; *counts* are those purchases."""
+        """Which share of their purchases of each offered item the customer made with a coupon; *counts* are those purchases."""
         shares = np.zeros(len(self._item))
         for item, count in zip(row.get("coupon_item_ids") or (), row.get("coupon_counts") or (), strict=True):
             place = self._item.get(item)

@@ -246,7 +246,7 @@ class Truth:
         return _frame(sold.select("event_id", "item_id", "store_id", "occurred_at").order_by("occurred_at", "event_id", "item_id"))
 
     def campaign_spine(self, campaigns: pd.DataFrame) -> pd.DataFrame:
-        """Each customer that each campaign was sent to, at its start, and whether she redeemed one of its coupons in time.
+        """Each customer that each campaign was sent to, at its start, and whether they redeemed one of its coupons in time.
 
         Args:
             campaigns: ``campaign_id, campaign_type, valid_from, valid_until``.

@@ -29,7 +29,7 @@ BINARY_COLUMNS = ("customer_id", "unit", "group", "segment", "label", "score")
 DURATION_COLUMNS = ("customer_id", "unit", "segment", "days", "score")
 """A row a customer and cut: how many days it took, and how many were foretold."""
 RANKING_COLUMNS = ("customer_id", "unit", "listing", "segment", *RANKING_MEASURES)
-"""A row a customer, cut and list: how good the list was for her."""
+"""A row a customer, cut and list: how good the list was for them."""
 T = TypeVar("T")
 
 

@@ -48,7 +48,7 @@ def _story(steps: list[Step]) -> Table:
 @app.command()
 def part(
     customer: Annotated[str, typer.Argument(help="A customer id, or an identifier as KIND:VALUE.")],
-    off: Annotated[list[str], typer.Option(help="An identifier to take from her, as KIND:VALUE; repeat as needed.")],
+    off: Annotated[list[str], typer.Option(help="An identifier to take from them, as KIND:VALUE; repeat as needed.")],
     reason: Annotated[str, typer.Option(help="Why; it is kept.")],
 ) -> None:
     """Split a customer in two, for good: no event will join the two again. `join` undoes it."""

@@ -288,15 +288,15 @@ def _in_order(event: Event, phone_region: str | None) -> Event:
     if event.session_id:
         changed["session_id"] = search.made_plain(event.session_id)
     of_a_person = event.name in ABOUT_A_PERSON
-    hers, rest = dict(event.personal), {}
+    theirs, rest = dict(event.personal), {}
     for name, value in event.traits.items():
         if of_a_person or OF_A_PERSON.search(name):
-            hers.setdefault(name, value)
+            theirs.setdefault(name, value)
         else:
             rest[search.blotted(name, MAX_ID)] = search.blotted(value, MAX_TEXT)
-    if hers:
+    if theirs:
         # beside the encrypted values their names stand in clear
-        changed["personal"] = {search.blotted(name, MAX_ID): value for name, value in hers.items()}
+        changed["personal"] = {search.blotted(name, MAX_ID): value for name, value in theirs.items()}
     if event.traits:
         changed["traits"] = rest
     if event.query:

@@ -1,4 +1,4 @@
-"""Consent: for what a customer's data may be used and by which channels she may be contacted, as she said it and when."""
+"""Consent: for what a customer's data may be used and by which channels they may be contacted, as they said it and when."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from features.state.seen import Seen
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 CONTACT_CHANNELS: tuple[ContactChannel, ...] = get_args(ContactChannel)
 Default = Literal["opt-in", "opt-out"]
-"""What holds of a customer who has said nothing: ``opt-in`` forbids until she allows, ``opt-out`` allows until she forbids."""
+"""What holds of a customer who has said nothing: ``opt-in`` forbids until they allow, ``opt-out`` allows until they forbid."""
 
 FEATURES: tuple[Purpose, ...] = ("personalization",)
 """What an event must be allowed for to serve a feature of its customer."""
 LEARNING: tuple[Purpose, ...] = ("personalization", "analytics")
-"""What all events of a customer must be allowed for before a model may learn from her."""
+"""What all events of a customer must be allowed for before a model may learn from them."""
 STATISTICS: tuple[Purpose, ...] = ("analytics",)
 """What an event must be allowed for to count in what is true of items."""
 
@@ -146,7 +146,7 @@ class Consents:
             found: dict[str, Statement] = {}
             for key in keys:
                 for s in self._by_key.get(key, {}).values():
-                    # the whole statement, where a part of it lies under another of her keys
+                    # the whole statement, where a part of it lies under another of their keys
                     if s.event_id not in found or len(s.said) > len(found[s.event_id].said):
                         found[s.event_id] = s
         return sorted(found.values(), key=lambda s: (s.occurred_at, s.known_at, s.event_id))
@@ -187,7 +187,7 @@ class Consents:
         return usable
 
     def forbidden_channels(self, keys: Iterable[str]) -> frozenset[str]:
-        """The channels by which she may not be contacted now."""
+        """The channels by which they may not be contacted now."""
         answers: dict[str, bool] = {channel: self.policy.default(channel) for channel in CONTACT_CHANNELS}
         for statement in self.of(keys):
             answers |= {k: v for k, v in statement.said.items() if k in answers}
@@ -246,7 +246,7 @@ class Standing(NamedTuple):
 def standing(consents: Consents, identities: Identities, customer_id: str | None) -> Standing:
     """What may be done with and for a customer; of nobody there is nothing to use."""
     keys = identities.members(customer_id) if customer_id is not None else []
-    # her row holds what is usable and nothing else, so only a withdrawal stands against using it
+    # their row holds what is usable and nothing else, so only a withdrawal stands against using it
     return Standing(consents.allows(keys, "personalization", declared=True), consents.forbidden_channels(keys))
 
 

@@ -34,7 +34,7 @@ class Contact(NamedTuple):
 
 
 class Contacts:
-    """A database of encrypted values. A person is found through her identifiers, so that merges stay reversible.
+    """A database of encrypted values. A person is found through their identifiers, so that merges stay reversible.
 
     Several processes may write: each statement is a transaction of its own. Deleted rows are overwritten.
     """

@@ -276,7 +276,7 @@ class Identities:
         """Take *keys* from a customer, for good: no event will join them again. Returns the customer that they make.
 
         Raises:
-            PartedError: she does not have them, or has no others.
+            PartedError: they do not have them, or have no others.
         """
         with self._lock:
             had = len(self._graph.news)

@@ -227,7 +227,7 @@ class IdentityGraph(IdentityState):
         self.record(Step(key, customer, known_at, event_id, cause, through))
 
     def _seen_earlier(self, key: str, event_id: str, known_at: datetime) -> None:
-        # an import may tell of a time before the first live event: then she was known already
+        # an import may tell of a time before the first live event: then they were known already
         if key in self._since and known_at < self._since[key]:
             self.record(Step(key, self._owner[key], known_at, event_id, "seen"))
 
@@ -256,14 +256,14 @@ class IdentityGraph(IdentityState):
         """Take *keys* from a customer, for good: no event will join them again. Returns the customer that they make.
 
         Raises:
-            PartedError: she does not have them, or has no others.
+            PartedError: they do not have them, or have no others.
         """
         members = self.members(customer_id)
         if not set(keys) <= set(members) or len(set(keys)) == len(members):
             raise PartedError(f"{customer_id} does not have these identifiers, or no others")
         rest = [key for key in members if key not in keys]
         if customer_id in map(mint_customer_id, keys):
-            # hers by name: then the others go
+            # theirs by name: then the others go
             keys, rest = rest, list(keys)
         minted = self._name(keys)
         for key in keys:

@@ -1,4 +1,4 @@
-"""What is left of an erased person: keyed hashes by which what comes of her again is known, and refused."""
+"""What is left of an erased person: keyed hashes by which what comes of them again is known, and refused."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Tombstones:
     """A database of keyed hashes of identity keys, each with the moments of the erasure and of a new beginning.
 
     What occurred before the erasure is refused for ever, from whatever source it comes again. What occurs later is refused
-    too until she signs up or consents anew, which she cannot while the erasure is under way: it would take her new life too.
+    too until they sign up or consent anew, which they cannot while the erasure is under way: it would take their new life too.
     """
 
     def __init__(self, state: State, vault: Vault) -> None:

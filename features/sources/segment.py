@@ -157,7 +157,7 @@ def _identifiers(
     if (value := _text(device)) is not None:
         yield "device", value
     for kind in ("email", "phone", "loyalty_card"):
-        # a receiver's address in a message's properties is hers; a group's traits are the company's
+        # a receiver's address in a message's properties is theirs; a group's traits are the company's
         found = properties.pop(kind, None) if call != "group" else None
         if (value := _text(found if found is not None else traits.get(kind))) is not None:
             yield kind, value

@@ -50,7 +50,7 @@ def open_timeline(
 
     An event is usable for a purpose if that was allowed when it occurred and is not withdrawn now, whatever the moment that is
     looked back to. Events of nobody are nobody's to allow. To learn from, a customer of whom any event is not allowed for all
-    *purposes* is left out whole, as her feature rows would carry it.
+    *purposes* is left out whole, as their feature rows would carry it.
 
     Args:
         home: the installation.
@@ -225,7 +225,7 @@ def _some_are_shared(compute: Compute, name: str, known: ir.Table) -> bool:
 def _usable(compute: Compute, events: ir.Table, identifiers: ir.Table, consents: Consents, purposes: Sequence[Purpose]) -> Make:
     """The events that may be used for all of *purposes*."""
     columns = events.columns
-    # a withdrawal counts for all that is hers by now, however little was known of her at the moment looked back to
+    # a withdrawal counts for all that is theirs by now, however little was known of them at the moment looked back to
     known = compute.kept("known_now", lambda: _as_known(identifiers, ibis.timestamp(_FOREVER)))
     some_are_shared = _some_are_shared(compute, "known_now", known)
 
@@ -266,7 +266,7 @@ def _judged(table: ir.Table, said: ir.Table, purpose: Purpose, default: bool) ->
 
 
 def _speakers(compute: Compute, latest: ir.Table, consents: Consents) -> dict[str, list[str]]:
-    """Each present customer who has said anything, with the keys that she said it under."""
+    """Each present customer who has said anything, with the keys that they said it under."""
     if consents.silent:
         return {}
     count = compute.asked("known_count", lambda: latest.aggregate(rows=latest.count()))["rows"][0].as_py()

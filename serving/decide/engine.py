@@ -178,7 +178,7 @@ class Engine(Champions):
     def score(
         self, name: str, request: ScoreRequest, who: Who, row: Mapping[str, Any], as_of: datetime, decision_id: str = ""
     ) -> tuple[ScoreAnswer, DecisionRecord]:
-        """A number about her, such as the probability that she is about to leave."""
+        """A number about the customer, such as the probability that they are about to leave."""
         loaded = self.champion(name)
         model: ScoreModel = loaded.model.model
         query = Query.from_row(who.customer_id, as_of, row) if who.may_be_used else Query.from_row(None, as_of, {})
@@ -282,7 +282,7 @@ class Engine(Champions):
         }
 
     def _oldest(self, name: str, row: Mapping[str, Any]) -> int | None:
-        """The moment (Unix microseconds) of the oldest view that the answer reads, or None if none is known of her."""
+        """The moment (Unix microseconds) of the oldest view that the answer reads, or None if none is known of them."""
         moments = (row.get(f"{view}_at") for view in self.views_of(name))
         return min((int(at) for at in moments if at is not None and not math.isnan(at)), default=None)
 

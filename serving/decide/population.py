@@ -201,7 +201,7 @@ def withdrawn(identities: Identities, consents: Consents) -> set[str]:
 
 
 def _who(identities: Identities, consents: Consents, customer: str) -> Who:
-    # her row may carry a name that she had before a merge: what she says counts for both
+    # their row may carry a name that they had before a merge: what they say counts for both
     current = identities.current(customer)
     allowed = standing(consents, identities, current)
     return Who(customer, allowed.personalization, allowed.forbidden_channels, (current, *identities.former(current)))

@@ -31,7 +31,7 @@ class Snapshots:
             yield from _parquet_rows(path, subject)
 
     def erase(self, subject: Subject) -> int:
-        """Write each file that has her anew, without her."""
+        """Write each file that has them anew, without them."""
         return sum(_without(path, subject) for path in self._files())
 
     def _files(self) -> list[Path]:
@@ -57,10 +57,10 @@ class BatchFiles:
             elif owners_of(path).exists():
                 yield from ({"file": path.name, "line": line.decode("utf-8", "replace")} for line in OwnedFile(path).of(subject))
             elif not is_owners(path):
-                yield from (msgspec.json.decode(line) for line in path.read_bytes().splitlines() if _is_hers(line, subject))
+                yield from (msgspec.json.decode(line) for line in path.read_bytes().splitlines() if _is_theirs(line, subject))
 
     def erase(self, subject: Subject) -> int:
-        """Write each file that has her anew, without her."""
+        """Write each file that has them anew, without them."""
         gone = 0
         for path in outputs(self._home):
             if is_part(path):
@@ -73,7 +73,7 @@ class BatchFiles:
                 gone += OwnedFile(path).erase(subject)
             elif not is_owners(path):
                 lines = path.read_bytes().splitlines(keepends=True)
-                kept = [line for line in lines if not _is_hers(line, subject)]
+                kept = [line for line in lines if not _is_theirs(line, subject)]
                 if len(kept) < len(lines):
                     write_atomically(path, b"".join(kept), mode=stat.S_IMODE(path.stat().st_mode))
                 gone += len(lines) - len(kept)
@@ -142,11 +142,11 @@ def _csv_rows(content: bytes) -> list[bytes]:
     return rows
 
 
-def _is_hers(line: bytes, subject: Subject) -> bool:
+def _is_theirs(line: bytes, subject: Subject) -> bool:
     try:
         row = msgspec.json.decode(line)
     except msgspec.DecodeError:
-        # somebody has written something else there: the search will tell whether it names her
+        # somebody has written something else there: the search will tell whether it names them
         return False
     return isinstance(row, dict) and row.get("customer_id") in subject.customer_ids
 

@@ -41,7 +41,7 @@ _SAID_OF = {
 
 @dataclass(frozen=True)
 class Subject:
-    """A customer by all that she is known by."""
+    """A customer by all that they are known by."""
 
     customer_ids: Sequence[str]
     """Her id, and those that were merged into it."""
@@ -50,10 +50,10 @@ class Subject:
     clear: Sequence[tuple[str, str]]
     """Kind and clear value of each identifier."""
     personal: Sequence[str] = ()
-    """What else the contact table holds of her, in clear."""
+    """What else the contact table holds of them, in clear."""
     event_ids: Sequence[str] = field(default_factory=list)
     lost: Sequence[str] = ()
-    """Keys that were hers until they proved to be shared: their clear values go, while others' events may carry them."""
+    """Keys that were theirs until they proved to be shared: their clear values go, while others' events may carry them."""
 
     @classmethod
     def of(cls, home: Home, identities: Identities, contacts: Contacts, customer_id: str) -> Subject | None:
@@ -128,7 +128,7 @@ class Waiting:
 
 
 class DeadLetterTable:
-    """Rows that could not be taken, found by her identifiers in their text."""
+    """Rows that could not be taken, found by their identifiers in their text."""
 
     name = "dead letters"
 
@@ -136,7 +136,7 @@ class DeadLetterTable:
         self._log = log
 
     def find(self, subject: Subject) -> Iterator[Row]:
-        """The letters that name her."""
+        """The letters that name them."""
         named = mentions(subject)
         yield from (letter for letter in self._log.letters.read() if named(letter["raw"]) or named(letter["reason"]))
 
@@ -207,13 +207,13 @@ class IdentityTable:
         self._identities = identities
 
     def find(self, subject: Subject) -> Iterator[Row]:
-        """How she came to be one customer."""
+        """How they came to be one customer."""
         for step in self._identities.steps():
             if step.identity_key in subject.keys or step.customer_id in subject.customer_ids or step.through in subject.keys:
                 yield {"kind": step.identity_key.partition(":")[0], **step._asdict()}
 
     def erase(self, subject: Subject) -> int:
-        """Delete every row that is hers, and what others' rows say of her."""
+        """Delete every row that is theirs, and what others' rows say of them."""
         return self._identities.erase(subject.keys, subject.customer_ids, subject.event_ids)
 
 
@@ -251,12 +251,12 @@ class Decisions:
         self._log = log
 
     def find(self, subject: Subject) -> Iterator[Row]:
-        """What was answered to her."""
+        """What was answered to them."""
         self._log.flush()
         yield from _rows_of(self._log.table, "customer_id", subject.customer_ids)
 
     def erase(self, subject: Subject) -> int:
-        """Delete every decision about her."""
+        """Delete every decision about them."""
         return self._log.erase(subject.customer_ids)
 
     def erase_everywhere(self, subject: Subject) -> int:
@@ -275,22 +275,22 @@ class RunTables:
     def find(self, subject: Subject) -> Iterator[Row]:
         """Her rows in every evaluation."""
         for _, name, frame in self._registry.frames():
-            for row in _hers(frame, subject).to_dict("records"):
+            for row in _theirs(frame, subject).to_dict("records"):
                 yield {"table": name, **{str(k): _plain(v) for k, v in row.items()}}
 
     def erase(self, subject: Subject) -> int:
-        """Log each table that has her anew, without her."""
+        """Log each table that has them anew, without them."""
         gone = 0
         for run_id, name, frame in self._registry.frames():
-            hers = _hers(frame, subject)
-            if len(hers):
-                self._registry.replace_frame(run_id, name, frame.drop(hers.index).reset_index(drop=True))
-                gone += len(hers)
+            theirs = _theirs(frame, subject)
+            if len(theirs):
+                self._registry.replace_frame(run_id, name, frame.drop(theirs.index).reset_index(drop=True))
+                gone += len(theirs)
         return gone
 
 
 class Stages:
-    """What imports that were broken off had read; a repeated import reads it again, past her tombstones."""
+    """What imports that were broken off had read; a repeated import reads it again, past their tombstones."""
 
     name = "import stages"
 
@@ -344,7 +344,7 @@ def _rows_of(table: Table, column: str, values: Sequence[str]) -> Iterator[Row]:
     yield from (dict(zip(names, row, strict=True)) for row in relation.fetchall())
 
 
-def _hers(frame: pd.DataFrame, subject: Subject) -> pd.DataFrame:
+def _theirs(frame: pd.DataFrame, subject: Subject) -> pd.DataFrame:
     if "customer_id" not in frame.columns:
         return frame.iloc[:0]
     return frame[frame["customer_id"].isin(list(subject.customer_ids))]
