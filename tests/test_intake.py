@@ -28,6 +28,7 @@ from features.people.consent import Consents
 from features.people.contacts import Contacts
 from features.people.identity import Identities
 from features.people.tombstones import Tombstones
+from features.people.vault import IDENTIFIER, Personal
 from features.sources import segment
 from features.sources.replay import TRANSLATORS
 from features.state.clock import fixed_clock
@@ -387,6 +388,19 @@ class TestIntakeItself:
         her = identities.resolve({"email": "ada@shop.org"})
         assert her is not None
         assert set(Contacts(tiny.home, identities.vault).identifiers(identities.members(her)).values()) == {"ada@shop.org"}
+
+    def test_an_identifier_that_is_forgotten_is_kept_again_as_it_was(self, tiny: TinyShop, monkeypatch: pytest.MonkeyPatch) -> None:
+        vault = Identities(tiny.home).vault
+        people = [Personal(vault.key("email", f"{n}@shop.org"), IDENTIFIER, f"{n}@shop.org") for n in range(4)]
+        monkeypatch.setattr("features.people.contacts.KEPT_AT_MOST", 2)
+        contacts = Contacts(tiny.home, vault)
+        contacts.remember((each, NEW_YEAR) for each in people[:3])
+        assert contacts.news(people) == people[3:]
+        contacts.remember([(people[3], NEW_YEAR)])
+        assert contacts.news(people) == people[:3], "memory holds a few"
+        contacts.remember((each, NEW_YEAR + timedelta(days=1)) for each in people)
+        assert [each.known_at for each in contacts.of([each.identity_key for each in people])] == [NEW_YEAR] * 4
+        contacts.close()
 
     @pytest.mark.parametrize("broken", ["push", "delete"])
     def test_a_fold_that_fails_once_leaves_no_wrong_row(

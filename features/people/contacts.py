@@ -15,12 +15,15 @@ from features.state.ports import AnyRow, State
 from features.state.sql import put, run_many
 
 _CHUNK = 500
+KEPT_AT_MOST = 200_000
+"""So many identifiers are remembered as kept; one that is forgotten is kept again, which changes nothing."""
 _ROWS = sa.select(CONTACTS.c.identity_key, CONTACTS.c.field, CONTACTS.c.token, CONTACTS.c.known_at)
 _PUT = put(CONTACTS)
 _REMEMBER = _PUT.on_conflict_do_update(
     index_elements=[CONTACTS.c.identity_key, CONTACTS.c.field],
     set_={"known_at": _PUT.excluded.known_at, "token": _PUT.excluded.token},
-    where=_PUT.excluded.known_at >= CONTACTS.c.known_at,
+    # an identifier's value never changes
+    where=sa.and_(_PUT.excluded.known_at >= CONTACTS.c.known_at, CONTACTS.c.field != sa.literal_column(f"'{IDENTIFIER}'")),
 )
 
 
@@ -43,10 +46,11 @@ class Contacts:
         self._vault = vault
         self._lock = threading.Lock()
         self._session = state.database("contacts", CONTACTS).connect()
-        self._kept = {key for (key,) in self._session.read(sa.select(CONTACTS.c.identity_key).where(CONTACTS.c.field == IDENTIFIER))}
+        self._kept: set[str] = set()
+        """Identifiers that this process has lately kept in clear, so that each of their events need not bring them along."""
 
     def news(self, personal: Iterable[Personal]) -> list[Personal]:
-        """What of *personal* the table may lack: an identifier in clear is kept once."""
+        """What of *personal* the table may lack: an identifier in clear is kept once, as far as is remembered here."""
         return [each for each in personal if each.field != IDENTIFIER or each.identity_key not in self._kept]
 
     def forget(self, identity_keys: Iterable[str]) -> None:
@@ -62,6 +66,8 @@ class Contacts:
         with self._lock:
             with self._session.writing() as connection:
                 run_many(connection, _REMEMBER, sealed)
+            if len(self._kept) > KEPT_AT_MOST:
+                self._kept.clear()
             self._kept.update(key for key, field, _, _ in sealed if field == IDENTIFIER)
 
     def of(self, identity_keys: Sequence[str]) -> list[Contact]:
