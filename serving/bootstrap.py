@@ -20,8 +20,9 @@ from models.registry import Registry, RegistrySettings, load_settings
 from serving.decide.engine import Engine
 from serving.decide.reader import OnlineReader
 from serving.intake.event_queue import ClocksApartError
-from serving.intake.inbox import Inbox, follow_own_clock, last_receipt, last_received
+from serving.intake.inbox import Inbox
 from serving.intake.intake import Intake
+from serving.intake.queue_asked import follow_own_clock, last_receipt, last_received
 from serving.journeys.desk import JourneyDesk
 from serving.journeys.journeys import Journeys
 from serving.privacy.erasure import BusyHomeError, Office

@@ -37,8 +37,10 @@ from features.state.ports import MissingStateError
 from features.store.event_log import EventLog, connect
 from features.store.feature_store import FeatureStore
 from serving.decide.reader import OnlineReader
-from serving.intake.inbox import Accepted, Inbox, wait_until_moved
+from serving.intake.event_queue import Accepted
+from serving.intake.inbox import Inbox
 from serving.intake.intake import InboxFullError, Intake, NotStoredError
+from serving.intake.queue_asked import wait_until_moved
 
 ZONE = "America/New_York"
 KILLS = int(os.environ.get("UBIQUO_KILLS", "2"))

@@ -15,7 +15,7 @@ from features.people.identity import Identities
 from features.state.home import Home
 from features.state.ports import deriving
 from serving.commands.batch import noting
-from serving.intake.inbox import wait_until_moved
+from serving.intake.queue_asked import wait_until_moved
 
 if TYPE_CHECKING:
     from serving.decide.audience import Audiences, AudienceSize

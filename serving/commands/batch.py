@@ -18,7 +18,7 @@ from features.state.clock import clock_of, parse_as_of
 from features.state.command import EngineOption
 from features.state.home import Home
 from features.state.ports import deriving
-from serving.intake.inbox import wait_until_moved
+from serving.intake.queue_asked import wait_until_moved
 from serving.privacy.keys import Audit
 
 if TYPE_CHECKING:

@@ -46,7 +46,7 @@ def _move(home: Home, url: str) -> None:
     # what it imports is there where it is used
     postgres_of(Settings(database=url))
     from features.state.postgres_moving import move
-    from serving.intake.inbox import last_received
+    from serving.intake.queue_asked import last_received
 
     if not home.settings.database and home.file_of("inbox").exists:
         # an inbox of an earlier release gets its places

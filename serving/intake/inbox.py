@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from features.state.clock import Clock, microseconds, moment_of
-from features.state.ports import AnyRow, Database, DatabaseSession, MissingStateError, State, UnreachableError
-from features.state.sql import BIG, put, run_many
+from features.state.ports import AnyRow, State, UnreachableError
+from features.state.sql import put, run_many
 from serving.intake.event_queue import TICK, Accepted, Entry, Follow, Moved, Progress, Refused, Turn
+from serving.intake.queue_tables import BEGIN, REFUSED, STANDING, TO_COMPUTE, TURN, WAITING, letter_of, opened, received_last, standing_of
 
 logger = logging.getLogger("ubiquo")
 READ_BYTES = 32_000_000
@@ -25,48 +25,10 @@ LOOK_SECONDS, TURN_SECONDS = 0.25, 1.0
 """How long a question waits to be told whether other processes have stored anything, and for its turn to read it."""
 MOMENT_SECONDS = 40.0
 """How long is waited for a moment of the queue: a commit may wait for the disk."""
-MOVED_SECONDS, LOOK_AGAIN_SECONDS = 60.0, 0.1
-"""How long a command waits for a service that brings nothing into the log, and how often it looks."""
 
-_META = sa.MetaData()
-WAITING = sa.Table(
-    "waiting",
-    _META,
-    sa.Column("seq", BIG, primary_key=True, autoincrement=False),
-    sa.Column("received_at", BIG, nullable=False),
-    sa.Column("event_id", sa.Text, nullable=False),
-    sa.Column("content_hash", sa.Text, nullable=False),
-    sa.Column("payload", sa.LargeBinary, nullable=False),
-    sa.Column("source", sa.Text, nullable=False),
-    sa.Column("personal", sa.LargeBinary),
-)
-REFUSED = sa.Table(
-    "refused",
-    _META,
-    sa.Column("seq", BIG, primary_key=True, autoincrement=False),
-    sa.Column("received_at", BIG, nullable=False),
-    sa.Column("source", sa.Text, nullable=False),
-    sa.Column("token", sa.LargeBinary, nullable=False),
-)
-TURN = sa.Table(
-    "turn",
-    _META,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("seq", BIG, nullable=False),
-    sa.Column("received_at", BIG),
-    sa.Column("moved", BIG, nullable=False),
-    sa.Column("moved_until", BIG),
-)
-"""One row: how far the queue is."""
-TO_COMPUTE = sa.Table(
-    "to_compute", _META, sa.Column("customer_id", sa.Text, primary_key=True), sa.Column("until", BIG, nullable=False),
-    sqlite_with_rowid=False,
-)  # fmt: skip
-"""The customers whose windowed features do not know what the log holds, and before when all of that was received."""
-TABLES = (WAITING, REFUSED, TURN, TO_COMPUTE)
+
 _STORE, _STORE_REFUSED = sa.insert(WAITING), sa.insert(REFUSED)
 _LET_GO, _LET_GO_REFUSED = (sa.delete(each).where(each.c.seq == sa.bindparam("at")) for each in (WAITING, REFUSED))
-_STANDING = sa.select(TURN.c.seq, TURN.c.received_at, TURN.c.moved, TURN.c.moved_until)
 _DUE, _ARE_DUE = sa.select(TO_COMPUTE.c.customer_id), sa.select(TO_COMPUTE.c.customer_id).limit(1)
 _TO_COMPUTE = put(TO_COMPUTE)
 _LATER = sa.case((TO_COMPUTE.c.until > _TO_COMPUTE.excluded.until, TO_COMPUTE.c.until), else_=_TO_COMPUTE.excluded.until)
@@ -74,10 +36,8 @@ _LATER = sa.case((TO_COMPUTE.c.until > _TO_COMPUTE.excluded.until, TO_COMPUTE.c.
 _TO_COMPUTE = _TO_COMPUTE.on_conflict_do_update(index_elements=["customer_id"], set_={"until": _LATER})
 _COMPUTED = sa.delete(TO_COMPUTE).where(TO_COMPUTE.c.customer_id == sa.bindparam("who"), TO_COMPUTE.c.until <= sa.bindparam("before"))
 _FORGET = sa.delete(TO_COMPUTE).where(TO_COMPUTE.c.customer_id == sa.bindparam("who"))
-_BEGIN = put(TURN).on_conflict_do_nothing()
 _GIVEN = sa.update(TURN).values(seq=sa.bindparam("last"), received_at=sa.bindparam("at"))
 _TELL = sa.update(TURN).where(TURN.c.moved_until < sa.bindparam("at")).values(moved_until=sa.bindparam("at"))
-_SET_BACK = sa.update(TURN).values(received_at=sa.bindparam("at"))
 _MOVED = sa.update(TURN).where(TURN.c.moved < sa.bindparam("to")).values(moved=sa.bindparam("to"), moved_until=sa.bindparam("until"))
 
 
@@ -110,11 +70,11 @@ class Inbox:
     def __init__(self, state: State, clock: Clock) -> None:
         self._state, self._clock = state, clock
         self._is_shared = state.settings.shared or bool(state.settings.database)
-        database = _opened(state)
+        database = opened(state)
         self._reader, self._writer, self._looker = database.connect(), database.connect(), database.connect(LOOK_SECONDS)
-        if not self._reader.read(_STANDING):
+        if not self._reader.read(STANDING):
             with self._writer.writing() as connection:
-                run_many(connection, _BEGIN, [(0, 0, None, 0, None)])
+                run_many(connection, BEGIN, [(0, 0, None, 0, None)])
         self._closed = False
         self._following = threading.RLock()
         """Held while what was stored is followed, and while it is stored: each letter is followed once, in order."""
@@ -175,7 +135,7 @@ class Inbox:
             return {}
         failed: dict[Future[None], Exception] = {}
         with self._in_turn(), self._writer.writing() as connection:
-            standing = _standing_of(connection.execute(_STANDING).fetchall())
+            standing = standing_of(connection.execute(STANDING).fetchall())
             # first what others have stored since: the order of places is the order in which all of them are followed
             self._go_on(lambda query: connection.execute(query).fetchall(), standing)
             turn = Turn(standing, self._clock, self._is_shared)
@@ -207,7 +167,7 @@ class Inbox:
     def catch_up(self) -> None:
         """Follow all that was stored before this was called; costs one look where nothing is new."""
         # every question waits for this
-        current = _standing_of(self._looker.read(_STANDING))
+        current = standing_of(self._looker.read(STANDING))
         # what this process has stored itself may not be followed yet
         if (current.last, *current[2:]) == (self._followed, *self._standing[2:]):
             return
@@ -245,9 +205,9 @@ class Inbox:
         letters = []
         if seen.last > known.last:
             query = sa.select(WAITING).where(WAITING.c.seq > known.last).order_by(WAITING.c.seq)
-            letters = [_letter(row) for row in read(query)]
+            letters = [letter_of(row) for row in read(query)]
         # looked at again: letters may have been moved on before they could be read
-        now = _standing_of(read(_STANDING))
+        now = standing_of(read(STANDING))
         is_missing = now.moved > known.last
         reached = max(seen.last, letters[-1].seq if letters else 0, now.moved)
         with self._noting:
@@ -265,7 +225,7 @@ class Inbox:
             self._standing, self._followed = now._replace(last=reached), reached
 
     def _read_standing(self) -> Progress:
-        return _standing_of(self._reader.read(_STANDING))
+        return standing_of(self._reader.read(STANDING))
 
     # --- what waits
 
@@ -276,7 +236,7 @@ class Inbox:
         size = 0
         with self._reader.streaming(query if limit < 0 else query.limit(limit)) as rows:
             for row in rows:
-                found.append(_letter(row))
+                found.append(letter_of(row))
                 size += len(found[-1].payload)
                 if size > READ_BYTES and limit >= 0:
                     # large ones come in more goes: memory holds no more than this
@@ -336,7 +296,7 @@ class Inbox:
 
     def last_received(self) -> datetime | None:
         """The latest receipt of what waits, or None."""
-        return _last_received(self._reader)
+        return received_last(self._reader)
 
     def close(self) -> None:
         """Finish what was submitted and close the file."""
@@ -345,68 +305,6 @@ class Inbox:
         self._thread.join()
         for session in (self._reader, self._writer, self._looker):
             session.close()
-
-
-def last_received(state: State) -> datetime | None:
-    """The latest receipt of what waits in the inbox of an installation, or None."""
-    with closing(_opened(state).connect()) as session:
-        return _last_received(session)
-
-
-def last_receipt(state: State) -> datetime | None:
-    """The last receipt that the queue of an installation has given, whether or not it still waits."""
-    with closing(_opened(state).connect()) as session:
-        rows = session.read(_STANDING)
-    return _standing_of(rows).received_at if rows else None
-
-
-def wait_until_moved(state: State, patience_seconds: float = MOVED_SECONDS) -> None:
-    """Wait until the log and the online rows tell all that was accepted before this was called.
-
-    Whoever reads them afterwards, from a process of its own, misses nothing that was acknowledged: no withdrawal, no purchase.
-
-    Raises:
-        MissingStateError: for so long nothing went on.
-    """
-    with closing(_opened(state).connect()) as session:
-        if not (rows := session.read(_STANDING)):
-            return
-        until, left, since = _standing_of(rows).last, -1, time.monotonic()
-        while True:
-            [(waiting,)] = session.read(sa.select(sa.func.count()).select_from(WAITING).where(WAITING.c.seq <= until))
-            if waiting == 0:
-                return
-            if waiting != left:
-                left, since = int(waiting), time.monotonic()
-            elif time.monotonic() - since > patience_seconds:
-                raise MissingStateError(
-                    f"{left} events that were accepted are not in the log yet, and no service brings them there: start one "
-                    "(python -m serving), and repeat this; what they say of consent would be missing"
-                )
-            time.sleep(LOOK_AGAIN_SECONDS)
-
-
-def _last_received(session: DatabaseSession) -> datetime | None:
-    found = [session.read(sa.select(sa.func.max(each.c.received_at))) for each in (WAITING, REFUSED)]
-    latest = max((at for [(at,)] in found if at is not None), default=None)
-    return None if latest is None else moment_of(latest)
-
-
-def follow_own_clock(state: State, clock: Clock) -> None:
-    """Give receipts by *clock* again, though the last was given by one far ahead; only while no other service follows the queue.
-
-    Where several share it, receipts only grow: a clock that was wrong once would stop them all until its time has come.
-    """
-    database, at = _opened(state), microseconds(clock())
-    with closing(database.connect()) as session, session.writing() as connection:
-        connection.execute(_SET_BACK, {"at": at})
-
-
-def _opened(state: State) -> Database:
-    database = state.database("inbox", *TABLES)
-    if not state.settings.database:
-        _bring_up_to_date(database)
-    return database
 
 
 def _tell(entry: Entry) -> None:
@@ -420,32 +318,3 @@ def _tell(entry: Entry) -> None:
 def _row(letter: Accepted) -> tuple[Any, ...]:
     event_id, content_hash, received_at, payload, source, personal, seq = letter
     return seq, microseconds(received_at), event_id, content_hash, payload, source, personal
-
-
-def _letter(row: AnyRow) -> Accepted:
-    seq, at, event_id, content_hash, payload, source, personal = row
-    return Accepted(event_id, content_hash, moment_of(at), payload, source, personal, seq)
-
-
-def _standing_of(rows: Sequence[AnyRow]) -> Progress:
-    [(last, received_at, moved, until)] = rows
-    return Progress(last, None if received_at is None else moment_of(received_at), moved, None if until is None else moment_of(until))
-
-
-def _bring_up_to_date(database: Database) -> None:
-    """An inbox of before had the receipt for a place: what waits in it keeps its order."""
-    with database.begin() as connection:
-        if "seq" in {column["name"] for column in sa.inspect(connection).get_columns("waiting")}:
-            return
-        place = 0
-        for table in (WAITING, REFUSED):
-            names = [column.name for column in table.columns if column.name != "seq"]
-            old = sa.table(table.name, *(sa.column(name) for name in names))
-            rows = connection.execute(sa.select(*(old.c[name] for name in names)).order_by(old.c.received_at)).fetchall()
-            table.drop(connection)
-            table.create(connection)
-            run_many(connection, sa.insert(table), [(place + k, *row) for k, row in enumerate(rows, 1)])
-            place += len(rows)
-        with suppress(ValueError):
-            latest = max(at for each in (WAITING, REFUSED) for (at,) in connection.execute(sa.select(each.c.received_at)))
-            run_many(connection, _BEGIN, [(0, place, latest, 0, None)])
