@@ -333,11 +333,12 @@ class Online:
         self.noted = self.server = 0
         self._copies: list[tuple[dict[str, dict[str, tuple[int, dict[str, Any]]]], int]] = []
 
-    def fail_over(self) -> None:
-        """Another server takes over, which lacks the last that was written."""
+    def fail_over(self, lacks: int | None = None) -> None:
+        """Another server takes over, which lacks the last that was written: so many writes, or as many as chance has it."""
         if self._copies:
             # what that one lacks nobody has any more
-            self._copies = self._copies[: self._world.random.randrange(len(self._copies)) + 1]
+            lost = min(int(self._world.random.expovariate(0.2)) if lacks is None else lacks, len(self._copies) - 1)
+            self._copies = self._copies[: len(self._copies) - lost]
             rows, self.noted = self._copies[-1]
             self.rows = {view: dict(held) for view, held in rows.items()}
             self.server += 1
@@ -353,6 +354,9 @@ class Online:
     def tell(self, until: datetime, before: RowsTell | None) -> bool:
         def effect() -> bool:
             assert before is not None
+            if self._world.random.random() < 5 * self._world.rate:
+                # the worst moment: what was just written is not noted yet
+                self.fail_over(self._world.random.randrange(1, 4))
             if before.server != f"{self.server}" or self.noted < microseconds(before.until):
                 return False
             self.noted = max(self.noted, microseconds(until))

@@ -36,7 +36,16 @@ class TestCrashesOfManyProcesses:
         assert (counted["lost"], counted["twice"], counted["alien"]) == (0, 0, 0)
 
     def test_every_kind_of_fault_has_struck(self, counted: dict[str, Any]) -> None:
-        kinds = ("killed before it", "killed after it", "cut before it", "answer lost", "stalled", "lease lost, goes on", "jumps")
+        kinds = (
+            "killed before it",
+            "killed after it",
+            "cut before it",
+            "answer lost",
+            "stalled",
+            "lease lost, goes on",
+            "jumps",
+            "last writes lost",
+        )
         assert [kind for kind in kinds if not counted["faults"].get(kind)] == []
 
     def test_a_seed_takes_the_same_course_again(self) -> None:
