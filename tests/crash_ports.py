@@ -389,9 +389,6 @@ class Online:
 
         return self._world.call("online: read", effect)
 
-    def online_times(self, view: str, keys: Sequence[str]) -> Mapping[str, int]:
-        return self._world.call("online: read", lambda: {key: self.rows[view][key][0] for key in keys if key in self.rows[view]})
-
     def delete(self, view: str, keys: Sequence[str], until: datetime, is_now: bool = True) -> int:
         if not keys:
             return 0

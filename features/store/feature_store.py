@@ -255,11 +255,6 @@ class FeatureStore:
         chunks = (_packed(view, rows[start : start + WRITE_ROWS]) for start in range(0, len(rows), WRITE_ROWS))
         return sum(self._rows.write(view, chunk, believed_until) for chunk in chunks)
 
-    def online_times(self, name: str, keys: Sequence[str]) -> Mapping[str, int]:
-        """The moment (Unix microseconds) of the row of a view that each of *keys* has."""
-        [held] = self._rows.read([self.views[name]], keys)
-        return {key: at for key, (at, _) in zip(keys, held, strict=True) if at is not None}
-
 
 def _believed_until(moment: datetime, is_now: bool) -> int:
     """Up to which moment (Unix microseconds) what is online is believed: where *is_now* the time, none that is to come."""

@@ -39,9 +39,6 @@ class KeyedState(Protocol):
         Each row holds, beside the features, ``<view>_at``: the moment (Unix microseconds) that the view's values are of.
         """
 
-    def online_times(self, view: str, keys: Sequence[str]) -> Mapping[str, int]:
-        """The moment (Unix microseconds) of the row of *view* that each of *keys* has."""
-
     def delete(self, view: str, keys: Sequence[str], until: datetime | None = None, is_now: bool = True) -> int:
         """Let go of rows of *view*, newer ones than of *until* not; returns how many there were.
 
