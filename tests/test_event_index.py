@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,22 +13,26 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import ibis
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scene import NEW_YEAR, TinyShop, event
 from scene import customer as customer_of
 
+from features.definitions.folds.fold import Touch
 from features.people.consent import Consents
 from features.people.hidden import Hidden
 from features.people.identity import Identities
 from features.state import delta_writes
 from features.state.disk import DamagedStateError
 from features.state.tables import DeltaFolder
+from features.store.duckdb_compute import DuckDBCompute
 from features.store.event_index import EventIndex
 from features.store.event_log import EventLog, connect
 from features.store.feature_store import FeatureStore
+from features.store.folding import states_of
 from features.store.identity_rebuild import rebuild
-from features.store.prepared_compute import Prepared, PreparedCompute
+from features.store.prepared_compute import Prepared, PreparedCompute, Statements
 from features.store.profile import profile
 from features.store.snapshots import compute
 from features.store.timeline import open_timeline
@@ -288,6 +293,28 @@ class TestByKey:
         assert again is not one, "what was read of the catalogue is read again"
         again.close()
         prepared.close()
+
+    @pytest.mark.parametrize("is_prepared", [True, False])
+    def test_many_rows_are_stepped_through_in_order_and_none_twice(self, shop: TinyShop, is_prepared: bool) -> None:
+        engine = PreparedCompute(shop.home, Statements(), lambda: None) if is_prepared else DuckDBCompute(shop.home)
+        numbers = list(range(60_000))
+        random.Random(0).shuffle(numbers)
+        rows = pa.table({"group": [f"g{n % 300:03}" for n in numbers], "n": numbers, "items": [[{"item": str(n)}] for n in numbers]})
+        for _ in range(3):
+            table = engine.given("many", rows)
+            found = pa.Table.from_batches(engine.stepped(lambda table=table: table, "group", ["group", "n"], iter))  # type: ignore[misc]
+            assert found.equals(rows.sort_by([("group", "ascending"), ("n", "ascending")])), "the parts came in another order"
+            engine.let_go("many")
+        engine.close()
+        if isinstance(engine, PreparedCompute):
+            engine.dispose()
+
+    def test_events_that_come_in_another_order_are_no_rows(self) -> None:
+        touch = Touch("e", "view_item", START, START.date())
+        events = [(customer, START, touch) for customer in ("a", "b", "a")]
+        with pytest.raises(RuntimeError, match="did not come in order"):
+            list(states_of(events, [FOREVER]))
+        assert [customer for _, customer, _ in states_of(sorted(events, key=lambda each: each[0]), [FOREVER])] == ["a", "b"]
 
     def test_a_profile_shows_what_may_be_used_and_counts_the_rest(self, shop: TinyShop) -> None:
         identities, consents = Identities(shop.home), Consents(shop.home, shop.shop.consent)

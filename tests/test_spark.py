@@ -195,6 +195,8 @@ def test_what_the_driver_holds_at_once_does_not_grow_with_the_rows(spark: None, 
         stepped = [batch["rows"][0].as_py() for batch in compute.stepped(lambda table=table: table, "key", ["key"], count)]
         assert sum(stepped) == rows
         assert max(stepped) < 2 * PART_ROWS
+        in_order = [key for batch in compute.stepped(lambda table=table: table, "key", ["key"], iter) for key in batch["key"].to_pylist()]
+        assert in_order == [f"{n:06}" for n in range(rows)]
         parts: list[int] = []
         monkeypatch.setattr(
             spark_compute,

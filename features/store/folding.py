@@ -34,8 +34,16 @@ def states_of(touches: Iterable[tuple[str, datetime, Touch]], moments: Sequence[
 
     Their events are folded in the order in which they became known. One customer's state is held at a time, and goes on changing
     after each step: use it before asking for the next.
+
+    Raises:
+        RuntimeError: the customers do not come in the order of their ids, so that one might come twice, each time with some of their
+            events.
     """
+    before = ""
     for customer_id, theirs in itertools.groupby(touches, key=lambda each: each[0]):
+        if customer_id <= before:
+            raise RuntimeError("events to be folded did not come in order: nothing is made of them")
+        before = customer_id
         state, passed = None, 0
         for _, known_at, touch in theirs:
             while passed < len(moments) and known_at >= moments[passed]:

@@ -137,7 +137,9 @@ class PreparedCompute(DuckDBCompute):
         """What *step* makes of the rows, called once with all of them."""
         self.kept("stepped", make)
         columns = ", ".join(f'"{column}"' for column in order)
-        return step(self.backend.con.execute(f"SELECT * FROM temp.main.stepped ORDER BY {columns}").to_arrow_reader(BATCH_ROWS))
+        # streamed: of a result that is there as a whole DuckDB 2 gives Arrow its parts in any order, whatever the statement says,
+        # once there are some ten thousand rows and the order of insertion is not kept
+        return step(self.backend.con.sql(f"SELECT * FROM temp.main.stepped ORDER BY {columns}").to_arrow_reader(BATCH_ROWS))
 
     def close(self) -> None:
         """End the turn."""
