@@ -124,10 +124,10 @@ class EventLog:
         return Tombstones(self._state, self.vault)
 
     def close(self) -> None:
-        """Let go of the index's file; it is opened again where it is needed."""
-        index = self.__dict__.pop("index", None)
-        if index is not None:
-            index.close()
+        """Let go of the files of the index and of who was erased; they are opened again where they are needed."""
+        for name in ("index", "_tombstones"):
+            if (opened := self.__dict__.pop(name, None)) is not None:
+                opened.close()
 
     def append(self, batch: Sequence[Incoming], identities: Identities) -> AppendReport:
         """Store the events not stored yet, in one atomic commit; safe to repeat after a crash at any point.
