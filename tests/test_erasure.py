@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import uuid
@@ -10,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import mlflow
 import pyarrow as pa
@@ -51,6 +52,8 @@ PLACES = ("events", "inbox", "dead letters", "feature snapshots", "online store"
           "import stages", "contacts", "reservations", "journeys", "identity")  # fmt: skip
 HELD_NOWHERE_ELSE = ("inbox", "import stages")
 """Places that are empty once everything is drained and every import is done."""
+PAGE_HEAD = 100
+"""So many bytes stand before the first page of an SQLite file: docs of its format, section 1.3."""
 FEW = 100
 """As many households bring the customer whom these tests are about."""
 
@@ -359,6 +362,16 @@ def without_erasing(way: Any, error: Exception) -> Any:
     return found
 
 
+def write_between_rows(database: BinaryIO, content: bytes) -> None:
+    """Put *content* in the first page of an SQLite file, after where its rows are found and before the rows, where nothing is read."""
+    head = database.read(PAGE_HEAD + 8)
+    cells, first = (int.from_bytes(head[PAGE_HEAD + at : PAGE_HEAD + at + 2], "big") for at in (3, 5))
+    start = PAGE_HEAD + 8 + 2 * cells
+    assert start + len(content) < first
+    database.seek(start)
+    database.write(content)
+
+
 class TestOfASmallShop:
     """In one process, where what happens in between can be made to happen."""
 
@@ -442,6 +455,20 @@ class TestOfASmallShop:
         assert intake.accept([SIGN_UP]).accepted == 1
         assert desk.resume() == []
         assert self.her(intake)
+
+    @pytest.mark.parametrize("name", ["step_index", "event_index", "inbox"])
+    def test_what_a_database_shows_between_its_rows_goes_too(self, tiny: TinyShop, intake: Intake, desk: Office, name: str) -> None:
+        """As SQLite may leave it behind where it has parted a page: it does not overwrite that when the row is deleted."""
+        her, file = self.her(intake), tiny.home.file_of(name)
+        with contextlib.closing(file.connect()) as session:
+            session.scrub()
+        # closed at the end, as that cancels the locks of this process
+        with open(file.place, "r+b", buffering=0) as page:
+            write_between_rows(page, her.encode())
+            receipt = desk.erase(her)
+            page.seek(0)
+            assert her.encode() not in page.read()
+        assert receipt.proof.found == []
 
     @pytest.mark.parametrize("broken", ["online store", "queue", "lease"])
     def test_one_that_fails_once_it_is_written_down_is_taken_up_again(self, intake: Intake, desk: Office, broken: str) -> None:

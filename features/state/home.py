@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -139,6 +139,16 @@ class Home:
         """The file that held the database *name* before it was moved to a server."""
         file, keeping = _DATABASES[name]
         return SQLiteFile(self.root / file, (), keeping)
+
+    def rewrite_databases(self, files: Collection[str]) -> list[Path]:
+        """Write anew, from its rows alone, each database whose file or write-ahead log is among *files*; returns those."""
+        rewritten = []
+        for name, (place, _) in _DATABASES.items():
+            path = self.root / place
+            if not {str(path), f"{path}-wal"}.isdisjoint(files):
+                self.file_of(name).rewrite()
+                rewritten += [path, path.with_name(f"{path.name}-wal")]
+        return rewritten
 
     @cached_property
     def _databases(self) -> dict[str, Database]:

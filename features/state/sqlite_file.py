@@ -126,6 +126,15 @@ class SQLiteFile:
                 # into the file itself, as far as that is possible without waiting for anybody
                 self._mover.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
+    def rewrite(self) -> None:
+        """Write the file anew from its rows, at the cost of the whole file and of twice its room on the disk.
+
+        ``scrub`` cannot reach everything. Where SQLite parts a page or packs it, copies of rows may stay between where rows are found and the
+        rows themselves; ``secure_delete`` overwrites a row only where it lies when it is deleted.
+        """
+        with contextlib.closing(SQLiteSession(self._engine(WAIT_SECONDS, False).connect(), replaces=True)) as session:
+            session.scrub()
+
     def discard(self) -> None:
         """Delete the file; whoever has it open goes on with what is nowhere any more."""
         for name in (self._path.name, f"{self._path.name}-wal", f"{self._path.name}-shm"):
