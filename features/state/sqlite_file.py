@@ -129,7 +129,7 @@ class SQLiteFile:
     def rewrite(self) -> None:
         """Write the file anew from its rows, at the cost of the whole file and of twice its room on the disk.
 
-        ``scrub`` cannot reach everything. Where SQLite parts a page or packs it, copies of rows may stay in the space that is left unused, and
+        ``scrub`` cannot reach everything. Where SQLite parts a page or packs it, copies of rows may stay in what the page leaves unused:
         ``secure_delete`` overwrites a row only where it lies when it is deleted.
         """
         with contextlib.closing(SQLiteSession(self._engine(WAIT_SECONDS, False).connect(), replaces=True)) as session:
