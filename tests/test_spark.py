@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -48,6 +49,13 @@ from training.spark_factors import PURCHASES, learn_spread, purchases_of
 
 EARLIER = NEW_YEAR - timedelta(days=40)
 CUSTOMERS = 24
+CAMPAIGNS = pd.DataFrame(
+    {
+        "campaign_id": ["c0", "c1", "c2"], "campaign_type": ["A", "B", "A"],
+        "valid_from": pd.to_datetime([NEW_YEAR - timedelta(days=days) for days in (90, 60, 60)]),
+        "valid_until": pd.to_datetime([NEW_YEAR - timedelta(days=days) for days in (45, 15, 0)]),
+    }
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -223,9 +231,11 @@ def test_labels_are_the_same(busy: TinyShop) -> None:
         lambda truth: truth.next_order_spine([EARLIER], 28),
         lambda truth: truth.lines(EARLIER, NEW_YEAR),
         lambda truth: truth.redemptions(),
+        lambda truth: truth.campaign_spine(CAMPAIGNS),
     ):
         assert len(make(one)) > 0
         assert_frame_equal(make(one), make(other))
+    assert one.sent_campaigns() == other.sent_campaigns() != set()
     assert one.bought(EARLIER, NEW_YEAR) == other.bought(EARLIER, NEW_YEAR) != {}
     for truth in truths:
         truth.timeline.close()

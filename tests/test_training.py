@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import re
 import shutil
 import signal
@@ -24,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from scene import NEW_YEAR, ROOT, TinyShop, command, event, free_port, surroundings
+from scene import customer as customer_of
 from sklearn.metrics import average_precision_score, ndcg_score, roc_auc_score
 
 from features.state.clock import local_midnight
@@ -170,6 +172,27 @@ def test_a_label_counts_visits_from_the_cut_up_to_but_not_at_the_end(tiny: TinyS
     spine = Truth(tiny.home, NEW_YEAR).churn_spine([cut])
     assert len(spine) == 4
     assert spine["label"].sum() == 2
+
+
+def test_the_next_visit_after_each_cut_is_what_the_visits_say(tiny: TinyShop) -> None:
+    rng = random.Random(3)
+    visits = {f"{card}": [NEW_YEAR - timedelta(hours=rng.randrange(1, 4000)) for _ in range(rng.randint(1, 6))] for card in range(1, 13)}
+    tiny.add(*(event(f"{c}-{k}", "purchase", at, card=c, items=[("i0", 1, 1)]) for c, ats in visits.items() for k, at in enumerate(ats)))
+    cuts, horizon = [midnight("2017-09-11"), midnight("2017-10-09"), midnight("2017-11-13")], 28
+    wanted = {}
+    for cut in cuts:
+        for card, ats in visits.items():
+            if min(ats) < cut:
+                next_visit = min((at for at in ats if cut <= at < days_before(cut, -horizon, ZONE)), default=None)
+                days = float(horizon) if next_visit is None else min((next_visit - cut) / timedelta(days=1), float(horizon))
+                wanted[customer_of(card), cut] = (next_visit is None, days)
+    truth = Truth(tiny.home, NEW_YEAR)
+    left, days = truth.churn_spine(cuts, horizon), truth.next_order_spine(cuts, horizon)
+    keys = list(zip(left["customer_id"], left["event_timestamp"].dt.to_pydatetime(), strict=True))
+    assert len(keys) == len(wanted)
+    assert len({away for away, _ in wanted.values()}) == 2
+    assert dict(zip(keys, zip(left["label"], days["days"], strict=True), strict=True)) == wanted
+    assert days["customer_id"].tolist() == left["customer_id"].tolist()
 
 
 def test_a_campaign_is_labelled_by_what_its_recipients_redeemed_in_time(tiny: TinyShop) -> None:

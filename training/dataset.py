@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from zoneinfo import ZoneInfo
 
 import ibis
@@ -26,6 +27,8 @@ from training.bootstrap import model_settings, open_store
 HORIZON_DAYS = 28
 CUTOFF_STEP_DAYS = 14
 MIN_HISTORY_DAYS = 84
+MOMENTS = "datetime64[us, UTC]"
+"""How pandas keeps moments, whichever engine gives them."""
 Advance = Callable[[str], None]
 """Told the name of each step as a job takes it."""
 
@@ -172,78 +175,91 @@ def customers_in_order(past: Timeline) -> list[str]:
 
 
 class Truth:
-    """What customers did, for labels; reads the log once. Rows come in the order of ``customers_in_order``."""
+    """What customers did, for labels; reads the log once. Rows come in the order of ``customers_in_order``.
+
+    The engine works labels out. What comes here is a row for each customer, or for each answer that is asked for.
+    """
 
     def __init__(self, home: Home, until: datetime) -> None:
         self.shop = Shop.load(home)
         self.domain = domain_named(self.shop.domain)
         self.timeline: Timeline = open_timeline(home, identified_by=until, purposes=LEARNING, compute=compute_of(home))
-        past = self.timeline.before(until)
+        self._past = past = self.timeline.before(until)
         self._place = {customer: place for place, customer in enumerate(customers_in_order(past))}
-        self._visits = self._rows(past.baskets)
-        if self._visits.empty:
+        known = past.baskets.filter(past.baskets.customer_id.notnull())
+        self._visits = known.select("customer_id", "occurred_at", "event_id")
+        lines = past.lines
+        self._sold = lines.filter(lines.quantity > 0, lines.recommendable.fill_null(False))
+        first = _frame(self._visits.aggregate(occurred_at=self._visits.occurred_at.min()))["occurred_at"].iloc[0]
+        if pd.isna(first):
             raise EmptyWindowError(f"no purchase is known before {until:%Y-%m-%d}: choose a later --as-of or import purchases")
-        lines = self._lines = past.lines
-        bought = lines.filter(lines.customer_id.notnull(), lines.quantity > 0, lines.recommendable.fill_null(False))
-        self._bought = _frame(bought.select("customer_id", "item_id", "occurred_at"))
-        events = past.events
-        sent = events.filter(events.name.isin(["message_sent", "offer_redeem"]))
-        self._messages = self._rows(sent, "name", "campaign_id", "offer_id")
+        self._first = first.to_pydatetime()
 
     def _rows(self, table: ir.Table, *columns: str) -> pd.DataFrame:
         """What the customers did, customer by customer in their order, each one's in the order of time."""
         frame = _frame(table.filter(table.customer_id.notnull()).select("customer_id", "occurred_at", "event_id", *columns))
-        placed = frame.assign(place=frame["customer_id"].map(self._place)).sort_values(["place", "occurred_at", "event_id"])
-        return placed.drop(columns=["place", "event_id"]).reset_index(drop=True)
+        return self._in_order(frame, ["place", "occurred_at", "event_id"]).drop(columns="event_id")
 
-    @property
+    def _in_order(self, frame: pd.DataFrame, order: list[str]) -> pd.DataFrame:
+        """The rows of *frame* by the columns of *order*, of which ``place`` is that of the customer."""
+        placed = frame.assign(place=frame["customer_id"].map(self._place)).sort_values(order)
+        return placed.drop(columns="place").reset_index(drop=True)
+
+    @cached_property
     def visits(self) -> pd.DataFrame:
         """Every purchase of a known customer: ``customer_id, occurred_at``, customer by customer, each one's in the order of time."""
-        return self._visits
+        return self._rows(self._visits)
 
     @property
     def start(self) -> datetime:
         """The first moment of purchase data, as a local midnight."""
-        first = self._visits["occurred_at"].min().to_pydatetime()
-        return local_midnight(first.astimezone(ZoneInfo(self.shop.timezone)).date(), self.shop.timezone)
+        return local_midnight(self._first.astimezone(ZoneInfo(self.shop.timezone)).date(), self.shop.timezone)
 
     def churn_spine(self, cutoffs: Sequence[datetime], horizon_days: int = HORIZON_DAYS) -> pd.DataFrame:
         """Each customer with a purchase before each cutoff, and whether none followed within the horizon (``label``)."""
-        parts = []
-        for cutoff in cutoffs:
-            end = days_before(cutoff, -horizon_days, self.shop.timezone)
-            before = self._visits.loc[self._visits["occurred_at"] < cutoff, "customer_id"].unique()
-            window = self._visits["occurred_at"].between(cutoff, end, inclusive="left")
-            came = set(self._visits.loc[window, "customer_id"])
-            parts.append(pd.DataFrame({"customer_id": before, "event_timestamp": cutoff, "label": [c not in came for c in before]}))
-        return pd.concat(parts, ignore_index=True)
+        spine = self._next_visits(cutoffs)
+        ends = {cutoff: days_before(cutoff, -horizon_days, self.shop.timezone) for cutoff in cutoffs}
+        came = spine["next_visit"] < spine["event_timestamp"].map(ends)
+        return spine.drop(columns="next_visit").assign(label=~came)
 
     def next_order_spine(self, cutoffs: Sequence[datetime], horizon_days: int) -> pd.DataFrame:
         """Each customer with a purchase before each cutoff, and after how many days, parts of days too, the next one came (``days``).
 
         Where none came within the horizon it is the horizon.
         """
+        spine = self._next_visits(cutoffs)
+        ends = {cutoff: days_before(cutoff, -horizon_days, self.shop.timezone) for cutoff in cutoffs}
+        came = spine["next_visit"].where(spine["next_visit"] < spine["event_timestamp"].map(ends))
+        days = ((came - spine["event_timestamp"]) / pd.Timedelta(days=1)).clip(upper=float(horizon_days)).fillna(float(horizon_days))
+        return spine.drop(columns="next_visit").assign(days=days)
+
+    def _next_visits(self, cutoffs: Sequence[datetime]) -> pd.DataFrame:
+        """Each customer with a purchase before each cutoff, and when the first one from then on was (``next_visit``)."""
+        at = self._visits.occurred_at
+        following = {f"{k}": at.min(where=at >= self.timeline.compute.moment(cutoff)) for k, cutoff in enumerate(cutoffs)}
+        found = _frame(self._visits.group_by("customer_id").aggregate(occurred_at=at.min(), **following))
+        found = self._in_order(found, ["place"])
         parts = []
-        for cutoff in cutoffs:
-            end = days_before(cutoff, -horizon_days, self.shop.timezone)
-            before = self._visits.loc[self._visits["occurred_at"] < cutoff, "customer_id"].unique()
-            after = self._visits[self._visits["occurred_at"].between(cutoff, end, inclusive="left")]
-            first = (after.groupby("customer_id")["occurred_at"].min() - pd.Timestamp(cutoff)) / pd.Timedelta(days=1)
-            came = first.clip(upper=float(horizon_days)).to_dict()
-            days = [came.get(customer, float(horizon_days)) for customer in before]
-            parts.append(pd.DataFrame({"customer_id": before, "event_timestamp": cutoff, "days": days}))
+        for k, cutoff in enumerate(cutoffs):
+            before = found[found["occurred_at"] < cutoff]
+            then = before[f"{k}"].astype(MOMENTS)
+            parts.append(pd.DataFrame({"customer_id": before["customer_id"], "event_timestamp": cutoff, "next_visit": then}))
         return pd.concat(parts, ignore_index=True)
 
     def bought(self, start: datetime, end: datetime) -> dict[str, set[str]]:
         """The merchandise that each customer bought in ``[start, end)``."""
-        rows = self._bought[self._bought["occurred_at"].between(start, end, inclusive="left")]
+        sold = self._between(self._sold.filter(self._sold.customer_id.notnull()), start, end)
+        rows: pd.DataFrame = sold.select("customer_id", "item_id").distinct().to_pandas()
         return {customer: set(items) for customer, items in rows.groupby("customer_id")["item_id"]}
 
     def lines(self, start: datetime, end: datetime) -> pd.DataFrame:
         """What was sold in ``[start, end)``, also to nobody known, in the order of time: ``event_id, item_id, store_id, occurred_at``."""
-        lines = self._lines
-        sold = lines.filter(lines.quantity > 0, lines.recommendable.fill_null(False), lines.occurred_at >= start, lines.occurred_at < end)
-        return _frame(sold.select("event_id", "item_id", "store_id", "occurred_at").order_by("occurred_at", "event_id", "item_id"))
+        sold = self._between(self._sold, start, end).select("event_id", "item_id", "store_id", "occurred_at")
+        return _frame(sold.order_by("occurred_at", "event_id", "item_id"))
+
+    def _between(self, table: ir.Table, start: datetime, end: datetime) -> ir.Table:
+        moment = self.timeline.compute.moment
+        return table.filter(table.occurred_at >= moment(start), table.occurred_at < moment(end))
 
     def campaign_spine(self, campaigns: pd.DataFrame) -> pd.DataFrame:
         """Each customer that each campaign was sent to, at its start, and whether they redeemed one of its coupons in time.
@@ -251,29 +267,35 @@ class Truth:
         Args:
             campaigns: ``campaign_id, campaign_type, valid_from, valid_until``.
         """
-        sent = self._messages[self._messages["name"] == "message_sent"].drop_duplicates(["customer_id", "campaign_id"])
-        spine = sent[["customer_id", "campaign_id"]].merge(campaigns, on="campaign_id")
+        sent = self._named("message_sent")
+        pairs: pd.DataFrame = sent.filter(sent.customer_id.notnull()).select("customer_id", "campaign_id").distinct().to_pandas()
         redeemed = self.redemptions().merge(campaigns, on="campaign_id")
-        redeemed = redeemed[redeemed["occurred_at"].between(redeemed["valid_from"], redeemed["valid_until"], inclusive="left")]
-        pairs = set(zip(redeemed["customer_id"], redeemed["campaign_id"], strict=True))
-        spine["label"] = [pair in pairs for pair in zip(spine["customer_id"], spine["campaign_id"], strict=True)]
-        # stable: within a campaign the customers stay in their order
-        return spine.rename(columns={"valid_from": "event_timestamp"}).sort_values(["event_timestamp", "campaign_id"], kind="stable")
+        in_time = redeemed["occurred_at"].between(redeemed["valid_from"], redeemed["valid_until"], inclusive="left")
+        answered = redeemed.loc[in_time, ["customer_id", "campaign_id"]].drop_duplicates().assign(label=True)
+        spine = pairs.merge(campaigns, on="campaign_id").merge(answered, on=["customer_id", "campaign_id"], how="left")
+        spine["label"] = spine["label"].notna()
+        spine = spine.rename(columns={"valid_from": "event_timestamp"})
+        return self._in_order(spine, ["event_timestamp", "campaign_id", "place"])
 
     def sent_campaigns(self) -> set[str]:
         """The campaigns that anyone was sent."""
-        return set(self._messages.loc[self._messages["name"] == "message_sent", "campaign_id"].dropna())
+        sent = self._named("message_sent")
+        return set(sent.filter(sent.customer_id.notnull()).select("campaign_id").distinct().to_pandas()["campaign_id"].dropna())
 
     def redemptions(self) -> pd.DataFrame:
         """Every redemption: ``customer_id, campaign_id, offer_id, occurred_at``."""
-        rows = self._messages[self._messages["name"] == "offer_redeem"]
+        rows = self._rows(self._named("offer_redeem"), "campaign_id", "offer_id")
         return rows[["customer_id", "campaign_id", "offer_id", "occurred_at"]]
+
+    def _named(self, name: str) -> ir.Table:
+        events = self._past.events
+        return events.filter(events.name == name)
 
 
 def _frame(table: ir.Table) -> pd.DataFrame:
     """Rows with their times in microseconds, whichever engine gives them."""
     frame: pd.DataFrame = table.to_pandas()
-    return frame.astype({"occurred_at": "datetime64[us, UTC]"})
+    return frame.astype({"occurred_at": MOMENTS})
 
 
 def eligible_frame(
