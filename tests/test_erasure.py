@@ -29,9 +29,11 @@ from features.people.identity import Identities
 from features.people.vault import Vault
 from features.sources.complete_journey import CompleteJourney
 from features.state.clock import fixed_clock
+from features.state.disk import NoSpaceError
 from features.state.home import Home
 from features.state.ports import UnreachableError, deriving
 from features.state.settings import SettingError
+from features.state.sqlite_file import SQLiteFile
 from features.state.tables import DeltaFolder
 from features.store.decision_log import DecisionLog
 from features.store.event_log import EventLog, connect
@@ -469,6 +471,24 @@ class TestOfASmallShop:
             page.seek(0)
             assert her.encode() not in page.read()
         assert receipt.proof.found == []
+
+    def test_one_that_cannot_be_written_anew_is_told_of(
+        self, tiny: TinyShop, intake: Intake, desk: Office, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        her, file = self.her(intake), tiny.home.file_of("step_index")
+        with contextlib.closing(file.connect()) as session:
+            session.scrub()
+
+        def full(self: SQLiteFile) -> None:
+            raise NoSpaceError("the disk is full")
+
+        monkeypatch.setattr(SQLiteFile, "rewrite", full)
+        with open(file.place, "r+b", buffering=0) as page:
+            write_between_rows(page, her.encode())
+            receipt = desk.erase(her)
+        assert [(each.file, each.what) for each in receipt.proof.found] == [(file.place, "customer id")]
+        assert intake.accept([SIGN_UP]).accepted == 1, "they may begin anew"
+        assert desk.resume() == []
 
     @pytest.mark.parametrize("broken", ["online store", "queue", "lease"])
     def test_one_that_fails_once_it_is_written_down_is_taken_up_again(self, intake: Intake, desk: Office, broken: str) -> None:

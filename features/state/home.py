@@ -140,15 +140,10 @@ class Home:
         file, keeping = _DATABASES[name]
         return SQLiteFile(self.root / file, (), keeping)
 
-    def rewrite_databases(self, files: Collection[str]) -> list[Path]:
-        """Write anew, from its rows alone, each database whose file or write-ahead log is among *files*; returns those."""
-        rewritten = []
-        for name, (place, _) in _DATABASES.items():
-            path = self.root / place
-            if not {str(path), f"{path}-wal"}.isdisjoint(files):
-                self.file_of(name).rewrite()
-                rewritten += [path, path.with_name(f"{path.name}-wal")]
-        return rewritten
+    def databases_at(self, files: Collection[str]) -> list[SQLiteFile]:
+        """The databases that lie in any of *files*, or of which one is the write-ahead log."""
+        held = [self.file_of(name) for name in _DATABASES]
+        return [database for database in held if not {str(path) for path in database.files}.isdisjoint(files)]
 
     @cached_property
     def _databases(self) -> dict[str, Database]:

@@ -73,6 +73,11 @@ class SQLiteFile:
         return str(self._path)
 
     @property
+    def files(self) -> tuple[Path, Path]:
+        """The file and its write-ahead log, which need not be there."""
+        return self._path, self._path.with_name(f"{self._path.name}-wal")
+
+    @property
     def exists(self) -> bool:
         """Whether the file is there."""
         return self._path.exists()

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+import logging
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
+import sqlalchemy as sa
 
+from features.state.disk import DamagedStateError
 from features.state.home import Home
+from features.state.sqlite_file import SQLiteFile
 from features.store.outputs import outputs
 from serving.privacy.holdings import Subject
 from serving.privacy.traces import EVENT_ID, Found, Trace, search
 
+logger = logging.getLogger("ubiquo")
 SHORTEST_SEARCHED = 8
 """Shorter values are searched for only together with their kind: a card number of four digits is part of any number."""
 
@@ -39,12 +44,22 @@ def prove(home: Home, subject: Subject, leaving_out: Collection[Path] = ()) -> P
         tables = [Path(each) for table in home.tables.values() for each in stack.enter_context(table.held())]
         files = sorted({*(p for p in home.root.rglob("*") if p.is_file()), *tables, *outputs(home)} - {*leaving_out})
         searched = search(files, traces, home.settings.database)
-    found = searched.found
     # what is deleted from a file of SQLite's may still stand between its rows, now and then
-    if rewritten := home.rewrite_databases({each.file for each in found}):
-        kept = [each for each in found if Path(each.file) not in rewritten]
-        found = [*kept, *search(rewritten, traces).found]
+    rewritten = [path for database in home.databases_at({each.file for each in searched.found}) for path in _rewritten(database)]
+    found = [each for each in searched.found if Path(each.file) not in rewritten]
+    if rewritten:
+        found += search(rewritten, traces).found
     return Proof(len(files), len(traces), found, searched.tables)
+
+
+def _rewritten(database: SQLiteFile) -> Sequence[Path]:
+    """The files of a database that was written anew; none where that failed: then the proof tells what they show."""
+    try:
+        database.rewrite()
+    except (OSError, DamagedStateError, sa.exc.DBAPIError):
+        logger.exception("%s shows who was erased and could not be written anew", database.place)
+        return ()
+    return database.files
 
 
 def _traces(subject: Subject) -> Iterator[Trace]:
