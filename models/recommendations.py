@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from models.kind import ModelKind
-
-Listing = Literal[
-    "for_you", "also_like", "similar", "bought_together", "buy_again", "up_sell", "trending", "basket", "session", "email"
-]  # fmt: skip
-"""Every list that can be asked for; ``models.recommender.recipes`` tells what each holds."""
-LISTINGS = ("for_you", "also_like")
-"""The lists that are judged by what customers buy next."""
+from models.recommender.listings import LISTINGS
 
 
 def _load(folder: Path) -> Any:
@@ -32,5 +26,3 @@ KIND = ModelKind(
     baseline="popularity",
     load=_load,
 )
-Learner = Literal["EASE", "ALS"]
-"""What learns which items speak for which; it stands in reports and modes under EASE, whichever it is."""

@@ -17,7 +17,7 @@ import msgspec
 import yaml
 
 from models.kind import ModelKind, UnknownKindError, kind_named
-from models.recommendations import Learner
+from models.recommender.listings import Learner
 from models.relocation import follow
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from scene import NEW_YEAR, Service, loyalty_cards
 
 from features.people.vault import Vault
 from models.attributes import Attributes, WrongWishError
-from models.recommendations import Listing
+from models.recommender.listings import Listing
 from models.recommender.shelf import STATISTICS, Shelf
 from serving.console.goods import find_items, item_facts
 from serving.console.rule_form import RuleForm, field_of

@@ -17,12 +17,12 @@ from scene import NEW_YEAR, histories
 
 from models.attributes import Range
 from models.decision import Decision, Query
-from models.recommendations import Listing
 from models.recommender.arrange import apart
 from models.recommender.config import RANKED, SINGLES, RecommenderConfig
 from models.recommender.content import Contents, words_of
 from models.recommender.ease import columns_dual, columns_primal, dense_weights, fit_ease, form_of
 from models.recommender.kernels import Bench, strongest
+from models.recommender.listings import Listing
 from models.recommender.neighbours import Neighbours, bought_together
 from models.recommender.owned import Histories, owned_of
 from models.recommender.ranker import Objective, Ranker, thinned

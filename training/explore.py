@@ -15,7 +15,7 @@ from features.people.consent import LEARNING
 from features.state.home import Home
 from features.state.ports import MissingStateError
 from features.store.timeline import open_timeline
-from models.recommendations import LISTINGS
+from models.recommender.listings import LISTINGS
 from models.reports import Measured, ModelReport, read_version
 from training import readings
 from training.bootstrap import open_registry, open_store

@@ -11,8 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from models.decision import top
-from models.recommendations import LISTINGS
 from models.recommender.config import SINGLES, Mode
+from models.recommender.listings import LISTINGS
 from models.recommender.ranker import Objective, Ranker
 from models.recommender.recommender import Recommender
 from models.recommender.sources import retrieved

@@ -23,7 +23,7 @@ from features.state.home import Home
 from features.state.ports import EVENTS
 from features.store.event_log import EventLog
 from models.artifact import DamagedArtifactError
-from models.recommendations import Learner
+from models.recommender.listings import Learner
 from models.reports import ModelReport
 from training import promotion
 from training.bootstrap import open_registry

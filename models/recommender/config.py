@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from models.recommendations import Learner
 from models.recommender.ease import MEMORY_BYTES
 from models.recommender.factors import FactorSettings
+from models.recommender.listings import Learner
 from models.recommender.ranker import Objective
 
 Mode = str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from models.recommendations import Listing
+from models.recommender.listings import Listing
 from models.recommender.ranker import Objective
 
 Source = Literal["held", "liked", "viewed", "popular", "local", "trending", "newcomers", "similar", "together"]

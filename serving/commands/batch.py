@@ -24,7 +24,7 @@ from serving.privacy.keys import Audit
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from models.recommendations import Listing
+    from models.recommender.listings import Listing
 
 console = Console()
 
@@ -116,7 +116,7 @@ def _asked(home: Home, model: str, as_of: str | None, channel: str | None, listi
         ValueError: there is no such model, channel or list.
         MissingStateError: what was accepted does not get into the log.
     """
-    from models.recommendations import Listing
+    from models.recommender.listings import Listing
     from models.registry import model_names
 
     shop = Shop.load(home)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from models.recommendations import Listing
+from models.recommender.listings import Listing
 from models.recommender.recipes import RECIPES
 from serving.console.words import Words
 from serving.decide.questions import RecommendationsRequest

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from zoneinfo import ZoneInfo
 
-import msgspec
 import pyarrow as pa
 
 from features.catalogue.shop import Shop
@@ -25,17 +24,17 @@ from features.store.compute import is_spark
 from features.store.decision_log import BatchDecisions
 from features.store.outputs import owners_of, part_of, remember_output
 from models.kind import Answers
-from models.recommendations import Listing
+from models.recommender.listings import Listing
 from models.recommender.recipes import RECIPES
 from serving.decide.addresses import Addresses, missing
 from serving.decide.batch_files import CsvFile, JsonLinesFile, ParquetFile, Writer
+from serving.decide.batch_lines import NOTHING, Answered, lines_of
 from serving.decide.engine import WITHDRAWN, DecisionRecord, Engine
 from serving.decide.formats import CONTACT, FORMATS, FileFormat, FormatName
 from serving.decide.policy import HELD_OUT
 from serving.decide.population import AnyAnswer, Population
-from serving.decide.questions import ItemChoice, ItemsAnswer, OfferChoice, OffersAnswer, ScoreAnswer
+from serving.decide.questions import ItemsAnswer, ScoreAnswer
 
-NOTHING = "nothing to offer"
 _TIME = pa.timestamp("us", tz="UTC")
 _COMMON = [
     ("customer_id", pa.string()),
@@ -206,14 +205,6 @@ def whole(home: Home, out: Path, writer_of: Callable[[Path, Path], Writer]) -> I
         owners_part.unlink(missing_ok=True)
 
 
-class Answered(NamedTuple):
-    """The lines about one customer, best first, and the decision where another process has made it."""
-
-    customer: str
-    lines: Sequence[Mapping[str, Any]]
-    decision: bytes | None = None
-
-
 def is_independent(crowd: Population, channel: Channel | None) -> bool:
     """Whether what one customer gets leaves what others get as it is, and promises nothing: then it does not matter who is asked first."""
     if crowd.settings.kind.answers == "score":
@@ -360,24 +351,3 @@ class _Batch:
             number = "" if self.answers == "score" else f"_{place + 1}"
             told |= {f"{prefix}{number}_{name}": line.get(name) for name in SIDE_BY_SIDE[self.answers]}
         return told
-
-
-def lines_of(told: AnyAnswer, customer: str) -> Iterator[dict[str, Any]]:
-    """One customer's lines, best first."""
-    common = {
-        "customer_id": customer, "as_of": told.as_of, "model": told.model, "fallback": told.fallback, "group": told.group,
-        "variants": msgspec.json.encode(told.variants).decode() if told.variants else None, "decision_id": told.decision_id,
-    }  # fmt: skip
-    if isinstance(told, ScoreAnswer):
-        yield {**common, "rank": 1, "id": None, "score": told.score, "source": told.source, "reason": told.reason, "propensity": 1.0}
-        return
-    found: Sequence[ItemChoice | OfferChoice] = told.items if isinstance(told, ItemsAnswer) else told.offers
-    if not found:
-        nothing = {"rank": 1, "id": None, "score": None, "source": None, "reason": None, "propensity": None}
-        yield {**common, **nothing, "fallback": common["fallback"] or NOTHING}
-    for rank, choice in enumerate(found, 1):
-        line = msgspec.structs.asdict(choice)
-        line["id"] = line.get("item_id") or line.get("offer_id")
-        if isinstance(told, OffersAnswer):
-            line["offers_version"] = told.offers_version
-        yield {**common, "rank": rank, **line}

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from features.events.event import Channel
 from features.state.home import Home
-from models.recommendations import Listing
+from models.recommender.listings import Listing
 from serving.decide.engine import WITHDRAWN, Engine
 from serving.decide.population import AnyAnswer, Population
 from serving.decide.questions import ItemsAnswer, ScoreAnswer

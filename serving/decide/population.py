@@ -22,7 +22,7 @@ from features.state.ports import MissingStateError
 from features.store.event_log import EventLog
 from features.store.feature_store import FeatureStore
 from models.kind import Answers
-from models.recommendations import Listing
+from models.recommender.listings import Listing
 from models.registry import ModelSettings
 from serving.decide.engine import WITHDRAWN, DecisionRecord, Engine
 from serving.decide.questions import (

@@ -12,7 +12,7 @@ from features.definitions.segments import ContextValue
 from features.events.event import MAX_ID, Channel, RejectedEvent, Text, TextClass, check_keys
 from features.events.identifiers import IdentifierKind
 from models.kind import Answers
-from models.recommendations import Listing
+from models.recommender.listings import Listing
 from serving.decide.policy import Factor
 
 Limit = Annotated[int, msgspec.Meta(ge=1, le=100)]

@@ -21,7 +21,7 @@ from features.state.clock import microseconds, moment_of
 from features.state.disk import DamagedStateError
 from features.state.ports import State
 from features.state.sql import BIG
-from models.recommendations import Listing
+from models.recommender.listings import Listing
 from models.recommender.recipes import RECIPES
 from serving.decide.questions import MAX_VALUES_ASKED, Between, Values
 

@@ -23,8 +23,8 @@ from features.store.feature_store import expanded
 from features.store.packing import packed
 from features.store.spark_compute import brought_back, in_parts, read_parquet
 from features.store.spark_session import open_session
-from models.recommendations import Listing
-from serving.decide.batch import Answered, lines_of
+from models.recommender.listings import Listing
+from serving.decide.batch_lines import Answered, lines_of
 from serving.decide.engine import Engine
 from serving.decide.population import Asking, Population
 from serving.decide.who import Who

@@ -10,7 +10,7 @@ import numpy as np
 from starlette.responses import Response
 
 from models.attributes import WrongWishError
-from models.recommendations import Listing
+from models.recommender.listings import Listing
 from models.recommender.shelf import DETAILS, KIND, Shelf
 from serving.console.goods import FoundItems, find_items, item_facts
 from serving.console.lists import list_names, source_said

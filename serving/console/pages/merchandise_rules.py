@@ -14,7 +14,7 @@ from starlette.responses import Response
 from features.events.event import RejectedEvent
 from features.state.disk import DamagedStateError, NoSpaceError
 from features.state.ports import MissingStateError
-from models.recommendations import Listing
+from models.recommender.listings import Listing
 from serving.console.goods import find_items
 from serving.console.lists import answered_under, changes, tried
 from serving.console.mistakes import Mistakes
