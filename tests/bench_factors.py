@@ -30,7 +30,7 @@ from training.recommendations import ranked
 
 CHOSEN = FactorSettings()
 TRIED = {
-    "implicit": [replace(CHOSEN, alpha=alpha, regularization=much) for alpha in (1.0, 3.0) for much in (1.0, 10.0, 30.0, 100.0)],
+    "implicit": [replace(CHOSEN, alpha=alpha, regularization=much) for alpha in (1.0, 3.0) for much in (0.1, 1.0)],
     "MLlib": [replace(CHOSEN, alpha=alpha, mllib_regularization=much) for alpha in (0.3, 1.0) for much in (0.0003, 0.001, 0.003, 0.01)],
 }
 

@@ -32,7 +32,7 @@ class FactorSettings:
     factors: int = 64
     iterations: int = 10
     alpha: float = 1.0
-    regularization: float = 10.0
+    regularization: float = 1.0
     mllib_regularization: float = 0.003
     ridge: float = 1.0
 
