@@ -74,7 +74,7 @@ def learnt_from(shop: TinyShop) -> set[str]:
     spine = truth.churn_spine([ago(5)])
     if customer("1") not in set(spine["customer_id"]):
         return set()
-    mine = truth._visits[truth._visits["customer_id"] == customer("1")]
+    mine = truth.visits[truth.visits["customer_id"] == customer("1")]
     return {f"1-{(NEW_YEAR - at).days}" for at in mine["occurred_at"]}
 
 
