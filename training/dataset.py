@@ -217,24 +217,20 @@ class Truth:
 
     def churn_spine(self, cutoffs: Sequence[datetime], horizon_days: int = HORIZON_DAYS) -> pd.DataFrame:
         """Each customer with a purchase before each cutoff, and whether none followed within the horizon (``label``)."""
-        spine = self._next_visits(cutoffs)
-        ends = {cutoff: days_before(cutoff, -horizon_days, self.shop.timezone) for cutoff in cutoffs}
-        came = spine["next_visit"] < spine["event_timestamp"].map(ends)
-        return spine.drop(columns="next_visit").assign(label=~came)
+        spine = self._next_visits(cutoffs, horizon_days)
+        return spine.drop(columns="next_visit").assign(label=spine["next_visit"].isna())
 
     def next_order_spine(self, cutoffs: Sequence[datetime], horizon_days: int) -> pd.DataFrame:
         """Each customer with a purchase before each cutoff, and after how many days, parts of days too, the next one came (``days``).
 
         Where none came within the horizon it is the horizon.
         """
-        spine = self._next_visits(cutoffs)
-        ends = {cutoff: days_before(cutoff, -horizon_days, self.shop.timezone) for cutoff in cutoffs}
-        came = spine["next_visit"].where(spine["next_visit"] < spine["event_timestamp"].map(ends))
-        days = ((came - spine["event_timestamp"]) / pd.Timedelta(days=1)).clip(upper=float(horizon_days)).fillna(float(horizon_days))
-        return spine.drop(columns="next_visit").assign(days=days)
+        spine = self._next_visits(cutoffs, horizon_days)
+        days = (spine["next_visit"] - spine["event_timestamp"]) / pd.Timedelta(days=1)
+        return spine.drop(columns="next_visit").assign(days=days.clip(upper=float(horizon_days)).fillna(float(horizon_days)))
 
-    def _next_visits(self, cutoffs: Sequence[datetime]) -> pd.DataFrame:
-        """Each customer with a purchase before each cutoff, and when the first one from then on was (``next_visit``)."""
+    def _next_visits(self, cutoffs: Sequence[datetime], horizon_days: int) -> pd.DataFrame:
+        """Each customer with a purchase before each cutoff, and when the first one within the horizon was (``next_visit``), if any."""
         at = self._visits.occurred_at
         following = {f"{k}": at.min(where=at >= self.timeline.compute.moment(cutoff)) for k, cutoff in enumerate(cutoffs)}
         found = _frame(self._visits.group_by("customer_id").aggregate(occurred_at=at.min(), **following))
@@ -243,7 +239,8 @@ class Truth:
         for k, cutoff in enumerate(cutoffs):
             before = found[found["occurred_at"] < cutoff]
             then = before[f"{k}"].astype(MOMENTS)
-            parts.append(pd.DataFrame({"customer_id": before["customer_id"], "event_timestamp": cutoff, "next_visit": then}))
+            within = then.where(then < days_before(cutoff, -horizon_days, self.shop.timezone))
+            parts.append(pd.DataFrame({"customer_id": before["customer_id"], "event_timestamp": cutoff, "next_visit": within}))
         return pd.concat(parts, ignore_index=True)
 
     def bought(self, start: datetime, end: datetime) -> dict[str, set[str]]:
